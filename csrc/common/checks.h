@@ -1,0 +1,130 @@
+// Boundary checks shared by the CPU and CUDA registrations. Every text reads: op, argument, expectation, what came.
+#pragma once
+#include <cmath>
+#include <optional>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include "layout.h"
+
+namespace lrpkernels {
+
+using OptionalTensor = std::optional<Tensor>;
+
+template <typename... Parts>
+[[noreturn]] inline void fail(const Parts&... parts) {
+  std::ostringstream text;
+  (text << ... << parts);
+  throw std::runtime_error(text.str());
+}
+
+inline std::string format_sizes(const std::vector<int64_t>& sizes) {
+  std::ostringstream text;
+  for (size_t d = 0; d < sizes.size(); ++d) text << (d == 0 ? "[" : ", ") << sizes[d];
+  text << (sizes.empty() ? "[]" : "]");
+  return text.str();
+}
+
+inline const char* dtype_name(ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::Float:
+      return "float32";
+    case ScalarType::Double:
+      return "float64";
+    case ScalarType::Half:
+      return "float16";
+    case ScalarType::BFloat16:
+      return "bfloat16";
+    default:
+      return torch::headeronly::toString(dtype);
+  }
+}
+
+inline std::string device_name(const Tensor& tensor) {
+  if (tensor.is_cpu()) return "cpu";
+  return (tensor.is_cuda() ? "cuda:" : "device:") + std::to_string(tensor.get_device_index());
+}
+
+// Arithmetic dtype: that of per-channel tensors.
+inline ScalarType arithmetic_dtype(ScalarType storage) {
+  return storage == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+inline void check_dtype(const char* op, const char* name, const Tensor& tensor, ScalarType expected) {
+  if (tensor.scalar_type() != expected)
+    fail(op, ": ", name, " must have dtype ", dtype_name(expected), ", got ", dtype_name(tensor.scalar_type()));
+}
+
+inline void check_same_device(const char* op, const char* name, const Tensor& tensor, const Tensor& multiplier) {
+  const std::string expected = device_name(multiplier), got = device_name(tensor);
+  if (expected != got) fail(op, ": ", name, " must be on the multiplier's device ", expected, ", got ", got);
+}
+
+// Same shape, dtype and device as the multiplier.
+inline void check_like_multiplier(const char* op, const char* name, const Tensor& tensor, const Tensor& multiplier) {
+  check_same_device(op, name, tensor, multiplier);
+  check_dtype(op, name, tensor, multiplier.scalar_type());
+  const auto expected = sizes_of(multiplier), got = sizes_of(tensor);
+  if (expected != got)
+    fail(op, ": ", name, " must have the multiplier's shape ", format_sizes(expected), ", got ", format_sizes(got));
+}
+
+// A forward value [B, C, ...] beside a multiplier [T * B, C, ...]: only the first sizes may differ, by a whole factor T.
+inline void check_forward_value(const char* op, const char* name, const Tensor& value, const Tensor& multiplier) {
+  check_same_device(op, name, value, multiplier);
+  check_dtype(op, name, value, multiplier.scalar_type());
+  const auto outer = sizes_of(multiplier), inner = sizes_of(value);
+  bool fits = outer.size() == inner.size();
+  for (size_t d = 1; fits && d < outer.size(); ++d) fits = outer[d] == inner[d];
+  if (fits && !outer.empty()) fits = inner[0] == 0 ? outer[0] == 0 : outer[0] % inner[0] == 0;
+  if (!fits)
+    fail(op, ": ", name, " must have shape [B, C, ...] for a multiplier [T * B, C, ...] = ", format_sizes(outer),
+         ", got ", format_sizes(inner));
+}
+
+inline void check_epsilon(const char* op, double epsilon) {
+  if (!(epsilon >= 0.0) || std::isinf(epsilon)) fail(op, ": epsilon must be finite and >= 0, got ", epsilon);
+}
+
+inline void check_epsilon_scale(const char* op, const Tensor& multiplier, const OptionalTensor& addend,
+                                const OptionalTensor& output, const OptionalTensor& scale, double epsilon,
+                                double leak) {
+  check_epsilon(op, epsilon);
+  if (!std::isfinite(leak)) fail(op, ": leak must be finite, got ", leak);
+  if (addend) check_like_multiplier(op, "addend", *addend, multiplier);
+  if (output) check_forward_value(op, "output", *output, multiplier);
+  if (!scale) return;
+  check_same_device(op, "scale", *scale, multiplier);
+  check_dtype(op, "scale", *scale, arithmetic_dtype(multiplier.scalar_type()));
+  if (multiplier.dim() < 2)
+    fail(op, ": multiplier must have a channel dimension when scale is given, got shape ",
+         format_sizes(sizes_of(multiplier)));
+  const std::vector<int64_t> expected = {multiplier.size(1)}, got = sizes_of(*scale);
+  if (expected != got)
+    fail(op, ": scale must have shape [C] = ", format_sizes(expected), ", got ", format_sizes(got));
+}
+
+inline void check_epsilon_scale_backward(const char* op, const Tensor& grad, const Tensor& multiplier,
+                                         const OptionalTensor& addend, const OptionalTensor& output,
+                                         const OptionalTensor& scale, double epsilon, double leak, bool need_scale) {
+  check_like_multiplier(op, "grad", grad, multiplier);
+  check_epsilon_scale(op, multiplier, addend, output, scale, epsilon, leak);
+  if (need_scale && !scale) fail(op, ": need_scale must be False when scale is None, got True");
+}
+
+inline void check_ratio(const char* op, const Tensor& multiplier, const Tensor& value, const Tensor& denominator,
+                        double epsilon) {
+  check_epsilon(op, epsilon);
+  check_forward_value(op, "value", value, multiplier);
+  check_forward_value(op, "denominator", denominator, multiplier);
+  const auto expected = sizes_of(value), got = sizes_of(denominator);
+  if (expected != got)
+    fail(op, ": denominator must have the shape of value ", format_sizes(expected), ", got ", format_sizes(got));
+}
+
+}  // namespace lrpkernels

@@ -1,0 +1,80 @@
+// Dense memory layouts and output allocation for torch::stable tensors.
+#pragma once
+#include <cstdint>
+#include <vector>
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/MemoryFormat.h>
+
+namespace lrpkernels {
+
+using torch::headeronly::MemoryFormat;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+enum class Layout { kContiguous, kChannelsLast };
+
+// Strides of a dense tensor of `sizes` in `layout`; sizes of 0 count as 1, as in torch.
+inline std::vector<int64_t> dense_strides(const std::vector<int64_t>& sizes, Layout layout) {
+  const auto dims = static_cast<int64_t>(sizes.size());
+  std::vector<int64_t> strides(sizes.size());
+  int64_t next = 1;
+  const auto place = [&](int64_t d) {
+    strides[d] = next;
+    next *= sizes[d] > 0 ? sizes[d] : 1;
+  };
+  if (layout == Layout::kChannelsLast) place(1);
+  for (int64_t d = dims - 1; d >= 0; --d)
+    if (layout == Layout::kContiguous || d != 1) place(d);
+  return strides;
+}
+
+inline std::vector<int64_t> sizes_of(const Tensor& tensor) {
+  const auto sizes = tensor.sizes();
+  return {sizes.begin(), sizes.end()};
+}
+
+// Channels-last exists for [N, C, H, W] and [N, C, D, H, W]. Strides of dimensions of size 1 do not matter.
+inline bool is_channels_last(const Tensor& tensor) {
+  if (tensor.dim() != 4 && tensor.dim() != 5) return false;
+  const std::vector<int64_t> sizes = sizes_of(tensor);
+  const std::vector<int64_t> wanted = dense_strides(sizes, Layout::kChannelsLast);
+  const auto strides = tensor.strides();
+  for (size_t d = 0; d < sizes.size(); ++d)
+    if (sizes[d] != 1 && strides[d] != wanted[d]) return false;
+  return true;
+}
+
+inline bool has_layout(const Tensor& tensor, Layout layout) {
+  return layout == Layout::kContiguous ? tensor.is_contiguous() : is_channels_last(tensor);
+}
+
+// The layout in which a kernel runs: the one of `leader`, contiguous where it has both (or neither).
+inline Layout layout_of(const Tensor& leader) {
+  return !leader.is_contiguous() && is_channels_last(leader) ? Layout::kChannelsLast : Layout::kContiguous;
+}
+
+// `tensor` itself when it already lies in `layout`, else a copy.
+inline Tensor to_layout(const Tensor& tensor, Layout layout) {
+  if (has_layout(tensor, layout)) return tensor;
+  const MemoryFormat format = layout == Layout::kContiguous ? MemoryFormat::Contiguous
+                              : tensor.dim() == 4           ? MemoryFormat::ChannelsLast
+                                                            : MemoryFormat::ChannelsLast3d;
+  return torch::stable::contiguous(tensor, format);
+}
+
+// Uninitialised, on the device of `like`.
+inline Tensor new_dense(const Tensor& like, const std::vector<int64_t>& sizes, Layout layout, ScalarType dtype) {
+  const std::vector<int64_t> strides = dense_strides(sizes, layout);
+  int32_t device_type = 0;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  const auto dtype_code = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
+  AtenTensorHandle handle = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(),
+                                                         strides.data(), dtype_code, device_type,
+                                                         like.get_device_index(), &handle));
+  return Tensor(handle);
+}
+
+}  // namespace lrpkernels

@@ -1,0 +1,449 @@
+// CPU kernels of the pointwise ops: one pass over memory, parallel over fixed tasks, so that results do not depend on
+// the number of threads. The backend has the interface of csrc/cuda/launchers.h.
+#include "../common/pointwise_ops.h"
+
+#include <algorithm>
+#include <type_traits>
+
+#include <torch/csrc/stable/library.h>
+
+#include "../common/rule_math.h"
+#include "storage.h"
+
+namespace lrpkernels::cpu {
+namespace {
+
+// Elements per task: large enough to hide the scheduling, small enough to balance and to stay in the L2 cache while all
+// targets of a task pass over the same forward values.
+constexpr int64_t kTaskElements = 16384;
+// Elements whose sums over targets are kept in a buffer in the L1 cache.
+constexpr int64_t kBlock = 1024;
+
+// The forward elements, cut into tasks. A span is a run of elements in memory: within one channel (kPlanes: the scale
+// is one number) or over all channels of one pixel (kPixels: the scale is a vector).
+struct Partition {
+  int64_t channels;
+  int64_t span;           // kPlanes: elements of a plane; kPixels: channels
+  int64_t spans;          // planes or pixels
+  int64_t per_task;       // kPixels: pixels per task; kPlanes: elements per task
+  int64_t tasks_per_span; // kPlanes only
+  int64_t tasks;
+  bool pixels;
+};
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+Partition partition(const LrpExtent& extent, bool per_channel) {
+  Partition p{};
+  p.channels = per_channel ? extent.channels : 1;
+  p.pixels = p.channels > 1 && extent.inner == 1;
+  p.span = p.pixels ? p.channels : p.channels == 1 ? extent.numel : extent.inner;
+  p.spans = extent.numel / p.span;
+  if (p.pixels) {
+    p.per_task = std::max<int64_t>(1, kTaskElements / p.span);
+    p.tasks = ceil_div(p.spans, p.per_task);
+  } else {
+    p.per_task = std::min(p.span, kTaskElements);
+    p.tasks_per_span = ceil_div(p.span, p.per_task);
+    p.tasks = p.spans * p.tasks_per_span;
+  }
+  return p;
+}
+
+// Calls visit(offset, count, channel, task) for every span, or part of a span, of the tasks [first, last).
+template <typename Visit>
+LRP_ALWAYS_INLINE void for_each_span(const Partition& p, int64_t first, int64_t last, const Visit& visit) {
+  if (p.pixels) {
+    for (int64_t task = first; task < last; ++task) {
+      const int64_t end = std::min(p.spans, (task + 1) * p.per_task);
+      for (int64_t pixel = task * p.per_task; pixel < end; ++pixel) visit(pixel * p.span, p.span, 0, task);
+    }
+    return;
+  }
+  int64_t plane = first / p.tasks_per_span, part = first % p.tasks_per_span, channel = plane % p.channels;
+  for (int64_t task = first; task < last; ++task) {
+    const int64_t begin = part * p.per_task;
+    visit(plane * p.span + begin, std::min(p.per_task, p.span - begin), channel, task);
+    if (++part == p.tasks_per_span) {
+      part = 0;
+      ++plane;
+      if (++channel == p.channels) channel = 0;
+    }
+  }
+}
+
+template <typename Body>
+void run_parallel(const Partition& p, const Body& body) {
+  const int64_t elements = p.pixels ? p.per_task * p.span : p.per_task;
+  torch::stable::parallel_for(0, p.tasks, std::max<int64_t>(1, kTaskElements / elements),
+                              [&](int64_t first, int64_t last) { run_widest(body, first, last); });
+}
+
+// The kernels' arguments, typed. grad_*, grad and workspace are used by the backward kernels only.
+template <typename scalar_t>
+struct EpsilonScale {
+  using acc_t = arithmetic_t<scalar_t>;
+  const scalar_t* grad;        // [T, numel]
+  const scalar_t* multiplier;  // [T, numel]
+  const scalar_t* addend;      // [T, numel] or null
+  const scalar_t* output;      // [numel] or null
+  const acc_t* scale;          // [C] or null
+  scalar_t* result;            // [T, numel]: s, or the gradient of multiplier
+  scalar_t* grad_output;       // [numel] or null
+  double* partial;             // [tasks] (planes) or [tasks, C] (pixels), or null
+  LrpExtent extent;
+  Partition tasks;
+  acc_t epsilon;
+  acc_t leak;
+};
+
+template <typename scalar_t, bool kAddend, bool kOutput, bool kPixels>
+struct ForwardBody : EpsilonScale<scalar_t> {
+  using acc_t = arithmetic_t<scalar_t>;
+
+  LRP_ALWAYS_INLINE void operator()(int64_t first, int64_t last) const {
+    for_each_span(this->tasks, first, last, [this](int64_t offset, int64_t count, int64_t channel, int64_t) LRP_INLINE {
+      for (int64_t target = 0; target < this->extent.targets; ++target) span(target, offset, count, channel);
+    });
+  }
+
+  LRP_ALWAYS_INLINE void span(int64_t target, int64_t offset, int64_t count, int64_t channel) const {
+    const int64_t at = target * this->extent.numel + offset;
+    const scalar_t* __restrict g = this->multiplier + at;
+    const scalar_t* __restrict g2 = kAddend ? this->addend + at : nullptr;
+    const scalar_t* __restrict u = kOutput ? this->output + offset : nullptr;
+    const acc_t* __restrict scales = this->scale;
+    scalar_t* __restrict s = this->result + at;
+    const acc_t epsilon = this->epsilon, leak = this->leak;
+    const acc_t constant = !kPixels && scales != nullptr ? scales[channel] : acc_t(1);
+    for (int64_t i = 0; i < count; ++i) {
+      acc_t value = load(g[i]);
+      if constexpr (kAddend) value += load(g2[i]);
+      if constexpr (kOutput) value *= relu_ratio<acc_t>(load(u[i]), epsilon, leak);
+      store(s[i], value * (kPixels ? scales[i] : constant));
+    }
+  }
+};
+
+template <typename scalar_t, bool kAddend, bool kOutput, bool kPixels, bool kSum>
+struct BackwardBody : EpsilonScale<scalar_t> {
+  using acc_t = arithmetic_t<scalar_t>;
+
+  LRP_ALWAYS_INLINE void operator()(int64_t first, int64_t last) const {
+    for_each_span(this->tasks, first, last,
+                  [this](int64_t offset, int64_t count, int64_t channel, int64_t task) LRP_INLINE {
+      double* sums = !kSum ? nullptr : this->partial + (kPixels ? task * this->tasks.channels : task);
+      for (int64_t begin = 0; begin < count; begin += kBlock) {
+        const int64_t size = count - begin < kBlock ? count - begin : kBlock;
+        const int64_t skip = kPixels ? begin : 0;
+        if (this->extent.targets == 1)
+          one_target(offset + begin, size, channel + skip, sums + skip);
+        else
+          many_targets(offset + begin, size, channel + skip, sums + skip);
+      }
+    });
+  }
+
+  LRP_ALWAYS_INLINE void one_target(int64_t offset, int64_t count, int64_t channel, double* __restrict sums) const {
+    const scalar_t* __restrict t = this->grad + offset;
+    const scalar_t* __restrict g = this->multiplier + offset;
+    const scalar_t* __restrict g2 = kAddend ? this->addend + offset : nullptr;
+    const scalar_t* __restrict u = kOutput ? this->output + offset : nullptr;
+    const acc_t* __restrict scales = kPixels ? this->scale + channel : nullptr;
+    scalar_t* __restrict dg = this->result + offset;
+    scalar_t* __restrict du = kOutput ? this->grad_output + offset : nullptr;
+    const acc_t epsilon = this->epsilon, leak = this->leak;
+    const acc_t constant = !kPixels && this->scale != nullptr ? this->scale[channel] : acc_t(1);
+    double total = 0;
+#pragma omp simd reduction(+ : total)
+    for (int64_t i = 0; i < count; ++i) {
+      const acc_t k = kPixels ? scales[i] : constant;
+      const acc_t value = kOutput ? load(u[i]) : acc_t(1);
+      const acc_t ratio = kOutput ? relu_ratio<acc_t>(value, epsilon, leak) : acc_t(1);
+      const acc_t incoming = load(t[i]);
+      store(dg[i], incoming * ratio * k);
+      if constexpr (kOutput || kSum) {
+        const acc_t product = incoming * (kAddend ? load(g[i]) + load(g2[i]) : load(g[i]));
+        if constexpr (kOutput) store(du[i], product * k * relu_ratio_derivative<acc_t>(value, epsilon));
+        if constexpr (kSum && kPixels) sums[i] += product * ratio;
+        if constexpr (kSum && !kPixels) total += product * ratio;
+      }
+    }
+    if constexpr (kSum && !kPixels) *sums += total;
+  }
+
+  LRP_ALWAYS_INLINE void many_targets(int64_t offset, int64_t count, int64_t channel, double* __restrict sums) const {
+    const scalar_t* __restrict u = kOutput ? this->output + offset : nullptr;
+    const acc_t* __restrict scales = kPixels ? this->scale + channel : nullptr;
+    const acc_t epsilon = this->epsilon, leak = this->leak;
+    const acc_t constant = !kPixels && this->scale != nullptr ? this->scale[channel] : acc_t(1);
+    acc_t products[kBlock];  // sum over the targets of grad * (G + G2)
+    for (int64_t i = 0; i < count; ++i) products[i] = acc_t(0);
+    for (int64_t target = 0; target < this->extent.targets; ++target) {
+      const int64_t at = target * this->extent.numel + offset;
+      const scalar_t* __restrict t = this->grad + at;
+      const scalar_t* __restrict g = this->multiplier + at;
+      const scalar_t* __restrict g2 = kAddend ? this->addend + at : nullptr;
+      scalar_t* __restrict dg = this->result + at;
+      for (int64_t i = 0; i < count; ++i) {
+        const acc_t ratio = kOutput ? relu_ratio<acc_t>(load(u[i]), epsilon, leak) : acc_t(1);
+        const acc_t incoming = load(t[i]);
+        store(dg[i], incoming * ratio * (kPixels ? scales[i] : constant));
+        if constexpr (kOutput || kSum)
+          products[i] += incoming * (kAddend ? load(g[i]) + load(g2[i]) : load(g[i]));
+      }
+    }
+    if constexpr (kOutput || kSum) {
+      scalar_t* __restrict du = kOutput ? this->grad_output + offset : nullptr;
+      double total = 0;
+#pragma omp simd reduction(+ : total)
+      for (int64_t i = 0; i < count; ++i) {
+        const acc_t value = kOutput ? load(u[i]) : acc_t(1);
+        const acc_t ratio = kOutput ? relu_ratio<acc_t>(value, epsilon, leak) : acc_t(1);
+        if constexpr (kOutput)
+          store(du[i],
+                products[i] * (kPixels ? scales[i] : constant) * relu_ratio_derivative<acc_t>(value, epsilon));
+        if constexpr (kSum && kPixels) sums[i] += products[i] * ratio;
+        if constexpr (kSum && !kPixels) total += products[i] * ratio;
+      }
+      if constexpr (kSum && !kPixels) *sums += total;
+    }
+  }
+};
+
+template <typename scalar_t>
+struct Ratio {
+  using acc_t = arithmetic_t<scalar_t>;
+  const scalar_t* grad;         // [T, numel]
+  const scalar_t* multiplier;   // [T, numel]
+  const scalar_t* value;        // [numel]
+  const scalar_t* denominator;  // [numel]
+  scalar_t* result;             // [T, numel]: s, or the gradient of multiplier
+  scalar_t* grad_value;         // [numel]
+  scalar_t* grad_denominator;   // [numel]
+  LrpExtent extent;
+  Partition tasks;
+  acc_t epsilon;
+};
+
+template <typename scalar_t>
+struct RatioForwardBody : Ratio<scalar_t> {
+  using acc_t = arithmetic_t<scalar_t>;
+
+  LRP_ALWAYS_INLINE void operator()(int64_t first, int64_t last) const {
+    for_each_span(this->tasks, first, last, [this](int64_t offset, int64_t count, int64_t, int64_t) LRP_INLINE {
+      for (int64_t target = 0; target < this->extent.targets; ++target) {
+        const int64_t at = target * this->extent.numel + offset;
+        const scalar_t* __restrict g = this->multiplier + at;
+        const scalar_t* __restrict v = this->value + offset;
+        const scalar_t* __restrict d = this->denominator + offset;
+        scalar_t* __restrict s = this->result + at;
+        const acc_t epsilon = this->epsilon;
+        for (int64_t i = 0; i < count; ++i)
+          store(s[i], load(g[i]) * load(v[i]) / stabilize<acc_t>(load(d[i]), epsilon));
+      }
+    });
+  }
+};
+
+template <typename scalar_t>
+struct RatioBackwardBody : Ratio<scalar_t> {
+  using acc_t = arithmetic_t<scalar_t>;
+
+  LRP_ALWAYS_INLINE void operator()(int64_t first, int64_t last) const {
+    for_each_span(this->tasks, first, last, [this](int64_t offset, int64_t count, int64_t, int64_t) LRP_INLINE {
+      for (int64_t begin = 0; begin < count; begin += kBlock)
+        block(offset + begin, count - begin < kBlock ? count - begin : kBlock);
+    });
+  }
+
+  LRP_ALWAYS_INLINE void block(int64_t offset, int64_t count) const {
+    const scalar_t* __restrict v = this->value + offset;
+    const scalar_t* __restrict d = this->denominator + offset;
+    const acc_t epsilon = this->epsilon;
+    acc_t products[kBlock];  // sum over the targets of grad * G
+    for (int64_t i = 0; i < count; ++i) products[i] = acc_t(0);
+    for (int64_t target = 0; target < this->extent.targets; ++target) {
+      const int64_t at = target * this->extent.numel + offset;
+      const scalar_t* __restrict t = this->grad + at;
+      const scalar_t* __restrict g = this->multiplier + at;
+      scalar_t* __restrict dg = this->result + at;
+      for (int64_t i = 0; i < count; ++i) {
+        const acc_t incoming = load(t[i]);
+        store(dg[i], incoming * load(v[i]) / stabilize<acc_t>(load(d[i]), epsilon));
+        products[i] += incoming * load(g[i]);
+      }
+    }
+    scalar_t* __restrict dv = this->grad_value + offset;
+    scalar_t* __restrict dd = this->grad_denominator + offset;
+    for (int64_t i = 0; i < count; ++i) {
+      const acc_t denominator = stabilize<acc_t>(load(d[i]), epsilon);
+      const acc_t share = products[i] / denominator;
+      store(dv[i], share);
+      store(dd[i], -share * load(v[i]) / denominator);
+    }
+  }
+};
+
+// Calls body with a value of the storage type.
+template <typename Body>
+void with_storage(LrpDtype dtype, const Body& body) {
+  switch (dtype) {
+    case kFloat32:
+      return body(float{});
+    case kFloat64:
+      return body(double{});
+    case kBFloat16:
+      return body(bfloat16{});
+    case kFloat16:
+      break;
+  }
+  fail("no CPU kernel for storage dtype ", static_cast<int>(dtype));
+}
+
+// Calls body with std::true_type or std::false_type.
+template <typename Body>
+void with_flag(bool flag, const Body& body) {
+  flag ? body(std::true_type{}) : body(std::false_type{});
+}
+
+template <typename scalar_t>
+void finish_sums(const EpsilonScale<scalar_t>& args, void* grad_scale) {
+  auto* sums = static_cast<arithmetic_t<scalar_t>*>(grad_scale);
+  const Partition& p = args.tasks;
+  std::vector<double> totals(p.channels, 0.0);
+  if (p.pixels) {
+    for (int64_t task = 0; task < p.tasks; ++task)
+      for (int64_t c = 0; c < p.channels; ++c) totals[c] += args.partial[task * p.channels + c];
+  } else {
+    for (int64_t task = 0; task < p.tasks; ++task)
+      totals[task / p.tasks_per_span % p.channels] += args.partial[task];
+  }
+  for (int64_t c = 0; c < p.channels; ++c) sums[c] = static_cast<arithmetic_t<scalar_t>>(totals[c]);
+}
+
+struct Backend {
+  static constexpr StorageDtypes kDtypes{false, "float32, float64 or bfloat16 on CPU"};
+
+  struct Guard {
+    explicit Guard(const Tensor&) {}
+    void* stream() const { return nullptr; }
+  };
+
+  static void epsilon_scale(LrpDtype dtype, const void* multiplier, const void* addend, const void* output,
+                            const void* scale, void* result, LrpExtent extent, double epsilon, double leak, void*) {
+    const Partition tasks = partition(extent, scale != nullptr);
+    with_storage(dtype, [&](auto storage) {
+      using scalar_t = decltype(storage);
+      using acc_t = arithmetic_t<scalar_t>;
+      EpsilonScale<scalar_t> args{};
+      args.multiplier = static_cast<const scalar_t*>(multiplier);
+      args.addend = static_cast<const scalar_t*>(addend);
+      args.output = static_cast<const scalar_t*>(output);
+      args.scale = static_cast<const acc_t*>(scale);
+      args.result = static_cast<scalar_t*>(result);
+      args.extent = extent;
+      args.tasks = tasks;
+      args.epsilon = static_cast<acc_t>(epsilon);
+      args.leak = static_cast<acc_t>(leak);
+      with_flag(addend != nullptr, [&](auto has_addend) {
+        with_flag(output != nullptr, [&](auto has_output) {
+          with_flag(tasks.pixels, [&](auto pixels) {
+            run_parallel(tasks, ForwardBody<scalar_t, has_addend(), has_output(), pixels()>{args});
+          });
+        });
+      });
+    });
+  }
+
+  static int64_t epsilon_scale_backward_workspace(LrpDtype, LrpExtent extent) {
+    const Partition tasks = partition(extent, true);
+    return tasks.tasks * (tasks.pixels ? tasks.channels : 1) * static_cast<int64_t>(sizeof(double));
+  }
+
+  static void epsilon_scale_backward(LrpDtype dtype, const void* grad, const void* multiplier, const void* addend,
+                                     const void* output, const void* scale, void* grad_multiplier, void* grad_output,
+                                     void* grad_scale, void* workspace, LrpExtent extent, double epsilon, double leak,
+                                     void*) {
+    const Partition tasks = partition(extent, scale != nullptr);
+    if (grad_scale != nullptr) std::memset(workspace, 0, epsilon_scale_backward_workspace(dtype, extent));
+    with_storage(dtype, [&](auto storage) {
+      using scalar_t = decltype(storage);
+      using acc_t = arithmetic_t<scalar_t>;
+      EpsilonScale<scalar_t> args{};
+      args.grad = static_cast<const scalar_t*>(grad);
+      args.multiplier = static_cast<const scalar_t*>(multiplier);
+      args.addend = static_cast<const scalar_t*>(addend);
+      args.output = static_cast<const scalar_t*>(output);
+      args.scale = static_cast<const acc_t*>(scale);
+      args.result = static_cast<scalar_t*>(grad_multiplier);
+      args.grad_output = static_cast<scalar_t*>(grad_output);
+      args.partial = static_cast<double*>(workspace);
+      args.extent = extent;
+      args.tasks = tasks;
+      args.epsilon = static_cast<acc_t>(epsilon);
+      args.leak = static_cast<acc_t>(leak);
+      with_flag(addend != nullptr, [&](auto has_addend) {
+        with_flag(output != nullptr, [&](auto has_output) {
+          with_flag(tasks.pixels, [&](auto pixels) {
+            with_flag(grad_scale != nullptr, [&](auto sum) {
+              run_parallel(tasks, BackwardBody<scalar_t, has_addend(), has_output(), pixels(), sum()>{args});
+            });
+          });
+        });
+      });
+      if (grad_scale != nullptr) finish_sums(args, grad_scale);
+    });
+  }
+
+  static void ratio(LrpDtype dtype, const void* multiplier, const void* value, const void* denominator, void* result,
+                    LrpExtent extent, double epsilon, void*) {
+    const Partition tasks = partition(extent, false);
+    with_storage(dtype, [&](auto storage) {
+      using scalar_t = decltype(storage);
+      Ratio<scalar_t> args{};
+      args.multiplier = static_cast<const scalar_t*>(multiplier);
+      args.value = static_cast<const scalar_t*>(value);
+      args.denominator = static_cast<const scalar_t*>(denominator);
+      args.result = static_cast<scalar_t*>(result);
+      args.extent = extent;
+      args.tasks = tasks;
+      args.epsilon = static_cast<arithmetic_t<scalar_t>>(epsilon);
+      run_parallel(tasks, RatioForwardBody<scalar_t>{args});
+    });
+  }
+
+  static void ratio_backward(LrpDtype dtype, const void* grad, const void* multiplier, const void* value,
+                             const void* denominator, void* grad_multiplier, void* grad_value, void* grad_denominator,
+                             LrpExtent extent, double epsilon, void*) {
+    const Partition tasks = partition(extent, false);
+    with_storage(dtype, [&](auto storage) {
+      using scalar_t = decltype(storage);
+      Ratio<scalar_t> args{};
+      args.grad = static_cast<const scalar_t*>(grad);
+      args.multiplier = static_cast<const scalar_t*>(multiplier);
+      args.value = static_cast<const scalar_t*>(value);
+      args.denominator = static_cast<const scalar_t*>(denominator);
+      args.result = static_cast<scalar_t*>(grad_multiplier);
+      args.grad_value = static_cast<scalar_t*>(grad_value);
+      args.grad_denominator = static_cast<scalar_t*>(grad_denominator);
+      args.extent = extent;
+      args.tasks = tasks;
+      args.epsilon = static_cast<arithmetic_t<scalar_t>>(epsilon);
+      run_parallel(tasks, RatioBackwardBody<scalar_t>{args});
+    });
+  }
+};
+
+using Ops = PointwiseOps<Backend>;
+
+}  // namespace
+}  // namespace lrpkernels::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(lrpkernels, CPU, m) {
+  using lrpkernels::cpu::Ops;
+  m.impl("epsilon_scale", TORCH_BOX(&Ops::epsilon_scale));
+  m.impl("epsilon_scale_backward", TORCH_BOX(&Ops::epsilon_scale_backward));
+  m.impl("ratio", TORCH_BOX(&Ops::ratio));
+  m.impl("ratio_backward", TORCH_BOX(&Ops::ratio_backward));
+}

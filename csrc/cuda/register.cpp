@@ -1,0 +1,101 @@
+// Registers the CUDA launchers as implementations of the ops for CUDA tensors. Compiled with LRP_EMULATED_CUDA beside the
+// CUDA sources under the CPU shim, the same file registers them as torch.ops.lrpkernels_emulated for CPU tensors.
+#include <torch/csrc/stable/library.h>
+
+#include "../common/pointwise_ops.h"
+#include "launchers.h"
+
+#if !defined(LRP_EMULATED_CUDA)
+#include <dlfcn.h>
+
+#include <torch/csrc/stable/accelerator.h>
+#endif
+
+namespace lrpkernels::cuda {
+namespace {
+
+#if defined(LRP_EMULATED_CUDA)
+
+// Emulated kernels run at once on host memory: no device to select, no stream.
+struct Guard {
+  explicit Guard(const Tensor&) {}
+  void* stream() const { return nullptr; }
+};
+
+#else
+
+// torch's current CUDA stream on `device`. torch is loaded with RTLD_LOCAL, so its CUDA library is looked up by name;
+// linking it instead would tie the build to CUDA versions of torch.
+void* current_stream(int32_t device) {
+  using Getter = int32_t (*)(int32_t, void**);
+  static const Getter getter = [] {
+    void* library = dlopen("libtorch_cuda.so", RTLD_NOLOAD | RTLD_LAZY);
+    return library == nullptr ? nullptr
+                              : reinterpret_cast<Getter>(dlsym(library, "aoti_torch_get_current_cuda_stream"));
+  }();
+  if (getter == nullptr) fail("lrpkernels: this torch has no CUDA streams; install a CUDA build of torch");
+  void* stream = nullptr;
+  if (getter(device, &stream) != 0) fail("lrpkernels: no current CUDA stream on device ", device);
+  return stream;
+}
+
+// Makes the tensor's device current while an op runs.
+struct Guard {
+  explicit Guard(const Tensor& tensor) : device(tensor.get_device_index()), guard(device) {}
+  void* stream() const { return current_stream(device); }
+  int32_t device;
+  torch::stable::accelerator::DeviceGuard guard;
+};
+
+#endif
+
+void check_launch(const char* launcher, int error) {
+  if (error != 0) fail("lrpkernels: ", launcher, " failed with CUDA error ", error);
+}
+
+struct Backend {
+  static constexpr StorageDtypes kDtypes{true, "float32, float64, float16 or bfloat16"};
+  using Guard = cuda::Guard;
+
+  template <typename... Args>
+  static void epsilon_scale(Args... args) {
+    check_launch("epsilon_scale", lrp_epsilon_scale(args...));
+  }
+
+  static int64_t epsilon_scale_backward_workspace(LrpDtype dtype, LrpExtent extent) {
+    return lrp_epsilon_scale_backward_workspace(dtype, extent);
+  }
+
+  template <typename... Args>
+  static void epsilon_scale_backward(Args... args) {
+    check_launch("epsilon_scale_backward", lrp_epsilon_scale_backward(args...));
+  }
+
+  template <typename... Args>
+  static void ratio(Args... args) {
+    check_launch("ratio", lrp_ratio(args...));
+  }
+
+  template <typename... Args>
+  static void ratio_backward(Args... args) {
+    check_launch("ratio_backward", lrp_ratio_backward(args...));
+  }
+};
+
+using Ops = PointwiseOps<Backend>;
+
+void register_all(torch::stable::detail::StableLibrary& m) {
+  m.impl("epsilon_scale", TORCH_BOX(&Ops::epsilon_scale));
+  m.impl("epsilon_scale_backward", TORCH_BOX(&Ops::epsilon_scale_backward));
+  m.impl("ratio", TORCH_BOX(&Ops::ratio));
+  m.impl("ratio_backward", TORCH_BOX(&Ops::ratio_backward));
+}
+
+}  // namespace
+}  // namespace lrpkernels::cuda
+
+#if defined(LRP_EMULATED_CUDA)
+STABLE_TORCH_LIBRARY_IMPL(lrpkernels_emulated, CPU, m) { lrpkernels::cuda::register_all(m); }
+#else
+STABLE_TORCH_LIBRARY_IMPL(lrpkernels, CUDA, m) { lrpkernels::cuda::register_all(m); }
+#endif

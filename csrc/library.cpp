@@ -1,0 +1,15 @@
+// The catalogue of ops: every schema of torch.ops.lrpkernels. Conventions and formulas: docs/architecture.md.
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(lrpkernels, m) {
+  m.def(
+      "epsilon_scale(Tensor multiplier, Tensor? addend, Tensor? output, Tensor? scale, float epsilon, float leak) "
+      "-> Tensor");
+  m.def(
+      "epsilon_scale_backward(Tensor grad, Tensor multiplier, Tensor? addend, Tensor? output, Tensor? scale, "
+      "float epsilon, float leak, bool need_scale) -> (Tensor, Tensor, Tensor)");
+  m.def("ratio(Tensor multiplier, Tensor value, Tensor denominator, float epsilon) -> Tensor");
+  m.def(
+      "ratio_backward(Tensor grad, Tensor multiplier, Tensor value, Tensor denominator, float epsilon) "
+      "-> (Tensor, Tensor, Tensor)");
+}

@@ -1,0 +1,34 @@
+"""Loads the compiled part of the package, which registers the ops in ``torch.ops.lrpkernels``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+try:
+    from lrpkernels import _C
+except ImportError as error:
+    raise ImportError(
+        "lrpkernels is not built for this Python and torch; build it in its source folder with: "
+        f"pip install --no-build-isolation -e .  ({error})"
+    ) from error
+
+# The ops; shape functions are in _fake.py.
+ops = torch.ops.lrpkernels
+
+
+def build_info() -> dict[str, Any]:
+    """What the compiled part is made of.
+
+    Returns:
+        version, compiler, cxx_flags, torch (built against), cuda (bool), cuda_reason, nvcc (version or ""),
+        cuda_architectures (as in TORCH_CUDA_ARCH_LIST, or "") and cpu_capability ("avx512", "avx2" or "default", chosen
+        for this machine).
+    """
+    return dict(_C.build_info())
+
+
+def has_cuda_kernels() -> bool:
+    """Whether CUDA kernels were built in; says nothing about a GPU being present."""
+    return bool(build_info()["cuda"])

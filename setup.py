@@ -1,0 +1,119 @@
+"""Builds lrpkernels._C; what to build is decided in lrpkernels/_build_config.py, everything else is in pyproject.toml."""
+
+import importlib.util
+import json
+import os
+import re
+import sys
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent.resolve()
+CXX_FLAGS = ["-O3", "-g0", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd", "-fvisibility=hidden"]
+NVCC_FLAGS = ["-O3", "--std=c++17"]
+
+
+def load_build_config():
+    """Imports lrpkernels/_build_config.py without importing the package, which is not built yet."""
+    spec = importlib.util.spec_from_file_location("_build_config", ROOT / "lrpkernels" / "_build_config.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+config = load_build_config()
+
+try:
+    import torch
+except ImportError:
+    raise SystemExit(f"lrpkernels: torch is not installed; {config.INSTALL_HINT}") from None
+
+try:
+    config.check_torch_version(torch.__version__)
+    toolkit, missing = config.find_toolkit(os.environ)
+    cuda = config.decide_cuda(config.parse_mode(os.environ), toolkit, torch.version.cuda, missing)
+    architectures = ""
+    if cuda.build:
+        architectures = config.choose_architectures(os.environ, config.supported_architectures(toolkit))
+        os.environ["TORCH_CUDA_ARCH_LIST"] = architectures
+        os.environ["CUDA_HOME"] = str(toolkit.home)
+except config.BuildError as error:
+    raise SystemExit(f"lrpkernels: {error}") from None
+
+import pybind11  # noqa: E402
+from torch.utils import cpp_extension  # noqa: E402  (reads CUDA_HOME when imported)
+
+if cuda.build:
+    cpp_extension.CUDA_HOME = str(toolkit.home)  # a CPU-only torch ignores the variable
+
+
+def version() -> str:
+    """The version, read from lrpkernels/_version.py."""
+    return re.search(r'__version__ = "(.+)"', (ROOT / "lrpkernels" / "_version.py").read_text())[1]
+
+
+def write_build_info() -> Path:
+    """Writes what _C.build_info() reports as a header; returns its folder. An unchanged file keeps its time stamp."""
+    values = {
+        "LRP_VERSION": version(),
+        "LRP_CXX_FLAGS": " ".join(CXX_FLAGS),
+        "LRP_TORCH_VERSION": torch.__version__,
+        "LRP_CUDA_REASON": cuda.reason,
+        "LRP_NVCC_VERSION": toolkit.version if cuda.build else "",
+        "LRP_CUDA_ARCHITECTURES": architectures,
+    }
+    text = "#pragma once\n" + "".join(f"#define {name} {json.dumps(value)}\n" for name, value in values.items())
+    header = ROOT / "build" / "generated" / "build_info.h"
+    header.parent.mkdir(parents=True, exist_ok=True)
+    if not header.exists() or header.read_text() != text:
+        header.write_text(text)
+    return header.parent
+
+
+class BuildExtension(cpp_extension.BuildExtension):
+    """Says what was decided, then builds."""
+
+    def run(self) -> None:
+        """Prints the decision and builds."""
+        print(f"lrpkernels {version()} for torch {torch.__version__}")
+        print(f"  CUDA kernels: {'yes' if cuda.build else 'no'} ({cuda.reason})")
+        if cuda.build:
+            print(f"  architectures: {architectures}")
+        sys.stdout.flush()
+        write_build_info()
+        super().run()
+
+
+def sources_in(pattern: str) -> list[str]:
+    """The files that match, relative to the root as setuptools wants them."""
+    return sorted(str(path.relative_to(ROOT)) for path in ROOT.glob(pattern))
+
+
+def extension():
+    """The one extension: op registrations for CPU and, if decided, CUDA, and the pybind11 module."""
+    sources = ["csrc/library.cpp", "csrc/module.cpp", *sources_in("csrc/cpu/*.cpp")]
+    options = {
+        "define_macros": [("TORCH_TARGET_VERSION", "0x020b000000000000")],
+        "include_dirs": [str(ROOT / "build" / "generated"), pybind11.get_include()],
+    }
+    if cuda.build:
+        sources += ["csrc/cuda/register.cpp", *sources_in("csrc/cuda/*.cu")]
+        options["define_macros"].append(("LRP_WITH_CUDA", None))
+        options["include_dirs"].append(str(toolkit.home / "include"))
+        options["library_dirs"] = [str(toolkit.home / folder) for folder in ("lib64", "lib")]
+        options["libraries"] = [cuda.runtime_library, "dl", "rt", "pthread"]
+    built = cpp_extension.CppExtension(
+        "lrpkernels._C", sources, extra_compile_args={"cxx": CXX_FLAGS, "nvcc": NVCC_FLAGS}, **options
+    )
+    # The ops use torch's stable C++ interface only: without torch_python one build serves several torch versions.
+    built.libraries = [name for name in built.libraries if name != "torch_python"]
+    return built
+
+
+setup(
+    packages=find_packages(include=["lrpkernels", "lrpkernels.*"]) + find_packages("python"),
+    ext_modules=[extension()],
+    cmdclass={"build_ext": BuildExtension},
+)
