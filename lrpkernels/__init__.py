@@ -1,0 +1,37 @@
+"""lrpkernels: a fast, differentiable engine for layer-wise relevance propagation (LRP) in PyTorch.
+
+>>> import lrpkernels as lrp
+>>> logits, heatmap = lrp.LRP(model, composite=lrp.Epsilon(1e-2, first=lrp.ZBox(0, 1)))(x, target=3)
+"""
+
+from . import layers as _layers  # fills the table of recorders
+from .attribution import LRP
+from .composite import Composite
+from .config import __version__, show_config
+from .errors import (
+    InPlaceError,
+    NonFiniteError,
+    RelevanceError,
+    UnsupportedOperationError,
+    UnusedInputError,
+)
+from .rules import Epsilon, Rule, ZBox
+from .tape import Tape, record
+
+__all__ = [
+    "LRP",
+    "Composite",
+    "Epsilon",
+    "InPlaceError",
+    "NonFiniteError",
+    "RelevanceError",
+    "Rule",
+    "Tape",
+    "UnsupportedOperationError",
+    "UnusedInputError",
+    "ZBox",
+    "__version__",
+    "record",
+    "show_config",
+]
+del _layers

@@ -1,0 +1,23 @@
+"""Exceptions of the engine. Each text names the module path and the operation, and says what to do."""
+
+from __future__ import annotations
+
+
+class RelevanceError(RuntimeError):
+    """Base class: the relevance of this model cannot be computed as asked."""
+
+
+class UnsupportedOperationError(RelevanceError):
+    """An operation between input and output has no sensible rule (an index, a comparison, an unknown custom function)."""
+
+
+class InPlaceError(RelevanceError):
+    """The model changes part of a recorded tensor in place, so the forward value is lost to the relevance pass."""
+
+
+class UnusedInputError(RelevanceError):
+    """The explained output does not depend on the model's input through recorded operations."""
+
+
+class NonFiniteError(RelevanceError):
+    """An activation or the explained score is NaN or infinite."""

@@ -1,0 +1,11 @@
+"""The relevance operations as differentiable functions, with backward passes derived by hand.
+
+Each is an ``autograd.Function`` around one kernel or one vendor convolution. They can be differentiated once (a second derivative
+raises), which is what training through a heatmap needs: the heatmap itself is a forward operation here.
+"""
+
+from .conv import ConvGeometry, conv_epsilon, conv_transpose
+from .pointwise import epsilon_scale, ratio
+from .pool import linear_adjoint, max_pool_winner
+
+__all__ = ["ConvGeometry", "conv_epsilon", "conv_transpose", "epsilon_scale", "linear_adjoint", "max_pool_winner", "ratio"]

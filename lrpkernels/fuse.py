@@ -1,0 +1,124 @@
+"""Fusion: conv -> batch norm -> ReLU and their shorter forms merge into one block, so that each costs one pass over its data."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .layers.activation import Relu
+from .layers.base import Multipliers, Op
+from .layers.linear_maps import LinearMap
+from .layers.normalization import BatchNorm
+
+if TYPE_CHECKING:
+    from .rules.base import Rule
+    from .tape import Value
+
+
+class Block(Op):
+    """A linear map, the batch norm merged into it and the ReLU behind it; the last two may be missing.
+
+    Attributes:
+        map: convolution, linear layer, or a batch norm standing alone.
+        norm: batch norm merged into ``map``, or None.
+        relu: the activation, or None.
+    """
+
+    kind = "block"
+
+    def __init__(self, map: LinearMap, norm: BatchNorm | None, relu: Relu | None) -> None:
+        super().__init__(*map.inputs)
+        self.map, self.norm, self.relu = map, norm, relu
+        self.outputs = (relu or norm or map).outputs
+        self.module = map.module
+
+    @property
+    def input(self) -> Value:
+        return self.inputs[0]
+
+    @property
+    def activation(self) -> Tensor | None:
+        """u, the ReLU's output, or None if the block has no ReLU."""
+        return None if self.relu is None else self.output.tensor
+
+    def scale(self) -> Tensor | None:
+        """k of the merged batch norm, (C,), with gradients to gamma; None without one."""
+        return None if self.norm is None else self.norm.scale()
+
+    def weight(self) -> Tensor:
+        """W' = k * W, in the dtype of the block's output."""
+        weight = self.map.weight
+        if self.norm is not None:
+            weight = weight * self.map.per_channel(self.norm.scale())
+        return weight.to(self.output.dtype)
+
+    def bias(self, detach: bool = True) -> Tensor | None:
+        """b' = k * b + c, (C,); ``detach`` cuts b and beta off from gradients while k stays live. None: no bias at all."""
+        bias = self.map.bias
+        if bias is not None and detach:
+            bias = self.map.shift(detach=True) if isinstance(self.map, BatchNorm) else bias.detach()
+        if self.norm is not None:
+            shift = self.norm.shift(detach=detach)
+            bias = shift if bias is None else bias * self.norm.scale() + shift
+        return None if bias is None else bias.to(self.output.dtype)
+
+    def epsilon(self, multipliers: tuple[Tensor, Tensor | None], epsilon: float, leak: float) -> Tensor:
+        """The epsilon rule in the form of LRP-Flex: one stabilizer, at the ReLU."""
+        g, addend = multipliers
+        return self.map.epsilon(g, addend, self.activation, self.scale(), epsilon, leak)
+
+    def propagate(self, multipliers: list[Tensor | None], rule: Rule) -> Multipliers:
+        return (rule.linear(self, (multipliers[0], None)),)
+
+
+def fuse(ops: list[Op], keep: Collection[Value]) -> list[Op]:
+    """Merge neighbours whose value in between nobody else reads.
+
+    Args:
+        ops: a tape's operations, in order.
+        keep: values that must stay visible (the explained output, hidden layers asked for).
+
+    Returns:
+        Operations in order, every :class:`LinearMap` inside a :class:`Block`.
+    """
+    kept = {id(value) for value in keep}
+
+    def follower(value: Value, kind: type[Op]) -> Op | None:
+        if value.consumers != 1 or id(value) in kept:
+            return None
+        op = reader.get(id(value))
+        return op if isinstance(op, kind) else None
+
+    reader = {id(value): op for op in ops for value in op.inputs}
+    merged: set[int] = set()
+    place: dict[int, Block] = {}
+    for op in ops:
+        if not isinstance(op, LinearMap) or id(op) in merged:
+            continue
+        last: Op = op
+        norm = None
+        if not isinstance(op, BatchNorm):
+            norm = follower(op.output, BatchNorm)
+            if isinstance(norm, BatchNorm) and _channels_match(op, norm):
+                last = norm
+                merged.add(id(norm))
+            else:
+                norm = None
+        relu = follower(last.output, Relu)
+        if isinstance(relu, Relu):
+            last = relu
+            merged.add(id(relu))
+        else:
+            relu = None
+        merged.add(id(op))
+        place[id(last)] = Block(op, norm, relu)
+    return [place.get(id(op), op) for op in ops if id(op) in place or id(op) not in merged]
+
+
+def _channels_match(map: LinearMap, norm: BatchNorm) -> bool:
+    """A batch norm can be merged if its channels are the map's (a Linear on a sequence puts them last)."""
+    channel_last_linear = map.kind == "linear" and len(map.output.shape) > 2
+    return not channel_last_linear and torch.Size(norm.mean.shape) == (map.channels,)

@@ -1,0 +1,13 @@
+"""What each PyTorch function means on the tape, one file per family. Importing this package fills the table of recorders."""
+
+from . import (
+    activation,
+    arithmetic,
+    fallback,
+    linear_maps,
+    normalization,
+    pooling,
+    structure,
+)
+
+__all__ = ["activation", "arithmetic", "fallback", "linear_maps", "normalization", "pooling", "structure"]

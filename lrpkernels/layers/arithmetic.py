@@ -1,0 +1,172 @@
+"""Sums, differences and products of branches or with constants."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .base import Multipliers, Op, records
+from .linear_maps import _unrecorded
+
+if TYPE_CHECKING:
+    from ..rules.base import Rule
+    from ..tape import Tape, Value
+
+
+def reduce_to(multiplier: Tensor, shape: torch.Size, output: torch.Size) -> Tensor:
+    """Sum a multiplier of an output over the dimensions along which an input of ``shape`` was broadcast."""
+    targets = multiplier.shape[0] // output[0]
+    if shape == output:
+        return multiplier
+    padded = (1,) * (len(output) - len(shape)) + tuple(shape)
+    parts = multiplier.unflatten(0, (targets, output[0]))
+    dims = [i + 1 for i, (a, b) in enumerate(zip(padded, output, strict=True)) if a != b]
+    parts = parts.sum(dims, keepdim=True) if dims else parts
+    return parts.reshape(targets * shape[0] if shape else targets, *shape[1:])
+
+
+class Add(Op):
+    """t = x + y or x - y of two branches, or of a branch and a constant (which keeps its share, like a bias)."""
+
+    kind = "add"
+
+    def __init__(self, inputs: tuple[Value, ...], signs: tuple[float, ...]) -> None:
+        super().__init__(*inputs)
+        self.signs = signs
+
+    def propagate(self, multipliers: list[Tensor | None], rule: Rule) -> Multipliers:
+        return rule.add(self, multipliers[0])
+
+    def propagate_relevance(self, relevance: Tensor) -> Multipliers:
+        if len(self.inputs) > 1:
+            return super().propagate_relevance(relevance)
+        return (reduce_to(relevance, self.inputs[0].shape, self.output.shape),)
+
+    def share(self, multiplier: Tensor, index: int) -> Tensor:
+        """The multiplier that reaches input ``index`` when the sum itself has no stabilizer."""
+        g = reduce_to(multiplier, self.inputs[index].shape, self.output.shape)
+        return g if self.signs[index] == 1 else g * self.signs[index]
+
+
+class Scale(Op):
+    """t = c * x with a constant c: a diagonal linear map."""
+
+    kind = "scale"
+
+    def __init__(self, input: Value, factor: Tensor | float) -> None:
+        super().__init__(input)
+        self.factor = factor
+
+    def propagate(self, multipliers: list[Tensor | None], rule: Rule) -> Multipliers:
+        g = _times(multipliers[0], self.factor, self.output)
+        return (reduce_to(g, self.inputs[0].shape, self.output.shape),)
+
+    def propagate_relevance(self, relevance: Tensor) -> Multipliers:
+        return (reduce_to(relevance, self.inputs[0].shape, self.output.shape),)
+
+
+def _times(multiplier: Tensor, factor: Tensor | float, output: Value) -> Tensor:
+    if not isinstance(factor, Tensor):
+        return multiplier * factor
+    targets = multiplier.shape[0] // output.shape[0]
+    return (multiplier.unflatten(0, (targets, -1)) * factor).flatten(0, 1).to(multiplier.dtype)
+
+
+class Gate(Op):
+    """t = x * y of two branches. The signal takes all relevance, the gate none (as in squeeze-and-excite); see docs/rules.md.
+
+    The gate is the smaller (broadcast) operand; of two equally large ones each is given half (the uniform rule of AttnLRP,
+    arXiv 2402.05602).
+    """
+
+    kind = "gate"
+
+    def propagate(self, multipliers: list[Tensor | None], rule: Rule) -> Multipliers:
+        x, y = self.inputs
+        g = multipliers[0]
+        shares = (0.5, 0.5)
+        if x.shape.numel() != y.shape.numel():
+            shares = (1.0, 0.0) if x.shape.numel() > y.shape.numel() else (0.0, 1.0)
+        results: list[Tensor | None] = []
+        for share, own, other in zip(shares, (x, y), (y, x), strict=True):
+            if share == 0:
+                results.append(None)
+                continue
+            part = _times(g if share == 1 else g * share, other.tensor, self.output)
+            results.append(reduce_to(part, own.shape, self.output.shape))
+        return tuple(results)
+
+
+_IN_PLACE = {Tensor.add_, Tensor.__iadd__, Tensor.sub_, Tensor.__isub__, Tensor.mul_, Tensor.__imul__, Tensor.div_, Tensor.__itruediv__}
+_ADDS = {torch.add: 1.0, Tensor.add: 1.0, Tensor.__add__: 1.0, Tensor.__radd__: 1.0, Tensor.add_: 1.0, Tensor.__iadd__: 1.0}
+_SUBS = {torch.sub, torch.subtract, Tensor.sub, Tensor.subtract, Tensor.__sub__, Tensor.sub_, Tensor.__isub__}
+_RSUBS = {torch.rsub, Tensor.__rsub__}
+_MULS = {torch.mul, torch.multiply, Tensor.mul, Tensor.multiply, Tensor.__mul__, Tensor.__rmul__, Tensor.mul_, Tensor.__imul__}
+_DIVS = {torch.div, torch.divide, torch.true_divide, Tensor.div, Tensor.divide, Tensor.true_divide, Tensor.__truediv__, Tensor.div_, Tensor.__itruediv__}
+
+
+def _operands(args: Any, kwargs: Any) -> tuple[Any, Any]:
+    values = list(args)
+    for name in ("input", "self", "other"):
+        if name in kwargs:
+            values.append(kwargs[name])
+    return values[0], values[1]
+
+
+def _finish(tape: Tape, func: Any, op: Op, x: Any, out: Tensor, nonnegative: bool = False) -> Tensor:
+    tape.add(op, out, nonnegative=nonnegative)
+    if func in _IN_PLACE:
+        tape.replace(x, out)
+    return out
+
+
+@records(*_ADDS, *_SUBS, *_RSUBS)
+def _add(tape: Tape, func: Any, args: Any, kwargs: Any) -> Tensor:
+    x, y = _operands(args, kwargs)
+    alpha = kwargs.get("alpha", 1)
+    if func in _IN_PLACE and tape.value(x) is None:
+        return _unrecorded(tape, func, args, kwargs)
+    left, right = 1.0, float(alpha)
+    if func in _SUBS:
+        right = -right
+    elif func in _RSUBS:
+        left, right = -right, 1.0
+    if func in _RSUBS:
+        out = torch.rsub(x, y, alpha=alpha)
+    elif func in _SUBS:
+        out = torch.sub(x, y, alpha=alpha)
+    else:
+        out = torch.add(x, y, alpha=alpha)
+    values = (tape.value(x), tape.value(y))
+    pairs = [(value, sign) for value, sign in zip(values, (left, right), strict=True) if value is not None]
+    nonnegative = len(pairs) == 2 and all(value.nonnegative and sign > 0 for value, sign in pairs)
+    op = Add(tuple(value for value, _ in pairs), tuple(sign for _, sign in pairs))
+    return _finish(tape, func, op, x, out, nonnegative)
+
+
+@records(*_MULS)
+def _mul(tape: Tape, func: Any, args: Any, kwargs: Any) -> Tensor:
+    x, y = _operands(args, kwargs)
+    left, right = tape.value(x), tape.value(y)
+    if func in _IN_PLACE and left is None:
+        return _unrecorded(tape, func, args, kwargs)
+    out = torch.mul(x, y)
+    if left is not None and right is not None:
+        return _finish(tape, func, Gate(left, right), x, out, left.nonnegative and right.nonnegative)
+    value, factor = (left, y) if left is not None else (right, x)
+    positive = not isinstance(factor, Tensor) and factor >= 0
+    return _finish(tape, func, Scale(value, factor), x, out, value.nonnegative and positive)
+
+
+@records(*_DIVS)
+def _div(tape: Tape, func: Any, args: Any, kwargs: Any) -> Tensor:
+    x, y = _operands(args, kwargs)
+    value = tape.value(x)
+    if value is None or tape.value(y) is not None or kwargs.get("rounding_mode") is not None:
+        return _unrecorded(tape, func, args, kwargs)
+    out = torch.div(x, y)
+    positive = not isinstance(y, Tensor) and y > 0
+    factor = y.reciprocal() if isinstance(y, Tensor) else 1.0 / y
+    return _finish(tape, func, Scale(value, factor), x, out, value.nonnegative and positive)

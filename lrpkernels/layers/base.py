@@ -1,0 +1,126 @@
+"""Operations on the tape, and the table from PyTorch functions to their recorders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InPlaceError, UnsupportedOperationError
+
+if TYPE_CHECKING:
+    from ..rules.base import Rule
+    from ..tape import Tape, Value
+
+Multipliers = tuple["Tensor | None", ...]
+
+
+class Op:
+    """One recorded operation.
+
+    Subclasses say how the multiplier G (R = a * G) at the outputs goes to the inputs. Multipliers may carry T targets: their first
+    dimension is then T times that of the forward value, target-major.
+    """
+
+    kind = "op"
+
+    def __init__(self, *inputs: Value) -> None:
+        self.inputs: tuple[Value, ...] = inputs
+        self.outputs: tuple[Value, ...] = ()
+        self.module: nn.Module | None = None
+
+    @property
+    def output(self) -> Value:
+        return self.outputs[0]
+
+    def propagate(self, multipliers: list[Tensor | None], rule: Rule) -> Multipliers:
+        """Multipliers at the inputs, given those at the outputs (None: nothing arrives there).
+
+        Raises:
+            UnsupportedOperationError: this operation has no rule.
+        """
+        raise NotImplementedError
+
+    def propagate_relevance(self, relevance: Tensor) -> Multipliers:
+        """Relevance R itself at the inputs, for operations ahead of a first-layer rule.
+
+        Raises:
+            UnsupportedOperationError: R cannot follow the data through this operation.
+        """
+        raise UnsupportedOperationError(
+            f"{self.kind}: a first-layer rule yields relevance behind this operation, which cannot be taken through it; move the "
+            "operation out of the model, or use a rule without `first`"
+        )
+
+    def needs_tensors(self) -> Iterable[Value]:
+        """The forward values the relevance pass will read; all others are released after fusion."""
+        return (*self.inputs, *self.outputs)
+
+
+Recorder = Callable[["Tape", Any, tuple[Any, ...], dict[str, Any]], Any]
+_RECORDERS: dict[Any, Recorder] = {}
+F = TypeVar("F", bound=Recorder)
+
+
+def records(*functions: Any) -> Callable[[F], F]:
+    """Register the decorated recorder for PyTorch functions. It runs the function and adds its operation to the tape."""
+
+    def register(recorder: F) -> F:
+        for function in functions:
+            _RECORDERS[function] = recorder
+        return recorder
+
+    return register
+
+
+def bind(args: tuple[Any, ...], kwargs: dict[str, Any], *names: str, **defaults: Any) -> list[Any]:
+    """Arguments in the order of ``names``, from positional and keyword ones and the defaults (None if there is none)."""
+    values = list(args)
+    for name in names[len(args) :]:
+        values.append(kwargs.get(name, defaults.get(name)))
+    return values
+
+
+def dispatch(tape: Tape, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run ``func`` and record it if it reads a recorded tensor."""
+    if tape._replaced:
+        args, kwargs = torch.utils._pytree.tree_map_only(
+            Tensor, lambda t: tape._replaced.get(id(t), t), (args, kwargs)
+        )
+    recorder = _RECORDERS.get(func)
+    values = tape._values
+    if recorder is not None:
+        for arg in args:
+            if id(arg) in values or (type(arg) in (list, tuple) and any(id(a) in values for a in arg)):
+                return recorder(tape, func, args, kwargs)
+        if kwargs and any(id(a) in values for a in kwargs.values()):
+            return recorder(tape, func, args, kwargs)
+        return func(*args, **kwargs)
+    out = func(*args, **kwargs)
+    if type(out) in _PLAIN:
+        return out
+    return _record_unknown(tape, func, args, kwargs, out)
+
+
+_PLAIN = (int, float, bool, str, torch.Size, torch.dtype, torch.device, type(None), torch.layout, torch.memory_format)
+
+
+def _record_unknown(tape: Tape, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
+    from .fallback import Unknown
+
+    leaves = torch.utils._pytree.tree_leaves((args, kwargs))
+    inputs = [value for value in map(tape.value, leaves) if value is not None]
+    if not inputs:
+        return out
+    outputs = [t for t in torch.utils._pytree.tree_leaves(out) if isinstance(t, Tensor)]
+    if any(tape.value(t) is not None for t in outputs):
+        if getattr(func, "__name__", "").endswith("_") and leaves[0] is outputs[0]:
+            raise InPlaceError(
+                f"{tape.path()}: {func.__name__} changes a recorded tensor in place and has no recorder; "
+                "use the out-of-place form in the model"
+            )
+        return out  # the function returned its argument
+    tape.add(Unknown(inputs, func, args, kwargs), *outputs)
+    return out

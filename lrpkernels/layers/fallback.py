@@ -1,0 +1,108 @@
+"""Operations without a rule of their own: replayed under autograd, and their vector-Jacobian product taken."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+
+from ..errors import UnsupportedOperationError
+from .base import Multipliers, Op
+
+if TYPE_CHECKING:
+    from ..rules.base import Rule
+    from ..tape import Value
+
+
+class Replayed(Op):
+    """An operation kept as the call it was, so that it can be run again under autograd.
+
+    A linear one (data movement, sums) is replayed on detached inputs: its vector-Jacobian product depends on the multiplier alone.
+    """
+
+    kind = "replayed"
+    linear = True
+
+    def __init__(self, inputs: Sequence[Value], func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        super().__init__(*inputs)
+        self.func = func
+        leaves, self._spec = tree_flatten((args, kwargs))
+        positions = {id(value.tensor): index for index, value in enumerate(inputs)}
+        self._slots = [(at, positions[id(leaf)]) for at, leaf in enumerate(leaves) if id(leaf) in positions]
+        for at, _ in self._slots:
+            leaves[at] = None
+        self._leaves = leaves
+
+    @property
+    def name(self) -> str:
+        return getattr(self.func, "__name__", str(self.func))
+
+    def _inputs(self) -> list[Tensor]:
+        tensors = []
+        for value in self.inputs:
+            tensor = value.tensor
+            if self.linear or not tensor.requires_grad:
+                tensor = tensor.detach().requires_grad_()
+            tensors.append(tensor)
+        return tensors
+
+    def _run(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        leaves = list(self._leaves)
+        for at, index in self._slots:
+            leaves[at] = tensors[index]
+        args, kwargs = tree_unflatten(leaves, self._spec)
+        return [t for t in tree_leaves(self.func(*args, **kwargs)) if isinstance(t, Tensor)]
+
+    def _vjp(self, multipliers: Sequence[Tensor | None]) -> Multipliers:
+        keep = torch.is_grad_enabled()
+        with torch.enable_grad():
+            tensors = self._inputs()
+            results = self._run(tensors)
+            pairs = [(y, g) for y, g in zip(results, multipliers, strict=True) if g is not None and y.requires_grad]
+            if not pairs:
+                return (None,) * len(self.inputs)
+            ys = [y for y, _ in pairs]
+            targets = pairs[0][1].shape[0] // ys[0].shape[0]
+            if targets == 1:
+                return torch.autograd.grad(ys, tensors, [g for _, g in pairs], create_graph=keep, allow_unused=True)
+            rows = []
+            for t in range(targets):
+                part = [g.unflatten(0, (targets, -1))[t] for _, g in pairs]
+                rows.append(
+                    torch.autograd.grad(ys, tensors, part, create_graph=keep, retain_graph=True, allow_unused=True)
+                )
+        return tuple(None if column[0] is None else torch.cat(column) for column in zip(*rows, strict=True))
+
+    def propagate(self, multipliers: list[Tensor | None], rule: Rule) -> Multipliers:
+        return self._vjp(multipliers)
+
+
+class Unknown(Replayed):
+    """A function that no recorder knows. Smooth ones follow their vector-Jacobian product (gradient times input)."""
+
+    kind = "unknown"
+    linear = False
+    _warned: ClassVar[set[str]] = set()
+
+    def propagate(self, multipliers: list[Tensor | None], rule: Rule) -> Multipliers:
+        if not all(value.dtype.is_floating_point for value in self.outputs):
+            raise UnsupportedOperationError(
+                f"{type(self.module).__name__}: {self.name} gives dtype {self.outputs[0].dtype}, through which no relevance can flow"
+            )
+        if self.name not in Unknown._warned:
+            Unknown._warned.add(self.name)
+            warnings.warn(
+                f"lrpkernels has no rule for {self.name} (first seen in a {type(self.module).__name__} module): its gradient is "
+                "used, as in gradient times input",
+                stacklevel=2,
+            )
+        result = self._vjp(multipliers)
+        if all(g is None for g in result):
+            raise UnsupportedOperationError(
+                f"{type(self.module).__name__}: {self.name} is not differentiable, so no relevance can flow through it"
+            )
+        return result

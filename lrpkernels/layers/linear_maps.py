@@ -1,0 +1,233 @@
+"""Convolutions and linear layers: z = W a + b."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import functional
+from ..functional import ConvGeometry
+from .base import Multipliers, Op, bind, records
+
+if TYPE_CHECKING:
+    from ..rules.base import Rule
+    from ..tape import Tape, Value
+
+
+class LinearMap(Op):
+    """z = W a + b with a weight and an optional bias. Subclasses know how to apply W, its transpose, and W scaled per output channel.
+
+    Attributes:
+        weight: as recorded, in its own dtype.
+        bias: b, (channels,), or None.
+        channels: how many output channels there are (dimension 1 of the output, the last one for ``Linear``).
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def propagate(self, multipliers: list[Tensor | None], rule: Rule) -> Multipliers:
+        raise AssertionError("linear maps are propagated as blocks; see lrpkernels.fuse")
+
+    def epsilon(
+        self,
+        multiplier: Tensor,
+        addend: Tensor | None,
+        output: Tensor | None,
+        scale: Tensor | None,
+        epsilon: float,
+        leak: float,
+    ) -> Tensor:
+        """Multiplier at the input under the epsilon rule; see :func:`lrpkernels.functional.conv_epsilon`."""
+        raise NotImplementedError
+
+    def forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """W a + b with other weights than the recorded ones."""
+        raise NotImplementedError
+
+    def transpose(self, s: Tensor, weight: Tensor) -> Tensor:
+        """W^T s with other weights than the recorded ones."""
+        raise NotImplementedError
+
+    def per_channel(self, vector: Tensor) -> Tensor:
+        """A vector over output channels, shaped to scale the weight."""
+        raise NotImplementedError
+
+    def _weight(self, like: Tensor) -> Tensor:
+        return self.weight if self.weight.dtype == like.dtype else self.weight.to(like.dtype)
+
+
+class Conv(LinearMap):
+    """Convolution or transposed convolution of any dimension."""
+
+    kind = "conv"
+
+    def __init__(self, input: Value, weight: Tensor, bias: Tensor | None, geometry: ConvGeometry) -> None:
+        super().__init__(input)
+        self.weight, self.bias, self.geometry = weight, bias, geometry
+
+    @property
+    def channels(self) -> int:
+        return self.output.shape[1]
+
+    def epsilon(
+        self,
+        multiplier: Tensor,
+        addend: Tensor | None,
+        output: Tensor | None,
+        scale: Tensor | None,
+        epsilon: float,
+        leak: float,
+    ) -> Tensor:
+        return functional.conv_epsilon(
+            multiplier,
+            self._weight(multiplier),
+            self.inputs[0].tensor.detach(),
+            output,
+            scale,
+            geometry=self.geometry,
+            addend=addend,
+            epsilon=epsilon,
+            leak=leak,
+        )
+
+    def forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return torch.ops.aten.convolution.default(input, weight, bias, *self.geometry)
+
+    def transpose(self, s: Tensor, weight: Tensor) -> Tensor:
+        return functional.conv_transpose(s, weight, self.inputs[0].tensor.detach(), self.geometry)
+
+    def per_channel(self, vector: Tensor) -> Tensor:
+        if not self.geometry.transposed:
+            return vector.view(-1, *(1,) * (self.weight.dim() - 1))
+        # A transposed convolution's weight is (C_in, C_out / groups, ...): one row of factors for each group of input channels.
+        groups = self.geometry.groups
+        rows = vector.view(groups, 1, -1).expand(-1, self.weight.shape[0] // groups, -1).flatten(0, 1)
+        return rows.reshape(*rows.shape, *(1,) * (self.weight.dim() - 2))
+
+
+class Linear(LinearMap):
+    """A dense layer on the last dimension."""
+
+    kind = "linear"
+
+    def __init__(self, input: Value, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__(input)
+        self.weight, self.bias = weight, bias
+
+    @property
+    def channels(self) -> int:
+        return self.output.shape[-1]
+
+    def epsilon(
+        self,
+        multiplier: Tensor,
+        addend: Tensor | None,
+        output: Tensor | None,
+        scale: Tensor | None,
+        epsilon: float,
+        leak: float,
+    ) -> Tensor:
+        if addend is not None or output is not None or scale is not None:
+            multiplier = functional.epsilon_scale(
+                multiplier, output, scale, addend=addend, epsilon=epsilon, leak=leak
+            )
+        return multiplier @ self._weight(multiplier)
+
+    def forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.linear(input, weight, bias)
+
+    def transpose(self, s: Tensor, weight: Tensor) -> Tensor:
+        return s @ weight
+
+    def per_channel(self, vector: Tensor) -> Tensor:
+        return vector.view(-1, 1)
+
+
+def _tuple(value: Any, n: int) -> tuple[int, ...]:
+    return (value,) * n if isinstance(value, int) else tuple(value) * (n if len(value) == 1 else 1)
+
+
+def _record_conv(tape: Tape, func: Any, args: Any, kwargs: Any, spatial: int, transposed: bool) -> Tensor:
+    if transposed:
+        names = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
+        x, weight, bias, stride, padding, output_padding, groups, dilation = bind(
+            args, kwargs, *names, stride=1, padding=0, output_padding=0, groups=1, dilation=1
+        )
+    else:
+        names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+        x, weight, bias, stride, padding, dilation, groups = bind(
+            args, kwargs, *names, stride=1, padding=0, groups=1, dilation=1
+        )
+        output_padding = 0
+    value = tape.value(x)
+    if value is None or tape.value(weight) is not None:
+        return _unrecorded(tape, func, args, kwargs)
+    if x.dim() == spatial + 1:  # PyTorch's unbatched form
+        from .structure import record_call
+
+        batched = record_call(tape, torch.unsqueeze, (x, 0), {})
+        arguments = (batched, *args[1:]) if args else ()
+        out = _record_conv(tape, func, arguments, kwargs if args else {**kwargs, "input": batched}, spatial, transposed)
+        return record_call(tape, torch.squeeze, (out, 0), {})
+    dilation = _tuple(dilation, spatial)
+    if padding == "valid":
+        padding = 0
+    if padding == "same":
+        total = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
+        if any(t % 2 for t in total):  # PyTorch pads one more at the end
+            from .structure import record_call
+
+            pad = [side for t in reversed(total) for side in (t // 2, t - t // 2)]
+            x = record_call(tape, F.pad, (x, pad), {})
+            value, padding = tape.value(x), 0
+            out = func(x, weight, bias, stride, 0, dilation, groups)
+        else:
+            padding = tuple(t // 2 for t in total)
+            out = func(*args, **kwargs)
+    else:
+        out = func(*args, **kwargs)
+    geometry = ConvGeometry(
+        _tuple(stride, spatial),
+        _tuple(padding, spatial),
+        dilation,
+        transposed,
+        _tuple(output_padding, spatial),
+        groups,
+    )
+    tape.add(Conv(value, weight, bias, geometry), out)
+    return out
+
+
+def _unrecorded(tape: Tape, func: Any, args: Any, kwargs: Any) -> Any:
+    from .base import _record_unknown
+
+    return _record_unknown(tape, func, args, kwargs, func(*args, **kwargs))
+
+
+def _register_convs() -> None:
+    forms = ((1, torch.conv1d, torch.conv_transpose1d), (2, torch.conv2d, torch.conv_transpose2d), (3, torch.conv3d, torch.conv_transpose3d))
+    for spatial, conv, transposed in forms:
+        for func, flag in ((conv, False), (transposed, True)):
+
+            def recorder(tape: Tape, func: Any, args: Any, kwargs: Any, spatial: int = spatial, flag: bool = flag) -> Tensor:
+                return _record_conv(tape, func, args, kwargs, spatial, flag)
+
+            records(func)(recorder)
+
+
+_register_convs()
+
+
+@records(F.linear)
+def _linear(tape: Tape, func: Any, args: Any, kwargs: Any) -> Tensor:
+    x, weight, bias = bind(args, kwargs, "input", "weight", "bias")
+    value = tape.value(x)
+    if value is None or tape.value(weight) is not None or x.dim() < 2:
+        return _unrecorded(tape, func, args, kwargs)
+    out = func(x, weight, bias)
+    tape.add(Linear(value, weight, bias), out)
+    return out

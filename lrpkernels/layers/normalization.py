@@ -1,0 +1,106 @@
+"""Batch normalization: an affine map per channel, y = k * x + c, whose statistics LRP treats as constants."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import functional
+from .base import bind, records
+from .linear_maps import LinearMap
+
+if TYPE_CHECKING:
+    from ..tape import Tape, Value
+
+
+class BatchNorm(LinearMap):
+    """y = k * x + c, k = gamma / sqrt(var + eps), c = beta - k * mean; alone (as here) or merged into the convolution ahead of it.
+
+    In training mode mean and variance are those of the batch, as the forward pass computed them; gradients reach gamma and beta,
+    never the statistics (docs/method.md section 1).
+    """
+
+    kind = "batch_norm"
+
+    def __init__(
+        self, input: Value, gamma: Tensor | None, beta: Tensor | None, mean: Tensor, inverse_deviation: Tensor
+    ) -> None:
+        super().__init__(input)
+        self.gamma, self.beta = gamma, beta
+        self.mean, self.inverse_deviation = mean, inverse_deviation
+
+    @property
+    def channels(self) -> int:
+        return self.mean.shape[0]
+
+    def scale(self) -> Tensor:
+        """k, (C,)."""
+        return self.inverse_deviation if self.gamma is None else self.gamma * self.inverse_deviation
+
+    def shift(self, detach: bool = True) -> Tensor:
+        """c, (C,); ``detach`` cuts beta off from gradients, k stays live."""
+        shift = -self.scale() * self.mean
+        if self.beta is None:
+            return shift
+        return shift + (self.beta.detach() if detach else self.beta)
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        return self.scale()
+
+    @property
+    def bias(self) -> Tensor:  # type: ignore[override]
+        return self.shift(detach=False)
+
+    def epsilon(
+        self,
+        multiplier: Tensor,
+        addend: Tensor | None,
+        output: Tensor | None,
+        scale: Tensor | None,
+        epsilon: float,
+        leak: float,
+    ) -> Tensor:
+        k = self.scale() if scale is None else self.scale() * scale
+        return functional.epsilon_scale(multiplier, output, k, addend=addend, epsilon=epsilon, leak=leak)
+
+    def _broadcast(self, vector: Tensor) -> Tensor:
+        return vector.view(-1, *(1,) * (len(self.output.shape) - 2))
+
+    def forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        out = input * self._broadcast(weight)
+        return out if bias is None else out + self._broadcast(bias)
+
+    def transpose(self, s: Tensor, weight: Tensor) -> Tensor:
+        return s * self._broadcast(weight)
+
+    def per_channel(self, vector: Tensor) -> Tensor:
+        return vector
+
+
+@records(F.batch_norm)
+def _batch_norm(tape: Tape, func: Any, args: Any, kwargs: Any) -> Tensor:
+    names = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
+    x, mean, var, gamma, beta, training, momentum, eps = bind(
+        args, kwargs, *names, training=False, momentum=0.1, eps=1e-5
+    )
+    value = tape.value(x)
+    if value is None:
+        from .linear_maps import _unrecorded
+
+        return _unrecorded(tape, func, args, kwargs)
+    if training:
+        # What F.batch_norm calls; it also hands out the statistics it used, which spares a second pass over the input.
+        if x.numel() // x.shape[1] <= 1:
+            return func(x, mean, var, gamma, beta, training, momentum, eps)  # raises PyTorch's own error
+        out, mean, inverse_deviation, _, _ = torch._batch_norm_impl_index(
+            x, gamma, beta, mean, var, True, momentum, eps, torch.backends.cudnn.enabled
+        )
+    else:
+        out = func(x, mean, var, gamma, beta, False, momentum, eps)
+        inverse_deviation = torch.rsqrt(var + eps)
+    tape.add(BatchNorm(value, gamma, beta, mean.detach(), inverse_deviation.detach()), out)
+    return out

@@ -1,0 +1,155 @@
+"""Pooling layers. Max pooling: winner takes all. Average pooling: a linear map with constant weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import functional
+from .base import Multipliers, Op, bind, records
+from .linear_maps import _tuple, _unrecorded
+
+if TYPE_CHECKING:
+    from ..rules.base import Rule
+    from ..tape import Tape, Value
+
+
+class MaxPool(Op):
+    """Max pooling of 2 or 3 spatial dimensions with the winners' positions."""
+
+    kind = "max_pool"
+
+    def __init__(self, input: Value, indices: Tensor, arguments: tuple[Any, ...]) -> None:
+        super().__init__(input)
+        self.indices, self.arguments = indices, arguments
+
+    def propagate(self, multipliers: list[Tensor | None], rule: Rule) -> Multipliers:
+        g = multipliers[0]
+        return (functional.max_pool_winner(g, self.indices, self.inputs[0].tensor.detach(), self.arguments),)
+
+
+class AveragePool(Op):
+    """A parameter-free linear map with non-negative weights: average pooling, adaptive average pooling, mean over positions."""
+
+    kind = "avg_pool"
+
+    def __init__(self, input: Value, forward: Callable[[Tensor], Tensor], adjoint: Callable[[Tensor], Tensor]) -> None:
+        super().__init__(input)
+        self.forward, self.adjoint = forward, adjoint
+
+    def transpose(self, s: Tensor) -> Tensor:
+        return functional.linear_adjoint(s, self.adjoint, self.forward)
+
+    def propagate(self, multipliers: list[Tensor | None], rule: Rule) -> Multipliers:
+        return (rule.average_pool(self, multipliers[0]),)
+
+
+_MAX_POOLS: dict[Any, tuple[int, bool]] = {
+    F.max_pool2d: (2, False),
+    torch.max_pool2d: (2, False),
+    F.max_pool2d_with_indices: (2, True),
+    F.max_pool3d: (3, False),
+    torch.max_pool3d: (3, False),
+    F.max_pool3d_with_indices: (3, True),
+}
+
+
+@records(*_MAX_POOLS)
+def _max_pool(tape: Tape, func: Any, args: Any, kwargs: Any) -> Any:
+    spatial, wants_indices = _MAX_POOLS[func]
+    names = ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
+    x, kernel, stride, padding, dilation, ceil_mode, return_indices = bind(
+        args, kwargs, *names, padding=0, dilation=1, ceil_mode=False, return_indices=False
+    )
+    value = tape.value(x)
+    if value is None or x.dim() != spatial + 2:
+        return _unrecorded(tape, func, args, kwargs)
+    kernel = _tuple(kernel, spatial)
+    stride = kernel if stride is None or stride == [] else _tuple(stride, spatial)
+    arguments = (kernel, stride, _tuple(padding, spatial), _tuple(dilation, spatial), ceil_mode)
+    pool = F.max_pool2d_with_indices if spatial == 2 else F.max_pool3d_with_indices
+    out, indices = pool(x, *arguments)
+    tape.add(MaxPool(value, indices, arguments), out, nonnegative=value.nonnegative)
+    return (out, indices) if wants_indices or return_indices else out
+
+
+def _sized(shape: torch.Size, g: Tensor) -> Tensor:
+    """An uninitialized tensor with the sizes of a layer's input at the batch of ``g``; only its sizes are read."""
+    return torch.empty((g.shape[0], *shape[1:]), dtype=g.dtype, device=g.device)
+
+
+@records(F.avg_pool2d, F.avg_pool3d)
+def _average_pool(tape: Tape, func: Any, args: Any, kwargs: Any) -> Tensor:
+    names = ("input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
+    x, kernel, stride, padding, ceil_mode, count_include_pad, divisor = bind(
+        args, kwargs, *names, padding=0, ceil_mode=False, count_include_pad=True
+    )
+    spatial = 2 if func is F.avg_pool2d else 3
+    value = tape.value(x)
+    if value is None or x.dim() != spatial + 2:
+        return _unrecorded(tape, func, args, kwargs)
+    kernel = _tuple(kernel, spatial)
+    stride = kernel if stride is None else _tuple(stride, spatial)
+    arguments = (kernel, stride, _tuple(padding, spatial), ceil_mode, count_include_pad, divisor)
+    aten = torch.ops.aten
+    backward = (aten.avg_pool2d_backward if spatial == 2 else aten.avg_pool3d_backward).default
+    shape = x.shape
+    out = func(x, *arguments)
+    op = AveragePool(value, lambda v: func(v, *arguments), lambda g: backward(g, _sized(shape, g), *arguments))
+    tape.add(op, out, nonnegative=value.nonnegative)
+    return out
+
+
+@records(F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)
+def _adaptive_average_pool(tape: Tape, func: Any, args: Any, kwargs: Any) -> Tensor:
+    x, size = bind(args, kwargs, "input", "output_size")
+    spatial = 2 if func is F.adaptive_avg_pool2d else 3
+    value = tape.value(x)
+    if value is None or x.dim() != spatial + 2:
+        return _unrecorded(tape, func, args, kwargs)
+    out = func(x, size)
+    shape = x.shape
+    if out.shape[2:].numel() == 1:
+        op = _mean_op(value, tuple(range(2, x.dim())), True)
+    else:
+        aten = torch.ops.aten
+        backward = (aten._adaptive_avg_pool2d_backward if spatial == 2 else aten._adaptive_avg_pool3d_backward).default
+        op = AveragePool(value, lambda v: func(v, size), lambda g: backward(g, _sized(shape, g)))
+    tape.add(op, out, nonnegative=value.nonnegative)
+    return out
+
+
+def _mean_op(value: Value, dims: tuple[int, ...], keepdim: bool) -> AveragePool:
+    shape = value.shape
+    count = 1
+    for d in dims:
+        count *= shape[d]
+
+    def forward(v: Tensor) -> Tensor:
+        return v.mean(dims, keepdim=keepdim)
+
+    def adjoint(g: Tensor) -> Tensor:
+        g = g / count
+        if not keepdim:
+            for d in sorted(dims):
+                g = g.unsqueeze(d)
+        return g.expand(g.shape[0], *shape[1:])
+
+    return AveragePool(value, forward, adjoint)
+
+
+@records(torch.mean, Tensor.mean)
+def _mean(tape: Tape, func: Any, args: Any, kwargs: Any) -> Tensor:
+    x, dim, keepdim = bind(args, {**kwargs, "dim": kwargs.get("dim", kwargs.get("axis"))}, "input", "dim", "keepdim", keepdim=False)
+    value = tape.value(x)
+    dims = () if dim is None else ((dim,) if isinstance(dim, int) else tuple(dim))
+    dims = tuple(d % x.dim() for d in dims)
+    if value is None or not dims or 0 in dims or kwargs.get("dtype") is not None:
+        return _unrecorded(tape, func, args, kwargs)
+    out = func(*args, **kwargs)
+    tape.add(_mean_op(value, dims, bool(keepdim)), out, nonnegative=value.nonnegative)
+    return out

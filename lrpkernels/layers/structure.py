@@ -1,0 +1,192 @@
+"""Data movement: reshapes, permutations, concatenation, slices, padding, dropout, casts. Relevance follows the data."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from ..errors import InPlaceError
+from .arithmetic import Scale
+from .base import Multipliers, Op, bind, records
+from .fallback import Replayed
+from .linear_maps import _unrecorded
+
+if TYPE_CHECKING:
+    from ..rules.base import Rule
+    from ..tape import Tape, Value
+
+
+class Reshape(Op):
+    """The same numbers in the same order under another shape."""
+
+    kind = "reshape"
+
+    def propagate(self, multipliers: list[Tensor | None], rule: Rule) -> Multipliers:
+        g, shape = multipliers[0], self.inputs[0].shape
+        return (g.reshape(g.numel() // max(1, shape[1:].numel()), *shape[1:]),)
+
+    def propagate_relevance(self, relevance: Tensor) -> Multipliers:
+        shape = self.inputs[0].shape
+        return (relevance.reshape(-1, *shape[1:]),)
+
+
+class Cat(Op):
+    """Concatenation along a dimension other than the batch's."""
+
+    kind = "cat"
+
+    def __init__(self, inputs: tuple[Value, ...], places: list[tuple[int, int]], dim: int) -> None:
+        super().__init__(*inputs)
+        self.places, self.dim = places, dim
+
+    def propagate(self, multipliers: list[Tensor | None], rule: Rule) -> Multipliers:
+        return tuple(multipliers[0].narrow(self.dim, start, length) for start, length in self.places)
+
+    propagate_relevance = lambda self, relevance: self.propagate([relevance], None)
+
+
+class Movement(Replayed):
+    """Any other data movement: every output element is a copy of one input element (or zero)."""
+
+    kind = "movement"
+
+    def propagate_relevance(self, relevance: Tensor) -> Multipliers:
+        return self._vjp([relevance])
+
+
+class Cast(Op):
+    """A copy, possibly in another dtype; the walk casts multipliers to each value's dtype by itself."""
+
+    kind = "cast"
+
+    def propagate(self, multipliers: list[Tensor | None], rule: Rule) -> Multipliers:
+        return (multipliers[0],)
+
+    def propagate_relevance(self, relevance: Tensor) -> Multipliers:
+        return (relevance,)
+
+
+class Dropout(Scale):
+    """Dropout in training mode: a product with the mask that was drawn."""
+
+    kind = "dropout"
+
+
+def record_call(tape: Tape, func: Any, args: Any, kwargs: Any) -> Any:
+    """Run a function through its recorder (for recorders that split one call into several operations)."""
+    from .base import dispatch
+
+    return dispatch(tape, func, args, kwargs)
+
+
+@records(
+    torch.flatten, Tensor.flatten, torch.reshape, Tensor.reshape, Tensor.view, Tensor.view_as, Tensor.reshape_as,
+    torch.unsqueeze, Tensor.unsqueeze, torch.squeeze, Tensor.squeeze, torch.unflatten, Tensor.unflatten, torch.ravel, Tensor.ravel,
+)  # fmt: skip
+def _reshape(tape: Tape, func: Any, args: Any, kwargs: Any) -> Tensor:
+    out = func(*args, **kwargs)
+    x = args[0] if args else kwargs["input"]
+    value = tape.value(x)
+    if out is x:
+        return out
+    if value is None or out.dtype != x.dtype:  # view(dtype) is no reshape
+        return _unrecorded(tape, func, args, kwargs)
+    tape.add(Reshape(value), out, nonnegative=value.nonnegative)
+    return out
+
+
+@records(torch.cat, torch.concat, torch.concatenate)
+def _cat(tape: Tape, func: Any, args: Any, kwargs: Any) -> Tensor:
+    tensors, dim = bind(args, {**kwargs, "dim": kwargs.get("dim", kwargs.get("axis", 0))}, "tensors", "dim", dim=0)
+    dim = dim % tensors[0].dim()
+    if dim == 0 or any(t.dim() != tensors[0].dim() for t in tensors):
+        return _movement(tape, func, args, kwargs)
+    out = func(*args, **kwargs)
+    inputs, places, start = [], [], 0
+    for tensor in tensors:
+        value = tape.value(tensor)
+        if value is not None:
+            inputs.append(value)
+            places.append((start, tensor.shape[dim]))
+        start += tensor.shape[dim]
+    nonnegative = len(inputs) == len(tensors) and all(v.nonnegative for v in inputs)
+    tape.add(Cat(tuple(inputs), places, dim), out, nonnegative=nonnegative)
+    return out
+
+
+@records(
+    torch.permute, Tensor.permute, torch.transpose, Tensor.transpose, Tensor.t, torch.t, torch.swapaxes, Tensor.swapaxes,
+    torch.movedim, Tensor.movedim, Tensor.T.__get__, Tensor.mT.__get__,
+    torch.chunk, Tensor.chunk, torch.split, Tensor.split, torch.tensor_split, Tensor.tensor_split, Tensor.unbind, torch.unbind,
+    torch.stack, Tensor.__getitem__, torch.narrow, Tensor.narrow, torch.select, Tensor.select, torch.index_select,
+    Tensor.index_select, F.pad, torch.roll, Tensor.roll, torch.flip, Tensor.flip, Tensor.expand, Tensor.expand_as,
+    Tensor.repeat, torch.tile, F.pixel_shuffle, F.pixel_unshuffle, F.channel_shuffle, F.unfold,
+)  # fmt: skip
+def _movement(tape: Tape, func: Any, args: Any, kwargs: Any) -> Any:
+    out = func(*args, **kwargs)
+    outputs = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
+    if any(tape.value(t) is not None for t in outputs):
+        return out
+    inputs = list({id(v): v for v in map(tape.value, tree_leaves((args, kwargs))) if v is not None}.values())
+    tape.add(Movement(inputs, func, args, kwargs), *outputs, nonnegative=all(v.nonnegative for v in inputs))
+    return out
+
+
+@records(torch.sum, Tensor.sum, torch.cumsum, Tensor.cumsum, F.interpolate, F.upsample)
+def _linear_function(tape: Tape, func: Any, args: Any, kwargs: Any) -> Any:
+    out = func(*args, **kwargs)
+    inputs = list({id(v): v for v in map(tape.value, tree_leaves((args, kwargs))) if v is not None}.values())
+    tape.add(Replayed(inputs, func, args, kwargs), out, nonnegative=False)
+    return out
+
+
+@records(
+    Tensor.contiguous, torch.clone, Tensor.clone, Tensor.to, Tensor.float, Tensor.double, Tensor.half, Tensor.bfloat16,
+    Tensor.type_as, Tensor.type,
+)  # fmt: skip
+def _cast(tape: Tape, func: Any, args: Any, kwargs: Any) -> Any:
+    out = func(*args, **kwargs)
+    value = tape.value(args[0])
+    if not isinstance(out, Tensor) or out is args[0] or value is None or not out.is_floating_point():
+        return out
+    tape.add(Cast(value), out, nonnegative=value.nonnegative)
+    return out
+
+
+@records(Tensor.detach, torch.detach, Tensor.data.__get__)
+def _detach(tape: Tape, func: Any, args: Any, kwargs: Any) -> Any:
+    return func(*args, **kwargs)  # a constant from here on, as for gradients
+
+
+@records(Tensor.__setitem__, Tensor.index_put_, Tensor.masked_fill_, Tensor.copy_, Tensor.fill_, Tensor.zero_)
+def _assignment(tape: Tape, func: Any, args: Any, kwargs: Any) -> Any:
+    if tape.value(args[0]) is None and not (args[0]._is_view() and tape.value(args[0]._base) is not None):
+        return _unrecorded(tape, func, args, kwargs)
+    raise InPlaceError(
+        f"{tape.path()}: {func.__name__} changes a recorded tensor of shape {tuple(args[0].shape)} in place; "
+        "build a new tensor in the model (torch.where, torch.cat, masked_fill without the underscore)"
+    )
+
+
+_DROPOUT_DIMS = {F.dropout: None, F.dropout1d: 1, F.dropout2d: 2, F.dropout3d: 3}
+
+
+@records(*_DROPOUT_DIMS)
+def _dropout(tape: Tape, func: Any, args: Any, kwargs: Any) -> Tensor:
+    x, p, training, inplace = bind(args, kwargs, "input", "p", "training", "inplace", p=0.5, training=True, inplace=False)
+    value = tape.value(x)
+    if not training or p == 0.0:
+        return x
+    # The mask is drawn as PyTorch does on the CPU, so that the random stream is the one of an unrecorded run; it is kept.
+    shape = x.shape if _DROPOUT_DIMS[func] is None else (*x.shape[: x.dim() - _DROPOUT_DIMS[func]], *(1,) * _DROPOUT_DIMS[func])
+    noise = torch.empty(shape, dtype=x.dtype, device=x.device).bernoulli_(1 - p)
+    noise = noise.div_(1 - p) if p < 1 else noise
+    out = x * noise
+    tape.add(Dropout(value, noise), out, nonnegative=value.nonnegative)
+    if inplace:
+        tape.replace(x, out)
+    return out

@@ -1,0 +1,166 @@
+"""The relevance pass: the tape walked backwards once, one differentiable relevance operation per block."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .composite import Composite, as_composite
+from .errors import UnusedInputError
+from .fuse import Block, fuse
+from .target import Target, select_logits, start
+
+if TYPE_CHECKING:
+    from .layers.base import Op
+    from .rules import Rule
+    from .tape import Tape, Value
+
+
+class _Contributions:
+    """What has arrived at each value so far: multipliers G, and relevance R behind a first-layer rule."""
+
+    def __init__(self) -> None:
+        self._parts: dict[int, list[Tensor]] = {}
+
+    def add(self, value: Value, part: Tensor) -> None:
+        if part.dtype != value.dtype:
+            part = part.to(value.dtype)
+        self._parts.setdefault(id(value), []).append(part)
+
+    def pop(self, value: Value) -> Tensor | None:
+        parts = self._parts.pop(id(value), None)
+        return None if parts is None else _sum(parts)
+
+    def pop_pair(self, value: Value) -> tuple[Tensor, Tensor | None] | None:
+        """The contributions as at most two summands: blocks add the second in their own elementwise pass."""
+        parts = self._parts.pop(id(value), None)
+        if parts is None:
+            return None
+        return (parts[0], None) if len(parts) == 1 else (_sum(parts[:-1]), parts[-1])
+
+
+def _sum(parts: list[Tensor]) -> Tensor:
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    return total
+
+
+def propagate(
+    tape: Tape,
+    target: Target,
+    composite: Composite | Rule | None,
+    at: Sequence[str] | None,
+    output: Callable[[Any], Tensor] | None,
+) -> Any:
+    """See :meth:`lrpkernels.tape.Tape.relevance`."""
+    chosen = as_composite(composite)
+    logits = select_logits(tape.output, output)
+    value = tape.value(logits)
+    if value is None:
+        raise UnusedInputError(f"{type(tape.model).__name__}: its output does not depend on its input through recorded operations")
+    hidden = {name: tape.module_output(name) for name in at or ()}
+    with torch.autocast(logits.device.type, enabled=False):
+        seed, targets = start(target, logits)
+        found = _walk(tape, value, seed, chosen, hidden)
+    inputs = [found[id(v)] for v in tape.input_values]
+    if all(r is None for r in inputs):
+        raise UnusedInputError(f"{type(tape.model).__name__}: no relevance reaches its input; the output does not depend on it")
+
+    def shaped(relevance: Tensor | None, at_value: Value) -> Tensor:
+        if relevance is None:
+            relevance = torch.zeros((seed.shape[0] // logits.shape[0] * at_value.shape[0], *at_value.shape[1:]), dtype=at_value.dtype)
+        return relevance if targets is None else relevance.unflatten(0, (targets, -1)).movedim(0, 1)
+
+    heatmaps = tuple(shaped(r, v) for r, v in zip(inputs, tape.input_values, strict=True))
+    heatmap = heatmaps[0] if len(heatmaps) == 1 else heatmaps
+    if at is None:
+        return heatmap
+    return {"input": heatmap, **{name: shaped(found[id(v)], v) for name, v in hidden.items()}}
+
+
+def _walk(tape: Tape, logits: Value, seed: Tensor, composite: Composite, hidden: dict[str, Value]) -> dict[int, Tensor | None]:
+    """Relevance at the inputs and the hidden values, by id of the value (None: nothing arrived)."""
+    multipliers, relevances = _Contributions(), _Contributions()
+    multipliers.add(logits, seed)
+    sources = {id(v) for v in _behind_inputs(tape)}
+    wanted = {id(v) for v in hidden.values()}
+    found: dict[int, Tensor | None] = {id(v): None for v in (*hidden.values(), *tape.input_values)}
+    for op in reversed(fuse(tape.ops, keep=(logits, *hidden.values()))):
+        if isinstance(op, Block):
+            _through_block(op, composite, id(op.input) in sources, multipliers, relevances, wanted, found)
+            continue
+        arrived = [_take(v, multipliers, relevances, wanted, found) for v in op.outputs]
+        behind = [relevances.pop(v) for v in op.outputs]
+        if any(g is not None for g in arrived):
+            rule = composite.rule_for(op, any(id(v) in sources for v in op.inputs))
+            _hand_on(op, op.propagate(arrived, rule), multipliers)
+        if behind[0] is not None:
+            _hand_on(op, op.propagate_relevance(behind[0]), relevances)
+    for v in tape.input_values:
+        found[id(v)] = _at_value(v, multipliers.pop(v), relevances.pop(v))
+    return found
+
+
+def _behind_inputs(tape: Tape) -> list[Value]:
+    """The model's inputs, and what data movement and scaling by constants alone make of them."""
+    values = list(tape.input_values)
+    known = {id(v) for v in values}
+    for op in tape.ops:
+        plain = op.kind in ("reshape", "movement", "cast", "scale", "cat") or (op.kind == "add" and len(op.inputs) == 1)
+        if plain and all(id(v) in known for v in op.inputs):
+            values += op.outputs
+            known |= {id(v) for v in op.outputs}
+    return values
+
+
+def _through_block(
+    block: Block,
+    composite: Composite,
+    reads_input: bool,
+    multipliers: _Contributions,
+    relevances: _Contributions,
+    wanted: set[int],
+    found: dict[int, Tensor | None],
+) -> None:
+    value = block.output
+    if id(value) in wanted:
+        total = _take(value, multipliers, relevances, wanted, found)
+        pair = None if total is None else (total, None)
+    else:
+        pair = multipliers.pop_pair(value)
+    if pair is None:
+        return
+    rule = composite.rule_for(block, reads_input)
+    result = rule.linear(block, pair)
+    (relevances if rule.yields_relevance else multipliers).add(block.input, result)
+
+
+def _take(
+    value: Value, multipliers: _Contributions, relevances: _Contributions, wanted: set[int], found: dict[int, Tensor | None]
+) -> Tensor | None:
+    """All multipliers that arrived at ``value``; its relevance is noted if it was asked for."""
+    total = multipliers.pop(value)
+    if id(value) in wanted and total is not None:
+        found[id(value)] = _at_value(value, total, None)
+    return total
+
+
+def _at_value(value: Value, multiplier: Tensor | None, relevance: Tensor | None) -> Tensor | None:
+    """R = a * G (+ R that a first-layer rule yielded)."""
+    if multiplier is not None:
+        targets = multiplier.shape[0] // value.shape[0]
+        product = value.tensor * multiplier if targets == 1 else (
+            multiplier.unflatten(0, (targets, -1)) * value.tensor
+        ).flatten(0, 1)
+        relevance = product if relevance is None else relevance + product
+    return relevance
+
+
+def _hand_on(op: Op, parts: Sequence[Tensor | None], contributions: _Contributions) -> None:
+    for value, part in zip(op.inputs, parts, strict=True):
+        if part is not None:
+            contributions.add(value, part)

@@ -1,0 +1,64 @@
+"""What a rule is: how one layer hands relevance from its output to its input."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import isfinite
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from ..fuse import Block
+    from ..layers.activation import Relu
+    from ..layers.arithmetic import Add
+    from ..layers.base import Multipliers
+    from ..layers.pooling import AveragePool
+
+
+def positive(name: str, value: float, zero: bool = True) -> None:
+    """Raise ValueError unless ``value`` is a finite number >= 0 (> 0 if not ``zero``)."""
+    if not isinstance(value, (int, float)) or not isfinite(value) or value < 0 or (value == 0 and not zero):
+        raise ValueError(f"{name} must be a finite number {'>=' if zero else '>'} 0, got {value!r}")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Base of all rules. A rule works on multipliers G (R = a * G); what it does not define passes G on unchanged.
+
+    Attributes:
+        yields_relevance: :meth:`linear` returns R at the input instead of G (rules for the first layer).
+    """
+
+    yields_relevance = False
+
+    @property
+    def first(self) -> Rule | None:
+        """The rule of the first layer when this rule is used as a composite; None: this rule itself."""
+        return None
+
+    def linear(self, block: Block, multipliers: tuple[Tensor, Tensor | None]) -> Tensor:
+        """Through convolution, linear layer or batch norm, with the batch norm merged into it and the ReLU behind it.
+
+        Args:
+            block: the layer.
+            multipliers: G at the block's output and, possibly, a second contribution to be added to it.
+
+        Returns:
+            G at the block's input (R itself if ``yields_relevance``).
+        """
+        raise NotImplementedError
+
+    def relu(self, op: Relu, multiplier: Tensor) -> Tensor:
+        """Through a ReLU that stands alone (behind a sum, say): R is unchanged, so G meets ReLU's own derivative."""
+        from ..functional import epsilon_scale
+
+        return epsilon_scale(multiplier, op.output.tensor, epsilon=0.0)
+
+    def add(self, op: Add, multiplier: Tensor) -> Multipliers:
+        """Through a sum of branches: shares u / (u + v), so G is the same for both."""
+        return tuple(op.share(multiplier, index) for index in range(len(op.inputs)))
+
+    def average_pool(self, op: AveragePool, multiplier: Tensor) -> Tensor:
+        """Through an average: a linear map with constant weights."""
+        return op.transpose(multiplier)

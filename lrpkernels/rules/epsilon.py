@@ -1,0 +1,48 @@
+"""The epsilon rule."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from ..functional import epsilon_scale
+from .base import Rule, positive
+
+if TYPE_CHECKING:
+    from ..fuse import Block
+    from ..layers.activation import Relu
+
+
+@dataclass(frozen=True)
+class Epsilon(Rule):
+    """R_j = a_j * sum_k w_jk R_k / (z_k + eps), in the form of LRP-Flex: one stabilizer at each ReLU, none elsewhere.
+
+    G passes a ReLU with output u multiplied by u / (u + eps); linear maps, sums and pooling pass it on by their transposed map.
+    The factor itself is differentiated when a loss on the heatmap is. Biases absorb relevance.
+
+    Args:
+        eps: stabilizer, >= 0, in units of the activations; 0 gives gradient times input.
+        first: rule of the first layer, for example ``ZBox(0, 1)``; None: this rule.
+        leak: factor for inactive units in place of 0, which makes paths through switched-off units visible; 0 in the rule itself.
+
+    Raises:
+        ValueError: eps or leak negative or not finite.
+
+    Source: Bach et al. 2015 (epsilon rule); Bassi, Decherchi, Cavalli, arXiv 2401.08409 (LRP-Flex); docs/method.md section 1.
+    """
+
+    eps: float = 1e-2
+    first: Rule | None = None  # type: ignore[assignment]
+    leak: float = 0.0
+
+    def __post_init__(self) -> None:
+        positive("eps", self.eps)
+        positive("leak", self.leak)
+
+    def linear(self, block: Block, multipliers: tuple[Tensor, Tensor | None]) -> Tensor:
+        return block.epsilon(multipliers, self.eps, self.leak)
+
+    def relu(self, op: Relu, multiplier: Tensor) -> Tensor:
+        return epsilon_scale(multiplier, op.output.tensor, epsilon=self.eps, leak=self.leak)

@@ -1,0 +1,93 @@
+"""The z^B (box) rule for a first layer that reads pixels of known range."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..functional import ratio
+from .base import Rule, positive
+
+if TYPE_CHECKING:
+    from ..fuse import Block
+
+
+@dataclass(frozen=True)
+class ZBox(Rule):
+    """R_x = x * W^T s - l * W+^T s - h * W-^T s,  s = R_h / z,  z = W x + b - l (W+ 1 + b+) - h (W- 1 + b-), stabilized.
+
+    W and b are the first layer merged with its batch norm, b detached; R_h = h * G_h at the first ReLU's output h, that ReLU's own
+    factor not applied; the image of ones meets the layer's zero padding as the input does.
+
+    Args:
+        low: l, the smallest pixel value: a number, or one per channel.
+        high: h, the largest pixel value, likewise; low < high.
+        eps: stabilizer, >= 0.
+
+    Raises:
+        ValueError: low is not below high, or a length that is not the number of input channels.
+
+    Source: Montavon et al. 2017 and 2019 (z^B rule); docs/method.md section 1.
+    """
+
+    low: float | tuple[float, ...] = 0.0
+    high: float | tuple[float, ...] = 1.0
+    eps: float = 1e-2
+
+    yields_relevance = True
+
+    def __post_init__(self) -> None:
+        positive("eps", self.eps)
+        low, high = _numbers(self.low), _numbers(self.high)
+        if len(low) > 1 and len(high) > 1 and len(low) != len(high):
+            raise ValueError(f"low and high must have the same length, got {len(low)} and {len(high)}")
+        lows, highs = low * max(1, len(high) // len(low)), high * max(1, len(low) // len(high))
+        if any(not a < b for a, b in zip(lows, highs, strict=True)):
+            raise ValueError(f"low must be below high, got low={self.low!r}, high={self.high!r}")
+
+    def linear(self, block: Block, multipliers: tuple[Tensor, Tensor | None]) -> Tensor:
+        g, addend = multipliers
+        if addend is not None:
+            g = g + addend
+        x = block.input.tensor
+        weight, bias = block.weight(), block.bias()
+        low, high = self._bound("low", self.low, x), self._bound("high", self.high, x)
+        parts = [(x, weight)]
+        z = block.map.forward(x, weight, bias)
+        for bound, numbers, clamp in ((low, self.low, {"min": 0}), (high, self.high, {"max": 0})):
+            if bound is None:
+                continue
+            w = weight.clamp(**clamp)
+            parts.append((bound, w))
+            # The same for every image, so one image of the bound's value will do. The bias counts with the mean bound.
+            level = sum(_numbers(numbers)) / len(_numbers(numbers))
+            b = None if bias is None else level * bias.clamp(**clamp)
+            z = z - block.map.forward(bound, w, b)
+        s = ratio(g, block.output.tensor, z, epsilon=self.eps)
+        targets = s.shape[0] // x.shape[0]
+        relevance = None
+        for a, w in parts:
+            part = block.map.transpose(s, w)
+            part = (part.unflatten(0, (targets, -1)) * a).flatten(0, 1)
+            relevance = part if relevance is None else relevance - part
+        return relevance
+
+    def _bound(self, name: str, bound: float | tuple[float, ...], x: Tensor) -> Tensor | None:
+        """An image of the bound's value, (1, C, ...); None if it is zero everywhere and drops out."""
+        numbers = _numbers(bound)
+        if not any(numbers):
+            return None
+        shape = (1, *x.shape[1:])
+        if len(numbers) == 1:
+            return torch.full(shape, numbers[0], dtype=x.dtype, device=x.device)
+        if x.dim() < 2 or len(numbers) != x.shape[1]:
+            raise ValueError(f"ZBox: {name} has {len(numbers)} values, the first layer's input has {x.shape[1]} channels")
+        image = torch.tensor(numbers, dtype=x.dtype, device=x.device).view(1, -1, *(1,) * (x.dim() - 2))
+        return image.expand(shape).contiguous()
+
+
+def _numbers(bound: float | tuple[float, ...]) -> tuple[float, ...]:
+    return tuple(float(v) for v in bound) if isinstance(bound, (tuple, list)) else (float(bound),)

@@ -1,0 +1,248 @@
+"""Recording: one forward pass of an unchanged model, written down as a list of operations.
+
+The model runs as it is, under a ``TorchFunctionMode`` that sees every PyTorch function it calls. Nothing is replaced in the model:
+functional calls, modules that are used twice and in-place activations work, and the autograd graph stays PyTorch's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from threading import get_ident
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import (
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+)
+from torch.overrides import TorchFunctionMode
+
+from .errors import InPlaceError, UnusedInputError
+
+if TYPE_CHECKING:
+    from .composite import Composite
+    from .layers.base import Op
+    from .rules.base import Rule
+    from .target import Target
+
+
+class Value:
+    """One tensor of the forward pass: an input of the model or the result of an operation.
+
+    Attributes:
+        tensor: the forward value itself, with its autograd graph; None once the fused tape no longer needs it.
+        shape, dtype: of the tensor.
+        consumers: how many recorded operations read it.
+        nonnegative: known from the operations that made it to hold no negative number (lets z+ take its one-convolution path).
+    """
+
+    __slots__ = ("consumers", "dtype", "nonnegative", "producer", "shape", "tensor")
+
+    def __init__(self, tensor: Tensor, producer: Op | None, nonnegative: bool = False) -> None:
+        self.tensor = tensor
+        self.shape = tensor.shape
+        self.dtype = tensor.dtype
+        self.producer = producer
+        self.nonnegative = nonnegative
+        self.consumers = 0
+
+
+class Tape:
+    """The record of one forward pass. Made by :func:`record`; a context manager that releases its tensors on exit.
+
+    Attributes:
+        output: what the model returned, unchanged (part of the ordinary autograd graph when gradients are on).
+        inputs: the tensors the model was called with.
+        ops: the recorded operations in the order they ran.
+    """
+
+    def __init__(self, model: nn.Module, inputs: Sequence[Tensor]) -> None:
+        self.model = model
+        self.inputs = tuple(inputs)
+        self.output: Any = None
+        self.ops: list[Op] = []
+        self._values: dict[int, Value] = {}
+        self._replaced: dict[int, Tensor] = {}
+        self._modules: list[nn.Module] = []
+        self._calls: dict[int, list[Value]] = {}
+        self._keep: list[Tensor] = []
+        for tensor in self.inputs:
+            self._values[id(tensor)] = Value(tensor, producer=None)
+        self.input_values = tuple(self._values[id(tensor)] for tensor in self.inputs)
+
+    # -- used by the recorders in lrpkernels.layers ------------------------------------------------------------------------------
+
+    def value(self, tensor: object) -> Value | None:
+        """The recorded value that ``tensor`` is, or None if it does not depend on the model's input."""
+        return self._values.get(id(tensor)) if isinstance(tensor, Tensor) else None
+
+    def add(self, op: Op, *outputs: Tensor, nonnegative: bool = False) -> None:
+        """Append ``op``; its inputs are already :class:`Value` objects, ``outputs`` are the tensors it made."""
+        op.module = self._modules[-1] if self._modules else self.model
+        op.outputs = tuple(Value(out, op, nonnegative) for out in outputs)
+        for value in op.inputs:
+            value.consumers += 1
+        for out, value in zip(outputs, op.outputs, strict=True):
+            self._values[id(out)] = value
+        self.ops.append(op)
+
+    def replace(self, stale: Tensor, fresh: Tensor) -> None:
+        """An in-place call on ``stale`` was carried out as ``fresh``: later uses of ``stale`` mean ``fresh``."""
+        if stale._is_view() and stale._base is not None and id(stale._base) in self._values:
+            raise InPlaceError(
+                f"{self.path()}: an in-place operation on a view changes part of a recorded tensor of shape "
+                f"{tuple(stale._base.shape)}; write the model's operation out of place (for example y = f(x[...]); torch.cat)"
+            )
+        self._replaced[id(stale)] = fresh
+        self._keep.append(stale)  # its id must not be used again while the tape lives
+
+    def path(self) -> str:
+        """Dotted name of the module that is running, '(model)' outside all of them."""
+        return self.module_path(self._modules[-1] if self._modules else self.model)
+
+    # -- used after recording ----------------------------------------------------------------------------------------------------
+
+    def module_path(self, module: nn.Module) -> str:
+        for name, candidate in self.model.named_modules():
+            if candidate is module:
+                return name or "(model)"
+        return type(module).__name__
+
+    def module_output(self, name: str) -> Value:
+        """The recorded output of the submodule called ``name``.
+
+        Raises:
+            ValueError: no such module, or it did not run exactly once, or its output is not a recorded tensor.
+        """
+        modules = dict(self.model.named_modules())
+        if name not in modules:
+            import difflib
+
+            near = difflib.get_close_matches(name, [n for n in modules if n], n=3, cutoff=0.3)
+            raise ValueError(f"at: the model has no module {name!r}; near matches: {', '.join(near) or 'none'}")
+        calls = self._calls.get(id(modules[name]), [])
+        if len(calls) != 1:
+            raise ValueError(
+                f"at: module {name!r} must give one recorded tensor in a forward pass, it gave {len(calls)}"
+            )
+        return calls[0]
+
+    def relevance(
+        self,
+        target: Target = None,
+        composite: Composite | Rule | None = None,
+        at: Sequence[str] | None = None,
+        output: Callable[[Any], Tensor] | None = None,
+    ) -> Any:
+        """Relevance at the model's input, and at the output of named modules.
+
+        Args:
+            target: what is explained, as in :class:`lrpkernels.LRP`.
+            composite: which rule each layer follows; default :class:`lrpkernels.Epsilon` with eps 1e-2.
+            at: module names. None: only the input's relevance is returned.
+            output: picks the logits out of the model's output, when that is no tensor.
+
+        Returns:
+            R at the input, the input's shape; with several targets [B, T, ...] (targets after the batch dimension). A tuple if the
+            model has several inputs. With ``at`` a dict: {"input": R, name: R at that module's output, ...}.
+
+        Raises:
+            ValueError: a target or a module name does not fit this model.
+            UnusedInputError: the output does not depend on the input.
+            UnsupportedOperationError: an operation on the way has no rule.
+        """
+        from .propagate import propagate
+
+        if self.output is None:
+            raise RuntimeError("tape: its tensors were released when the 'with' block ended; call relevance() inside it")
+        return propagate(self, target=target, composite=composite, at=at, output=output)
+
+    def clear(self) -> None:
+        """Release every recorded tensor."""
+        self.output = None
+        self.ops = []
+        self._values, self._replaced, self._calls, self._keep = {}, {}, {}, []
+
+    def __enter__(self) -> Tape:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.clear()
+
+
+class _Recorder(TorchFunctionMode):
+    """Sends every PyTorch function that touches a recorded tensor to its recorder in ``lrpkernels.layers``."""
+
+    def __init__(self, tape: Tape) -> None:
+        super().__init__()
+        self.tape = tape
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        from .layers.base import dispatch
+
+        return dispatch(self.tape, func, args, kwargs or {})
+
+
+@contextmanager
+def _module_tracking(tape: Tape) -> Iterator[None]:
+    """Notes which module is running, in this thread only, through PyTorch's global hooks, which are gone afterwards."""
+    thread = get_ident()
+
+    def enter(module: nn.Module, args: Any) -> None:
+        if get_ident() == thread:
+            tape._modules.append(module)
+
+    def leave(module: nn.Module, args: Any, output: Any) -> None:
+        if get_ident() == thread:
+            tape._modules.pop()
+            value = tape.value(tape._replaced.get(id(output), output))
+            if value is not None:
+                tape._calls.setdefault(id(module), []).append(value)
+
+    handles = (register_module_forward_pre_hook(enter), register_module_forward_hook(leave))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        tape._modules.clear()
+
+
+def record(model: nn.Module, x: Tensor | tuple[Tensor, ...], **kwargs: Any) -> Tape:
+    """Run ``model(x, **kwargs)`` once, unchanged, and write down what it did.
+
+    The model, its parameters, buffers, hooks and mode stay as they are (batch-norm statistics move once, as in any training-mode
+    forward pass); gradients follow the caller's grad mode.
+
+    Args:
+        model: any ``nn.Module`` made of PyTorch functions.
+        x: a floating-point tensor, or a tuple of them for a model with several inputs; relevance is attributed to them.
+        kwargs: passed on to the model, not explained.
+
+    Returns:
+        A :class:`Tape`. Use it in a ``with`` statement, so that its tensors are released.
+
+    Raises:
+        TypeError: an input is not a floating-point tensor.
+        UnusedInputError: the model called no PyTorch function on its input.
+        InPlaceError, UnsupportedOperationError: see lrpkernels.errors.
+    """
+    inputs = x if isinstance(x, tuple) else (x,)
+    if not inputs:
+        raise TypeError("record: the model needs at least one input tensor, got an empty tuple")
+    for index, tensor in enumerate(inputs):
+        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+            got = f"dtype {tensor.dtype}" if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise TypeError(
+                f"record: input {index} must be a floating-point tensor, got {got}; integer inputs (token ids) have no "
+                "relevance of their own: start at their embedding, or pass them as keyword arguments"
+            )
+    tape = Tape(model, inputs)
+    with _module_tracking(tape), _Recorder(tape):
+        output = model(*inputs, **kwargs)
+    tape.output = torch.utils._pytree.tree_map_only(Tensor, lambda t: tape._replaced.get(id(t), t), output)
+    if not tape.ops:
+        raise UnusedInputError(f"{type(model).__name__}: the model called no PyTorch function on its input")
+    return tape

@@ -1,0 +1,106 @@
+"""What is explained: the multiplier that starts the relevance pass at the model's output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import NonFiniteError
+
+Target = int | Tensor | Sequence["int | Tensor"] | str | Callable[[Tensor], Tensor] | None
+
+
+def select_logits(output: Any, pick: Callable[[Any], Tensor] | None) -> Tensor:
+    """The explained tensor of a model's output: itself, what ``pick`` returns, or its ``logits`` attribute.
+
+    Raises:
+        TypeError: none of these is a floating-point tensor.
+    """
+    if pick is not None:
+        output = pick(output)
+    elif not isinstance(output, Tensor):
+        output = getattr(output, "logits", output)
+    if not isinstance(output, Tensor) or not output.is_floating_point() or output.dim() < 1:
+        raise TypeError(
+            f"the model returned {type(output).__name__}, not a floating-point tensor with a batch dimension; "
+            "pass output=lambda out: ... to pick the logits"
+        )
+    return output
+
+
+def start(target: Target, logits: Tensor) -> tuple[Tensor, int | None]:
+    """The multiplier at the logits.
+
+    Args:
+        target: see :class:`lrpkernels.LRP`.
+        logits: (B, K, ...).
+
+    Returns:
+        G at the logits, (T*B, K, ...), target-major, and T; T is None when a single target was given (no target dimension).
+
+    Raises:
+        TypeError, ValueError: a target that does not fit the logits.
+    """
+    if callable(target):
+        return _from_callable(target, logits), None
+    if logits.dim() != 2:
+        raise ValueError(
+            f"target: the output has shape {tuple(logits.shape)}, not [batch, classes]; pass a callable from it to one scalar per image"
+        )
+    batch, classes = logits.shape
+    if target is None:
+        return _one_hot(logits.detach().argmax(1), logits), None
+    if isinstance(target, str):
+        if target != "all":
+            raise ValueError(f'target: the only string is "all", got {target!r}')
+        seeds = torch.eye(classes, dtype=logits.dtype, device=logits.device)
+        return seeds.repeat_interleave(batch, 0), classes
+    if isinstance(target, (list, tuple)):
+        if not target:
+            raise ValueError("target: an empty list explains nothing")
+        return torch.cat([_one_hot(_index(t, logits), logits) for t in target]), len(target)
+    return _one_hot(_index(target, logits), logits), None
+
+
+def _index(target: Any, logits: Tensor) -> Tensor:
+    batch, classes = logits.shape
+    if isinstance(target, Tensor):
+        if target.dtype not in (torch.int64, torch.int32) or target.dim() > 1 or (target.dim() == 1 and len(target) != batch):
+            raise ValueError(
+                f"target: a tensor must hold one class index per image, int64 of shape [{batch}], got {target.dtype} of shape "
+                f"{tuple(target.shape)}"
+            )
+        index = target.to(device=logits.device, dtype=torch.int64).expand(batch)
+    elif isinstance(target, int) and not isinstance(target, bool):
+        index = torch.full((batch,), target, device=logits.device)
+    else:
+        raise TypeError(
+            f'target must be an int, a LongTensor [B], a list of these, "all", a callable or None, got {type(target).__name__}'
+        )
+    if batch and (int(index.min()) < 0 or int(index.max()) >= classes):
+        bad = index[(index < 0) | (index >= classes)][0]
+        raise ValueError(f"target: class {int(bad)} is out of range, the model has {classes} classes (0 to {classes - 1})")
+    return index
+
+
+def _one_hot(index: Tensor, logits: Tensor) -> Tensor:
+    return torch.nn.functional.one_hot(index, logits.shape[1]).to(logits.dtype)
+
+
+def _from_callable(target: Callable[[Tensor], Tensor], logits: Tensor) -> Tensor:
+    keep = torch.is_grad_enabled() and logits.requires_grad
+    with torch.enable_grad():
+        source = logits if keep else logits.detach().requires_grad_()
+        score = target(source)
+        if not isinstance(score, Tensor) or score.shape != logits.shape[:1]:
+            got = tuple(score.shape) if isinstance(score, Tensor) else type(score).__name__
+            raise ValueError(f"target: the callable must return one scalar per image, shape [{logits.shape[0]}], got {got}")
+        if not score.requires_grad:
+            raise ValueError("target: the callable's result does not depend on the logits")
+        if not bool(torch.isfinite(score.detach()).all()):
+            raise NonFiniteError("target: the explained score is not finite")
+        (gradient,) = torch.autograd.grad(score.sum(), source, create_graph=keep)
+    return gradient
