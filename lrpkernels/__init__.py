@@ -6,7 +6,15 @@
 
 from . import layers as _layers  # fills the table of recorders
 from .attribution import LRP
-from .composite import Composite
+from .composite import (
+    Composite,
+    EpsilonAlpha2Beta1,
+    EpsilonGammaBox,
+    EpsilonPlus,
+    EpsilonPlusFlat,
+    ISNetComposite,
+    ISNetDualComposite,
+)
 from .config import __version__, show_config
 from .errors import (
     InPlaceError,
@@ -15,21 +23,47 @@ from .errors import (
     UnsupportedOperationError,
     UnusedInputError,
 )
-from .rules import Epsilon, Rule, ZBox
+from .rules import (
+    AlphaBeta,
+    Epsilon,
+    EpsilonLayerwise,
+    Flat,
+    Gamma,
+    Norm,
+    Pass,
+    Rule,
+    WSquare,
+    ZBox,
+    ZPlus,
+)
 from .tape import Tape, record
 
 __all__ = [
     "LRP",
+    "AlphaBeta",
     "Composite",
     "Epsilon",
+    "EpsilonAlpha2Beta1",
+    "EpsilonGammaBox",
+    "EpsilonLayerwise",
+    "EpsilonPlus",
+    "EpsilonPlusFlat",
+    "Flat",
+    "Gamma",
+    "ISNetComposite",
+    "ISNetDualComposite",
     "InPlaceError",
     "NonFiniteError",
+    "Norm",
+    "Pass",
     "RelevanceError",
     "Rule",
     "Tape",
     "UnsupportedOperationError",
     "UnusedInputError",
+    "WSquare",
     "ZBox",
+    "ZPlus",
     "__version__",
     "record",
     "show_config",

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .layers.activation import Relu
 from .layers.base import Multipliers, Op
@@ -34,6 +34,14 @@ class Block(Op):
         self.map, self.norm, self.relu = map, norm, relu
         self.outputs = (relu or norm or map).outputs
         self.module = map.module
+
+    @property
+    def module_type(self) -> type[nn.Module] | None:  # type: ignore[override]
+        return self.map.module_type
+
+    def label(self) -> str:
+        parts = [op.kind for op in (self.map, self.norm, self.relu) if op is not None]
+        return " -> ".join(parts)
 
     @property
     def input(self) -> Value:
@@ -64,6 +72,15 @@ class Block(Op):
             shift = self.norm.shift(detach=detach)
             bias = shift if bias is None else bias * self.norm.scale() + shift
         return None if bias is None else bias.to(self.output.dtype)
+
+    def preactivation(self, bias: bool = True) -> Tensor:
+        """z = W' a + b' with b' detached (or without it); the forward pass's own numbers where it has them."""
+        a = self.input.tensor if self.input.dtype == self.output.dtype else self.input.tensor.to(self.output.dtype)
+        b = self.bias()
+        known = (self.norm or self.map).output
+        if bias or b is None:
+            return self.map.reuse(a, self.weight(), b, known.tensor.detach())
+        return self.map.forward(a, self.weight(), None)
 
     def epsilon(self, multipliers: tuple[Tensor, Tensor | None], epsilon: float, leak: float) -> Tensor:
         """The epsilon rule in the form of LRP-Flex: one stabilizer, at the ReLU."""

@@ -82,21 +82,30 @@ def propagate(
     return {"input": heatmap, **{name: shaped(found[id(v)], v) for name, v in hidden.items()}}
 
 
+def plan(tape: Tape, composite: Composite, keep: Sequence[Value] = ()) -> list[tuple[Op, str, Rule]]:
+    """The fused operations of a tape in order, each with its module's name and its rule."""
+    names = {id(module): name or "(model)" for name, module in tape.model.named_modules()}
+    sources = {id(v) for v in _behind_inputs(tape)}
+    steps = []
+    for op in fuse(tape.ops, keep):
+        name = names.get(id(op.module), type(op.module).__name__)
+        steps.append((op, name, composite.rule_for(op, name, any(id(v) in sources for v in op.inputs))))
+    return steps
+
+
 def _walk(tape: Tape, logits: Value, seed: Tensor, composite: Composite, hidden: dict[str, Value]) -> dict[int, Tensor | None]:
     """Relevance at the inputs and the hidden values, by id of the value (None: nothing arrived)."""
     multipliers, relevances = _Contributions(), _Contributions()
     multipliers.add(logits, seed)
-    sources = {id(v) for v in _behind_inputs(tape)}
     wanted = {id(v) for v in hidden.values()}
     found: dict[int, Tensor | None] = {id(v): None for v in (*hidden.values(), *tape.input_values)}
-    for op in reversed(fuse(tape.ops, keep=(logits, *hidden.values()))):
+    for op, _, rule in reversed(plan(tape, composite, keep=(logits, *hidden.values()))):
         if isinstance(op, Block):
-            _through_block(op, composite, id(op.input) in sources, multipliers, relevances, wanted, found)
+            _through_block(op, rule, multipliers, relevances, wanted, found)
             continue
         arrived = [_take(v, multipliers, relevances, wanted, found) for v in op.outputs]
         behind = [relevances.pop(v) for v in op.outputs]
         if any(g is not None for g in arrived):
-            rule = composite.rule_for(op, any(id(v) in sources for v in op.inputs))
             _hand_on(op, op.propagate(arrived, rule), multipliers)
         if behind[0] is not None:
             _hand_on(op, op.propagate_relevance(behind[0]), relevances)
@@ -119,8 +128,7 @@ def _behind_inputs(tape: Tape) -> list[Value]:
 
 def _through_block(
     block: Block,
-    composite: Composite,
-    reads_input: bool,
+    rule: Rule,
     multipliers: _Contributions,
     relevances: _Contributions,
     wanted: set[int],
@@ -134,7 +142,6 @@ def _through_block(
         pair = multipliers.pop_pair(value)
     if pair is None:
         return
-    rule = composite.rule_for(block, reads_input)
     result = rule.linear(block, pair)
     (relevances if rule.yields_relevance else multipliers).add(block.input, result)
 

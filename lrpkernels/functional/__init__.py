@@ -4,8 +4,9 @@ Each is an ``autograd.Function`` around one kernel or one vendor convolution. Th
 raises), which is what training through a heatmap needs: the heatmap itself is a forward operation here.
 """
 
-from .conv import ConvGeometry, conv_epsilon, conv_transpose
+from .conv import ConvGeometry, conv_epsilon, conv_known, conv_transpose
+from .maps import linear_adjoint
 from .pointwise import epsilon_scale, ratio
-from .pool import linear_adjoint, max_pool_winner
+from .pool import max_pool_winner
 
-__all__ = ["ConvGeometry", "conv_epsilon", "conv_transpose", "epsilon_scale", "linear_adjoint", "max_pool_winner", "ratio"]
+__all__ = ["ConvGeometry", "conv_epsilon", "conv_known", "conv_transpose", "epsilon_scale", "linear_adjoint", "max_pool_winner", "ratio"]

@@ -150,3 +150,33 @@ def conv_transpose(s: Tensor, weight: Tensor, input: Tensor, geometry: ConvGeome
     Gradients: s, weight; first order only.
     """
     return _ConvTranspose.apply(s, weight, input, geometry)
+
+
+class _ConvKnown(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, known: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None, geometry: ConvGeometry
+    ) -> Tensor:
+        ctx.save_for_backward(input, weight)
+        ctx.geometry, ctx.bias_sizes = geometry, None if bias is None else [bias.shape[0]]
+        return known.detach()
+
+    @staticmethod
+    @first_order
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        input, weight = ctx.saved_tensors
+        mask = list(ctx.needs_input_grad[1:4])
+        grads = _convolution_backward(grad, input, weight, ctx.bias_sizes, *ctx.geometry, mask)
+        return None, *(g if need else None for g, need in zip(grads, mask, strict=True)), None
+
+
+def conv_known(known: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None, geometry: ConvGeometry) -> Tensor:
+    """A convolution whose value the forward pass has computed already: it costs nothing, its backward what it always costs.
+
+    Args:
+        known: W a + b, (B, C_out, ...).
+        input, weight, bias, geometry: of that convolution.
+
+    Gradients: input, weight, bias; first order only.
+    """
+    return _ConvKnown.apply(known, input, weight, bias, geometry)

@@ -56,25 +56,3 @@ def max_pool_winner(
     Source: Bach et al. 2015 (winner-takes-all); docs/method.md section 1.
     """
     return _MaxPoolWinner.apply(multiplier, indices, input, arguments)
-
-
-class _LinearAdjoint(torch.autograd.Function):
-    """The transposed map A^T of a parameter-free linear map A; its derivative is A itself."""
-
-    @staticmethod
-    def forward(ctx: Any, multiplier: Tensor, adjoint: Callable[[Tensor], Tensor], map: Callable[[Tensor], Tensor]) -> Tensor:
-        ctx.map = map
-        return adjoint(multiplier)
-
-    @staticmethod
-    @first_order
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        return ctx.map(grad), None, None
-
-
-def linear_adjoint(multiplier: Tensor, adjoint: Callable[[Tensor], Tensor], map: Callable[[Tensor], Tensor]) -> Tensor:
-    """A^T G for a parameter-free linear map A (average pooling, mean): ``adjoint`` computes A^T, ``map`` computes A.
-
-    Gradients: multiplier, by ``map``; first order only.
-    """
-    return _LinearAdjoint.apply(multiplier, adjoint, map)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from .base import Multipliers, Op, bind, records
 
@@ -19,6 +19,7 @@ class Relu(Op):
     """u = max(z, 0)."""
 
     kind = "relu"
+    module_type = nn.ReLU
 
     def propagate(self, multipliers: list[Tensor | None], rule: Rule) -> Multipliers:
         return (rule.relu(self, multipliers[0]),)

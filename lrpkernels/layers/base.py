@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -25,6 +25,7 @@ class Op:
     """
 
     kind = "op"
+    module_type: type[nn.Module] | None = None  # the module that does the same, for composites that go by type
 
     def __init__(self, *inputs: Value) -> None:
         self.inputs: tuple[Value, ...] = inputs
@@ -34,6 +35,10 @@ class Op:
     @property
     def output(self) -> Value:
         return self.outputs[0]
+
+    def label(self) -> str:
+        """What this operation is called in tables."""
+        return self.kind
 
     def propagate(self, multipliers: list[Tensor | None], rule: Rule) -> Multipliers:
         """Multipliers at the inputs, given those at the outputs (None: nothing arrives there).
@@ -53,10 +58,6 @@ class Op:
             f"{self.kind}: a first-layer rule yields relevance behind this operation, which cannot be taken through it; move the "
             "operation out of the model, or use a rule without `first`"
         )
-
-    def needs_tensors(self) -> Iterable[Value]:
-        """The forward values the relevance pass will read; all others are released after fusion."""
-        return (*self.inputs, *self.outputs)
 
 
 Recorder = Callable[["Tape", Any, tuple[Any, ...], dict[str, Any]], Any]

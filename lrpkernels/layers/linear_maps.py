@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import functional
 from ..functional import ConvGeometry
@@ -48,6 +48,10 @@ class LinearMap(Op):
         """W a + b with other weights than the recorded ones."""
         raise NotImplementedError
 
+    def reuse(self, input: Tensor, weight: Tensor, bias: Tensor | None, known: Tensor) -> Tensor:
+        """:meth:`forward` when its value is ``known`` already, for maps that are worth not computing twice."""
+        return self.forward(input, weight, bias)
+
     def transpose(self, s: Tensor, weight: Tensor) -> Tensor:
         """W^T s with other weights than the recorded ones."""
         raise NotImplementedError
@@ -68,6 +72,12 @@ class Conv(LinearMap):
     def __init__(self, input: Value, weight: Tensor, bias: Tensor | None, geometry: ConvGeometry) -> None:
         super().__init__(input)
         self.weight, self.bias, self.geometry = weight, bias, geometry
+
+    @property
+    def module_type(self) -> type[nn.Module]:  # type: ignore[override]
+        plain = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+        transposed = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+        return (transposed if self.geometry.transposed else plain)[len(self.geometry.stride) - 1]
 
     @property
     def channels(self) -> int:
@@ -97,6 +107,9 @@ class Conv(LinearMap):
     def forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return torch.ops.aten.convolution.default(input, weight, bias, *self.geometry)
 
+    def reuse(self, input: Tensor, weight: Tensor, bias: Tensor | None, known: Tensor) -> Tensor:
+        return functional.conv_known(known, input, weight, bias, self.geometry)
+
     def transpose(self, s: Tensor, weight: Tensor) -> Tensor:
         return functional.conv_transpose(s, weight, self.inputs[0].tensor.detach(), self.geometry)
 
@@ -113,6 +126,7 @@ class Linear(LinearMap):
     """A dense layer on the last dimension."""
 
     kind = "linear"
+    module_type = nn.Linear
 
     def __init__(self, input: Value, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__(input)

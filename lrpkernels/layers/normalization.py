@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import functional
 from .base import bind, records
@@ -24,6 +24,7 @@ class BatchNorm(LinearMap):
     """
 
     kind = "batch_norm"
+    module_type = nn.modules.batchnorm._BatchNorm
 
     def __init__(
         self, input: Value, gamma: Tensor | None, beta: Tensor | None, mean: Tensor, inverse_deviation: Tensor

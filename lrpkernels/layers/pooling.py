@@ -27,9 +27,11 @@ class MaxPool(Op):
         super().__init__(input)
         self.indices, self.arguments = indices, arguments
 
+    def winner(self, multiplier: Tensor) -> Tensor:
+        return functional.max_pool_winner(multiplier, self.indices, self.inputs[0].tensor.detach(), self.arguments)
+
     def propagate(self, multipliers: list[Tensor | None], rule: Rule) -> Multipliers:
-        g = multipliers[0]
-        return (functional.max_pool_winner(g, self.indices, self.inputs[0].tensor.detach(), self.arguments),)
+        return (rule.max_pool(self, multipliers[0]),)
 
 
 class AveragePool(Op):

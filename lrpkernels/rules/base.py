@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -13,13 +14,33 @@ if TYPE_CHECKING:
     from ..layers.activation import Relu
     from ..layers.arithmetic import Add
     from ..layers.base import Multipliers
-    from ..layers.pooling import AveragePool
+    from ..layers.pooling import AveragePool, MaxPool
 
 
 def positive(name: str, value: float, zero: bool = True) -> None:
     """Raise ValueError unless ``value`` is a finite number >= 0 (> 0 if not ``zero``)."""
     if not isinstance(value, (int, float)) or not isfinite(value) or value < 0 or (value == 0 and not zero):
         raise ValueError(f"{name} must be a finite number {'>=' if zero else '>'} 0, got {value!r}")
+
+
+def total(multipliers: tuple[Tensor, Tensor | None]) -> Tensor:
+    """The sum of a multiplier's two contributions."""
+    g, addend = multipliers
+    return g if addend is None else g + addend
+
+
+def layer_input(block: Block) -> Tensor:
+    """a, in the dtype the layer computed in (autocast may have cast it)."""
+    a = block.input.tensor
+    return a if a.dtype == block.output.dtype else a.to(block.output.dtype)
+
+
+def select_by_sign(a: Tensor, where_positive: Tensor, where_negative: Tensor | None) -> Tensor:
+    """Per element the first tensor where a >= 0, else the second (None: zero); both may carry T targets of a's batch."""
+    shape = (-1, a.shape[0])
+    up = where_positive.unflatten(0, shape)
+    down = up.new_zeros(()) if where_negative is None else where_negative.unflatten(0, shape)
+    return torch.where(a >= 0, up, down).flatten(0, 1)
 
 
 @dataclass(frozen=True)
@@ -62,3 +83,7 @@ class Rule:
     def average_pool(self, op: AveragePool, multiplier: Tensor) -> Tensor:
         """Through an average: a linear map with constant weights."""
         return op.transpose(multiplier)
+
+    def max_pool(self, op: MaxPool, multiplier: Tensor) -> Tensor:
+        """Through a maximum: the winner takes all."""
+        return op.winner(multiplier)

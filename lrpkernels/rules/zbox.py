@@ -56,7 +56,7 @@ class ZBox(Rule):
         weight, bias = block.weight(), block.bias()
         low, high = self._bound("low", self.low, x), self._bound("high", self.high, x)
         parts = [(x, weight)]
-        z = block.map.forward(x, weight, bias)
+        z = block.preactivation()
         for bound, numbers, clamp in ((low, self.low, {"min": 0}), (high, self.high, {"max": 0})):
             if bound is None:
                 continue
