@@ -1,0 +1,52 @@
+"""Files that are either whole or absent: every write goes to a neighbour first and is then renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yields a temporary path beside ``path`` and renames it to ``path`` when the block ends without an error.
+
+    The file's bytes are on the disk before the rename, so that a crash leaves the old file or the new one, never a part.
+    On an error the temporary file is removed and ``path`` is left as it was.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        # mkstemp makes private files; the result should follow the user's umask as any other file does.
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
+    """Writes ``content`` to ``path`` atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_text(path: str | os.PathLike[str], content: str) -> None:
+    """Writes ``content`` to ``path`` as UTF-8, atomically."""
+    write_bytes(path, content.encode())
+
+
+def write_json(path: str | os.PathLike[str], content: Any) -> None:
+    """Writes ``content`` to ``path`` as indented JSON, atomically. Not-a-number values are refused."""
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")

@@ -1,0 +1,265 @@
+"""The demonstration: a standard network and two ISNets on biased MNIST, in a few minutes on two cores.
+
+Four networks of one architecture learn from the same images, whose background mark gives the class away:
+
+- *standard*: classification loss only;
+- *control*: the same after a warm-up with the background replaced by noise;
+- *Selective ISNet* and *Stochastic ISNet*: the same warm-up, then classification and heatmap loss.
+
+The warm-up is computed once and continued three times.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from isnet._files import write_text
+from isnet.data import load_mnist
+from isnet.report import Row, gallery, markdown_table, score_rows, write_report
+from isnet.runs import DataConfig, HeatmapConfig, RunConfig, evaluate_run, load_data, load_run, train_run
+from isnet.train_config import TrainConfig
+from isnet.training import CHECKPOINT_NAME, LOG_NAME, read_log
+
+WARMUP = "warm-up"
+_POLL_SECONDS = 0.4
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """Settings of the demonstration.
+
+    Attributes:
+        folder: Where runs, report, table and picture go.
+        data_folder: Where the MNIST files are kept.
+        train_size, test_size: Digits used.
+        standard_epochs: Epochs of the standard network, which is perfect on its biased test after one.
+        warmup, epochs: Epochs of the warm-up and after it.
+        heatmap_every: The heatmap loss is taken on every K-th step, weighted K.
+        seed: Seed of data and training.
+    """
+
+    folder: str = "runs/demo"
+    data_folder: str = "data/mnist"
+    train_size: int = 10000
+    test_size: int = 2000
+    standard_epochs: int = 3
+    warmup: int = 3
+    epochs: int = 6
+    heatmap_every: int = 4
+    seed: int = 0
+
+
+class Claim(NamedTuple):
+    """Something that the demonstration should show, and whether it did."""
+
+    text: str
+    holds: bool
+
+
+class DemoResult(NamedTuple):
+    """What :func:`run_demo` found.
+
+    Attributes:
+        rows: Scores by folder name, in percent.
+        claims: What should be shown, and whether it was.
+        complete: False if digits other than the full MNIST stood in.
+    """
+
+    rows: dict[str, Row]
+    claims: list[Claim]
+    complete: bool
+
+
+class _Job(NamedTuple):
+    name: str
+    config: RunConfig
+    start: str | None  # the job whose checkpoint it continues
+
+    @property
+    def epochs(self) -> int:
+        return self.config.train.warmup + self.config.train.epochs
+
+
+def demo_runs(config: DemoConfig) -> dict[str, RunConfig]:
+    """The settings of the four networks and of the warm-up that three of them share, by folder name."""
+    data = DataConfig(
+        folder=config.data_folder, train_size=config.train_size, test_size=config.test_size, seed=config.seed
+    )
+    train = TrainConfig(
+        epochs=config.epochs,
+        warmup=config.warmup,
+        heatmap_every=config.heatmap_every,
+        channels_last=True,
+        log_every=10,
+        seed=config.seed,
+    )
+    base = RunConfig(data=data, heatmap=HeatmapConfig(), train=train)
+    alone = dataclasses.replace(train, warmup=0, epochs=config.standard_epochs)
+    only_warmup = dataclasses.replace(train, epochs=0)
+    return {
+        WARMUP: dataclasses.replace(base, train=only_warmup, name="warm-up"),
+        "standard": dataclasses.replace(base, train=alone, name="standard"),
+        "selective": dataclasses.replace(base, variant="selective", name="Selective ISNet"),
+        "stochastic": dataclasses.replace(base, variant="stochastic", name="Stochastic ISNet"),
+        "control": dataclasses.replace(base, name="control (warm-up, then standard)"),
+    }
+
+
+def check_claims(rows: dict[str, Row]) -> list[Claim]:
+    """Compares the scores with what the demonstration should show.
+
+    Args:
+        rows: Scores of ``standard``, ``control``, ``selective`` and ``stochastic``, in percent.
+    """
+    standard, control = rows["standard"].accuracy, rows["control"].accuracy
+    claims = [
+        Claim(
+            f"standard network: biased {standard['biased']:.1f} % (at least 99), "
+            f"deceiving {standard['deceiving']:.1f} % (at most 20)",
+            standard["biased"] >= 99 and standard["deceiving"] <= 20,
+        )
+    ]
+    for name in ("selective", "stochastic"):
+        scores = rows[name].accuracy
+        spread = max(scores.values()) - min(scores.values())
+        claims.append(
+            Claim(
+                f"{rows[name].title}: lowest {min(scores.values()):.1f} % (at least 95), spread {spread:.1f} points "
+                f"(at most 1.5), deceiving {scores['deceiving'] - control['deceiving']:+.1f} points against the control",
+                min(scores.values()) >= 95 and spread <= 1.5 and scores["deceiving"] > control["deceiving"],
+            )
+        )
+    return claims
+
+
+def run_demo(config: DemoConfig, *, resume: bool = False, console: Console | None = None) -> DemoResult:
+    """Trains and scores the four networks, prints the table and writes report, table and picture.
+
+    Args:
+        config: The settings.
+        resume: Continue what an earlier call left unfinished, instead of starting afresh.
+        console: Where to print.
+    """
+    console = console or Console()
+    started = time.perf_counter()
+    folder = Path(config.folder)
+    runs = demo_runs(config)
+    mnist = load_mnist(config.data_folder)
+    console.print(f"Digits: {mnist.source}")
+    if not resume:
+        for name in runs:
+            shutil.rmtree(folder / name, ignore_errors=True)
+    jobs = [_Job(name, run, WARMUP if run.train.warmup and name != WARMUP else None) for name, run in runs.items()]
+    _run_jobs(jobs, folder, console)
+
+    loaded = {name: load_run(folder / name) for name in ("standard", "control", "selective", "stochastic")}
+    data = load_data(runs["standard"].data)
+    rows = dict(zip(loaded, score_rows(loaded.values(), data), strict=True))
+    claims = check_claims(rows)
+    seconds = time.perf_counter() - started
+    notes = [f"{'✓' if claim.holds else '✗'} {claim.text}" for claim in claims]
+    if not mnist.complete:
+        notes.insert(0, f"Not the full MNIST: {mnist.source}.")
+    write_text(folder / "table.md", markdown_table(list(rows.values())))
+    gallery(list(loaded.values()), data.deceiving, count=6).savefig(folder / "demo.png", dpi=110)
+    write_report(folder / "report.html", list(loaded.values()), data, notes=notes)
+    _print_results(console, list(rows.values()), claims, folder, seconds)
+    return DemoResult(rows, claims, mnist.complete)
+
+
+def _run_jobs(jobs: Sequence[_Job], folder: Path, console: Console) -> None:
+    """Runs every job once the job it starts from is done, one process for each core.
+
+    One thread each: a narrow network gains little from a second one, and threads that wait for each other lose much as
+    soon as another program takes a core.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = max(1, min(cores, len(jobs) - 1))
+    threads = max(1, cores // workers)
+    waiting, running, done = list(jobs), dict[Future[None], _Job](), set[str]()
+    columns = (TextColumn("{task.description:32}"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.fields[state]}"))
+    context = multiprocessing.get_context("spawn")
+    with (
+        Progress(*columns, console=console) as display,
+        ProcessPoolExecutor(workers, mp_context=context) as pool,
+    ):
+        tasks = {job.name: display.add_task(job.config.title, total=job.epochs, start=False, state="") for job in jobs}
+        try:
+            while waiting or running:
+                for job in [job for job in waiting if job.start is None or job.start in done]:
+                    if len(running) == workers:
+                        break
+                    waiting.remove(job)
+                    display.start_task(tasks[job.name])
+                    start = None if job.start is None else str(folder / job.start)
+                    running[pool.submit(_work, str(folder / job.name), job.config.to_json(), start, threads)] = job
+                finished, _ = wait(running, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
+                for job in running.values():
+                    display.update(tasks[job.name], **_state(folder / job.name))
+                for future in finished:
+                    job = running.pop(future)
+                    future.result()
+                    done.add(job.name)
+                    display.stop_task(tasks[job.name])
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _work(folder: str, config: dict[str, Any], start: str | None, threads: int) -> None:
+    """One job, in its own process."""
+    torch.set_num_threads(threads)
+    run_folder = Path(folder)
+    run_folder.mkdir(parents=True, exist_ok=True)
+    if start is not None and not (run_folder / CHECKPOINT_NAME).exists():
+        shutil.copyfile(Path(start) / LOG_NAME, run_folder / LOG_NAME)
+        shutil.copyfile(Path(start) / CHECKPOINT_NAME, run_folder / CHECKPOINT_NAME)
+    settings = RunConfig.from_json(config)
+    data = load_data(settings.data, progress=False)
+    run = train_run(run_folder, settings, data=data, resume=True, progress=False)
+    evaluate_run(run, data, progress=False)
+
+
+def _state(folder: Path) -> dict[str, Any]:
+    """How far the run in ``folder`` is, for its progress bar."""
+    log = folder / LOG_NAME
+    entries = read_log(log) if log.exists() else []
+    if not entries:
+        return {}
+    steps = [entry for entry in entries if entry["kind"] == "step"]
+    accuracies = [entry["accuracy"] for entry in entries if "accuracy" in entry]
+    state = f"loss {steps[-1]['loss']:.3f}" if steps else ""
+    if accuracies:
+        state += "  " + "  ".join(f"{name} {100 * value:.1f}" for name, value in accuracies[-1].items())
+    return {"completed": entries[-1]["epoch"], "state": state}
+
+
+def _print_results(
+    console: Console, rows: Sequence[Row], claims: Sequence[Claim], folder: Path, seconds: float
+) -> None:
+    table = Table(title="Accuracy on biased MNIST")
+    table.add_column("network")
+    for name in ("biased", "unbiased", "deceiving", "relevance in background"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        shares = [row.accuracy[name] for name in ("biased", "unbiased", "deceiving")]
+        shares.append(row.background_attention["deceiving"])
+        table.add_row(row.title, *(f"{share:.1f} %" for share in shares))
+    console.print(table)
+    for claim in claims:
+        console.print(f"[{'green' if claim.holds else 'red'}]{'✓' if claim.holds else '✗'}[/] {claim.text}")
+    console.print(f"{seconds:.0f} s. Report: {folder / 'report.html'}")

