@@ -28,11 +28,12 @@ class ConvGeometry(NamedTuple):
 
 def _data_gradient(s: Tensor, weight: Tensor, input: Tensor, geometry: ConvGeometry) -> Tensor:
     """W^T s for a convolution whose input looked like ``input`` (only its sizes and layout are read)."""
-    if input.shape[0] != s.shape[0]:  # several targets: the batch is that of s
+    channels = weight.shape[0] if geometry.transposed else weight.shape[1] * geometry.groups
+    if input.shape[0] != s.shape[0] or input.shape[1] != channels or input.dtype != s.dtype:
+        # Several targets (the batch is that of s), stacked weights, or autocast: an uninitialized tensor of the right form will do.
         format = torch.channels_last if _is_channels_last(input) else torch.contiguous_format
-        input = torch.empty((s.shape[0], *input.shape[1:]), dtype=s.dtype, device=s.device, memory_format=format)
-    elif input.dtype != s.dtype:
-        input = torch.empty_like(input, dtype=s.dtype)
+        shape = (s.shape[0], channels, *input.shape[2:])
+        input = torch.empty(shape, dtype=s.dtype, device=s.device, memory_format=format)
     return _convolution_backward(s, input, weight, None, *geometry, _DATA)[0]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -55,6 +56,10 @@ class LinearMap(Op):
     def transpose(self, s: Tensor, weight: Tensor) -> Tensor:
         """W^T s with other weights than the recorded ones."""
         raise NotImplementedError
+
+    def transpose_each(self, s: Tensor, weights: Sequence[Tensor]) -> Sequence[Tensor]:
+        """W^T s for several weights that share s."""
+        return [self.transpose(s, weight) for weight in weights]
 
     def per_channel(self, vector: Tensor) -> Tensor:
         """A vector over output channels, shaped to scale the weight."""
@@ -112,6 +117,12 @@ class Conv(LinearMap):
 
     def transpose(self, s: Tensor, weight: Tensor) -> Tensor:
         return functional.conv_transpose(s, weight, self.inputs[0].tensor.detach(), self.geometry)
+
+    def transpose_each(self, s: Tensor, weights: Sequence[Tensor]) -> Sequence[Tensor]:
+        # A first layer has few input channels: stacked, the weights share one pass over s and fill the vector registers better.
+        if self.geometry.transposed or self.geometry.groups != 1 or self.weight.shape[1] > 4:
+            return super().transpose_each(s, weights)
+        return self.transpose(s, torch.cat(list(weights), 1)).chunk(len(weights), 1)
 
     def per_channel(self, vector: Tensor) -> Tensor:
         if not self.geometry.transposed:

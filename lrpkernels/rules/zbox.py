@@ -69,8 +69,7 @@ class ZBox(Rule):
         s = ratio(g, block.output.tensor, z, epsilon=self.eps)
         targets = s.shape[0] // x.shape[0]
         relevance = None
-        for a, w in parts:
-            part = block.map.transpose(s, w)
+        for (a, _), part in zip(parts, block.map.transpose_each(s, [w for _, w in parts]), strict=True):
             part = (part.unflatten(0, (targets, -1)) * a).flatten(0, 1)
             relevance = part if relevance is None else relevance - part
         return relevance
