@@ -1,0 +1,107 @@
+"""gradcheck of every differentiable relevance op, and the refusal of second derivatives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd import gradcheck
+
+from lrpkernels import functional as F
+from lrpkernels.functional import ConvGeometry
+
+GEOMETRY = ConvGeometry((2, 1), (1, 0), (1, 2), False, (0, 0), 2)
+TRANSPOSED = ConvGeometry((2, 2), (1, 1), (1, 1), True, (1, 1), 1)
+
+
+def _active(*shape: int) -> Tensor:
+    """A ReLU output away from zero: some units off, the others clearly on (the ratio has a kink at 0)."""
+    u = torch.rand(*shape, dtype=torch.float64) + 0.2
+    return torch.where(torch.rand(*shape) < 0.4, torch.zeros_like(u), u)
+
+
+def _r(*shape: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
+
+
+def _on(u: Tensor, multiplier: int = 1) -> Callable[[Tensor], Tensor]:
+    """Perturb only active units: u enters as active * free, so that gradcheck stays off the kink."""
+    return lambda free: u * (1 + free)
+
+
+def _cases() -> dict[str, tuple[Callable[..., Any], tuple[Tensor | None, ...]]]:
+    torch.manual_seed(0)
+    u = _active(2, 4, 3, 3)
+    free = torch.zeros_like(u).requires_grad_()
+    k = _r(4)
+    w = _r(4, 2, 3, 2)
+    x = torch.randn(2, 4, 6, 5, dtype=torch.float64)
+    uc = _active(2, 4, 3, 3)
+    freec = torch.zeros_like(uc).requires_grad_()
+    wt = _r(3, 4, 3, 3)
+    xt = torch.randn(2, 3, 2, 2, dtype=torch.float64)
+    indices = torch.nn.functional.max_pool2d(x, 3, 2, 1, return_indices=True)[1]
+    pool = ((3, 3), (2, 2), (1, 1), (1, 1), False)
+    d = torch.randn(2, 4, 3, 3, dtype=torch.float64)
+    d = (d + torch.sign(d) * 0.3).requires_grad_()
+    average = lambda v: torch.nn.functional.avg_pool2d(v, 2)  # noqa: E731
+    adjoint = lambda g: g.repeat_interleave(2, 2).repeat_interleave(2, 3) / 4  # noqa: E731
+    return {
+        "epsilon_scale": (lambda g, f: F.epsilon_scale(g, _on(u)(f), epsilon=0.1), (_r(2, 4, 3, 3), free)),
+        "epsilon_scale-all": (
+            lambda g, a, f, s: F.epsilon_scale(g, _on(u)(f), s, addend=a, epsilon=0.1, leak=0.05),
+            (_r(6, 4, 3, 3), _r(6, 4, 3, 3), free, k),
+        ),
+        "epsilon_scale-scale-only": (lambda g, s: F.epsilon_scale(g, None, s), (_r(2, 4), k)),
+        "ratio": (lambda g, v, e: F.ratio(g, v, e, epsilon=0.1), (_r(4, 4, 3, 3), _r(2, 4, 3, 3), d)),
+        "conv_epsilon": (
+            lambda g, a, f, s, w: F.conv_epsilon(g, w, x, _on(uc)(f), s, geometry=GEOMETRY, addend=a, epsilon=0.1),
+            (_r(4, 4, 3, 3), _r(4, 4, 3, 3), freec, k, w),
+        ),
+        "conv_epsilon-plain": (lambda g, w: F.conv_epsilon(g, w, x, geometry=GEOMETRY), (_r(2, 4, 3, 3), w)),
+        "conv_epsilon-transposed": (
+            lambda g, w: F.conv_epsilon(g, w, xt, geometry=TRANSPOSED),
+            (_r(2, 4, 4, 4), wt),
+        ),
+        "conv_transpose": (lambda s, w: F.conv_transpose(s, w, x, GEOMETRY), (_r(2, 4, 3, 3), w)),
+        "conv_known": (
+            lambda a, w, b: F.conv_known(torch.nn.functional.conv2d(a, w, b, padding=1), a, w, b, ConvGeometry((1, 1), (1, 1), (1, 1), False, (0, 0), 1)),
+            (_r(1, 2, 3, 3), _r(3, 2, 3, 3), _r(3)),
+        ),
+        "max_pool_winner": (lambda g: F.max_pool_winner(g, indices, x, pool), (_r(4, 4, 3, 3),)),
+        "linear_adjoint": (lambda g: F.linear_adjoint(g, adjoint, average), (_r(2, 3, 2, 2),)),
+    }
+
+
+@pytest.mark.parametrize("name", _cases())
+def test_gradcheck(name: str) -> None:
+    function, inputs = _cases()[name]
+    if name == "conv_known":  # its value is constant by design: compare with the convolution it stands for
+        grad = torch.randn_like(function(*inputs))
+        ours = torch.autograd.grad(function(*inputs), inputs, grad)
+        theirs = torch.autograd.grad(torch.nn.functional.conv2d(*inputs, padding=1), inputs, grad)
+        for a, b in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(a, b)
+        return
+    assert gradcheck(function, inputs, check_undefined_grad=False, nondet_tol=0.0)
+
+
+@pytest.mark.parametrize("name", _cases())
+def test_second_derivatives_raise(name: str) -> None:
+    function, inputs = _cases()[name]
+    out = function(*inputs)
+    grads = torch.autograd.grad(out.square().sum(), inputs, create_graph=True)
+    loss = sum(g.square().sum() for g in grads)
+    with pytest.raises(RuntimeError, match="second derivative"):
+        torch.autograd.grad(loss, inputs, allow_unused=True)
+
+
+def test_linear_adjoint_is_the_adjoint() -> None:
+    function, _ = _cases()["linear_adjoint"]
+    g, v = _r(2, 3, 2, 2), _r(2, 3, 4, 4)
+    left = (function(g) * v).sum()
+    right = (g * torch.nn.functional.avg_pool2d(v, 2)).sum()
+    torch.testing.assert_close(left, right)
