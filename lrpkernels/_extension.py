@@ -14,7 +14,8 @@ except ImportError as error:
         f"pip install --no-build-isolation -e .  ({error})"
     ) from error
 
-# The ops; shape functions are in _fake.py.
+from lrpkernels import _fake  # noqa: E402, F401  (gives the ops their shape functions)
+
 ops = torch.ops.lrpkernels
 
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lrpkernels import _extension  # noqa: F401  (registers the schemas)
-
 
 def _memory_format(leader: Tensor) -> torch.memory_format:
     if leader.is_contiguous():

@@ -74,7 +74,8 @@ inline void check_like_multiplier(const char* op, const char* name, const Tensor
     fail(op, ": ", name, " must have the multiplier's shape ", format_sizes(expected), ", got ", format_sizes(got));
 }
 
-// A forward value [B, C, ...] beside a multiplier [T * B, C, ...]: only the first sizes may differ, by a whole factor T.
+// A forward value [B, C, ...] beside a multiplier [T * B, C, ...]: only the first sizes may differ, by a whole factor
+// T.
 inline void check_forward_value(const char* op, const char* name, const Tensor& value, const Tensor& multiplier) {
   check_same_device(op, name, value, multiplier);
   check_dtype(op, name, value, multiplier.scalar_type());
@@ -105,8 +106,7 @@ inline void check_epsilon_scale(const char* op, const Tensor& multiplier, const 
     fail(op, ": multiplier must have a channel dimension when scale is given, got shape ",
          format_sizes(sizes_of(multiplier)));
   const std::vector<int64_t> expected = {multiplier.size(1)}, got = sizes_of(*scale);
-  if (expected != got)
-    fail(op, ": scale must have shape [C] = ", format_sizes(expected), ", got ", format_sizes(got));
+  if (expected != got) fail(op, ": scale must have shape [C] = ", format_sizes(expected), ", got ", format_sizes(got));
 }
 
 inline void check_epsilon_scale_backward(const char* op, const Tensor& grad, const Tensor& multiplier,

@@ -55,8 +55,8 @@ struct PointwiseOps {
     const Tensor& value = output ? *output : multiplier;
     const Layout layout = layout_of(value);
     Tensor grad_multiplier = new_dense(multiplier, sizes_of(multiplier), layout, multiplier.scalar_type());
-    Tensor grad_output = output ? new_dense(*output, sizes_of(*output), layout, output->scalar_type())
-                                : detail::no_tensor(multiplier);
+    Tensor grad_output =
+        output ? new_dense(*output, sizes_of(*output), layout, output->scalar_type()) : detail::no_tensor(multiplier);
     Tensor grad_scale = need_scale ? new_dense(*scale, sizes_of(*scale), Layout::kContiguous, scale->scalar_type())
                                    : detail::no_tensor(multiplier);
     if (multiplier.numel() == 0) {
@@ -70,14 +70,13 @@ struct PointwiseOps {
     const LrpExtent extent = extent_of(multiplier, value, layout);
     OptionalTensor workspace;
     if (need_scale)
-      workspace = new_dense(multiplier, {Backend::epsilon_scale_backward_workspace(dtype, extent)},
-                            Layout::kContiguous, ScalarType::Byte);
-    Backend::epsilon_scale_backward(dtype, t.const_data_ptr(), g.const_data_ptr(), detail::const_data(g2),
-                                    detail::const_data(u), detail::const_data(k), grad_multiplier.mutable_data_ptr(),
-                                    output ? grad_output.mutable_data_ptr() : nullptr,
-                                    need_scale ? grad_scale.mutable_data_ptr() : nullptr,
-                                    need_scale ? workspace->mutable_data_ptr() : nullptr, extent, epsilon, leak,
-                                    guard.stream());
+      workspace = new_dense(multiplier, {Backend::epsilon_scale_backward_workspace(dtype, extent)}, Layout::kContiguous,
+                            ScalarType::Byte);
+    Backend::epsilon_scale_backward(
+        dtype, t.const_data_ptr(), g.const_data_ptr(), detail::const_data(g2), detail::const_data(u),
+        detail::const_data(k), grad_multiplier.mutable_data_ptr(), output ? grad_output.mutable_data_ptr() : nullptr,
+        need_scale ? grad_scale.mutable_data_ptr() : nullptr, need_scale ? workspace->mutable_data_ptr() : nullptr,
+        extent, epsilon, leak, guard.stream());
     return {grad_multiplier, grad_output, grad_scale};
   }
 

@@ -1,5 +1,6 @@
-// One build for every x86-64 machine: hot loops are compiled three times and the widest version the CPU has is chosen at
-// run time. A Body is an object whose operator() is LRP_ALWAYS_INLINE, so that it takes on the caller's instruction set.
+// One build for every x86-64 machine: hot loops are compiled three times and the widest version the CPU has is chosen
+// at run time. A Body is an object whose operator() is LRP_ALWAYS_INLINE, so that it takes on the caller's instruction
+// set.
 #pragma once
 #include <cstdlib>
 #include <cstring>

@@ -2,82 +2,16 @@
 // the number of threads. The backend has the interface of csrc/cuda/launchers.h.
 #include "../common/pointwise_ops.h"
 
-#include <algorithm>
-#include <type_traits>
-
 #include <torch/csrc/stable/library.h>
 
 #include "../common/rule_math.h"
-#include "storage.h"
+#include "partition.h"
 
 namespace lrpkernels::cpu {
 namespace {
 
-// Elements per task: large enough to hide the scheduling, small enough to balance and to stay in the L2 cache while all
-// targets of a task pass over the same forward values.
-constexpr int64_t kTaskElements = 16384;
 // Elements whose sums over targets are kept in a buffer in the L1 cache.
 constexpr int64_t kBlock = 1024;
-
-// The forward elements, cut into tasks. A span is a run of elements in memory: within one channel (kPlanes: the scale
-// is one number) or over all channels of one pixel (kPixels: the scale is a vector).
-struct Partition {
-  int64_t channels;
-  int64_t span;           // kPlanes: elements of a plane; kPixels: channels
-  int64_t spans;          // planes or pixels
-  int64_t per_task;       // kPixels: pixels per task; kPlanes: elements per task
-  int64_t tasks_per_span; // kPlanes only
-  int64_t tasks;
-  bool pixels;
-};
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-Partition partition(const LrpExtent& extent, bool per_channel) {
-  Partition p{};
-  p.channels = per_channel ? extent.channels : 1;
-  p.pixels = p.channels > 1 && extent.inner == 1;
-  p.span = p.pixels ? p.channels : p.channels == 1 ? extent.numel : extent.inner;
-  p.spans = extent.numel / p.span;
-  if (p.pixels) {
-    p.per_task = std::max<int64_t>(1, kTaskElements / p.span);
-    p.tasks = ceil_div(p.spans, p.per_task);
-  } else {
-    p.per_task = std::min(p.span, kTaskElements);
-    p.tasks_per_span = ceil_div(p.span, p.per_task);
-    p.tasks = p.spans * p.tasks_per_span;
-  }
-  return p;
-}
-
-// Calls visit(offset, count, channel, task) for every span, or part of a span, of the tasks [first, last).
-template <typename Visit>
-LRP_ALWAYS_INLINE void for_each_span(const Partition& p, int64_t first, int64_t last, const Visit& visit) {
-  if (p.pixels) {
-    for (int64_t task = first; task < last; ++task) {
-      const int64_t end = std::min(p.spans, (task + 1) * p.per_task);
-      for (int64_t pixel = task * p.per_task; pixel < end; ++pixel) visit(pixel * p.span, p.span, 0, task);
-    }
-    return;
-  }
-  int64_t plane = first / p.tasks_per_span, part = first % p.tasks_per_span, channel = plane % p.channels;
-  for (int64_t task = first; task < last; ++task) {
-    const int64_t begin = part * p.per_task;
-    visit(plane * p.span + begin, std::min(p.per_task, p.span - begin), channel, task);
-    if (++part == p.tasks_per_span) {
-      part = 0;
-      ++plane;
-      if (++channel == p.channels) channel = 0;
-    }
-  }
-}
-
-template <typename Body>
-void run_parallel(const Partition& p, const Body& body) {
-  const int64_t elements = p.pixels ? p.per_task * p.span : p.per_task;
-  torch::stable::parallel_for(0, p.tasks, std::max<int64_t>(1, kTaskElements / elements),
-                              [&](int64_t first, int64_t last) { run_widest(body, first, last); });
-}
 
 // The kernels' arguments, typed. grad_*, grad and workspace are used by the backward kernels only.
 template <typename scalar_t>
@@ -102,9 +36,11 @@ struct ForwardBody : EpsilonScale<scalar_t> {
   using acc_t = arithmetic_t<scalar_t>;
 
   LRP_ALWAYS_INLINE void operator()(int64_t first, int64_t last) const {
-    for_each_span(this->tasks, first, last, [this](int64_t offset, int64_t count, int64_t channel, int64_t) LRP_INLINE {
-      for (int64_t target = 0; target < this->extent.targets; ++target) span(target, offset, count, channel);
-    });
+    for_each_span<kPixels>(this->tasks, first, last,
+                           [this](int64_t offset, int64_t count, int64_t channel, int64_t) LRP_INLINE {
+                             for (int64_t target = 0; target < this->extent.targets; ++target)
+                               span(target, offset, count, channel);
+                           });
   }
 
   LRP_ALWAYS_INLINE void span(int64_t target, int64_t offset, int64_t count, int64_t channel) const {
@@ -130,18 +66,18 @@ struct BackwardBody : EpsilonScale<scalar_t> {
   using acc_t = arithmetic_t<scalar_t>;
 
   LRP_ALWAYS_INLINE void operator()(int64_t first, int64_t last) const {
-    for_each_span(this->tasks, first, last,
-                  [this](int64_t offset, int64_t count, int64_t channel, int64_t task) LRP_INLINE {
-      double* sums = !kSum ? nullptr : this->partial + (kPixels ? task * this->tasks.channels : task);
-      for (int64_t begin = 0; begin < count; begin += kBlock) {
-        const int64_t size = count - begin < kBlock ? count - begin : kBlock;
-        const int64_t skip = kPixels ? begin : 0;
-        if (this->extent.targets == 1)
-          one_target(offset + begin, size, channel + skip, sums + skip);
-        else
-          many_targets(offset + begin, size, channel + skip, sums + skip);
-      }
-    });
+    for_each_span<kPixels>(
+        this->tasks, first, last, [this](int64_t offset, int64_t count, int64_t channel, int64_t task) LRP_INLINE {
+          double* sums = !kSum ? nullptr : this->partial + (kPixels ? task * this->tasks.channels : task);
+          for (int64_t begin = 0; begin < count; begin += kBlock) {
+            const int64_t size = count - begin < kBlock ? count - begin : kBlock;
+            const int64_t skip = kPixels ? begin : 0;
+            if (this->extent.targets == 1)
+              one_target(offset + begin, size, channel + skip, sums + skip);
+            else
+              many_targets(offset + begin, size, channel + skip, sums + skip);
+          }
+        });
   }
 
   LRP_ALWAYS_INLINE void one_target(int64_t offset, int64_t count, int64_t channel, double* __restrict sums) const {
@@ -189,8 +125,7 @@ struct BackwardBody : EpsilonScale<scalar_t> {
         const acc_t ratio = kOutput ? relu_ratio<acc_t>(load(u[i]), epsilon, leak) : acc_t(1);
         const acc_t incoming = load(t[i]);
         store(dg[i], incoming * ratio * (kPixels ? scales[i] : constant));
-        if constexpr (kOutput || kSum)
-          products[i] += incoming * (kAddend ? load(g[i]) + load(g2[i]) : load(g[i]));
+        if constexpr (kOutput || kSum) products[i] += incoming * (kAddend ? load(g[i]) + load(g2[i]) : load(g[i]));
       }
     }
     if constexpr (kOutput || kSum) {
@@ -201,8 +136,7 @@ struct BackwardBody : EpsilonScale<scalar_t> {
         const acc_t value = kOutput ? load(u[i]) : acc_t(1);
         const acc_t ratio = kOutput ? relu_ratio<acc_t>(value, epsilon, leak) : acc_t(1);
         if constexpr (kOutput)
-          store(du[i],
-                products[i] * (kPixels ? scales[i] : constant) * relu_ratio_derivative<acc_t>(value, epsilon));
+          store(du[i], products[i] * (kPixels ? scales[i] : constant) * relu_ratio_derivative<acc_t>(value, epsilon));
         if constexpr (kSum && kPixels) sums[i] += products[i] * ratio;
         if constexpr (kSum && !kPixels) total += products[i] * ratio;
       }
@@ -231,7 +165,7 @@ struct RatioForwardBody : Ratio<scalar_t> {
   using acc_t = arithmetic_t<scalar_t>;
 
   LRP_ALWAYS_INLINE void operator()(int64_t first, int64_t last) const {
-    for_each_span(this->tasks, first, last, [this](int64_t offset, int64_t count, int64_t, int64_t) LRP_INLINE {
+    for_each_span<false>(this->tasks, first, last, [this](int64_t offset, int64_t count, int64_t, int64_t) LRP_INLINE {
       for (int64_t target = 0; target < this->extent.targets; ++target) {
         const int64_t at = target * this->extent.numel + offset;
         const scalar_t* __restrict g = this->multiplier + at;
@@ -251,7 +185,7 @@ struct RatioBackwardBody : Ratio<scalar_t> {
   using acc_t = arithmetic_t<scalar_t>;
 
   LRP_ALWAYS_INLINE void operator()(int64_t first, int64_t last) const {
-    for_each_span(this->tasks, first, last, [this](int64_t offset, int64_t count, int64_t, int64_t) LRP_INLINE {
+    for_each_span<false>(this->tasks, first, last, [this](int64_t offset, int64_t count, int64_t, int64_t) LRP_INLINE {
       for (int64_t begin = 0; begin < count; begin += kBlock)
         block(offset + begin, count - begin < kBlock ? count - begin : kBlock);
     });
@@ -285,28 +219,6 @@ struct RatioBackwardBody : Ratio<scalar_t> {
   }
 };
 
-// Calls body with a value of the storage type.
-template <typename Body>
-void with_storage(LrpDtype dtype, const Body& body) {
-  switch (dtype) {
-    case kFloat32:
-      return body(float{});
-    case kFloat64:
-      return body(double{});
-    case kBFloat16:
-      return body(bfloat16{});
-    case kFloat16:
-      break;
-  }
-  fail("no CPU kernel for storage dtype ", static_cast<int>(dtype));
-}
-
-// Calls body with std::true_type or std::false_type.
-template <typename Body>
-void with_flag(bool flag, const Body& body) {
-  flag ? body(std::true_type{}) : body(std::false_type{});
-}
-
 template <typename scalar_t>
 void finish_sums(const EpsilonScale<scalar_t>& args, void* grad_scale) {
   auto* sums = static_cast<arithmetic_t<scalar_t>*>(grad_scale);
@@ -316,8 +228,7 @@ void finish_sums(const EpsilonScale<scalar_t>& args, void* grad_scale) {
     for (int64_t task = 0; task < p.tasks; ++task)
       for (int64_t c = 0; c < p.channels; ++c) totals[c] += args.partial[task * p.channels + c];
   } else {
-    for (int64_t task = 0; task < p.tasks; ++task)
-      totals[task / p.tasks_per_span % p.channels] += args.partial[task];
+    for (int64_t task = 0; task < p.tasks; ++task) totals[task / p.tasks_per_span % p.channels] += args.partial[task];
   }
   for (int64_t c = 0; c < p.channels; ++c) sums[c] = static_cast<arithmetic_t<scalar_t>>(totals[c]);
 }

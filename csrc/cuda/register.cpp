@@ -1,5 +1,5 @@
-// Registers the CUDA launchers as implementations of the ops for CUDA tensors. Compiled with LRP_EMULATED_CUDA beside the
-// CUDA sources under the CPU shim, the same file registers them as torch.ops.lrpkernels_emulated for CPU tensors.
+// Registers the CUDA launchers as implementations of the ops for CUDA tensors. Compiled with LRP_EMULATED_CUDA beside
+// the CUDA sources under the CPU shim, the same file registers them as torch.ops.lrpkernels_emulated for CPU tensors.
 #include <torch/csrc/stable/library.h>
 
 #include "../common/pointwise_ops.h"
