@@ -16,7 +16,15 @@ import numpy as np
 import pytest
 import torch
 
-from isnet.data import BiasedMNIST, CorruptDataError, DataUnavailableError, biased_mnist_splits, load_mnist, mnist, sources
+from isnet.data import (
+    BiasedMNIST,
+    CorruptDataError,
+    DataUnavailableError,
+    biased_mnist_splits,
+    load_mnist,
+    mnist,
+    sources,
+)
 from isnet.data.biased_mnist import border_band, gratings, mark_places
 from isnet.data.idx import decode_idx, encode_idx
 
@@ -94,9 +102,7 @@ def test_idx_refuses_what_is_not_whole(content: bytes, text: str) -> None:
 
 @pytest.mark.parametrize("place", [".", "MNIST/raw"])
 @pytest.mark.parametrize("compressed", [False, True])
-def test_files_in_the_folder_come_first(
-    tmp_path: Path, tiny: dict[str, bytes], place: str, compressed: bool
-) -> None:
+def test_files_in_the_folder_come_first(tmp_path: Path, tiny: dict[str, bytes], place: str, compressed: bool) -> None:
     stored = {f"{name}.gz": gzip.compress(content) for name, content in tiny.items()} if compressed else tiny
     write(tmp_path / place, stored)
     assert_is(load_mnist(tmp_path, progress=False), tiny)
@@ -130,9 +136,7 @@ def test_error_names_every_way(tmp_path: Path, tiny: dict[str, bytes]) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_no_download_when_switched_off(
-    tmp_path: Path, tiny: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_download_when_switched_off(tmp_path: Path, tiny: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "SOURCES", (sources.Source("way", lambda progress: tiny),))
     with pytest.raises(DataUnavailableError, match="switched off"):
         load_mnist(tmp_path, download=False)
@@ -290,9 +294,7 @@ class Response(io.BytesIO):
 
 def test_mirror_way_decompresses(tiny: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
     served = {f"https://host/mnist/{name}.gz": gzip.compress(content) for name, content in tiny.items()}
-    monkeypatch.setattr(
-        sources.urllib.request, "urlopen", lambda url, timeout: Response(served[url], len(served[url]))
-    )
+    monkeypatch.setattr(sources.urllib.request, "urlopen", lambda url, timeout: Response(served[url], len(served[url])))
     assert sources.fetch_mirror("https://host/mnist/", sources.download_progress()) == tiny
 
 
@@ -358,7 +360,9 @@ def test_mark_alone_suffices_to_classify(mark: str) -> None:
 
 @pytest.mark.parametrize("mark", ["place", "texture"])
 def test_sets_differ_in_the_mark_alone(mark: str) -> None:
-    sets = {bias: BiasedMNIST(IMAGES, LABELS, bias=bias, mark=mark, seed=5) for bias in ("biased", "unbiased", "deceiving")}
+    sets = {
+        bias: BiasedMNIST(IMAGES, LABELS, bias=bias, mark=mark, seed=5) for bias in ("biased", "unbiased", "deceiving")
+    }
     biased, unbiased, deceiving = sets.values()
     inside = unbiased.masks == 1
     for data in sets.values():

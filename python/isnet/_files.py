@@ -15,7 +15,7 @@ from typing import Any
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yields a temporary path beside ``path`` and renames it to ``path`` when the block ends without an error.
 
-    The file's bytes are on the disk before the rename, so that a crash leaves the old file or the new one, never a part.
+    The bytes are on the disk before the rename, so that a crash leaves the old file or the new one, never a part.
     On an error the temporary file is removed and ``path`` is left as it was.
     """
     target = Path(path)

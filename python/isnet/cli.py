@@ -144,7 +144,7 @@ def train(
     data = runs.load_data(config.data)
     trained = runs.train_run(run, config, data=data, device=device, resume=resume)
     runs.evaluate_run(trained, data)
-    _print_scores([trained], data)
+    _print_scores([trained])
     typer.echo(f"Run: {run}")
 
 
@@ -167,9 +167,7 @@ def explain(
     out: Annotated[Path, typer.Option(help="Picture to write: .png, .pdf or .svg.")] = Path("explanation.png"),
     split: Annotated[Split, typer.Option(help="Test set.")] = "deceiving",
     index: Annotated[int, typer.Option(help="Which of its images.", min=0)] = 0,
-    target: Annotated[
-        int | None, typer.Option(help="Class to explain. [default: the predicted class]", min=0)
-    ] = None,
+    target: Annotated[int | None, typer.Option(help="Class to explain. [default: the predicted class]", min=0)] = None,
     device: Device = "cpu",
 ) -> None:
     """Draws a test image, its LRP heatmap and its foreground mask."""
@@ -238,7 +236,7 @@ def _given(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _print_scores(loaded: list[Any], data: Any = None) -> None:
+def _print_scores(loaded: list[Any]) -> None:
     from isnet.report import markdown_table, score_rows
 
-    typer.echo(markdown_table(score_rows(loaded, data)), nl=False)
+    typer.echo(markdown_table(score_rows(loaded)), nl=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 from torch import Tensor
 
 # Diverging, white at zero: red supports the explained class, blue speaks against it.
@@ -76,7 +78,7 @@ def gallery_figure(
             show_heatmap(axes[row, column], maps[column], masks[column])
             axes[row, column].set_xlabel(captions[name][column], fontsize=8)
     for row, name in enumerate(("image", *heatmaps)):
-        axes[row, 0].set_ylabel(name, fontsize=10)
+        axes[row, 0].set_ylabel(textwrap.fill(name, 18), fontsize=10)
     return figure
 
 
@@ -108,6 +110,7 @@ def curves_figure(logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
                     axes.plot(*zip(*points, strict=True), color=colors[name], linewidth=1)
             _label(axes, label)
             axes.set_yscale("log")
+            axes.yaxis.set_minor_formatter(NullFormatter())
     handles, labels = grid[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=len(logs), fontsize=9, frameon=False)
     return figure

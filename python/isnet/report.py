@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jinja2
@@ -31,14 +31,23 @@ class Row(NamedTuple):
     background_attention: dict[str, float]
 
 
-def score_rows(runs: Iterable[Run], data: BiasedMNISTSplits | None = None) -> list[Row]:
+def score_rows(runs: Sequence[Run]) -> list[Row]:
     """One row per run, from its stored scores; scores it first if there are none."""
     rows = []
-    for run in runs:
-        scores = load_evaluation(run.folder) or evaluate_run(run, data)
+    for title, run in titled(runs).items():
+        scores = load_evaluation(run.folder) or evaluate_run(run)
         percent = {kind: {name: 100 * value for name, value in scores[kind].items()} for kind in scores}
-        rows.append(Row(run.config.title, percent["accuracy"], percent["background_attention"]))
+        rows.append(Row(title, percent["accuracy"], percent["background_attention"]))
     return rows
+
+
+def titled(runs: Sequence[Run]) -> dict[str, Run]:
+    """The runs by title; those that share one are told apart by their folders."""
+    titles = [run.config.title for run in runs]
+    return {
+        title if titles.count(title) == 1 else f"{title} ({run.folder})": run
+        for title, run in zip(titles, runs, strict=True)
+    }
 
 
 def markdown_table(rows: Sequence[Row]) -> str:
@@ -67,19 +76,22 @@ def gallery(runs: Sequence[Run], dataset: BiasedMNIST, count: int = 8) -> Figure
     images, labels, masks = dataset.images[rows], dataset.labels[rows], dataset.masks[rows]
     maps: dict[str, Tensor] = {}
     captions: dict[str, list[str]] = {}
-    for run in runs:
+    for title, run in titled(runs).items():
         settings = run.config.heatmap
         device = next(run.model.parameters()).device
         logits, found = heatmaps(run.model, images.to(device), eps=settings.eps, input_range=settings.input_range)
-        maps[run.config.title] = found.cpu()
-        shares = background_share(found.cpu(), masks).tolist()
+        maps[title] = found.cpu()
+        shares = background_share(maps[title], masks).tolist()
         answers = logits.argmax(1).tolist()
-        captions[run.config.title] = [
+        captions[title] = [
             f"{'✓' if answer == label else '✗'} says {answer}, bg {100 * share:.0f} %"
             for answer, label, share in zip(answers, labels.tolist(), shares, strict=True)
         ]
     marks = dataset.marks[rows].tolist()
-    told = [f"{label}, no mark" if mark < 0 else f"{label}, mark of {mark}" for label, mark in zip(labels, marks, strict=True)]
+    told = [
+        f"{label}, no mark" if mark < 0 else f"{label}, mark of {mark}"
+        for label, mark in zip(labels.tolist(), marks, strict=True)
+    ]
     return gallery_figure(images, masks, maps, captions, image_captions=told)
 
 
@@ -106,15 +118,19 @@ def write_report(
     if not runs:
         raise ValueError("runs: expected at least one")
     data = data or load_data(runs[0].config.data)
-    logs = {run.config.title: read_log(run.folder / LOG_NAME) for run in runs if (run.folder / LOG_NAME).exists()}
+    logs = {
+        title: read_log(run.folder / LOG_NAME)
+        for title, run in titled(runs).items()
+        if (run.folder / LOG_NAME).exists()
+    }
     page = _TEMPLATE.render(
         title=title,
         notes=notes,
         tests=TESTS,
-        rows=score_rows(runs, data),
+        rows=score_rows(runs),
         gallery=_png(gallery(runs, data.deceiving)),
         curves=_png(curves_figure(logs)) if any(logs.values()) else None,
-        settings=[(run.config.title, _flatten(run.config.to_json())) for run in runs],
+        settings=[(title, _flatten(run.config.to_json())) for title, run in titled(runs).items()],
         images=len(data.deceiving),
         torch=torch.__version__,
     )

@@ -95,7 +95,7 @@ class RunConfig:
     arch_arguments: dict[str, Any] = field(default_factory=lambda: dict(NARROW_RESNET_ARGUMENTS))
     data: DataConfig = DataConfig()
     heatmap: HeatmapConfig = HeatmapConfig()
-    train: TrainConfig = TrainConfig()
+    train: TrainConfig = field(default_factory=TrainConfig)
     name: str = ""
 
     def __post_init__(self) -> None:
@@ -283,9 +283,10 @@ def load_evaluation(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
 
 
 def _require_same_run(found: RunConfig, asked: RunConfig, path: Path) -> None:
-    """Everything but the training settings must agree; :func:`isnet.training.fit` compares those."""
+    """Raises CheckpointError unless ``asked`` continues the run that was ``found``."""
     ours, theirs = asked.to_json(), found.to_json()
-    differences = [
+    differences = asked.train.differences(theirs["train"])
+    differences += [
         f"{key}: {theirs[key]} there, {ours[key]} now"
         for key in ours
         if key not in ("train", "name") and ours[key] != theirs[key]

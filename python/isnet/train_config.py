@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -94,3 +95,17 @@ class TrainConfig:
         """Whether the heatmap loss counts in a step, counted from 0."""
         after = step - self.warmup * steps_per_epoch
         return after >= 0 and (after + 1) % self.heatmap_every == 0
+
+    def differences(self, saved: Mapping[str, Any], *, past_warmup: bool = True) -> list[str]:
+        """What keeps a run with the settings ``saved`` from being continued with these, one text each.
+
+        Logging and checkpointing may change, and the number of epochs as far as the steps done do not depend on it.
+        """
+        free = {"log_every", "save_every"}
+        if self.schedule == "constant" or not past_warmup:
+            free.add("epochs")
+        return [
+            f"{name}: {saved.get(name)!r} there, {value!r} now"
+            for name, value in asdict(self).items()
+            if name not in free and saved.get(name) != value
+        ]

