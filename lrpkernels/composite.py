@@ -58,9 +58,10 @@ class Composite:
                 raise TypeError(f"layers: a selector must be a name, a glob, a module type or a function, got {selector!r}")
             if not isinstance(rule, Rule):
                 raise TypeError(f"layers[{selector!r}] must be a lrpkernels rule, got {type(rule).__name__}")
-        for name, rule in (("first", self.first), ("default", self.default)):
-            if not isinstance(rule, Rule) and not (rule is None and name == "first"):
-                raise TypeError(f"{name} must be a lrpkernels rule, got {type(rule).__name__}")
+        if not isinstance(self.default, Rule):
+            raise TypeError(f"default must be a lrpkernels rule, got {type(self.default).__name__}")
+        if self.first is not None and not isinstance(self.first, Rule):
+            raise TypeError(f"first must be a lrpkernels rule or None, got {type(self.first).__name__}")
 
     def rule_for(self, op: Op, name: str, reads_input: bool) -> Rule:
         """The rule of one (fused) operation.

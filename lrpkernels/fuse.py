@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from .layers.activation import Relu
-from .layers.base import Multipliers, Op
+from .layers.base import Arrived, Multipliers, Op
 from .layers.linear_maps import LinearMap
 from .layers.normalization import BatchNorm
 
 if TYPE_CHECKING:
     from .rules.base import Rule
     from .tape import Value
+
+OpT = TypeVar("OpT", bound=Op)
 
 
 class Block(Op):
@@ -87,7 +89,7 @@ class Block(Op):
         g, addend = multipliers
         return self.map.epsilon(g, addend, self.activation, self.scale(), epsilon, leak)
 
-    def propagate(self, multipliers: list[Tensor | None], rule: Rule) -> Multipliers:
+    def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
         return (rule.linear(self, (multipliers[0], None)),)
 
 
@@ -103,7 +105,7 @@ def fuse(ops: list[Op], keep: Collection[Value]) -> list[Op]:
     """
     kept = {id(value) for value in keep}
 
-    def follower(value: Value, kind: type[Op]) -> Op | None:
+    def follower(value: Value, kind: type[OpT]) -> OpT | None:
         if value.consumers != 1 or id(value) in kept:
             return None
         op = reader.get(id(value))
@@ -115,22 +117,12 @@ def fuse(ops: list[Op], keep: Collection[Value]) -> list[Op]:
     for op in ops:
         if not isinstance(op, LinearMap) or id(op) in merged:
             continue
-        last: Op = op
-        norm = None
-        if not isinstance(op, BatchNorm):
-            norm = follower(op.output, BatchNorm)
-            if isinstance(norm, BatchNorm) and _channels_match(op, norm):
-                last = norm
-                merged.add(id(norm))
-            else:
-                norm = None
-        relu = follower(last.output, Relu)
-        if isinstance(relu, Relu):
-            last = relu
-            merged.add(id(relu))
-        else:
-            relu = None
-        merged.add(id(op))
+        norm = None if isinstance(op, BatchNorm) else follower(op.output, BatchNorm)
+        if norm is not None and not _channels_match(op, norm):
+            norm = None
+        relu = follower((norm or op).output, Relu)
+        last: Op = relu or norm or op
+        merged |= {id(part) for part in (op, norm, relu) if part is not None}
         place[id(last)] = Block(op, norm, relu)
     return [place.get(id(op), op) for op in ops if id(op) in place or id(op) not in merged]
 

@@ -137,7 +137,7 @@ def _through_block(
     value = block.output
     if id(value) in wanted:
         total = _take(value, multipliers, relevances, wanted, found)
-        pair = None if total is None else (total, None)
+        pair: tuple[Tensor, Tensor | None] | None = None if total is None else (total, None)
     else:
         pair = multipliers.pop_pair(value)
     if pair is None:

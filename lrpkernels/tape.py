@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from threading import get_ident
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from torch.nn.modules.module import (
 from torch.overrides import TorchFunctionMode
 
 from .errors import InPlaceError, UnusedInputError
+from .layers.base import dispatch
 
 if TYPE_CHECKING:
     from .composite import Composite
@@ -77,6 +78,10 @@ class Tape:
     def value(self, tensor: object) -> Value | None:
         """The recorded value that ``tensor`` is, or None if it does not depend on the model's input."""
         return self._values.get(id(tensor)) if isinstance(tensor, Tensor) else None
+
+    def known(self, tensor: Tensor) -> Value:
+        """:meth:`value` of a tensor that is known to be recorded."""
+        return self._values[id(tensor)]
 
     def add(self, op: Op, *outputs: Tensor, nonnegative: bool = False) -> None:
         """Append ``op``; its inputs are already :class:`Value` objects, ``outputs`` are the tensors it made."""
@@ -165,7 +170,7 @@ class Tape:
         self.ops = []
         self._values, self._replaced, self._calls, self._keep = {}, {}, {}, []
 
-    def __enter__(self) -> Tape:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -180,8 +185,6 @@ class _Recorder(TorchFunctionMode):
         self.tape = tape
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        from .layers.base import dispatch
-
         return dispatch(self.tape, func, args, kwargs or {})
 
 

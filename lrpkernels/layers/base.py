@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ..tape import Tape, Value
 
 Multipliers = tuple["Tensor | None", ...]
+Arrived = Sequence[Any]  # one multiplier per output; None where nothing arrived (only operations with several outputs see it)
 
 
 class Op:
@@ -40,7 +41,7 @@ class Op:
         """What this operation is called in tables."""
         return self.kind
 
-    def propagate(self, multipliers: list[Tensor | None], rule: Rule) -> Multipliers:
+    def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
         """Multipliers at the inputs, given those at the outputs (None: nothing arrives there).
 
         Raises:

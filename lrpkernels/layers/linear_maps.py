@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .. import functional
 from ..functional import ConvGeometry
-from .base import Multipliers, Op, bind, records
+from .base import Arrived, Multipliers, Op, bind, records
 
 if TYPE_CHECKING:
     from ..rules.base import Rule
@@ -24,13 +24,17 @@ class LinearMap(Op):
     Attributes:
         weight: as recorded, in its own dtype.
         bias: b, (channels,), or None.
-        channels: how many output channels there are (dimension 1 of the output, the last one for ``Linear``).
     """
 
     weight: Tensor
     bias: Tensor | None
 
-    def propagate(self, multipliers: list[Tensor | None], rule: Rule) -> Multipliers:
+    @property
+    def channels(self) -> int:
+        """Number of output channels."""
+        raise NotImplementedError
+
+    def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
         raise AssertionError("linear maps are propagated as blocks; see lrpkernels.fuse")
 
     def epsilon(
@@ -177,19 +181,13 @@ def _tuple(value: Any, n: int) -> tuple[int, ...]:
 
 
 def _record_conv(tape: Tape, func: Any, args: Any, kwargs: Any, spatial: int, transposed: bool) -> Tensor:
-    if transposed:
-        names = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
-        x, weight, bias, stride, padding, output_padding, groups, dilation = bind(
-            args, kwargs, *names, stride=1, padding=0, output_padding=0, groups=1, dilation=1
-        )
-    else:
-        names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-        x, weight, bias, stride, padding, dilation, groups = bind(
-            args, kwargs, *names, stride=1, padding=0, groups=1, dilation=1
-        )
-        output_padding = 0
-    value = tape.value(x)
-    if value is None or tape.value(weight) is not None:
+    defaults = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1, "output_padding": 0}
+    order = ("output_padding", "groups", "dilation") if transposed else ("dilation", "groups")
+    given = dict(zip(("input", "weight", "bias", "stride", "padding", *order), args, strict=False))
+    options = {**defaults, "bias": None, **given, **kwargs}
+    x, weight, bias, stride, padding = (options[name] for name in ("input", "weight", "bias", "stride", "padding"))
+    dilation, groups, output_padding = options["dilation"], options["groups"], options["output_padding"]
+    if tape.value(x) is None or tape.value(weight) is not None:
         return _unrecorded(tape, func, args, kwargs)
     if x.dim() == spatial + 1:  # PyTorch's unbatched form
         from .structure import record_call
@@ -208,7 +206,7 @@ def _record_conv(tape: Tape, func: Any, args: Any, kwargs: Any, spatial: int, tr
 
             pad = [side for t in reversed(total) for side in (t // 2, t - t // 2)]
             x = record_call(tape, F.pad, (x, pad), {})
-            value, padding = tape.value(x), 0
+            padding = 0
             out = func(x, weight, bias, stride, 0, dilation, groups)
         else:
             padding = tuple(t // 2 for t in total)
@@ -223,7 +221,7 @@ def _record_conv(tape: Tape, func: Any, args: Any, kwargs: Any, spatial: int, tr
         _tuple(output_padding, spatial),
         groups,
     )
-    tape.add(Conv(value, weight, bias, geometry), out)
+    tape.add(Conv(tape.known(x), weight, bias, geometry), out)
     return out
 
 
@@ -250,9 +248,8 @@ _register_convs()
 @records(F.linear)
 def _linear(tape: Tape, func: Any, args: Any, kwargs: Any) -> Tensor:
     x, weight, bias = bind(args, kwargs, "input", "weight", "bias")
-    value = tape.value(x)
-    if value is None or tape.value(weight) is not None or x.dim() < 2:
+    if tape.value(x) is None or tape.value(weight) is not None or x.dim() < 2:
         return _unrecorded(tape, func, args, kwargs)
     out = func(x, weight, bias)
-    tape.add(Linear(value, weight, bias), out)
+    tape.add(Linear(tape.known(x), weight, bias), out)
     return out

@@ -68,11 +68,9 @@ class ZBox(Rule):
             z = z - block.map.forward(bound, w, b)
         s = ratio(g, block.output.tensor, z, epsilon=self.eps)
         targets = s.shape[0] // x.shape[0]
-        relevance = None
-        for (a, _), part in zip(parts, block.map.transpose_each(s, [w for _, w in parts]), strict=True):
-            part = (part.unflatten(0, (targets, -1)) * a).flatten(0, 1)
-            relevance = part if relevance is None else relevance - part
-        return relevance
+        pulled = block.map.transpose_each(s, [w for _, w in parts])
+        terms = [(v.unflatten(0, (targets, -1)) * a).flatten(0, 1) for (a, _), v in zip(parts, pulled, strict=True)]
+        return terms[0] - sum(terms[1:]) if len(terms) > 1 else terms[0]
 
     def _bound(self, name: str, bound: float | tuple[float, ...], x: Tensor) -> Tensor | None:
         """An image of the bound's value, (1, C, ...); None if it is zero everywhere and drops out."""
