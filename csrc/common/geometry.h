@@ -1,0 +1,48 @@
+// Index arithmetic shared by host and device code. No torch headers.
+#pragma once
+#include <cstdint>
+
+#include "rule_math.h"
+
+namespace lrpkernels {
+
+template <typename index_t>
+constexpr LRP_HD index_t ceil_div(index_t a, index_t b) {
+  return (a + b - 1) / b;
+}
+
+// Exact division of 0 <= n < 2^63 by a divisor fixed at launch: one wide multiplication and a shift instead of the
+// 64-bit division that GPUs emulate in about a hundred instructions.
+class FastDivisor {
+ public:
+  FastDivisor() : FastDivisor(1) {}
+
+  // divisor >= 1. With 2^shift >= divisor, multiplier = ceil(2^(63 + shift) / divisor) fits 64 bits, and the error of
+  // n * multiplier stays under 2^(63 + shift) for every n < 2^63 (Granlund and Montgomery 1994, theorem 4.2).
+  explicit FastDivisor(int64_t divisor) : divisor_(divisor), shift_(0) {
+    while ((uint64_t(1) << shift_) < static_cast<uint64_t>(divisor)) ++shift_;
+    const unsigned __int128 power = static_cast<unsigned __int128>(1) << (63 + shift_);
+    multiplier_ = static_cast<uint64_t>((power + static_cast<uint64_t>(divisor) - 1) / static_cast<uint64_t>(divisor));
+  }
+
+  LRP_HD int64_t divisor() const { return divisor_; }
+
+  LRP_HD int64_t quotient(int64_t n) const {
+    const uint64_t doubled = static_cast<uint64_t>(n) << 1;
+#if defined(__CUDA_ARCH__)
+    return static_cast<int64_t>(__umul64hi(doubled, multiplier_) >> shift_);
+#else
+    return static_cast<int64_t>(static_cast<uint64_t>((static_cast<unsigned __int128>(doubled) * multiplier_) >> 64) >>
+                                shift_);
+#endif
+  }
+
+  LRP_HD int64_t remainder(int64_t n) const { return n - quotient(n) * divisor_; }
+
+ private:
+  int64_t divisor_;
+  uint64_t multiplier_;
+  int shift_;
+};
+
+}  // namespace lrpkernels

@@ -1,0 +1,274 @@
+// Elementwise relevance ops: the epsilon rule's scale through [batch norm ->] ReLU, and the stabilised ratio.
+#include "channel_sum.cuh"
+
+namespace lrpkernels::cuda {
+namespace {
+
+// s = (G + G2) * m(u) * k_c. addend, output, scale may be null.
+template <typename storage_t>
+struct EpsilonScale {
+  using scalar_t = storage_t;
+  using acc_t = arithmetic_t<scalar_t>;
+
+  const scalar_t* multiplier;  // [targets, numel]
+  const scalar_t* addend;      // [targets, numel]
+  const scalar_t* output;      // [numel]
+  const acc_t* scale;          // [channels]
+  scalar_t* result;            // [targets, numel]
+  LrpExtent extent;
+  ChannelMap channels;
+  acc_t epsilon;
+  acc_t leak;
+
+  template <int kVec>
+  __device__ __forceinline__ void run(int64_t i) const {
+    Pack<acc_t, kVec> factor = scale ? channels.template gather<kVec>(scale, i) : filled<kVec>(acc_t(1));
+    if (output) {
+      const Pack<acc_t, kVec> u = load<kVec>(output + i);
+#pragma unroll
+      for (int j = 0; j < kVec; ++j) factor[j] *= relu_ratio(u[j], epsilon, leak);
+    }
+    for (int64_t at = i; at < extent.targets * extent.numel; at += extent.numel) {
+      Pack<acc_t, kVec> g = load<kVec>(multiplier + at);
+      if (addend) {
+        const Pack<acc_t, kVec> g2 = load<kVec>(addend + at);
+#pragma unroll
+        for (int j = 0; j < kVec; ++j) g[j] += g2[j];
+      }
+#pragma unroll
+      for (int j = 0; j < kVec; ++j) g[j] *= factor[j];
+      store<kVec>(result + at, g);
+    }
+  }
+};
+
+// dG = t m k, du = sum_T t (G + G2) k dm/du; the products summed to dk_c are sum_T t (G + G2) m.
+template <typename storage_t>
+struct EpsilonScaleBackward {
+  using scalar_t = storage_t;
+  using acc_t = arithmetic_t<scalar_t>;
+
+  const scalar_t* grad;        // [targets, numel]
+  const scalar_t* multiplier;  // [targets, numel]
+  const scalar_t* addend;      // [targets, numel] or null
+  const scalar_t* output;      // [numel] or null
+  const acc_t* scale;          // [channels] or null
+  scalar_t* grad_multiplier;   // [targets, numel]
+  scalar_t* grad_output;       // [numel], null without output
+  LrpExtent extent;
+  ChannelMap channels;
+  acc_t epsilon;
+  acc_t leak;
+
+  template <int kVec>
+  __device__ __forceinline__ Pack<acc_t, kVec> run(int64_t i) const {
+    const Pack<acc_t, kVec> k = scale ? channels.template gather<kVec>(scale, i) : filled<kVec>(acc_t(1));
+    Pack<acc_t, kVec> u = filled<kVec>(acc_t(1)), m = u;
+    if (output) {
+      u = load<kVec>(output + i);
+#pragma unroll
+      for (int j = 0; j < kVec; ++j) m[j] = relu_ratio(u[j], epsilon, leak);
+    }
+    Pack<acc_t, kVec> products = filled<kVec>(acc_t(0));  // sum_T t (G + G2)
+    for (int64_t at = i; at < extent.targets * extent.numel; at += extent.numel) {
+      Pack<acc_t, kVec> t = load<kVec>(grad + at);
+      const Pack<acc_t, kVec> g = load<kVec>(multiplier + at);
+      const Pack<acc_t, kVec> g2 = addend ? load<kVec>(addend + at) : filled<kVec>(acc_t(0));
+#pragma unroll
+      for (int j = 0; j < kVec; ++j) {
+        products[j] += t[j] * (g[j] + g2[j]);
+        t[j] *= m[j] * k[j];
+      }
+      store<kVec>(grad_multiplier + at, t);
+    }
+    if (output) {
+      Pack<acc_t, kVec> du;
+#pragma unroll
+      for (int j = 0; j < kVec; ++j) du[j] = products[j] * k[j] * relu_ratio_derivative(u[j], epsilon);
+      store<kVec>(grad_output + i, du);
+    }
+#pragma unroll
+    for (int j = 0; j < kVec; ++j) products[j] *= m[j];
+    return products;
+  }
+};
+
+// s = G v / (d + eps sgn d)
+template <typename storage_t>
+struct Ratio {
+  using scalar_t = storage_t;
+  using acc_t = arithmetic_t<scalar_t>;
+
+  const scalar_t* multiplier;   // [targets, numel]
+  const scalar_t* value;        // [numel]
+  const scalar_t* denominator;  // [numel]
+  scalar_t* result;             // [targets, numel]
+  LrpExtent extent;
+  acc_t epsilon;
+
+  template <int kVec>
+  __device__ __forceinline__ void run(int64_t i) const {
+    Pack<acc_t, kVec> factor = load<kVec>(value + i);
+    const Pack<acc_t, kVec> d = load<kVec>(denominator + i);
+#pragma unroll
+    for (int j = 0; j < kVec; ++j) factor[j] /= stabilize(d[j], epsilon);
+    for (int64_t at = i; at < extent.targets * extent.numel; at += extent.numel) {
+      Pack<acc_t, kVec> g = load<kVec>(multiplier + at);
+#pragma unroll
+      for (int j = 0; j < kVec; ++j) g[j] *= factor[j];
+      store<kVec>(result + at, g);
+    }
+  }
+};
+
+// dG = t v / D, dv = sum_T t G / D, dd = -v dv / D with D = d + eps sgn d.
+template <typename storage_t>
+struct RatioBackward {
+  using scalar_t = storage_t;
+  using acc_t = arithmetic_t<scalar_t>;
+
+  const scalar_t* grad;         // [targets, numel]
+  const scalar_t* multiplier;   // [targets, numel]
+  const scalar_t* value;        // [numel]
+  const scalar_t* denominator;  // [numel]
+  scalar_t* grad_multiplier;    // [targets, numel]
+  scalar_t* grad_value;         // [numel]
+  scalar_t* grad_denominator;   // [numel]
+  LrpExtent extent;
+  acc_t epsilon;
+
+  template <int kVec>
+  __device__ __forceinline__ void run(int64_t i) const {
+    Pack<acc_t, kVec> factor = load<kVec>(value + i), d = load<kVec>(denominator + i);
+#pragma unroll
+    for (int j = 0; j < kVec; ++j) {
+      d[j] = stabilize(d[j], epsilon);
+      factor[j] /= d[j];
+    }
+    Pack<acc_t, kVec> products = filled<kVec>(acc_t(0));  // sum_T t G
+    for (int64_t at = i; at < extent.targets * extent.numel; at += extent.numel) {
+      Pack<acc_t, kVec> t = load<kVec>(grad + at);
+      const Pack<acc_t, kVec> g = load<kVec>(multiplier + at);
+#pragma unroll
+      for (int j = 0; j < kVec; ++j) {
+        products[j] += t[j] * g[j];
+        t[j] *= factor[j];
+      }
+      store<kVec>(grad_multiplier + at, t);
+    }
+#pragma unroll
+    for (int j = 0; j < kVec; ++j) {
+      products[j] /= d[j];
+      d[j] = -products[j] * factor[j];
+    }
+    store<kVec>(grad_value + i, products);
+    store<kVec>(grad_denominator + i, d);
+  }
+};
+
+// Drops the products of a Body that offers them.
+template <typename Body>
+struct WithoutSum : Body {
+  template <int kVec>
+  __device__ __forceinline__ void run(int64_t i) const {
+    Body::template run<kVec>(i);
+  }
+};
+
+}  // namespace
+}  // namespace lrpkernels::cuda
+
+using namespace lrpkernels::cuda;  // the launchers below are the C interface of this file
+
+int lrp_epsilon_scale(LrpDtype dtype, const void* multiplier, const void* addend, const void* output, const void* scale,
+                      void* result, LrpExtent extent, double epsilon, double leak, void* stream) {
+  if (extent.numel * extent.targets == 0) return 0;
+  return with_storage(dtype, [&](auto storage) {
+    using scalar_t = decltype(storage);
+    using acc_t = arithmetic_t<scalar_t>;
+    const EpsilonScale<scalar_t> body{static_cast<const scalar_t*>(multiplier),
+                                      static_cast<const scalar_t*>(addend),
+                                      static_cast<const scalar_t*>(output),
+                                      static_cast<const acc_t*>(scale),
+                                      static_cast<scalar_t*>(result),
+                                      extent,
+                                      ChannelMap(extent),
+                                      static_cast<acc_t>(epsilon),
+                                      static_cast<acc_t>(leak)};
+    return launch_elementwise(body, extent.numel, vectorizable<scalar_t>(extent, multiplier, addend, output, result),
+                              stream);
+  });
+}
+
+int64_t lrp_epsilon_scale_backward_workspace(LrpDtype dtype, LrpExtent extent) {
+  switch (dtype) {
+    case kFloat32:
+      return channel_sum_workspace<float>(extent);
+    case kFloat64:
+      return channel_sum_workspace<double>(extent);
+    default:
+      return channel_sum_workspace<__half>(extent);
+  }
+}
+
+int lrp_epsilon_scale_backward(LrpDtype dtype, const void* grad, const void* multiplier, const void* addend,
+                               const void* output, const void* scale, void* grad_multiplier, void* grad_output,
+                               void* grad_scale, void* workspace, LrpExtent extent, double epsilon, double leak,
+                               void* stream) {
+  if (extent.numel * extent.targets == 0) return 0;
+  return with_storage(dtype, [&](auto storage) {
+    using scalar_t = decltype(storage);
+    using acc_t = arithmetic_t<scalar_t>;
+    const EpsilonScaleBackward<scalar_t> body{static_cast<const scalar_t*>(grad),
+                                              static_cast<const scalar_t*>(multiplier),
+                                              static_cast<const scalar_t*>(addend),
+                                              static_cast<const scalar_t*>(output),
+                                              static_cast<const acc_t*>(scale),
+                                              static_cast<scalar_t*>(grad_multiplier),
+                                              static_cast<scalar_t*>(grad_output),
+                                              extent,
+                                              ChannelMap(extent),
+                                              static_cast<acc_t>(epsilon),
+                                              static_cast<acc_t>(leak)};
+    const bool vectors = vectorizable<scalar_t>(extent, grad, multiplier, addend, output, grad_multiplier, grad_output);
+    if (grad_scale == nullptr)
+      return launch_elementwise(WithoutSum<EpsilonScaleBackward<scalar_t>>{body}, extent.numel, vectors, stream);
+    return vectors ? launch_channel_sum<kVectorWidth<scalar_t>>(body, extent, workspace, grad_scale, stream)
+                   : launch_channel_sum<1>(body, extent, workspace, grad_scale, stream);
+  });
+}
+
+int lrp_ratio(LrpDtype dtype, const void* multiplier, const void* value, const void* denominator, void* result,
+              LrpExtent extent, double epsilon, void* stream) {
+  if (extent.numel * extent.targets == 0) return 0;
+  return with_storage(dtype, [&](auto storage) {
+    using scalar_t = decltype(storage);
+    const Ratio<scalar_t> body{static_cast<const scalar_t*>(multiplier),
+                               static_cast<const scalar_t*>(value),
+                               static_cast<const scalar_t*>(denominator),
+                               static_cast<scalar_t*>(result),
+                               extent,
+                               static_cast<arithmetic_t<scalar_t>>(epsilon)};
+    return launch_elementwise(body, extent.numel,
+                              vectorizable<scalar_t>(extent, multiplier, value, denominator, result), stream);
+  });
+}
+
+int lrp_ratio_backward(LrpDtype dtype, const void* grad, const void* multiplier, const void* value,
+                       const void* denominator, void* grad_multiplier, void* grad_value, void* grad_denominator,
+                       LrpExtent extent, double epsilon, void* stream) {
+  if (extent.numel * extent.targets == 0) return 0;
+  return with_storage(dtype, [&](auto storage) {
+    using scalar_t = decltype(storage);
+    const RatioBackward<scalar_t> body{
+        static_cast<const scalar_t*>(grad),          static_cast<const scalar_t*>(multiplier),
+        static_cast<const scalar_t*>(value),         static_cast<const scalar_t*>(denominator),
+        static_cast<scalar_t*>(grad_multiplier),     static_cast<scalar_t*>(grad_value),
+        static_cast<scalar_t*>(grad_denominator),    extent,
+        static_cast<arithmetic_t<scalar_t>>(epsilon)};
+    return launch_elementwise(body, extent.numel,
+                              vectorizable<scalar_t>(extent, grad, multiplier, value, denominator, grad_multiplier,
+                                                     grad_value, grad_denominator),
+                              stream);
+  });
+}
