@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from threading import get_ident
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,8 @@ from .errors import InPlaceError, UnusedInputError
 from .layers.base import dispatch
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from .composite import Composite
     from .layers.base import Op
     from .rules.base import Rule
