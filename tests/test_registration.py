@@ -1,0 +1,164 @@
+"""How the ops are registered: schemas, shape functions, compilation, error texts, the build report."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from typer.testing import CliRunner
+
+import lrpkernels as lrp
+from lrpkernels.__main__ import app
+from lrpkernels._extension import build_info, has_cuda_kernels
+from lrpkernels.testing import samples
+
+ops = torch.ops.lrpkernels
+OPS = ("epsilon_scale", "epsilon_scale_backward", "ratio", "ratio_backward")
+OPCHECKS = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "strided"])
+@pytest.mark.parametrize("op", OPS)
+def test_opcheck(op: str, layout: str) -> None:
+    for sample in samples(op, layout=layout, targets=2, shapes=[(2, 3, 5, 7), (4, 3), (0, 3, 2, 2)]):
+        if layout == "contiguous" and "(2, 3, 5, 7)" in sample.label:
+            torch.library.opcheck(getattr(ops, op).default, sample.arguments, test_utils=OPCHECKS)
+        else:
+            torch.library.opcheck(getattr(ops, op).default, sample.arguments, test_utils=OPCHECKS[:3])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("op", OPS)
+def test_shape_functions_give_what_the_kernels_give(op: str, dtype: torch.dtype) -> None:
+    for layout in ("contiguous", "channels_last", "strided"):
+        for sample in samples(op, dtype, layout, targets=2):
+            real = getattr(ops, op)(*sample.arguments)
+            with FakeTensorMode() as mode:
+                arguments = [mode.from_tensor(a) if isinstance(a, Tensor) else a for a in sample.arguments]
+                fake = getattr(ops, op)(*arguments)
+            for r, f in zip(*((x if isinstance(x, tuple) else (x,)) for x in (real, fake)), strict=True):
+                assert (r.shape, r.dtype) == (f.shape, f.dtype), sample.label
+                if r.numel() > 0:
+                    significant = [d for d in range(r.dim()) if r.shape[d] > 1]
+                    assert [r.stride(d) for d in significant] == [f.stride(d) for d in significant], sample.label
+
+
+def test_compiles_without_a_graph_break() -> None:
+    def block(multiplier: Tensor, output: Tensor, scale: Tensor) -> Tensor:
+        return ops.epsilon_scale(multiplier * 2, None, output, scale, 1e-2, 0.0) + 1
+
+    arguments = (torch.randn(4, 3, 5, 5), torch.rand(2, 3, 5, 5), torch.rand(3))
+    compiled = torch.compile(block, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(*arguments), block(*arguments), rtol=0, atol=0)
+
+
+def _bad_calls() -> dict[str, tuple[Callable[[], object], str]]:
+    g, u, k = torch.rand(8, 64, 4, 4), torch.rand(4, 64, 4, 4), torch.rand(64)
+    scale = ops.epsilon_scale
+    backward = ops.epsilon_scale_backward
+    return {
+        "addend shape": (
+            lambda: scale(g, u, None, None, 0.1, 0.0),
+            "epsilon_scale: addend must have the multiplier's shape [8, 64, 4, 4], got [4, 64, 4, 4]",
+        ),
+        "addend dtype": (
+            lambda: scale(g, g.double(), None, None, 0.1, 0.0),
+            "epsilon_scale: addend must have dtype float32, got float64",
+        ),
+        "output shape": (
+            lambda: scale(g, None, u[:3], None, 0.1, 0.0),
+            "epsilon_scale: output must have shape [B, C, ...] for a multiplier [T * B, C, ...] = [8, 64, 4, 4], "
+            "got [3, 64, 4, 4]",
+        ),
+        "output rank": (lambda: scale(g, None, u[0], None, 0.1, 0.0), "got [64, 4, 4]"),
+        "scale shape": (
+            lambda: scale(g, None, u, k[:63], 0.1, 0.0),
+            "epsilon_scale: scale must have shape [C] = [64], got [63]",
+        ),
+        "scale dtype": (
+            lambda: scale(g.bfloat16(), None, u.bfloat16(), k.bfloat16(), 0.1, 0.0),
+            "epsilon_scale: scale must have dtype float32, got bfloat16",
+        ),
+        "scale without channels": (
+            lambda: scale(torch.rand(3), None, None, torch.rand(3), 0.1, 0.0),
+            "epsilon_scale: multiplier must have a channel dimension when scale is given, got shape [3]",
+        ),
+        "storage dtype": (
+            lambda: scale(g.half(), None, None, None, 0.1, 0.0),
+            "epsilon_scale: multiplier must have dtype float32, float64 or bfloat16 on CPU, got float16",
+        ),
+        "integers": (lambda: scale(g.long(), None, None, None, 0.1, 0.0), "on CPU, got Long"),
+        "negative epsilon": (
+            lambda: scale(g, None, u, k, -0.1, 0.0),
+            "epsilon_scale: epsilon must be finite and >= 0, got -0.1",
+        ),
+        "NaN epsilon": (lambda: scale(g, None, u, k, float("nan"), 0.0), "epsilon must be finite and >= 0, got nan"),
+        "infinite leak": (lambda: scale(g, None, u, k, 0.1, float("inf")), "leak must be finite, got inf"),
+        "grad shape": (
+            lambda: backward(u, g, None, u, k, 0.1, 0.0, True),
+            "epsilon_scale_backward: grad must have the multiplier's shape [8, 64, 4, 4], got [4, 64, 4, 4]",
+        ),
+        "sums without a scale": (
+            lambda: backward(g, g, None, u, None, 0.1, 0.0, True),
+            "epsilon_scale_backward: need_scale must be False when scale is None, got True",
+        ),
+        "denominator shape": (
+            lambda: ops.ratio(g, u, g, 0.1),
+            "ratio: denominator must have the shape of value [4, 64, 4, 4], got [8, 64, 4, 4]",
+        ),
+        "value shape": (lambda: ops.ratio(g, u[:, :3], u, 0.1), "ratio: value must have shape [B, C, ...]"),
+        "ratio grad": (lambda: ops.ratio_backward(u, g, u, u, 0.1), "ratio_backward: grad must have the multiplier's"),
+    }
+
+
+@pytest.mark.parametrize("name", _bad_calls())
+def test_errors_name_the_argument_what_was_expected_and_what_came(name: str) -> None:
+    call, text = _bad_calls()[name]
+    with pytest.raises(RuntimeError) as raised:
+        call()
+    assert text in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["addend shape", "output rank", "scale shape", "grad shape", "value shape"])
+def test_shape_functions_refuse_what_the_kernels_refuse(name: str) -> None:
+    call, text = _bad_calls()[name]
+    with FakeTensorMode(allow_non_fake_inputs=True), pytest.raises(RuntimeError) as raised:
+        call()
+    assert text in str(raised.value)
+
+
+def test_a_tensor_without_kernels_is_an_error() -> None:
+    g = torch.empty(2, 3, device="meta")
+    assert ops.epsilon_scale(g, None, None, None, 0.1, 0.0).device.type == "meta"
+    with pytest.raises(NotImplementedError):
+        ops.epsilon_scale(torch.rand(2, 3).to_sparse(), None, None, None, 0.1, 0.0)
+
+
+def test_configuration_report() -> None:
+    config = lrp.show_config()
+    assert config.version == lrp.__version__ == build_info()["version"]
+    assert config.torch == torch.__version__
+    assert config.threads == torch.get_num_threads()
+    assert config.cuda_kernels == has_cuda_kernels()
+    assert bool(config.nvcc) == bool(config.cuda_architectures) == config.cuda_kernels
+    assert config.cuda_reason in str(config)
+
+
+def test_the_module_prints_the_configuration(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "lrpkernels"]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert "CUDA kernels" in printed.stdout and torch.__version__ in printed.stdout
+
+
+def test_the_command_line_prints_a_table_or_json() -> None:
+    table = CliRunner().invoke(app, ["config"])
+    assert table.exit_code == 0 and table.stdout.strip() == str(lrp.show_config())
+    machine = CliRunner().invoke(app, ["config", "--json"])
+    assert json.loads(machine.stdout)["version"] == lrp.__version__
