@@ -96,7 +96,7 @@ def _find(name: str) -> tuple[Callable[..., Any], tuple[str, ...]]:
         raise ArchitectureError(f"{name}: importing {module_name} failed: {error}") from error
     if library == "timm":
         return module.create_model, (attribute,)
-    constructor = module
+    constructor: Any = module
     for part in attribute.split("."):
         constructor = getattr(constructor, part, None)
     if not callable(constructor):

@@ -96,6 +96,7 @@ def train(
     from isnet import runs
     from isnet.architectures import parse_arguments
 
+    clipping: dict[str, Any] = {} if clip_norm is None else {"clip_norm": clip_norm or None}
     saved = resume and (run / runs.CONFIG_NAME).exists()
     base = runs.load_config(run) if saved else runs.RunConfig()
     arch_arguments: dict[str, Any] | None = None
@@ -138,7 +139,7 @@ def train(
                 channels_last=channels_last,
                 seed=seed,
             ),
-            **({} if clip_norm is None else {"clip_norm": clip_norm or None}),
+            **clipping,
         ),
     )
     data = runs.load_data(config.data)

@@ -120,7 +120,7 @@ class RunConfig:
         """
         parts = dict(values)
         try:
-            heatmap = {
+            heatmap: dict[str, Any] = {
                 key: tuple(value) if isinstance(value, list) else value
                 for key, value in parts.pop("heatmap", {}).items()
             }

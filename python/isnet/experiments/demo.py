@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from isnet._files import write_text
+from isnet._files import atomic_path, write_text
 from isnet.data import load_mnist
 from isnet.report import Row, gallery, markdown_table, score_rows, write_report
 from isnet.runs import DataConfig, HeatmapConfig, RunConfig, evaluate_run, load_data, load_run, train_run
@@ -201,18 +201,15 @@ def _run_jobs(jobs: Sequence[_Job], folder: Path, console: Console) -> None:
     workers = max(1, min(cores, len(jobs) - 1))
     threads = max(1, cores // workers)
     waiting, running, done = list(jobs), dict[Future[None], _Job](), set[str]()
-    columns = (
-        TextColumn("{task.description:32}"),
-        BarColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[state]}"),
-    )
+    columns = (TextColumn("{task.description}"), BarColumn(16), TimeElapsedColumn(), TextColumn("{task.fields[state]}"))
+    console.print("Training; accuracy in % on the biased / unbiased / deceiving test:")
     context = multiprocessing.get_context("spawn")
+    others = set(multiprocessing.active_children())
     with (
         Progress(*columns, console=console) as display,
         ProcessPoolExecutor(workers, mp_context=context) as pool,
     ):
-        tasks = {job.name: display.add_task(job.config.title, total=job.epochs, start=False, state="") for job in jobs}
+        tasks = {job.name: display.add_task(job.name, total=job.epochs, start=False, state="") for job in jobs}
         try:
             while waiting or running:
                 for job in [job for job in waiting if job.start is None or job.start in done]:
@@ -231,7 +228,10 @@ def _run_jobs(jobs: Sequence[_Job], folder: Path, console: Console) -> None:
                     done.add(job.name)
                     display.stop_task(tasks[job.name])
         except BaseException:
+            # The pool would wait for the runs that are still training, for minutes.
             pool.shutdown(wait=False, cancel_futures=True)
+            for process in set(multiprocessing.active_children()) - others:
+                process.terminate()
             raise
 
 
@@ -241,8 +241,9 @@ def _work(folder: str, config: dict[str, Any], start: str | None, threads: int) 
     run_folder = Path(folder)
     run_folder.mkdir(parents=True, exist_ok=True)
     if start is not None and not (run_folder / CHECKPOINT_NAME).exists():
-        shutil.copyfile(Path(start) / LOG_NAME, run_folder / LOG_NAME)
-        shutil.copyfile(Path(start) / CHECKPOINT_NAME, run_folder / CHECKPOINT_NAME)
+        for name in (LOG_NAME, CHECKPOINT_NAME):
+            with atomic_path(run_folder / name) as temporary:
+                shutil.copyfile(Path(start) / name, temporary)
     settings = RunConfig.from_json(config)
     data = load_data(settings.data, progress=False)
     run = train_run(run_folder, settings, data=data, resume=True, progress=False)
@@ -259,7 +260,7 @@ def _state(folder: Path) -> dict[str, Any]:
     accuracies = [entry["accuracy"] for entry in entries if "accuracy" in entry]
     state = f"loss {steps[-1]['loss']:.3f}" if steps else ""
     if accuracies:
-        state += "  " + "  ".join(f"{name} {100 * value:.1f}" for name, value in accuracies[-1].items())
+        state += ", " + " / ".join(f"{100 * value:.1f}" for value in accuracies[-1].values())
     return {"completed": entries[-1]["epoch"], "state": state}
 
 
