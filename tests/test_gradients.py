@@ -72,6 +72,7 @@ def _cases() -> dict[str, tuple[Callable[..., Any], tuple[Tensor | None, ...]]]:
             (_r(1, 2, 3, 3), _r(3, 2, 3, 3), _r(3)),
         ),
         "max_pool_winner": (lambda g: F.max_pool_winner(g, indices, x, pool), (_r(4, 4, 3, 3),)),
+        "uncat": (lambda g: F.uncat(g, 1, [(1, 2), (4, 1)]), (_r(2, 6, 3),)),
         "linear_adjoint": (lambda g: F.linear_adjoint(g, adjoint, average), (_r(2, 3, 2, 2),)),
     }
 
@@ -93,7 +94,8 @@ def test_gradcheck(name: str) -> None:
 def test_second_derivatives_raise(name: str) -> None:
     function, inputs = _cases()[name]
     out = function(*inputs)
-    grads = torch.autograd.grad(out.square().sum(), inputs, create_graph=True)
+    score = sum(o.square().sum() for o in (out if isinstance(out, tuple) else (out,)))
+    grads = torch.autograd.grad(score, inputs, create_graph=True)
     loss = sum(g.square().sum() for g in grads)
     with pytest.raises(RuntimeError, match="second derivative"):
         torch.autograd.grad(loss, inputs, allow_unused=True)

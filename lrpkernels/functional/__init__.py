@@ -5,8 +5,8 @@ raises), which is what training through a heatmap needs: the heatmap itself is a
 """
 
 from .conv import ConvGeometry, conv_epsilon, conv_known, conv_transpose
-from .maps import linear_adjoint
+from .maps import linear_adjoint, uncat
 from .pointwise import epsilon_scale, ratio
 from .pool import max_pool_winner
 
-__all__ = ["ConvGeometry", "conv_epsilon", "conv_known", "conv_transpose", "epsilon_scale", "linear_adjoint", "max_pool_winner", "ratio"]
+__all__ = ["ConvGeometry", "conv_epsilon", "conv_known", "conv_transpose", "epsilon_scale", "linear_adjoint", "max_pool_winner", "ratio", "uncat"]

@@ -1,8 +1,8 @@
-"""Adjoints of parameter-free linear maps given as functions."""
+"""Adjoints of parameter-free linear maps: given as functions, and of concatenation."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -31,3 +31,45 @@ def linear_adjoint(multiplier: Tensor, adjoint: Callable[[Tensor], Tensor], map:
     Gradients: multiplier, by ``map``; first order only.
     """
     return _LinearAdjoint.apply(multiplier, adjoint, map)
+
+
+class _Uncat(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, multiplier: Tensor, dim: int, places: Sequence[tuple[int, int]]) -> tuple[Tensor, ...]:
+        ctx.dim, ctx.places, ctx.length = dim, places, multiplier.shape[dim]
+        return tuple(multiplier.narrow(dim, start, length) for start, length in places)
+
+    @staticmethod
+    @first_order
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        parts, end = [], 0
+        for (start, length), grad in zip(ctx.places, grads, strict=True):
+            if start > end:  # a constant was concatenated here
+                parts.append(_zeros(grad, ctx.dim, start - end))
+            parts.append(grad)
+            end = start + length
+        if end < ctx.length:
+            parts.append(_zeros(grads[0], ctx.dim, ctx.length - end))
+        return torch.cat(parts, ctx.dim), None, None
+
+
+def _zeros(like: Tensor, dim: int, length: int) -> Tensor:
+    shape = list(like.shape)
+    shape[dim] = length
+    return like.new_zeros(shape)
+
+
+def uncat(multiplier: Tensor, dim: int, places: Sequence[tuple[int, int]]) -> tuple[Tensor, ...]:
+    """The parts of a concatenation's multiplier. Their gradients come back by one concatenation instead of padded sums.
+
+    Args:
+        multiplier: G at the concatenation, (T*B, ...).
+        dim: the dimension, not the first.
+        places: (start, length) of each part along it, in ascending order.
+
+    Returns:
+        One view of ``multiplier`` for each place.
+
+    Gradients: multiplier; first order only.
+    """
+    return _Uncat.apply(multiplier, dim, places)

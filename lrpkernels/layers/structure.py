@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from .. import functional
 from ..errors import InPlaceError
 from .arithmetic import Scale
 from .base import Multipliers, Op, bind, records
@@ -44,9 +45,10 @@ class Cat(Op):
         self.places, self.dim = places, dim
 
     def propagate(self, multipliers: list[Tensor | None], rule: Rule) -> Multipliers:
-        return tuple(multipliers[0].narrow(self.dim, start, length) for start, length in self.places)
+        return functional.uncat(multipliers[0], self.dim, self.places)
 
-    propagate_relevance = lambda self, relevance: self.propagate([relevance], None)
+    def propagate_relevance(self, relevance: Tensor) -> Multipliers:
+        return functional.uncat(relevance, self.dim, self.places)
 
 
 class Movement(Replayed):
