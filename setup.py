@@ -1,4 +1,4 @@
-"""Builds lrpkernels._C; what to build is decided in lrpkernels/_build_config.py, everything else is in pyproject.toml."""
+"""Builds lrpkernels._C; lrpkernels/_build_config.py decides what to build, everything else is in pyproject.toml."""
 
 import importlib.util
 import json
@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.resolve()
 # Jump threading would put branches back into the loops that the CPU kernels keep free of them for the vectoriser.
 CXX_FLAGS = ["-O3", "-g0", "-fno-math-errno", "-fno-trapping-math", "-fno-thread-jumps", "-fopenmp-simd"]
 CXX_FLAGS += ["-fvisibility=hidden"]
-NVCC_FLAGS = ["-O3", "--std=c++17"]
+NVCC_FLAGS = ["-O3"]
 
 
 def load_build_config():
@@ -115,7 +115,10 @@ def extension():
 
 
 setup(
-    packages=find_packages(include=["lrpkernels", "lrpkernels.*"]) + find_namespace_packages("python", include=["isnet", "isnet.*"]),
+    packages=[
+        *find_packages(include=["lrpkernels", "lrpkernels.*"]),
+        *find_namespace_packages("python", include=["isnet", "isnet.*"]),
+    ],
     ext_modules=[extension()],
     cmdclass={"build_ext": BuildExtension},
 )

@@ -14,7 +14,7 @@ except ImportError as error:
         f"pip install --no-build-isolation -e .  ({error})"
     ) from error
 
-from lrpkernels import _fake  # noqa: E402, F401  (gives the ops their shape functions)
+from lrpkernels import _fake  # noqa: F401  (gives the ops their shape functions)
 
 ops = torch.ops.lrpkernels
 

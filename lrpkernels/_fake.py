@@ -1,6 +1,7 @@
 """Shape functions of the ops, for torch.compile and other uses of tensors without data.
 
-Layouts follow csrc/common/pointwise_ops.h: the result lies like the forward value, contiguous unless that is channels-last.
+Layouts follow csrc/common/pointwise_ops.h: results lie like the forward value, contiguous unless that is
+channels-last.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ def _memory_format(leader: Tensor) -> torch.memory_format:
 def _check_forward_value(op: str, name: str, value: Tensor, multiplier: Tensor) -> None:
     torch._check(
         value.dim() == multiplier.dim() and value.shape[1:] == multiplier.shape[1:],
-        lambda: f"{op}: {name} must have shape [B, C, ...] for a multiplier [T * B, C, ...] = "
-        f"{list(multiplier.shape)}, got {list(value.shape)}",
+        lambda: (
+            f"{op}: {name} must have shape [B, C, ...] for a multiplier [T * B, C, ...] = "
+            f"{list(multiplier.shape)}, got {list(value.shape)}"
+        ),
     )
 
 

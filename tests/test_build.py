@@ -8,6 +8,7 @@ import sys
 import tarfile
 from pathlib import Path
 
+import compile_kernels
 import pytest
 
 from lrpkernels import _build_config as build
@@ -159,3 +160,54 @@ def test_the_source_distribution_holds_what_a_build_needs(tmp_path: Path) -> Non
     assert {"setup.py", "pyproject.toml", "LICENSE", "lrpkernels/_build_config.py", "lrpkernels/py.typed"} <= names
     assert {"python/isnet/cli.py", "python/isnet/py.typed"} <= names
     assert not any(name.endswith(".so") for name in names)
+
+
+PTXAS_REPORT = """
+ptxas info    : Compiling entry function '_Z1av' for 'sm_80'
+ptxas info    : Function properties for _Z1av
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 40 registers, used 0 barriers, 376 bytes cmem[0]
+ptxas info    : Compiling entry function '_Z1bv' for 'sm_90'
+ptxas info    : Function properties for _Z1bv
+    {frame} bytes stack frame, {spill} bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 255 registers, used 0 barriers, 376 bytes cmem[0]
+"""
+
+
+class TestKernelGate:
+    """tests/compile_kernels.py must refuse what it is there to refuse."""
+
+    def run(self, monkeypatch: pytest.MonkeyPatch, home: Path, *arguments: str) -> int:
+        monkeypatch.setenv("CUDA_HOME", str(home))
+        return compile_kernels.main(list(arguments))
+
+    def nvcc_that_prints(self, home: Path, report: str, status: int = 0) -> Path:
+        make_toolkit(home)
+        nvcc = home / "bin" / "nvcc"
+        header = '#!/bin/sh\ncase "$1" in --version) echo "release 13.0,"; exit ;; --list-gpu-arch) exit ;; esac\n'
+        nvcc.write_text(f"{header}cat <<'END'\n{report}\nEND\nexit {status}\n")
+        return home
+
+    def test_clean(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        home = self.nvcc_that_prints(tmp_path / "cuda", PTXAS_REPORT.format(frame=0, spill=0))
+        assert self.run(monkeypatch, home) == 0
+        printed = capsys.readouterr().out
+        assert "no spills" in printed and "at most 255 registers" in printed
+
+    @pytest.mark.parametrize(("frame", "spill"), [(8, 0), (0, 16)])
+    def test_spills_and_local_memory(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, frame: int, spill: int
+    ) -> None:
+        home = self.nvcc_that_prints(tmp_path / "cuda", PTXAS_REPORT.format(frame=frame, spill=spill))
+        assert self.run(monkeypatch, home) == 1
+
+    def test_a_kernel_that_does_not_compile(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        home = self.nvcc_that_prints(tmp_path / "cuda", "error: expected a ';'", status=1)
+        assert self.run(monkeypatch, home) == 1
+
+    def test_a_report_without_kernels(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        assert self.run(monkeypatch, self.nvcc_that_prints(tmp_path / "cuda", "nothing")) == 1
+
+    def test_without_nvcc(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        assert self.run(monkeypatch, tmp_path) == 0
+        assert self.run(monkeypatch, tmp_path, "--require-nvcc") == 1

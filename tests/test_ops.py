@@ -47,7 +47,9 @@ def test_results_lie_like_the_forward_value(op: str) -> None:
 
 
 def test_mixed_layouts_are_brought_together() -> None:
-    (sample,) = (s for s in samples("epsilon_scale", shapes=[(2, 3, 5, 7)]) if "True" in s.label and "False" not in s.label)
+    (sample,) = (
+        s for s in samples("epsilon_scale", shapes=[(2, 3, 5, 7)]) if "True" in s.label and "False" not in s.label
+    )
     multiplier, addend, output, scale, epsilon, leak = sample.arguments
     mixed = (multiplier, lay_out(addend, "strided"), lay_out(output, "channels_last"), scale, epsilon, leak)
     result = torch.ops.lrpkernels.epsilon_scale(*mixed)
@@ -73,7 +75,9 @@ def test_special_values_of_the_relu_output(dtype: torch.dtype) -> None:
     output = torch.tensor([0.0, -0.0, -1.0, -inf, nan, 1.0], dtype=dtype)
     ones = torch.ones_like(output)
     scaled = torch.ops.lrpkernels.epsilon_scale(ones, None, output, None, 1.0, 0.25)
-    torch.testing.assert_close(scaled, ones.new_tensor([0.25, 0.25, 0.25, 0.25, nan, 0.5]), equal_nan=True, rtol=0, atol=0)
+    torch.testing.assert_close(
+        scaled, ones.new_tensor([0.25, 0.25, 0.25, 0.25, nan, 0.5]), equal_nan=True, rtol=0, atol=0
+    )
     grads = torch.ops.lrpkernels.epsilon_scale_backward(ones, ones, None, output, None, 1.0, 0.25, False)
     torch.testing.assert_close(grads[0], scaled, equal_nan=True, rtol=0, atol=0)
     torch.testing.assert_close(grads[1], ones.new_tensor([0, 0, 0, 0, nan, 0.25]), equal_nan=True, rtol=0, atol=0)

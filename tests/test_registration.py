@@ -141,6 +141,12 @@ def test_a_tensor_without_kernels_is_an_error() -> None:
         ops.epsilon_scale(torch.rand(2, 3).to_sparse(), None, None, None, 0.1, 0.0)
 
 
+@pytest.mark.parametrize("op", OPS)
+def test_every_backend_of_the_build_is_registered(op: str) -> None:
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(f"lrpkernels::{op}", "CPU")
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(f"lrpkernels::{op}", "CUDA") == has_cuda_kernels()
+
+
 def test_configuration_report() -> None:
     config = lrp.show_config()
     assert config.version == lrp.__version__ == build_info()["version"]

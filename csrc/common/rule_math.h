@@ -1,4 +1,5 @@
-// Rule arithmetic, written once for CPU and CUDA kernels. No torch headers. sgn 0 = +1 everywhere; NaN in gives NaN out.
+// Rule arithmetic, written once for CPU and CUDA kernels. No torch headers. sgn 0 = +1 everywhere; NaN in gives NaN
+// out.
 #pragma once
 
 #if defined(__CUDACC__)

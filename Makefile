@@ -1,0 +1,53 @@
+# make test, make demo: from a fresh clone to all tests, or to the main demonstration. Needs Python >= 3.10, gcc and make.
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV ?= .venv
+BIN := $(VENV)/bin
+SOURCES := $(shell find csrc -type f) setup.py lrpkernels/_build_config.py
+CPP_FILES := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+
+.PHONY: help build demo test lint format kernels clean
+
+help:
+	@echo "make build    environment in $(VENV) and the package in it, editable"
+	@echo "make demo     standard network and ISNets on biased MNIST, with a report"
+	@echo "make test     all tests"
+	@echo "make lint     ruff, mypy, clang-format"
+	@echo "make format   what make lint can mend"
+	@echo "make kernels  every CUDA kernel through nvcc for every architecture; no spills, no warnings"
+
+$(BIN)/.environment: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check "$(TORCH)" numpy "setuptools>=77" wheel ninja pybind11
+	touch $@
+
+$(BIN)/.built: $(BIN)/.environment $(SOURCES)
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-build-isolation -e ".[isnet,test,lint]"
+	$(BIN)/python -m lrpkernels
+	touch $@
+
+build: $(BIN)/.built
+
+demo: build
+	$(BIN)/python -m isnet demo
+
+test: build
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
+
+lint: build
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(CPP_FILES)
+
+format: build
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP_FILES)
+
+# REQUIRE_NVCC=1 makes a missing nvcc an error.
+kernels: build
+	$(BIN)/python tests/compile_kernels.py $(if $(REQUIRE_NVCC),--require-nvcc)
+
+clean:
+	rm -rf build dist *.egg-info $(BIN)/.built lrpkernels/_C.*.so
