@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 try:
-    from lrpkernels import _C
+    from lrpkernels._C import build_info as _compiled_build_info
 except ImportError as error:
     raise ImportError(
         "lrpkernels is not built for this Python and torch; build it in its source folder with: "
@@ -27,7 +27,7 @@ def build_info() -> dict[str, Any]:
         cuda_architectures (as in TORCH_CUDA_ARCH_LIST, or "") and cpu_capability ("avx512", "avx2" or "default", chosen
         for this machine).
     """
-    return dict(_C.build_info())
+    return dict(_compiled_build_info())
 
 
 def has_cuda_kernels() -> bool:
