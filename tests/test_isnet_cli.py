@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import re
@@ -11,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import typer
+from matplotlib.figure import Figure
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -148,6 +151,20 @@ def test_settings_survive_json() -> None:
         RunConfig.from_json({"train": {"warp": 9}})
 
 
+def test_help_names_the_defaults() -> None:
+    options = {option.name: option for option in typer.main.get_command(cli.app).commands["train"].params}
+    config = RunConfig()
+    checked = 0
+    for part in (config.data, config.heatmap, config.train):
+        for field in dataclasses.fields(part):
+            shown = getattr(options.get(field.name), "show_default", None)
+            value = getattr(part, field.name)
+            if isinstance(shown, str) and value is not None and not isinstance(value, bool):
+                assert type(value)(shown) == value, field.name
+                checked += 1
+    assert checked > 15
+
+
 # ---- architectures
 
 SHAPE = (1, 40, 40)
@@ -226,6 +243,9 @@ def test_demo_writes_everything_and_resumes(tmp_path: Path, data_folder: Path, m
     for name in ("control", "selective", "stochastic"):
         assert (tmp_path / "demo" / name / "log.jsonl").read_text().startswith(warm)
 
+    # Taken up again, nothing is trained anew.
+    monkeypatch.setattr(demo, "gallery", lambda *_, **__: Figure())
+    monkeypatch.setattr(demo, "write_report", lambda *_, **__: None)
     stamp = (tmp_path / "demo" / "control" / "last.safetensors").stat().st_mtime_ns
     assert demo.run_demo(config, resume=True, console=console).rows == result.rows
     assert (tmp_path / "demo" / "control" / "last.safetensors").stat().st_mtime_ns == stamp

@@ -43,52 +43,65 @@ def _fail(message: str) -> None:
 @app.command()
 def train(
     run: RunFolder,
-    variant: Annotated[str | None, typer.Option(help="standard, selective or stochastic. [default: standard]")] = None,
-    name: Annotated[str | None, typer.Option(help="What to call the run in tables. [default: the variant]")] = None,
+    variant: Annotated[
+        str | None, typer.Option(help="standard, selective or stochastic.", show_default="standard")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="What to call the run in tables.", show_default="the variant")
+    ] = None,
     arch: Annotated[
         str | None,
         typer.Option(
-            help="monai:NAME, torchvision:NAME, timm:NAME or package.module:CALLABLE. [default: a narrow monai:ResNet]"
+            help="monai:NAME, torchvision:NAME, timm:NAME or package.module:CALLABLE.",
+            show_default="a narrow monai:ResNet",
         ),
     ] = None,
     arch_arg: Annotated[
         list[str] | None,
         typer.Option(metavar="KEY=VALUE", help="Argument of the architecture (value in JSON or text); repeatable."),
     ] = None,
-    data_folder: Annotated[Path | None, typer.Option(help="Folder of the MNIST files. [default: data/mnist]")] = None,
-    train_size: Annotated[int | None, typer.Option(help="Training digits. [default: all]")] = None,
-    test_size: Annotated[int | None, typer.Option(help="Test digits. [default: all]")] = None,
-    mark: Annotated[str | None, typer.Option(help="Background mark: place or texture. [default: place]")] = None,
-    mask: Annotated[str | None, typer.Option(help="Foreground mask: box or digit. [default: box]")] = None,
-    canvas: Annotated[int | None, typer.Option(help="Side of the images. [default: 40]")] = None,
-    shift: Annotated[int | None, typer.Option(help="Largest displacement of the digit. [default: 2]")] = None,
-    noise: Annotated[float | None, typer.Option(help="Amplitude of the noise on the canvas. [default: 0.1]")] = None,
-    channels: Annotated[int | None, typer.Option(help="Colour channels; 3 for torchvision. [default: 1]")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Epochs after the warm-up. [default: 8]")] = None,
+    data_folder: Annotated[
+        Path | None, typer.Option(help="Folder of the MNIST files.", show_default="data/mnist")
+    ] = None,
+    train_size: Annotated[int | None, typer.Option(help="Training digits.", show_default="all")] = None,
+    test_size: Annotated[int | None, typer.Option(help="Test digits.", show_default="all")] = None,
+    mark: Annotated[str | None, typer.Option(help="Background mark: place or texture.", show_default="place")] = None,
+    mask: Annotated[str | None, typer.Option(help="Foreground mask: box or digit.", show_default="box")] = None,
+    canvas: Annotated[int | None, typer.Option(help="Side of the images.", show_default="40")] = None,
+    shift: Annotated[int | None, typer.Option(help="Largest displacement of the digit.", show_default="2")] = None,
+    noise: Annotated[
+        float | None, typer.Option(help="Amplitude of the noise on the canvas.", show_default="0.1")
+    ] = None,
+    channels: Annotated[int | None, typer.Option(help="Colour channels; 3 for torchvision.", show_default="1")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Epochs after the warm-up.", show_default="8")] = None,
     warmup: Annotated[
-        int | None, typer.Option(help="Epochs with the background replaced by noise first. [default: 0]")
+        int | None, typer.Option(help="Epochs with the background replaced by noise first.", show_default="0")
     ] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images per step. [default: 64]")] = None,
-    optimizer: Annotated[str | None, typer.Option(help="sgd or adamw. [default: adamw]")] = None,
-    lr: Annotated[float | None, typer.Option(help="Learning rate. [default: 0.002]")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images per step.", show_default="64")] = None,
+    optimizer: Annotated[str | None, typer.Option(help="sgd or adamw.", show_default="adamw")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate.", show_default="0.002")] = None,
     lr_after_warmup: Annotated[
-        float | None, typer.Option(help="Factor on it after the warm-up. [default: 0.3]")
+        float | None, typer.Option(help="Factor on it after the warm-up.", show_default="0.3")
     ] = None,
-    schedule: Annotated[str | None, typer.Option(help="constant or cosine. [default: constant]")] = None,
-    p: Annotated[float | None, typer.Option("--p", help="P, share of the heatmap loss. [default: 0.7]")] = None,
-    p_ramp: Annotated[float | None, typer.Option(help="Epochs over which P rises from 0. [default: 0]")] = None,
+    schedule: Annotated[str | None, typer.Option(help="constant or cosine.", show_default="constant")] = None,
+    p: Annotated[float | None, typer.Option("--p", help="P, share of the heatmap loss.", show_default="0.7")] = None,
+    p_ramp: Annotated[float | None, typer.Option(help="Epochs over which P rises from 0.", show_default="0")] = None,
     heatmap_every: Annotated[
-        int | None, typer.Option(help="Heatmap loss on every K-th step, weighted K. [default: 1]")
+        int | None, typer.Option(help="Heatmap loss on every K-th step, weighted K.", show_default="1")
     ] = None,
-    clip_norm: Annotated[float | None, typer.Option(help="Largest gradient norm, 0 = no limit. [default: 1]")] = None,
+    clip_norm: Annotated[
+        float | None, typer.Option(help="Largest gradient norm, 0 = no limit.", show_default="1")
+    ] = None,
     channels_last: Annotated[
-        bool | None, typer.Option("--channels-last/--channels-first", help="Memory format. [default: first]")
+        bool | None, typer.Option("--channels-last/--channels-first", help="Memory format.", show_default="first")
     ] = None,
-    eps: Annotated[float | None, typer.Option(help="Stabiliser of the epsilon rule. [default: 0.01]")] = None,
-    d: Annotated[float | None, typer.Option("--d", help="GWRP decay of the heatmap loss. [default: 0.9]")] = None,
-    c1: Annotated[float | None, typer.Option(help="Lower end of natural foreground relevance. [default: 1]")] = None,
-    c2: Annotated[float | None, typer.Option(help="Upper end. [default: 25]")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of data and training. [default: 0]")] = None,
+    eps: Annotated[float | None, typer.Option(help="Stabiliser of the epsilon rule.", show_default="0.01")] = None,
+    d: Annotated[float | None, typer.Option("--d", help="GWRP decay of the heatmap loss.", show_default="0.9")] = None,
+    c1: Annotated[
+        float | None, typer.Option(help="Lower end of natural foreground relevance.", show_default="1")
+    ] = None,
+    c2: Annotated[float | None, typer.Option(help="Upper end.", show_default="25")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of data and training.", show_default="0")] = None,
     device: Device = "cpu",
     resume: Annotated[bool, typer.Option(help="Continue the run; options left out are taken from it.")] = False,
 ) -> None:
@@ -168,7 +181,9 @@ def explain(
     out: Annotated[Path, typer.Option(help="Picture to write: .png, .pdf or .svg.")] = Path("explanation.png"),
     split: Annotated[Split, typer.Option(help="Test set.")] = "deceiving",
     index: Annotated[int, typer.Option(help="Which of its images.", min=0)] = 0,
-    target: Annotated[int | None, typer.Option(help="Class to explain. [default: the predicted class]", min=0)] = None,
+    target: Annotated[
+        int | None, typer.Option(help="Class to explain.", show_default="the predicted class", min=0)
+    ] = None,
     device: Device = "cpu",
 ) -> None:
     """Draws a test image, its LRP heatmap and its foreground mask."""

@@ -59,9 +59,9 @@ class DemoConfig:
     data_folder: str = "data/mnist"
     train_size: int = 10000
     test_size: int = 2000
-    standard_epochs: int = 3
+    standard_epochs: int = 2
     warmup: int = 3
-    epochs: int = 6
+    epochs: int = 5
     batch_size: int = 64
     lr_after_warmup: float = 1.0
     heatmap_every: int = 4
@@ -202,7 +202,7 @@ def _run_jobs(jobs: Sequence[_Job], folder: Path, console: Console) -> None:
     threads = max(1, cores // workers)
     waiting, running, done = list(jobs), dict[Future[None], _Job](), set[str]()
     columns = (TextColumn("{task.description}"), BarColumn(16), TimeElapsedColumn(), TextColumn("{task.fields[state]}"))
-    console.print("Training; accuracy in % on the biased / unbiased / deceiving test:")
+    console.print("Training; accuracy in % on the biased / unbiased / deceiving test:", highlight=False)
     context = multiprocessing.get_context("spawn")
     others = set(multiprocessing.active_children())
     with (
@@ -277,5 +277,6 @@ def _print_results(
         table.add_row(row.title, *(f"{share:.1f} %" for share in shares))
     console.print(table)
     for claim in claims:
-        console.print(f"[{'green' if claim.holds else 'red'}]{'✓' if claim.holds else '✗'}[/] {claim.text}")
-    console.print(f"{seconds:.0f} s. Report: {folder / 'report.html'}")
+        mark = "[green]✓[/]" if claim.holds else "[red]✗[/]"
+        console.print(f"{mark} {claim.text}", highlight=False, soft_wrap=True)
+    console.print(f"{seconds:.0f} s. Report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
