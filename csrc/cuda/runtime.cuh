@@ -43,6 +43,33 @@ __device__ __forceinline__ void write_global(value_t* address, value_t value) {
   *address = value;
 }
 
+// Copies 16 bytes to shared memory, past the registers where the hardware can; zeros when `condition` is false. It
+// lands after the async_wait that covers its group, for other threads after a barrier behind that.
+__device__ __forceinline__ void async_copy16(void* shared, const void* address, bool condition) {
+#if __CUDA_ARCH__ >= 800
+  const unsigned to = static_cast<unsigned>(__cvta_generic_to_shared(shared));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(to), "l"(address), "r"(condition ? 16 : 0));
+#else
+  const uint4 zero = {0, 0, 0, 0};
+  *static_cast<uint4*>(shared) = condition ? __ldg(static_cast<const uint4*>(address)) : zero;
+#endif
+}
+
+// Closes the group of the copies issued so far.
+__device__ __forceinline__ void async_commit() {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.commit_group;\n" ::);
+#endif
+}
+
+// Waits until at most kPending of this thread's groups are under way.
+template <int kPending>
+__device__ __forceinline__ void async_wait() {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.wait_group %0;\n" ::"n"(kPending) : "memory");
+#endif
+}
+
 }  // namespace lrpkernels
 
 #else

@@ -1,0 +1,30 @@
+"""The CUDA kernels on the CPU: csrc/cuda/*.cu compiled with g++ against cuda_shim.h, called through ctypes.
+
+Nothing here imports torch, so that the same tests run under AddressSanitizer and ThreadSanitizer.
+"""
+
+import os
+
+from .buffers import DTYPES, Buffer, Dtype, assert_close
+from .build import CUDA_SOURCES, ROOT, SANITIZERS, compile_kernels, sanitizer_environment
+from .kernels import Counts, Extent, Kernels, load
+
+__all__ = [
+    "CUDA_SOURCES",
+    "DTYPES",
+    "ROOT",
+    "SANITIZERS",
+    "SLOW",
+    "Buffer",
+    "Counts",
+    "Dtype",
+    "Extent",
+    "Kernels",
+    "assert_close",
+    "compile_kernels",
+    "load",
+    "sanitizer_environment",
+]
+
+# LRPKERNELS_SLOW_TESTS=1: the whole product of shapes, dtypes and orders, every mutant, every family under the sanitizers.
+SLOW = os.environ.get("LRPKERNELS_SLOW_TESTS") == "1"

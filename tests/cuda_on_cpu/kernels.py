@@ -1,0 +1,104 @@
+"""The C interface of csrc/cuda/launchers.h, for ctypes."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+from collections.abc import Mapping
+from ctypes import c_double, c_int, c_int64, c_void_p
+from pathlib import Path
+from typing import Any
+
+from .buffers import Buffer, Dtype
+from .build import compile_kernels
+
+MAX_GRID_X = 2147483647
+
+
+class Extent(ctypes.Structure):
+    """LrpExtent."""
+
+    _fields_ = [(name, c_int64) for name in ("numel", "targets", "channels", "inner")]
+
+
+class Counts(ctypes.Structure):
+    """Global memory traffic since `Kernels.configure`: bytes asked for by lanes, 32-byte sectors per warp access and per block."""
+
+    _fields_ = [
+        (name, c_int64)
+        for name in (
+            "load_bytes",
+            "store_bytes",
+            "load_sectors",
+            "store_sectors",
+            "block_load_sectors",
+            "block_store_sectors",
+            "launches",
+        )
+    ]
+
+
+_POINTER, _EXTENT, _REAL, _DTYPE = c_void_p, Extent, c_double, c_int
+
+# Launcher -> argument types. A result is an error code, or bytes of a workspace.
+SIGNATURES: Mapping[str, tuple[Any, list[Any]]] = {
+    "lrp_epsilon_scale": (c_int, [_DTYPE, *[_POINTER] * 5, _EXTENT, _REAL, _REAL, _POINTER]),
+    "lrp_epsilon_scale_backward_workspace": (c_int64, [_DTYPE, _EXTENT]),
+    "lrp_epsilon_scale_backward": (c_int, [_DTYPE, *[_POINTER] * 9, _EXTENT, _REAL, _REAL, _POINTER]),
+    "lrp_ratio": (c_int, [_DTYPE, *[_POINTER] * 4, _EXTENT, _REAL, _POINTER]),
+    "lrp_ratio_backward": (c_int, [_DTYPE, *[_POINTER] * 7, _EXTENT, _REAL, _POINTER]),
+}
+
+
+class Kernels:
+    """One compiled .cu file. Launchers are attributes without the `lrp_` prefix; they raise on an error code."""
+
+    def __init__(self, library: Path) -> None:
+        self._library = ctypes.CDLL(str(library))
+        self._library.shim_configure.argtypes = [c_int, c_int64, c_int]
+        self._library.shim_configure.restype = None
+        self._library.shim_counts.argtypes = [ctypes.POINTER(Counts)]
+        self._library.shim_counts.restype = None
+
+    def configure(self, order: int = 0, max_grid_x: int = MAX_GRID_X, count: bool = False) -> None:
+        """Thread order (0 ascending, 1 descending, else the seed of a random one), grid limit, counting; resets the counts."""
+        self._library.shim_configure(order, max_grid_x, count)
+
+    def counts(self) -> Counts:
+        """The traffic since `configure`."""
+        result = Counts()
+        self._library.shim_counts(ctypes.byref(result))
+        return result
+
+    def __getattr__(self, name: str) -> Any:
+        result_type, argument_types = SIGNATURES[f"lrp_{name}"]
+        function = getattr(self._library, f"lrp_{name}")
+        function.restype, function.argtypes = result_type, argument_types
+
+        @functools.wraps(function)
+        def call(*arguments: Any) -> int:
+            if argument_types[-1] is c_void_p and len(arguments) == len(argument_types) - 1:
+                arguments = (*arguments, None)  # the stream
+            result = function(*(_plain(a) for a in arguments))
+            if result_type is c_int and result != 0:
+                raise RuntimeError(f"lrp_{name}: CUDA error {result}")
+            return result
+
+        setattr(self, name, call)
+        return call
+
+
+def _plain(argument: Any) -> Any:
+    if isinstance(argument, Buffer):
+        return argument.pointer
+    if isinstance(argument, Dtype):
+        return argument.code
+    return argument
+
+
+@functools.cache
+def load(name: str) -> Kernels:
+    """csrc/cuda/<name>.cu, built with the sanitizer of this process (SHIM_SANITIZER), or the library that SHIM_LIBRARY names."""
+    library = os.environ.get("SHIM_LIBRARY")
+    return Kernels(Path(library) if library else compile_kernels(name, os.environ.get("SHIM_SANITIZER")))

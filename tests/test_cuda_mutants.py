@@ -1,0 +1,114 @@
+"""Seeded mistakes in the CUDA sources: the tests of each family must fail on every one of them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from cuda_on_cpu import SLOW
+from cuda_on_cpu.build import compile_kernels
+
+TESTS = Path(__file__).resolve().parent
+
+# Mutants compile for float32 only, which is quick.
+_FLOAT_ONLY = (
+    "cuda/memory.cuh",
+    """    case kFloat64:
+      return body(double{});
+    case kFloat16:
+      return body(__half{});
+    case kBFloat16:
+      return body(__nv_bfloat16{});
+""",
+    "    default:\n      break;\n",
+)
+
+
+class Mutant(NamedTuple):
+    """A replacement in a source file, and the tests (a pytest -k expression) that must notice."""
+
+    family: str
+    path: str
+    text: str
+    replacement: str
+    tests: str
+
+
+MUTANTS = {
+    "pointwise: no barrier after the chunk's products": Mutant(
+        "pointwise",
+        "cuda/channel_sum.cuh",
+        """    __syncthreads();
+    const int64_t first""",
+        "    const int64_t first",
+        "epsilon_scale_backward and float32",
+    ),
+    "pointwise: no barrier between the groups' sums and their total": Mutant(
+        "pointwise",
+        "cuda/channel_sum.cuh",
+        """  __syncthreads();
+  const int width""",
+        "  const int width",
+        "epsilon_scale_backward and float32",
+    ),
+    "pointwise: the vector path takes one element too many": Mutant(
+        "pointwise",
+        "cuda/elementwise.cuh",
+        "if (i + kVec <= numel) {",
+        "if (i + kVec <= numel + 1) {",
+        "epsilon_scale and float32",
+    ),
+    "pointwise: the channel of the next row is forgotten": Mutant(
+        "pointwise",
+        "cuda/elementwise.cuh",
+        "if (position == inner.divisor()) {",
+        "if (position > inner.divisor()) {",
+        "epsilon_scale and float32",
+    ),
+    "pointwise: vectors at misaligned addresses": Mutant(
+        "pointwise",
+        "cuda/elementwise.cuh",
+        "return all_aligned(pointers...) && (extent.targets == 1",
+        "return (true || all_aligned(pointers...)) && (extent.targets == 1",
+        "ratio and float32",
+    ),
+    "pointwise: a sum starts from unset shared memory": Mutant(
+        "pointwise",
+        "cuda/channel_sum.cuh",
+        "for (int g = 0; g < plan.groups; ++g) total",
+        "for (int g = 0; g <= plan.groups; ++g) total",
+        "epsilon_scale_backward and float32",
+    ),
+    "pointwise: work beyond the grid is dropped": Mutant(
+        "pointwise",
+        "cuda/elementwise.cuh",
+        "i < numel; i += stride) {",
+        "i < numel; i += numel + stride) {",
+        "more_work",
+    ),
+}
+
+
+# Quick runs take the first mutant of each family.
+QUICK = {mutant.family: name for name, mutant in reversed(MUTANTS.items())}.values()
+
+
+@pytest.mark.parametrize("name", MUTANTS if SLOW else QUICK)
+def test_the_mutant_is_caught(name: str) -> None:
+    mutant = MUTANTS[name]
+    library = compile_kernels(mutant.family, patches=[_FLOAT_ONLY, (mutant.path, mutant.text, mutant.replacement)])
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--noconftest"]
+    result = subprocess.run(
+        [*command, f"test_cuda_{mutant.family}.py", "-k", mutant.tests],
+        cwd=TESTS,
+        env={**os.environ, "SHIM_LIBRARY": str(library), "LRPKERNELS_SLOW_TESTS": ""},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 1 or result.returncode < 0, result.stdout + result.stderr
+    assert "no tests ran" not in result.stdout
