@@ -116,7 +116,10 @@ def test_train_resumes_with_the_runs_own_settings(
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["train", "{tmp}/run", "--variant", "fast"], "variant: expected one of standard, selective, stochastic"),
+        (
+            ["train", "{tmp}/run", "--variant", "fast"],
+            "variant: expected one of standard, selective, stochastic, original, dual",
+        ),
         (["train", "{tmp}/run", "--p", "2"], "p: expected in [0, 1], got 2.0"),
         (["train", "{tmp}/run", "--arch", "resnet"], "architecture: expected monai:NAME"),
         (["train", "{tmp}/run", "--arch-arg", "width"], "expected key=value, got 'width'"),

@@ -44,7 +44,8 @@ def _fail(message: str) -> None:
 def train(
     run: RunFolder,
     variant: Annotated[
-        str | None, typer.Option(help="standard, selective or stochastic.", show_default="standard")
+        str | None,
+        typer.Option(help="standard, or an ISNet: selective, stochastic, original, dual.", show_default="standard"),
     ] = None,
     name: Annotated[
         str | None, typer.Option(help="What to call the run in tables.", show_default="the variant")

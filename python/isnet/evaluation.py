@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -14,19 +15,27 @@ import lrpkernels as lrp
 Example = tuple[Tensor, Tensor, Tensor]
 
 
+@contextlib.contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Puts ``model`` into evaluation mode and each of its modules back into its own mode afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
 @torch.no_grad()
 def predict(model: nn.Module, dataset: Dataset[Example], batch_size: int = 500) -> tuple[Tensor, Tensor]:
     """(logits float [N, K], labels int64 [N]) of a whole data set, in evaluation mode, on the CPU."""
     device = next(model.parameters()).device
-    training = model.training
-    model.eval()
-    try:
+    with evaluation_mode(model):
         batches = [
             (model(images.to(device)).float().cpu(), labels)
             for images, labels, _ in DataLoader(dataset, batch_size=batch_size)
         ]
-    finally:
-        model.train(training)
     logits, labels = zip(*batches, strict=True)
     return torch.cat(logits), torch.cat(labels)
 
@@ -57,14 +66,9 @@ def heatmaps(
     Returns:
         logits [B, K] and heatmap [B, C, H, W] (or [B, T, C, H, W], for T targets).
     """
-    first = None if input_range is None else lrp.ZBox(*input_range)
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            return lrp.LRP(model, composite=lrp.Epsilon(eps=eps, first=first))(images, target=target)
-    finally:
-        model.train(training)
+    first = None if input_range is None else lrp.ZBox(*input_range, eps=eps)
+    with evaluation_mode(model), torch.no_grad():
+        return lrp.LRP(model, composite=lrp.Epsilon(eps=eps, first=first))(images, target=target)
 
 
 def background_share(heatmap: Tensor, mask: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from isnet.checkpoints import CheckpointError, load_checkpoint, load_model_state
 from isnet.data import BiasedMNISTSplits, biased_mnist_splits, load_mnist
 from isnet.data.biased_mnist import Mark, MaskKind
 from isnet.evaluation import evaluate
-from isnet.loss import ISNetLoss
+from isnet.loss import Foreground, ISNetLoss
 from isnet.model import ISNet
 from isnet.train_config import TrainConfig
 from isnet.training import CHECKPOINT_NAME, fit
@@ -31,7 +31,7 @@ CONFIG_NAME = "config.json"
 EVALUATION_NAME = "evaluation.json"
 NUM_CLASSES = 10
 
-Variant = Literal["standard", "selective", "stochastic"]
+Variant = Literal["standard", "selective", "stochastic", "original", "dual", "gradient_times_input"]
 
 # A residual network narrow enough for a CPU: 40 x 40 images become 20 x 20 in the first convolution.
 NARROW_RESNET = "monai:ResNet"
@@ -74,7 +74,7 @@ class HeatmapConfig:
     c2: float = 25.0
     w_background: float = 1.0
     w_foreground: float = 1.0
-    foreground: str = "hybrid"
+    foreground: Foreground = "hybrid"
     layer_decay: float = 0.8
 
 

@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 from isnet._files import atomic_path
 from isnet.checkpoints import Checkpoint, CheckpointError, load_checkpoint, load_model_state, save_checkpoint
 from isnet.evaluation import Example, accuracy
-from isnet.loss import ISNetLoss
+from isnet.loss import ISNetLoss, classification_loss
 from isnet.model import ISNet
 from isnet.train_config import TrainConfig
 
@@ -61,7 +61,7 @@ def fit(
     config: TrainConfig,
     *,
     criterion: ISNetLoss | None = None,
-    classification_loss: Callable[[Tensor, Tensor], Tensor] = nn.functional.cross_entropy,
+    classification_loss: Callable[[Tensor, Tensor], Tensor] = classification_loss,
     input_range: tuple[float, float] = (0.0, 1.0),
     validation: Mapping[str, Dataset[Example]] | None = None,
     run_dir: str | os.PathLike[str] | None = None,
