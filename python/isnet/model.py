@@ -1,0 +1,130 @@
+"""ISNet: any classifier, trained through its own LRP heatmap."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+import lrpkernels as lrp
+
+from .variants import VARIANTS
+
+VariantName = Literal["selective", "stochastic", "original", "dual", "gradient_times_input"]
+
+
+@dataclass(frozen=True)
+class ISNetOutput:
+    """What an :class:`ISNet` in training mode returns.
+
+    Attributes:
+        logits: [B, K], as the classifier gave them.
+        heatmaps: {"input": [B, M, C, H, W], layer: [B, M, c, h, w]}, R of the M maps per image, differentiable; empty when heatmaps
+            were not asked for.
+    """
+
+    logits: Tensor
+    heatmaps: dict[str, Tensor] = field(default_factory=dict)
+
+
+class ISNet(nn.Module):
+    """A classifier whose training can punish relevance outside the foreground.
+
+    In evaluation mode it is exactly the classifier, at its cost. In training mode each call returns logits and LRP heatmaps, made from
+    the same forward pass; train on them with :class:`isnet.ISNetLoss`.
+
+    Args:
+        model: any ``nn.Module`` from images [B, C, H, W] to logits [B, K]; it is used as it is, and trained in place.
+        variant: what is explained. "selective": log-odds of the lowest class; "stochastic": one random logit per image; "original": every
+            logit (cost grows with the classes); "dual": the sum of the logits by z+ and by epsilon; "gradient_times_input": an ablation.
+        eps: LRP stabilizer, >= 0.
+        input_range: (low, high) of the pixels, numbers or one per channel: switches the z^B rule on at the input; None: epsilon there, too.
+        layers: names of modules whose output's relevance is supervised as well (LRP deep supervision).
+        generator: a CPU ``torch.Generator`` for the Stochastic variant; None: PyTorch's default one.
+
+    Raises:
+        TypeError: ``model`` is no module.
+        ValueError: an unknown variant or layer name, eps or input_range out of range.
+
+    Source: Bassi et al., Nature Communications 15:291, 2024; Bassi, Decherchi, Cavalli, arXiv 2401.08409; docs/isnet.md.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        variant: VariantName = "selective",
+        eps: float = 1e-2,
+        input_range: tuple[Any, Any] | None = (0.0, 1.0),
+        layers: Sequence[str] = (),
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+        if variant not in VARIANTS:
+            raise ValueError(f"variant must be one of {', '.join(VARIANTS)}, got {variant!r}")
+        if isinstance(layers, str):
+            raise ValueError(f"layers must be a list of module names, got the string {layers!r}")
+        names = [name for name, _ in model.named_modules() if name]
+        for layer in layers:
+            if layer not in names:
+                near = difflib.get_close_matches(layer, names, n=3, cutoff=0.3)
+                raise ValueError(f"layers: the model has no module {layer!r}; near matches: {', '.join(near) or 'none'}")
+        self.model = model
+        self.variant = variant
+        self.eps, self.input_range, self.layers, self.generator = eps, input_range, tuple(layers), generator
+        self._variant = VARIANTS[variant](eps, input_range, generator)
+        self._variant.epsilon()  # checks eps and input_range now, not at the first batch
+
+    def forward(self, x: Tensor, heatmaps: bool = True) -> ISNetOutput | Tensor:
+        """Logits [B, K] in evaluation mode; an :class:`ISNetOutput` in training mode.
+
+        Args:
+            x: images [B, C, H, W].
+            heatmaps: False spares the relevance pass in a training step (lazy heatmap loss); ``.heatmaps`` is then empty.
+
+        Raises:
+            ValueError: the model does not return logits [B, K], or too few classes for the variant.
+            lrpkernels.RelevanceError: the model cannot be explained.
+        """
+        if not self.training:
+            return self.model(x)
+        if not heatmaps:
+            return ISNetOutput(self.model(x))
+        with lrp.record(self.model, x) as tape:
+            logits = tape.output
+            if not isinstance(logits, Tensor) or logits.dim() != 2:
+                got = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+                raise ValueError(f"model must return logits of shape [B, K], got {got}")
+            maps: dict[str, list[Tensor]] = {}
+            for explained in self._variant.explained(logits):
+                found = tape.relevance(explained.target, explained.composite, at=self.layers)
+                for name, relevance in found.items():
+                    single = explained.target != "all" if isinstance(explained.target, str) else True
+                    maps.setdefault(name, []).append(relevance.unsqueeze(1) if single else relevance)
+        return ISNetOutput(logits, {name: parts[0] if len(parts) == 1 else torch.cat(parts, 1) for name, parts in maps.items()})
+
+    @torch.no_grad()
+    def explain(self, x: Tensor, target: Any = None) -> tuple[Tensor, Tensor]:
+        """Logits and heatmap for looking at, by the rules of training, without gradients and in evaluation mode.
+
+        Args:
+            x: images [B, C, H, W].
+            target: as in :class:`lrpkernels.LRP`; None: the highest logit.
+
+        Returns:
+            Logits [B, K] and R [B, C, H, W] ([B, T, C, H, W] for several targets).
+        """
+        was_training = self.model.training
+        modes = [(module, module.training) for module in self.model.modules()]
+        self.model.eval()
+        try:
+            return lrp.LRP(self.model, self._variant.epsilon())(x, target)
+        finally:
+            if was_training:
+                for module, mode in modes:
+                    module.training = mode

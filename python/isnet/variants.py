@@ -1,0 +1,148 @@
+"""What each ISNet variant explains: its targets and rules, one small class per variant."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import lrpkernels as lrp
+
+
+@dataclass(frozen=True)
+class Explained:
+    """One relevance pass: a target as :class:`lrpkernels.LRP` takes it, and the composite that carries it."""
+
+    target: Any
+    composite: lrp.Composite | lrp.Rule
+
+
+def _first(eps: float, input_range: tuple[Any, Any] | None) -> lrp.Rule | None:
+    return None if input_range is None else lrp.ZBox(*input_range, eps=eps)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Base of the variants.
+
+    Args:
+        eps: LRP stabilizer.
+        input_range: (low, high) of the pixels for z^B at the input, or None.
+        generator: source of the random choices, for variants that make any.
+    """
+
+    eps: float = 1e-2
+    input_range: tuple[Any, Any] | None = (0.0, 1.0)
+    generator: torch.Generator | None = None
+
+    def epsilon(self) -> lrp.Rule:
+        """Epsilon in the form of LRP-Flex, z^B at the input if its range is known."""
+        return lrp.Epsilon(self.eps, first=_first(self.eps, self.input_range))
+
+    def explained(self, logits: Tensor) -> list[Explained]:
+        """The relevance passes of one batch; their maps are stacked along M."""
+        raise NotImplementedError
+
+
+class Selective(Variant):
+    """eta = log(p_c + e) - log(1 - p_c + e) of the class with the lowest logit, e = 1e-2: one map per image.
+
+    Source: arXiv 2401.08409 (Selective ISNet); docs/isnet.md.
+    """
+
+    def explained(self, logits: Tensor) -> list[Explained]:
+        return [Explained(selective_score, self.epsilon())]
+
+
+class Stochastic(Variant):
+    """One logit per image: with probability 1/2 the highest, else one of the others, uniformly. One map per image.
+
+    Source: arXiv 2401.08409 (Stochastic ISNet); docs/isnet.md.
+    """
+
+    def explained(self, logits: Tensor) -> list[Explained]:
+        return [Explained(stochastic_target(logits, self.generator), self.epsilon())]
+
+
+class Original(Variant):
+    """Every logit, one at a time: K maps per image. Source: Bassi et al. 2024 (ISNet)."""
+
+    def explained(self, logits: Tensor) -> list[Explained]:
+        return [Explained("all", self.epsilon())]
+
+
+class Dual(Variant):
+    """The sum of all logits, once with z+ and once with epsilon, z^B at the input of each: two maps per image, z+ first.
+
+    Source: arXiv 2401.08409 (Dual ISNet); docs/isnet.md.
+    """
+
+    def explained(self, logits: Tensor) -> list[Explained]:
+        zplus = lrp.ZPlus(self.eps, first=_first(self.eps, self.input_range))
+        return [Explained(logit_sum, zplus), Explained(logit_sum, self.epsilon())]
+
+
+class GradientTimesInput(Variant):
+    """eta as in Selective with e = 0, plain gradient times input: the ablation ISNet Softmax Grad*Input. One map per image."""
+
+    def explained(self, logits: Tensor) -> list[Explained]:
+        return [Explained(lambda o: selective_score(o, 0.0), lrp.Epsilon(0.0))]
+
+
+VARIANTS: dict[str, type[Variant]] = {
+    "selective": Selective,
+    "stochastic": Stochastic,
+    "original": Original,
+    "dual": Dual,
+    "gradient_times_input": GradientTimesInput,
+}
+
+
+def logit_sum(logits: Tensor) -> Tensor:
+    """The sum of all logits of each image, [B]."""
+    return logits.sum(1)
+
+
+def selective_score(logits: Tensor, e: float = 1e-2) -> Tensor:
+    """eta = log(p_c + e) - log(1 - p_c + e), p = softmax(logits), c the class with the lowest logit.
+
+    Args:
+        logits: [B, K]; half precision is computed in float32.
+        e: stabilizer of both logarithms; 0 is the exact log-odds.
+
+    Returns:
+        [B], float32 or float64.
+    """
+    if logits.dtype not in (torch.float32, torch.float64):
+        logits = logits.float()
+    lowest = logits.argmin(1, keepdim=True)
+    if e == 0:
+        others = logits.masked_fill(torch.zeros_like(logits, dtype=torch.bool).scatter_(1, lowest, True), -torch.inf)
+        return logits.gather(1, lowest)[:, 0] - others.logsumexp(1)
+    p = logits.softmax(1).gather(1, lowest)[:, 0]
+    return torch.log(p + e) - torch.log(1 - p + e)
+
+
+def stochastic_target(logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """One class per image: with probability 1/2 the highest logit's, else one of the others, uniformly.
+
+    Args:
+        logits: [B, K], K >= 2.
+        generator: on the CPU; None: PyTorch's default one.
+
+    Returns:
+        [B], int64, on the device of ``logits``.
+
+    Raises:
+        ValueError: fewer than two classes.
+    """
+    batch, classes = logits.shape
+    if classes < 2:
+        raise ValueError(f"the Stochastic ISNet draws among other classes and needs at least 2, the model has {classes}")
+    # Drawn on the CPU, so that a seed gives the same classes on every device.
+    offset = torch.randint(1, classes, (batch,), generator=generator)
+    highest = torch.rand(batch, generator=generator) < 0.5
+    offset = torch.where(highest, torch.zeros_like(offset), offset).to(logits.device)
+    return (logits.detach().argmax(1) + offset) % classes
