@@ -1,0 +1,48 @@
+"""The CUDA registrations and kernels together, as torch ops on CPU tensors: csrc/cuda compiled under the CPU shim."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.cpp_extension import include_paths, library_paths
+
+from lrpkernels.testing import LAYOUTS, error_ratio, reference, samples
+
+ROOT = Path(__file__).parent.parent
+OPS = ("epsilon_scale", "epsilon_scale_backward", "ratio", "ratio_backward")
+SHAPES = [(2, 3, 5, 7), (4, 17), (2, 3, 2, 5, 3), (1, 37, 2, 5), (0, 3, 4, 4)]
+
+
+def compile_emulated_ops(library: Path) -> None:
+    """Schemas, registrations and every .cu file, for the ops torch.ops.lrpkernels_emulated."""
+    flags = ["-O1", "-shared", "-fPIC", "-fvisibility=hidden", "-std=c++20", "-DNDEBUG", "-DLRP_EMULATED_CUDA"]
+    flags += ["-DTORCH_TARGET_VERSION=0x020b000000000000", f"-I{ROOT / 'tests' / 'cuda_on_cpu'}"]
+    flags += [f"-I{path}" for path in include_paths()]
+    sources = [ROOT / "csrc" / "library.cpp", *sorted((ROOT / "csrc" / "cuda").glob("*.c*"))]
+    sources = [path for path in sources if path.suffix in (".cpp", ".cu")]
+    links = [f"-L{path}" for path in library_paths()] + ["-ltorch_cpu", "-lc10"]
+    command = [os.environ.get("CXX", "g++"), *flags, "-x", "c++", *map(str, sources), "-o", str(library), *links]
+    subprocess.run(command, check=True, timeout=300)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def emulated_ops(tmp_path_factory: pytest.TempPathFactory) -> None:
+    library = tmp_path_factory.mktemp("emulated") / "ops.so"
+    compile_emulated_ops(library)
+    torch.ops.load_library(str(library))
+
+
+def test_agree_with_float64() -> None:
+    for op in OPS:
+        for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
+            for layout in LAYOUTS:
+                for sample in samples(op, dtype, layout, targets=2, shapes=SHAPES):
+                    actual = getattr(torch.ops.lrpkernels_emulated, op)(*sample.arguments)
+                    exact, plain = reference(op, sample.arguments), reference(op, sample.arguments, dtype)
+                    actual = actual if isinstance(actual, tuple) else (actual,)
+                    for i, (a, p, e) in enumerate(zip(actual, plain, exact, strict=True)):
+                        assert error_ratio(a, p, e) <= 1, f"{op} {dtype} {layout} {sample.label}, result {i}"
