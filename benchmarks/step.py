@@ -1,0 +1,98 @@
+"""Cost of an ISNet training step against a plain one.
+
+    python -m benchmarks.step
+    python -m benchmarks.step --networks resnet50 densenet121 --size 224 --json step.json
+
+A plain step is forward, cross-entropy, backward; an ISNet step adds the heatmap and its loss, all terms of them. The floor at equal
+precision is 2.0: one forward-sized relevance pass and its two-fold backward beside a plain step's three (docs/method.md).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import isnet
+from benchmarks.gradient_trick import gradient_trick_step
+from benchmarks.networks import NETWORKS
+from benchmarks.timing import alternate, as_rows, environment, steady_allocator
+
+FLOOR = 2.0
+
+
+def steps(
+    network: str, variant: str, *, batch: int, size: int, classes: int, training: bool, device: str, trick: bool
+) -> dict[str, Callable[[], object]]:
+    """The steps to compare, the plain one first."""
+    torch.manual_seed(0)
+    model = NETWORKS[network](classes).to(device).train(training)
+    x, labels = torch.rand(batch, 3, size, size, device=device), torch.randint(0, classes, (batch,), device=device)
+    masks = torch.zeros(batch, 1, size, size, device=device)
+    masks[..., size // 4 : 3 * size // 4, size // 4 : 3 * size // 4] = 1
+    net = isnet.ISNet(model, variant, input_range=(0.0, 1.0), generator=torch.Generator().manual_seed(0))  # type: ignore[arg-type]
+    criterion = isnet.ISNetLoss()
+
+    def plain() -> Tensor:
+        model.zero_grad()
+        loss = F.cross_entropy(model(x), labels)
+        loss.backward()
+        return loss
+
+    def isnet_step() -> Tensor:
+        model.zero_grad()
+        net.training = True
+        loss = criterion(net(x), labels, masks).total
+        loss.backward()
+        return loss
+
+    runs: dict[str, Callable[[], object]] = {"plain step": plain, f"ISNet {variant} step": isnet_step}
+    if trick:
+        runs["gradient trick step"] = gradient_trick_step(model, x, labels, masks, criterion)
+    return runs
+
+
+def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", nargs="+", default=["resnet18", "vgg11"], choices=list(NETWORKS))
+    parser.add_argument("--variant", default="selective", choices=["selective", "stochastic"])
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--size", type=int, default=112)
+    parser.add_argument("--classes", type=int, default=10)
+    parser.add_argument("--repeats", type=int, default=11)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--eval", action="store_true", help="batch norm with running statistics")
+    parser.add_argument("--wall", action="store_true", help="wall-clock instead of processor time")
+    parser.add_argument("--trick", action="store_true", help="also plain autograd LRP: modified ReLU and double backward")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--json", type=Path, help="also write the rows to this file")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    steady_allocator()
+    rows: list[dict[str, Any]] = []
+    print(f"{'network':<12} {'step':<24} {'seconds':>9} {'ratio':>7}   10 % - 90 %   floor {FLOOR:.1f}")
+    for network in options.networks:
+        runs = steps(
+            network, options.variant, batch=options.batch, size=options.size, classes=options.classes,
+            training=not options.eval, device=options.device, trick=options.trick,
+        )  # fmt: skip
+        for row in as_rows(
+            alternate(runs, options.repeats, wall=options.wall), network=network, batch=options.batch, size=options.size, floor=FLOOR
+        ):
+            rows.append(row)
+            print(f"{network:<12} {row['name']:<24} {row['seconds']:9.4f} {row['ratio']:7.3f}   {row['low']:.3f} - {row['high']:.3f}")
+    result = {"environment": environment(options.device), "clock": "wall" if options.wall else "process", "rows": rows}
+    print(", ".join(f"{k} {v}" for k, v in result["environment"].items()))
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=2) + "\n")
+    return rows
+
+
+if __name__ == "__main__":
+    main()
