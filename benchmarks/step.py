@@ -69,7 +69,9 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--eval", action="store_true", help="batch norm with running statistics")
     parser.add_argument("--wall", action="store_true", help="wall-clock instead of processor time")
-    parser.add_argument("--trick", action="store_true", help="also plain autograd LRP: modified ReLU and double backward")
+    parser.add_argument(
+        "--trick", action="store_true", help="also plain autograd LRP: modified ReLU and double backward"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--json", type=Path, help="also write the rows to this file")
     options = parser.parse_args(arguments)
@@ -83,10 +85,16 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
             training=not options.eval, device=options.device, trick=options.trick,
         )  # fmt: skip
         for row in as_rows(
-            alternate(runs, options.repeats, wall=options.wall), network=network, batch=options.batch, size=options.size, floor=FLOOR
+            alternate(runs, options.repeats, wall=options.wall),
+            network=network,
+            batch=options.batch,
+            size=options.size,
+            floor=FLOOR,
         ):
             rows.append(row)
-            print(f"{network:<12} {row['name']:<24} {row['seconds']:9.4f} {row['ratio']:7.3f}   {row['low']:.3f} - {row['high']:.3f}")
+            print(
+                f"{network:<12} {row['name']:<24} {row['seconds']:9.4f} {row['ratio']:7.3f}   {row['low']:.3f} - {row['high']:.3f}"
+            )
     result = {"environment": environment(options.device), "clock": "wall" if options.wall else "process", "rows": rows}
     print(", ".join(f"{k} {v}" for k, v in result["environment"].items()))
     if options.json:

@@ -31,7 +31,9 @@ class Ratio:
     high: float
 
 
-def alternate(runs: Mapping[str, Callable[[], object]], repeats: int = 11, warmup: int = 2, wall: bool = False) -> list[Ratio]:
+def alternate(
+    runs: Mapping[str, Callable[[], object]], repeats: int = 11, warmup: int = 2, wall: bool = False
+) -> list[Ratio]:
     """Run all functions in turn, ``repeats`` times, and compare each with the first.
 
     Args:
@@ -106,7 +108,9 @@ def _processor() -> str:
 
 def _git(*arguments: str) -> str:
     try:
-        return subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=10, check=False).stdout.strip()
+        return subprocess.run(
+            ["git", *arguments], capture_output=True, text=True, timeout=10, check=False
+        ).stdout.strip()
     except OSError:
         return ""
 

@@ -1,6 +1,6 @@
 """A rule of your own: epsilon with the positive part of the relevance only, for one layer of a network.
 
-    python examples/custom_rule.py
+python examples/custom_rule.py
 """
 
 from dataclasses import dataclass

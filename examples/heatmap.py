@@ -1,6 +1,6 @@
 """A heatmap of any PyTorch classifier, and how it replaces captum's LRP.
 
-    python examples/heatmap.py
+python examples/heatmap.py
 """
 
 import torch

@@ -1,6 +1,6 @@
 """An ISNet in your own training loop: random images here; put your data loader of (image, mask, label) in.
 
-    python examples/train_isnet.py
+python examples/train_isnet.py
 """
 
 import torch
@@ -24,7 +24,9 @@ for step in range(3):
     loss.total.backward()
     torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
     optimizer.step()
-    print(f"step {step}: total {loss.total.item():.3f}, class {loss.classification.item():.3f}, heatmap {loss.heatmap.item():.3f}")
+    print(
+        f"step {step}: total {loss.total.item():.3f}, class {loss.classification.item():.3f}, heatmap {loss.heatmap.item():.3f}"
+    )
 
 net.eval()
 print("logits at run time, at the classifier's own cost:", net(images).shape)

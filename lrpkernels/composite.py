@@ -55,7 +55,9 @@ class Composite:
         for selector, rule in self.layers.items():
             known = isinstance(selector, str) or callable(selector)
             if not known or (isinstance(selector, type) and not issubclass(selector, nn.Module)):
-                raise TypeError(f"layers: a selector must be a name, a glob, a module type or a function, got {selector!r}")
+                raise TypeError(
+                    f"layers: a selector must be a name, a glob, a module type or a function, got {selector!r}"
+                )
             if not isinstance(rule, Rule):
                 raise TypeError(f"layers[{selector!r}] must be a lrpkernels rule, got {type(rule).__name__}")
         if not isinstance(self.default, Rule):
@@ -132,7 +134,7 @@ _CONVOLUTIONS = (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm)
 
 def _preset(convolution: Rule, dense: Rule, first: Rule | None, eps: float) -> Composite:
     """Presets follow one plan: a rule for convolutions (and batch norms that stand alone), one for dense layers, exact sums."""
-    layers: dict[Selector, Rule] = {**{kind: convolution for kind in _CONVOLUTIONS}, nn.Linear: dense}
+    layers: dict[Selector, Rule] = {**dict.fromkeys(_CONVOLUTIONS, convolution), nn.Linear: dense}
     return Composite(layers, first=first, default=Norm(eps))
 
 

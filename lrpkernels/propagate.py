@@ -61,18 +61,24 @@ def propagate(
     logits = select_logits(tape.output, output)
     value = tape.value(logits)
     if value is None:
-        raise UnusedInputError(f"{type(tape.model).__name__}: its output does not depend on its input through recorded operations")
+        raise UnusedInputError(
+            f"{type(tape.model).__name__}: its output does not depend on its input through recorded operations"
+        )
     hidden = {name: tape.module_output(name) for name in at or ()}
     with torch.autocast(logits.device.type, enabled=False):
         seed, targets = start(target, logits)
         found = _walk(tape, value, seed, chosen, hidden)
     inputs = [found[id(v)] for v in tape.input_values]
     if all(r is None for r in inputs):
-        raise UnusedInputError(f"{type(tape.model).__name__}: no relevance reaches its input; the output does not depend on it")
+        raise UnusedInputError(
+            f"{type(tape.model).__name__}: no relevance reaches its input; the output does not depend on it"
+        )
 
     def shaped(relevance: Tensor | None, at_value: Value) -> Tensor:
         if relevance is None:
-            relevance = torch.zeros((seed.shape[0] // logits.shape[0] * at_value.shape[0], *at_value.shape[1:]), dtype=at_value.dtype)
+            relevance = torch.zeros(
+                (seed.shape[0] // logits.shape[0] * at_value.shape[0], *at_value.shape[1:]), dtype=at_value.dtype
+            )
         return relevance if targets is None else relevance.unflatten(0, (targets, -1)).movedim(0, 1)
 
     heatmaps = tuple(shaped(r, v) for r, v in zip(inputs, tape.input_values, strict=True))
@@ -93,7 +99,9 @@ def plan(tape: Tape, composite: Composite, keep: Sequence[Value] = ()) -> list[t
     return steps
 
 
-def _walk(tape: Tape, logits: Value, seed: Tensor, composite: Composite, hidden: dict[str, Value]) -> dict[int, Tensor | None]:
+def _walk(
+    tape: Tape, logits: Value, seed: Tensor, composite: Composite, hidden: dict[str, Value]
+) -> dict[int, Tensor | None]:
     """Relevance at the inputs and the hidden values, by id of the value (None: nothing arrived)."""
     multipliers, relevances = _Contributions(), _Contributions()
     multipliers.add(logits, seed)
@@ -147,7 +155,11 @@ def _through_block(
 
 
 def _take(
-    value: Value, multipliers: _Contributions, relevances: _Contributions, wanted: set[int], found: dict[int, Tensor | None]
+    value: Value,
+    multipliers: _Contributions,
+    relevances: _Contributions,
+    wanted: set[int],
+    found: dict[int, Tensor | None],
 ) -> Tensor | None:
     """All multipliers that arrived at ``value``; its relevance is noted if it was asked for."""
     total = multipliers.pop(value)
@@ -160,9 +172,11 @@ def _at_value(value: Value, multiplier: Tensor | None, relevance: Tensor | None)
     """R = a * G (+ R that a first-layer rule yielded)."""
     if multiplier is not None:
         targets = multiplier.shape[0] // value.shape[0]
-        product = value.tensor * multiplier if targets == 1 else (
-            multiplier.unflatten(0, (targets, -1)) * value.tensor
-        ).flatten(0, 1)
+        product = (
+            value.tensor * multiplier
+            if targets == 1
+            else (multiplier.unflatten(0, (targets, -1)) * value.tensor).flatten(0, 1)
+        )
         relevance = product if relevance is None else relevance + product
     return relevance
 

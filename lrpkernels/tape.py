@@ -163,7 +163,9 @@ class Tape:
         from .propagate import propagate
 
         if self.output is None:
-            raise RuntimeError("tape: its tensors were released when the 'with' block ended; call relevance() inside it")
+            raise RuntimeError(
+                "tape: its tensors were released when the 'with' block ended; call relevance() inside it"
+            )
         return propagate(self, target=target, composite=composite, at=at, output=output)
 
     def clear(self) -> None:

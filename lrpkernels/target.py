@@ -68,7 +68,11 @@ def start(target: Target, logits: Tensor) -> tuple[Tensor, int | None]:
 def _index(target: Any, logits: Tensor) -> Tensor:
     batch, classes = logits.shape
     if isinstance(target, Tensor):
-        if target.dtype not in (torch.int64, torch.int32) or target.dim() > 1 or (target.dim() == 1 and len(target) != batch):
+        if (
+            target.dtype not in (torch.int64, torch.int32)
+            or target.dim() > 1
+            or (target.dim() == 1 and len(target) != batch)
+        ):
             raise ValueError(
                 f"target: a tensor must hold one class index per image, int64 of shape [{batch}], got {target.dtype} of shape "
                 f"{tuple(target.shape)}"
@@ -82,7 +86,9 @@ def _index(target: Any, logits: Tensor) -> Tensor:
         )
     if batch and (int(index.min()) < 0 or int(index.max()) >= classes):
         bad = index[(index < 0) | (index >= classes)][0]
-        raise ValueError(f"target: class {int(bad)} is out of range, the model has {classes} classes (0 to {classes - 1})")
+        raise ValueError(
+            f"target: class {int(bad)} is out of range, the model has {classes} classes (0 to {classes - 1})"
+        )
     return index
 
 
@@ -97,7 +103,9 @@ def _from_callable(target: Callable[[Tensor], Tensor], logits: Tensor) -> Tensor
         score = target(source)
         if not isinstance(score, Tensor) or score.shape != logits.shape[:1]:
             got = tuple(score.shape) if isinstance(score, Tensor) else type(score).__name__
-            raise ValueError(f"target: the callable must return one scalar per image, shape [{logits.shape[0]}], got {got}")
+            raise ValueError(
+                f"target: the callable must return one scalar per image, shape [{logits.shape[0]}], got {got}"
+            )
         if not score.requires_grad:
             raise ValueError("target: the callable's result does not depend on the logits")
         if not bool(torch.isfinite(score.detach()).all()):

@@ -74,7 +74,9 @@ class Dense(nn.Module):
             self.norms.append(nn.BatchNorm2d(6 + 4 * index))
             self.convs.append(nn.Conv2d(6 + 4 * index, 4, 3, padding=1, bias=index == 1))
             self.relus.append(make_relu())
-        self.transition = nn.Sequential(nn.BatchNorm2d(18), make_relu(), nn.Conv2d(18, 9, 1, bias=False), nn.AvgPool2d(2))
+        self.transition = nn.Sequential(
+            nn.BatchNorm2d(18), make_relu(), nn.Conv2d(18, 9, 1, bias=False), nn.AvgPool2d(2)
+        )
         self.final = nn.BatchNorm2d(9)
         self.relu = make_relu()
         self.fc = nn.Linear(9, 5)

@@ -133,7 +133,13 @@ def test_zbox_against_its_formula() -> None:
     high = torch.tensor([1.0, 2.0, 1.5]).double().view(1, 3, 1, 1).expand_as(x)
     conv = lambda a, w: F.conv2d(a, w, None, 2, 2)
     Wp, Wn, bp, bn = W.clamp(min=0), W.clamp(max=0), b.clamp(min=0), b.clamp(max=0)
-    z = conv(x, W) + b.view(-1, 1, 1) - conv(low, Wp) - conv(high, Wn) - (low.mean() * bp + high.mean() * bn).view(-1, 1, 1)
+    z = (
+        conv(x, W)
+        + b.view(-1, 1, 1)
+        - conv(low, Wp)
+        - conv(high, Wn)
+        - (low.mean() * bp + high.mean() * bn).view(-1, 1, 1)
+    )
     z = z + torch.where(z >= 0, 1e-2, -1e-2)
 
     class Tail(Residual):

@@ -47,8 +47,8 @@ def _cases() -> dict[str, tuple[Callable[..., Any], tuple[Tensor | None, ...]]]:
     pool = ((3, 3), (2, 2), (1, 1), (1, 1), False)
     d = torch.randn(2, 4, 3, 3, dtype=torch.float64)
     d = (d + torch.sign(d) * 0.3).requires_grad_()
-    average = lambda v: torch.nn.functional.avg_pool2d(v, 2)  # noqa: E731
-    adjoint = lambda g: g.repeat_interleave(2, 2).repeat_interleave(2, 3) / 4  # noqa: E731
+    average = lambda v: torch.nn.functional.avg_pool2d(v, 2)
+    adjoint = lambda g: g.repeat_interleave(2, 2).repeat_interleave(2, 3) / 4
     return {
         "epsilon_scale": (lambda g, f: F.epsilon_scale(g, _on(u)(f), epsilon=0.1), (_r(2, 4, 3, 3), free)),
         "epsilon_scale-all": (
@@ -68,7 +68,13 @@ def _cases() -> dict[str, tuple[Callable[..., Any], tuple[Tensor | None, ...]]]:
         ),
         "conv_transpose": (lambda s, w: F.conv_transpose(s, w, x, GEOMETRY), (_r(2, 4, 3, 3), w)),
         "conv_known": (
-            lambda a, w, b: F.conv_known(torch.nn.functional.conv2d(a, w, b, padding=1), a, w, b, ConvGeometry((1, 1), (1, 1), (1, 1), False, (0, 0), 1)),
+            lambda a, w, b: F.conv_known(
+                torch.nn.functional.conv2d(a, w, b, padding=1),
+                a,
+                w,
+                b,
+                ConvGeometry((1, 1), (1, 1), (1, 1), False, (0, 0), 1),
+            ),
             (_r(1, 2, 3, 3), _r(3, 2, 3, 3), _r(3)),
         ),
         "max_pool_winner": (lambda g: F.max_pool_winner(g, indices, x, pool), (_r(4, 4, 3, 3),)),

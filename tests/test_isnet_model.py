@@ -148,7 +148,8 @@ def test_training_mode_moves_batch_statistics_once_as_the_classifier_does() -> N
 
 
 @pytest.mark.parametrize(
-    ("variant", "maps"), [("selective", 1), ("stochastic", 1), ("original", 3), ("dual", 2), ("gradient_times_input", 1)]
+    ("variant", "maps"),
+    [("selective", 1), ("stochastic", 1), ("original", 3), ("dual", 2), ("gradient_times_input", 1)],
 )
 def test_every_variant_trains_and_gives_its_number_of_maps(variant: str, maps: int) -> None:
     net = ISNet(_small(), variant, layers=["2"]).train()  # type: ignore[arg-type]

@@ -20,7 +20,10 @@ def _layers() -> dict[str, tuple[nn.Module, tuple[int, ...]]]:
         "linear-nobias": (nn.Linear(6, 5, bias=False), (6,)),
         "conv1d": (nn.Conv1d(3, 4, 3, stride=2, padding=1), (3, 7)),
         "conv2d": (nn.Conv2d(3, 4, 3, padding=1), (3, 5, 4)),
-        "conv2d-strided-grouped": (nn.Conv2d(4, 6, (3, 2), stride=(2, 1), padding=(0, 1), dilation=(1, 2), groups=2), (4, 6, 5)),
+        "conv2d-strided-grouped": (
+            nn.Conv2d(4, 6, (3, 2), stride=(2, 1), padding=(0, 1), dilation=(1, 2), groups=2),
+            (4, 6, 5),
+        ),
         "conv2d-depthwise": (nn.Conv2d(3, 6, 3, padding="same", groups=3, bias=False), (3, 4, 4)),
         "conv3d": (nn.Conv3d(2, 3, 2), (2, 3, 3, 3)),
         "conv_transpose1d": (nn.ConvTranspose1d(3, 4, 3, stride=2), (3, 4)),
@@ -65,7 +68,7 @@ def _gamma(gamma: float) -> Formula:
     def formula(a: Tensor, W: Tensor, b: Tensor, z: Tensor, R: Tensor) -> Tensor:
         result = torch.zeros_like(a)
         for sign in (1, -1):
-            favoured = lambda t: (sign * t).clamp(min=0) * sign  # noqa: E731, B023
+            favoured = lambda t: (sign * t).clamp(min=0) * sign  # noqa: B023
             contributions = a[:, None, :] * W[None]
             contributions = contributions + gamma * favoured(contributions)
             d = contributions.sum(2) + b + gamma * favoured(b)
@@ -132,7 +135,9 @@ def test_rule_equals_matrix_algebra(layer: str, rule: str, inputs: str) -> None:
     model = nn.Sequential(head, module)
     a = head(x)
     zero = module(torch.zeros(1, *shape, dtype=torch.float64)).flatten().detach()
-    W = torch.autograd.functional.jacobian(lambda v: module(v.view(1, *shape)).flatten(), torch.zeros(a[0].numel(), dtype=a.dtype))
+    W = torch.autograd.functional.jacobian(
+        lambda v: module(v.view(1, *shape)).flatten(), torch.zeros(a[0].numel(), dtype=a.dtype)
+    )
     z = module(a).flatten(1).detach()
     weights = torch.randn_like(z)
     expected = formula(a.flatten(1), W, zero, z, z * weights).view_as(x)

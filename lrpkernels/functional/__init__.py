@@ -9,4 +9,14 @@ from .maps import linear_adjoint, uncat
 from .pointwise import epsilon_scale, ratio
 from .pool import max_pool_winner
 
-__all__ = ["ConvGeometry", "conv_epsilon", "conv_known", "conv_transpose", "epsilon_scale", "linear_adjoint", "max_pool_winner", "ratio", "uncat"]
+__all__ = [
+    "ConvGeometry",
+    "conv_epsilon",
+    "conv_known",
+    "conv_transpose",
+    "epsilon_scale",
+    "linear_adjoint",
+    "max_pool_winner",
+    "ratio",
+    "uncat",
+]

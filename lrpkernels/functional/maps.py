@@ -15,7 +15,9 @@ class _LinearAdjoint(torch.autograd.Function):
     """The transposed map A^T of a parameter-free linear map A; its derivative is A itself."""
 
     @staticmethod
-    def forward(ctx: Any, multiplier: Tensor, adjoint: Callable[[Tensor], Tensor], map: Callable[[Tensor], Tensor]) -> Tensor:
+    def forward(
+        ctx: Any, multiplier: Tensor, adjoint: Callable[[Tensor], Tensor], map: Callable[[Tensor], Tensor]
+    ) -> Tensor:
         ctx.map = map
         return adjoint(multiplier)
 

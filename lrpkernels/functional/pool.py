@@ -37,9 +37,7 @@ class _MaxPoolWinner(torch.autograd.Function):
         return parts.gather(3, index).reshape(grad.shape[0], *indices.shape[1:]), None, None, None
 
 
-def max_pool_winner(
-    multiplier: Tensor, indices: Tensor, input: Tensor, arguments: tuple[Any, ...]
-) -> Tensor:
+def max_pool_winner(multiplier: Tensor, indices: Tensor, input: Tensor, arguments: tuple[Any, ...]) -> Tensor:
     """The multiplier at the input of a max pooling layer: everything goes to the winner of each window.
 
     Args:

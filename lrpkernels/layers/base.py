@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from ..tape import Tape, Value
 
 Multipliers = tuple["Tensor | None", ...]
-Arrived = Sequence[Any]  # one multiplier per output; None where nothing arrived (only operations with several outputs see it)
+Arrived = Sequence[
+    Any
+]  # one multiplier per output; None where nothing arrived (only operations with several outputs see it)
 
 
 class Op:
@@ -88,9 +90,7 @@ def bind(args: tuple[Any, ...], kwargs: dict[str, Any], *names: str, **defaults:
 def dispatch(tape: Tape, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Run ``func`` and record it if it reads a recorded tensor."""
     if tape._replaced:
-        args, kwargs = torch.utils._pytree.tree_map_only(
-            Tensor, lambda t: tape._replaced.get(id(t), t), (args, kwargs)
-        )
+        args, kwargs = torch.utils._pytree.tree_map_only(Tensor, lambda t: tape._replaced.get(id(t), t), (args, kwargs))
     recorder = _RECORDERS.get(func)
     values = tape._values
     if recorder is not None:

@@ -161,9 +161,7 @@ class Linear(LinearMap):
         leak: float,
     ) -> Tensor:
         if addend is not None or output is not None or scale is not None:
-            multiplier = functional.epsilon_scale(
-                multiplier, output, scale, addend=addend, epsilon=epsilon, leak=leak
-            )
+            multiplier = functional.epsilon_scale(multiplier, output, scale, addend=addend, epsilon=epsilon, leak=leak)
         return multiplier @ self._weight(multiplier)
 
     def forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -232,11 +230,17 @@ def _unrecorded(tape: Tape, func: Any, args: Any, kwargs: Any) -> Any:
 
 
 def _register_convs() -> None:
-    forms = ((1, torch.conv1d, torch.conv_transpose1d), (2, torch.conv2d, torch.conv_transpose2d), (3, torch.conv3d, torch.conv_transpose3d))
+    forms = (
+        (1, torch.conv1d, torch.conv_transpose1d),
+        (2, torch.conv2d, torch.conv_transpose2d),
+        (3, torch.conv3d, torch.conv_transpose3d),
+    )
     for spatial, conv, transposed in forms:
         for func, flag in ((conv, False), (transposed, True)):
 
-            def recorder(tape: Tape, func: Any, args: Any, kwargs: Any, spatial: int = spatial, flag: bool = flag) -> Tensor:
+            def recorder(
+                tape: Tape, func: Any, args: Any, kwargs: Any, spatial: int = spatial, flag: bool = flag
+            ) -> Tensor:
                 return _record_conv(tape, func, args, kwargs, spatial, flag)
 
             records(func)(recorder)

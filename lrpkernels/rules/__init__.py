@@ -8,4 +8,16 @@ from .layerwise import EpsilonLayerwise, Norm
 from .weights_only import Flat, Pass, WSquare
 from .zbox import ZBox
 
-__all__ = ["AlphaBeta", "Epsilon", "EpsilonLayerwise", "Flat", "Gamma", "Norm", "Pass", "Rule", "WSquare", "ZBox", "ZPlus"]
+__all__ = [
+    "AlphaBeta",
+    "Epsilon",
+    "EpsilonLayerwise",
+    "Flat",
+    "Gamma",
+    "Norm",
+    "Pass",
+    "Rule",
+    "WSquare",
+    "ZBox",
+    "ZPlus",
+]

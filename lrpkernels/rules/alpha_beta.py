@@ -61,7 +61,7 @@ class AlphaBeta(Rule):
     beta: float = 1.0
     eps: float = 1e-6
     bias: bool = True
-    first: Rule | None = None  # type: ignore[assignment]
+    first: Rule | None = None
 
     def __post_init__(self) -> None:
         positive("alpha", self.alpha)
@@ -97,7 +97,7 @@ class ZPlus(Rule):
 
     eps: float = 1e-2
     bias: bool = True
-    first: Rule | None = None  # type: ignore[assignment]
+    first: Rule | None = None
 
     def __post_init__(self) -> None:
         positive("eps", self.eps)

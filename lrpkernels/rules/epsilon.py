@@ -34,7 +34,7 @@ class Epsilon(Rule):
     """
 
     eps: float = 1e-2
-    first: Rule | None = None  # type: ignore[assignment]
+    first: Rule | None = None
     leak: float = 0.0
 
     def __post_init__(self) -> None:

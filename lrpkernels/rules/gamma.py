@@ -37,7 +37,7 @@ class Gamma(Rule):
     gamma: float = 0.25
     eps: float = 1e-6
     bias: bool = True
-    first: Rule | None = None  # type: ignore[assignment]
+    first: Rule | None = None
 
     def __post_init__(self) -> None:
         positive("gamma", self.gamma)

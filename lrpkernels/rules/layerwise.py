@@ -45,7 +45,7 @@ class EpsilonLayerwise(Rule):
     sums: bool = True
     pools: bool = True
     bias: bool = True
-    first: Rule | None = None  # type: ignore[assignment]
+    first: Rule | None = None
 
     def __post_init__(self) -> None:
         positive("eps", self.eps)

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from ..fuse import Block
 
 
-def _spread(block: Block, multipliers: tuple[Tensor, Tensor | None], weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
+def _spread(
+    block: Block, multipliers: tuple[Tensor, Tensor | None], weight: Tensor, bias: Tensor | None, eps: float
+) -> Tensor:
     """R_j = sum_k v_jk R_k / (sum_i v_ik + eps) for non-negative weights v, whatever the input."""
     a = layer_input(block)
     ones = torch.ones((1, *a.shape[1:]), dtype=a.dtype, device=a.device)

@@ -81,7 +81,9 @@ class ZBox(Rule):
         if len(numbers) == 1:
             return torch.full(shape, numbers[0], dtype=x.dtype, device=x.device)
         if x.dim() < 2 or len(numbers) != x.shape[1]:
-            raise ValueError(f"ZBox: {name} has {len(numbers)} values, the first layer's input has {x.shape[1]} channels")
+            raise ValueError(
+                f"ZBox: {name} has {len(numbers)} values, the first layer's input has {x.shape[1]} channels"
+            )
         image = torch.tensor(numbers, dtype=x.dtype, device=x.device).view(1, -1, *(1,) * (x.dim() - 2))
         return image.expand(shape).contiguous()
 

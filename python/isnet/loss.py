@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,7 @@ EmptyMask = Literal["error", "skip"]
 Bound = float | Sequence[float]
 
 _STABILIZER = 1e-10
+_EVERY_LAYER = "*"
 _LARGEST = -math.log(1e-7)  # of -log(1 - x) with x <= 1 - 1e-7
 
 
@@ -86,7 +87,7 @@ def fit_mask(mask: Tensor, shape: torch.Size, dtype: torch.dtype, check: bool = 
     if mask.shape[1] not in (1, channels):  # a mask per image channel, beside a hidden layer's heatmap
         mask = mask[:, :1]
     if tuple(mask.shape[2:]) != size:
-        pool = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}[len(size)]
+        pool: Any = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}[len(size)]
         mask = (pool(mask, size) != 0).to(dtype)
     return mask.unsqueeze(1)
 
@@ -135,7 +136,12 @@ class HeatmapLoss(nn.Module):
         _check("w_background", w_background, w_background >= 0, ">= 0")
         _check("w_foreground", w_foreground, w_foreground >= 0, ">= 0")
         _check("foreground", foreground, foreground in get_args(Foreground), f"one of {get_args(Foreground)}")
-        _check("normalization", normalization, normalization in get_args(Normalization), f"one of {get_args(Normalization)}")
+        _check(
+            "normalization",
+            normalization,
+            normalization in get_args(Normalization),
+            f"one of {get_args(Normalization)}",
+        )
         _check("empty_mask", empty_mask, empty_mask in get_args(EmptyMask), f"one of {get_args(EmptyMask)}")
         low, high = _numbers(c1), _numbers(c2)
         good = len(low) == len(high) and all(0 < a < b < math.inf for a, b in zip(low, high, strict=True))
@@ -169,7 +175,9 @@ class HeatmapLoss(nn.Module):
         area = mask.sum(dims) * (heatmaps.shape[2] // mask.shape[2])
         if self.empty_mask == "error" and self.check_masks and bool((area == 0).any()):
             empty = [i for i, a in enumerate(area.flatten().tolist()) if a == 0]
-            raise ValueError(f'masks: image {empty[0]} of the batch has no foreground; mend its mask or set empty_mask="skip"')
+            raise ValueError(
+                f'masks: image {empty[0]} of the batch has no foreground; mend its mask or set empty_mask="skip"'
+            )
         magnitude = heatmaps.abs()
         inside = magnitude * mask
         total = inside.sum(dims)
@@ -239,11 +247,14 @@ class ISNetLoss(nn.Module):
         super().__init__()
         _check("p", p, 0 <= p <= 1, "in [0, 1]")
         _check("layer_decay", layer_decay, 0 <= layer_decay <= 1, "in [0, 1]")
-        ranged = isinstance(c1, Mapping)
-        if ranged != isinstance(c2, Mapping) or (isinstance(c1, Mapping) and isinstance(c2, Mapping) and set(c1) != set(c2)):
-            raise ValueError(f"c1, c2: both must be numbers, or dicts with the same layers, got {c1!r} and {c2!r}")
         self.p, self.layer_decay = p, layer_decay
-        bounds: dict[str, tuple[Bound, Bound]] = {"*": (c1, c2)} if not ranged else {k: (c1[k], c2[k]) for k in c1}  # type: ignore[index, dict-item, union-attr]
+        bounds: dict[str, tuple[Bound, Bound]] = {}
+        if isinstance(c1, Mapping) and isinstance(c2, Mapping) and set(c1) == set(c2):
+            bounds = {layer: (c1[layer], c2[layer]) for layer in c1}
+        elif not isinstance(c1, Mapping) and not isinstance(c2, Mapping):
+            bounds = {_EVERY_LAYER: (c1, c2)}
+        else:
+            raise ValueError(f"c1, c2: both must be numbers, or dicts with the same layers, got {c1!r} and {c2!r}")
         self._losses = {
             layer: HeatmapLoss(
                 d, e, low, high, w_background, w_foreground, foreground, normalization, empty_mask, check_masks
@@ -273,7 +284,7 @@ class ISNetLoss(nn.Module):
         return LossTerms(total, classification, heatmap, layers)
 
     def _loss_of(self, layer: str) -> HeatmapLoss:
-        loss = self._losses.get(layer, self._losses.get("*"))
+        loss = self._losses.get(layer, self._losses.get(_EVERY_LAYER))
         if loss is None:
             raise ValueError(f"c1, c2: no range for the supervised layer {layer!r}, only for {', '.join(self._losses)}")
         return loss

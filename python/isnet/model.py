@@ -73,7 +73,9 @@ class ISNet(nn.Module):
         for layer in layers:
             if layer not in names:
                 near = difflib.get_close_matches(layer, names, n=3, cutoff=0.3)
-                raise ValueError(f"layers: the model has no module {layer!r}; near matches: {', '.join(near) or 'none'}")
+                raise ValueError(
+                    f"layers: the model has no module {layer!r}; near matches: {', '.join(near) or 'none'}"
+                )
         self.model = model
         self.variant = variant
         self.eps, self.input_range, self.layers, self.generator = eps, input_range, tuple(layers), generator
@@ -106,7 +108,9 @@ class ISNet(nn.Module):
                 for name, relevance in found.items():
                     single = explained.target != "all" if isinstance(explained.target, str) else True
                     maps.setdefault(name, []).append(relevance.unsqueeze(1) if single else relevance)
-        return ISNetOutput(logits, {name: parts[0] if len(parts) == 1 else torch.cat(parts, 1) for name, parts in maps.items()})
+        return ISNetOutput(
+            logits, {name: parts[0] if len(parts) == 1 else torch.cat(parts, 1) for name, parts in maps.items()}
+        )
 
     @torch.no_grad()
     def explain(self, x: Tensor, target: Any = None) -> tuple[Tensor, Tensor]:

@@ -140,7 +140,9 @@ def stochastic_target(logits: Tensor, generator: torch.Generator | None = None) 
     """
     batch, classes = logits.shape
     if classes < 2:
-        raise ValueError(f"the Stochastic ISNet draws among other classes and needs at least 2, the model has {classes}")
+        raise ValueError(
+            f"the Stochastic ISNet draws among other classes and needs at least 2, the model has {classes}"
+        )
     # Drawn on the CPU, so that a seed gives the same classes on every device.
     offset = torch.randint(1, classes, (batch,), generator=generator)
     highest = torch.rand(batch, generator=generator) < 0.5
