@@ -1,4 +1,4 @@
-"""csrc/cuda/pointwise.cu on the CPU shim against float64 references, over shapes, layouts, dtypes, alignment and thread orders."""
+"""csrc/cuda/pointwise.cu on the CPU shim against float64 references, over shapes, layouts, dtypes and thread orders."""
 
 from __future__ import annotations
 

@@ -45,4 +45,50 @@ class FastDivisor {
   int shift_;
 };
 
+// Neighbouring positions [begin, end) of one dimension.
+struct Span {
+  int begin;
+  int end;
+  LRP_HD int length() const { return end - begin; }
+};
+
+// One dimension of a pooling layer. A plane has fewer than 2^31 elements, so positions are 32-bit.
+struct PoolDimension {
+  int input;
+  int output;
+  int kernel;
+  int stride;
+  int padding;
+  int dilation;
+
+  // The windows that may cover input position i (that do cover it when dilation is 1).
+  LRP_HD Span covering(int i) const {
+    const unsigned last = static_cast<unsigned>(i + padding), step = static_cast<unsigned>(stride);
+    const int first = i + padding - (kernel - 1) * dilation, end = static_cast<int>(last / step) + 1;
+    return {first <= 0 ? 0 : static_cast<int>((static_cast<unsigned>(first) + step - 1) / step),
+            end < output ? end : output};
+  }
+
+  // Window o of average pooling with the padding counted; what ceil_mode adds behind the padding does not count.
+  LRP_HD Span padded_window(int o) const {
+    const int begin = o * stride - padding, end = begin + kernel;
+    return {begin, end < input + padding ? end : input + padding};
+  }
+
+  // The part of a window that lies in the input.
+  LRP_HD Span inside(Span window) const {
+    return {window.begin > 0 ? window.begin : 0, window.end < input ? window.end : input};
+  }
+
+  // Adaptive pooling: window o, and the windows that cover input position i.
+  LRP_HD Span adaptive_window(int o) const {
+    return {static_cast<int>(int64_t(o) * input / output),
+            static_cast<int>(ceil_div(int64_t(o + 1) * input, int64_t(output)))};
+  }
+  LRP_HD Span adaptive_covering(int i) const {
+    return {static_cast<int>(int64_t(i) * output / input),
+            static_cast<int>(ceil_div(int64_t(i + 1) * output, int64_t(input)))};
+  }
+};
+
 }  // namespace lrpkernels

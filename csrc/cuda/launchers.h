@@ -1,5 +1,6 @@
-// The C interface of every CUDA launcher. Raw pointers, sizes and a stream; the result is a cudaError_t as int (0 = success).
-// Callers check shapes, dtypes, devices and layout; launchers check only grid limits. Empty tensors launch nothing.
+// The C interface of every CUDA launcher. Raw pointers, sizes and a stream; the result is a cudaError_t as int (0 =
+// success). Callers check shapes, dtypes, devices and layout; launchers check only grid limits. Empty tensors launch
+// nothing.
 #pragma once
 #include <cstdint>
 
@@ -15,22 +16,58 @@ struct LrpExtent {
   int64_t inner;
 };
 
+// A pooling layer of up to three spatial dimensions, depth first; dimensions that are not there have size, kernel,
+// stride and dilation 1 and padding 0. Tensors are [targets * batch, channels, ...], NCHW or channels-last.
+struct LrpPool {
+  int64_t targets;
+  int64_t batch;
+  int64_t channels;
+  int64_t input[3];
+  int64_t output[3];
+  int64_t kernel[3];  // not read by adaptive pooling, as the next three
+  int64_t stride[3];
+  int64_t padding[3];
+  int64_t dilation[3];        // max pooling only
+  int64_t divisor_override;   // average pooling only; 0: none
+  int32_t count_include_pad;  // average pooling only
+  int32_t adaptive;           // average pooling only: window o covers [floor(o in / out), ceil((o + 1) in / out))
+  int32_t channels_last;
+};
+
 extern "C" {
 // addend, output, scale may be null.
-int lrp_epsilon_scale(LrpDtype dtype, const void* multiplier, const void* addend, const void* output, const void* scale, void* result,
-                      LrpExtent extent, double epsilon, double leak, void* stream);
+int lrp_epsilon_scale(LrpDtype dtype, const void* multiplier, const void* addend, const void* output, const void* scale,
+                      void* result, LrpExtent extent, double epsilon, double leak, void* stream);
 
 // Bytes of scratch memory for the two-stage channel reduction below (0 when grad_scale is null).
 int64_t lrp_epsilon_scale_backward_workspace(LrpDtype dtype, LrpExtent extent);
 
 // grad_output is null when output is; grad_scale (and workspace) may be null.
-int lrp_epsilon_scale_backward(LrpDtype dtype, const void* grad, const void* multiplier, const void* addend, const void* output,
-                               const void* scale, void* grad_multiplier, void* grad_output, void* grad_scale, void* workspace,
-                               LrpExtent extent, double epsilon, double leak, void* stream);
+int lrp_epsilon_scale_backward(LrpDtype dtype, const void* grad, const void* multiplier, const void* addend,
+                               const void* output, const void* scale, void* grad_multiplier, void* grad_output,
+                               void* grad_scale, void* workspace, LrpExtent extent, double epsilon, double leak,
+                               void* stream);
 
-int lrp_ratio(LrpDtype dtype, const void* multiplier, const void* value, const void* denominator, void* result, LrpExtent extent,
-              double epsilon, void* stream);
+int lrp_ratio(LrpDtype dtype, const void* multiplier, const void* value, const void* denominator, void* result,
+              LrpExtent extent, double epsilon, void* stream);
 
-int lrp_ratio_backward(LrpDtype dtype, const void* grad, const void* multiplier, const void* value, const void* denominator,
-                       void* grad_multiplier, void* grad_value, void* grad_denominator, LrpExtent extent, double epsilon, void* stream);
+int lrp_ratio_backward(LrpDtype dtype, const void* grad, const void* multiplier, const void* value,
+                       const void* denominator, void* grad_multiplier, void* grad_value, void* grad_denominator,
+                       LrpExtent extent, double epsilon, void* stream);
+
+// Winner takes all: multiplier [T * B, C, output], indices [B, C, output] (int64, flat positions in a channel's input
+// plane)
+// -> result [T * B, C, input]; overlapping windows add up.
+int lrp_max_pool_winner(LrpDtype dtype, const void* multiplier, const int64_t* indices, void* result, LrpPool pool,
+                        void* stream);
+
+// The adjoint: grad [T * B, C, input] -> grad_multiplier [T * B, C, output].
+int lrp_max_pool_winner_backward(LrpDtype dtype, const void* grad, const int64_t* indices, void* grad_multiplier,
+                                 LrpPool pool, void* stream);
+
+// Average pooling, input [T * B, C, input] -> result [T * B, C, output]; also the adjoint of the next one.
+int lrp_average_pool(LrpDtype dtype, const void* input, void* result, LrpPool pool, void* stream);
+
+// The transposed map: multiplier [T * B, C, output] -> result [T * B, C, input].
+int lrp_average_pool_transpose(LrpDtype dtype, const void* multiplier, void* result, LrpPool pool, void* stream);
 }

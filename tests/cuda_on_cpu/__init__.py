@@ -5,13 +5,14 @@ Nothing here imports torch, so that the same tests run under AddressSanitizer an
 
 import os
 
-from .buffers import DTYPES, Buffer, Dtype, assert_close
+from .buffers import DTYPES, INT64, Buffer, Dtype, assert_close
 from .build import CUDA_SOURCES, ROOT, SANITIZERS, compile_kernels, sanitizer_environment
-from .kernels import Counts, Extent, Kernels, load
+from .kernels import Counts, Extent, Kernels, Pool, load
 
 __all__ = [
     "CUDA_SOURCES",
     "DTYPES",
+    "INT64",
     "ROOT",
     "SANITIZERS",
     "SLOW",
@@ -20,6 +21,7 @@ __all__ = [
     "Dtype",
     "Extent",
     "Kernels",
+    "Pool",
     "assert_close",
     "compile_kernels",
     "load",

@@ -49,6 +49,7 @@ class Dtype:
         return (stored.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
 
 
+INT64 = Dtype("int64", -1, np.int64, 0.0, np.float64, 0.0)
 DTYPES = {
     d.name: d
     for d in (
@@ -100,9 +101,13 @@ class Buffer:
 def assert_close(
     got: Float64, expected: Float64, dtype: Dtype, magnitude: Float64 | float | None = None, operations: int = 8
 ) -> None:
-    """got is expected, up to the rounding of the storage type and of `operations` arithmetic steps.
+    """Raises unless got is expected, up to the rounding of the storage type and of the arithmetic.
 
     Args:
+        got: what a kernel computed.
+        expected: the float64 reference.
+        dtype: of the kernel.
+        operations: arithmetic roundings that may add up.
         magnitude: sum of the absolute terms where they cancel; default |expected|.
     """
     assert got.shape == expected.shape, f"shape {got.shape}, expected {expected.shape}"
@@ -117,5 +122,6 @@ def assert_close(
     if wrong.any():
         at = tuple(int(i[0]) for i in np.nonzero(wrong))
         raise AssertionError(
-            f"{dtype.name}: {wrong.sum()} of {wrong.size} elements differ, first at {at}: got {got[at]!r}, expected {expected[at]!r}"
+            f"{dtype.name}: {wrong.sum()} of {wrong.size} elements differ, first at {at}: "
+            f"got {got[at]!r}, expected {expected[at]!r}"
         )

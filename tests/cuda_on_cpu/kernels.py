@@ -6,7 +6,7 @@ import ctypes
 import functools
 import os
 from collections.abc import Mapping
-from ctypes import c_double, c_int, c_int64, c_void_p
+from ctypes import c_double, c_int, c_int32, c_int64, c_void_p
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,19 @@ class Extent(ctypes.Structure):
     _fields_ = [(name, c_int64) for name in ("numel", "targets", "channels", "inner")]
 
 
+class Pool(ctypes.Structure):
+    """LrpPool."""
+
+    _fields_ = [
+        *((name, c_int64) for name in ("targets", "batch", "channels")),
+        *((name, c_int64 * 3) for name in ("input", "output", "kernel", "stride", "padding", "dilation")),
+        ("divisor_override", c_int64),
+        *((name, c_int32) for name in ("count_include_pad", "adaptive", "channels_last")),
+    ]
+
+
 class Counts(ctypes.Structure):
-    """Global memory traffic since `Kernels.configure`: bytes asked for by lanes, 32-byte sectors per warp access and per block."""
+    """Global memory traffic since `Kernels.configure`: bytes asked for by lanes, 32-byte sectors per warp access and block."""
 
     _fields_ = [
         (name, c_int64)
@@ -48,6 +59,10 @@ SIGNATURES: Mapping[str, tuple[Any, list[Any]]] = {
     "lrp_epsilon_scale_backward": (c_int, [_DTYPE, *[_POINTER] * 9, _EXTENT, _REAL, _REAL, _POINTER]),
     "lrp_ratio": (c_int, [_DTYPE, *[_POINTER] * 4, _EXTENT, _REAL, _POINTER]),
     "lrp_ratio_backward": (c_int, [_DTYPE, *[_POINTER] * 7, _EXTENT, _REAL, _POINTER]),
+    "lrp_max_pool_winner": (c_int, [_DTYPE, *[_POINTER] * 3, Pool, _POINTER]),
+    "lrp_max_pool_winner_backward": (c_int, [_DTYPE, *[_POINTER] * 3, Pool, _POINTER]),
+    "lrp_average_pool": (c_int, [_DTYPE, *[_POINTER] * 2, Pool, _POINTER]),
+    "lrp_average_pool_transpose": (c_int, [_DTYPE, *[_POINTER] * 2, Pool, _POINTER]),
 }
 
 
