@@ -10,9 +10,6 @@
 namespace lrpkernels::cpu {
 namespace {
 
-// Elements whose sums over targets are kept in a buffer in the L1 cache.
-constexpr int64_t kBlock = 1024;
-
 // The kernels' arguments, typed. grad_*, grad and workspace are used by the backward kernels only.
 template <typename scalar_t>
 struct EpsilonScale {
@@ -24,76 +21,120 @@ struct EpsilonScale {
   const acc_t* scale;          // [C] or null
   scalar_t* result;            // [T, numel]: s, or the gradient of multiplier
   scalar_t* grad_output;       // [numel] or null
-  double* partial;             // [tasks] (planes) or [tasks, C] (pixels), or null
+  double* partial;             // [Partition::partial_sums()] or null
   LrpExtent extent;
   Partition tasks;
   acc_t epsilon;
   acc_t leak;
 };
 
-template <typename scalar_t, bool kAddend, bool kOutput, bool kPixels>
+template <typename scalar_t, bool kAddend, bool kOutput, Span kKind>
 struct ForwardBody : EpsilonScale<scalar_t> {
   using acc_t = arithmetic_t<scalar_t>;
 
   LRP_ALWAYS_INLINE void operator()(int64_t first, int64_t last) const {
-    for_each_span<kPixels>(this->tasks, first, last,
-                           [this](int64_t offset, int64_t count, int64_t channel, int64_t) LRP_INLINE {
-                             for (int64_t target = 0; target < this->extent.targets; ++target)
-                               span(target, offset, count, channel);
-                           });
+    for_each_span<kKind>(this->tasks, first, last,
+                         [this](int64_t offset, int64_t count, int64_t channel, int64_t) LRP_INLINE {
+                           if constexpr (kKind == Span::kShortPlanes) {
+                             acc_t expanded[kBlock];
+                             expand_scales(this->tasks, this->scale, channel, count, expanded);
+                             all_targets(offset, count, channel, expanded);
+                           } else {
+                             all_targets(offset, count, channel, this->scale);
+                           }
+                         });
   }
 
-  LRP_ALWAYS_INLINE void span(int64_t target, int64_t offset, int64_t count, int64_t channel) const {
-    const int64_t at = target * this->extent.numel + offset;
-    const scalar_t* __restrict g = this->multiplier + at;
-    const scalar_t* __restrict g2 = kAddend ? this->addend + at : nullptr;
+  LRP_ALWAYS_INLINE void all_targets(int64_t offset, int64_t count, int64_t channel,
+                                     const acc_t* __restrict scales) const {
     const scalar_t* __restrict u = kOutput ? this->output + offset : nullptr;
-    const acc_t* __restrict scales = this->scale;
-    scalar_t* __restrict s = this->result + at;
     const acc_t epsilon = this->epsilon, leak = this->leak;
-    const acc_t constant = !kPixels && scales != nullptr ? scales[channel] : acc_t(1);
-    for (int64_t i = 0; i < count; ++i) {
-      acc_t value = load(g[i]);
-      if constexpr (kAddend) value += load(g2[i]);
-      if constexpr (kOutput) value *= relu_ratio<acc_t>(load(u[i]), epsilon, leak);
-      store(s[i], value * (kPixels ? scales[i] : constant));
+    const acc_t constant = kKind == Span::kPlane && scales != nullptr ? scales[channel] : acc_t(1);
+    for (int64_t target = 0; target < this->extent.targets; ++target) {
+      const int64_t at = target * this->extent.numel + offset;
+      const scalar_t* __restrict g = this->multiplier + at;
+      const scalar_t* __restrict g2 = kAddend ? this->addend + at : nullptr;
+      scalar_t* __restrict s = this->result + at;
+      for (int64_t i = 0; i < count; ++i) {
+        acc_t value = load(g[i]);
+        if constexpr (kAddend) value += load(g2[i]);
+        if constexpr (kOutput) value *= relu_ratio<acc_t>(load(u[i]), epsilon, leak);
+        store(s[i], value * (kKind == Span::kPlane ? constant : scales[i]));
+      }
     }
   }
 };
 
-template <typename scalar_t, bool kAddend, bool kOutput, bool kPixels, bool kSum>
+template <typename scalar_t, bool kAddend, bool kOutput, Span kKind, bool kSum>
 struct BackwardBody : EpsilonScale<scalar_t> {
   using acc_t = arithmetic_t<scalar_t>;
+  // A short plane is summed in the arithmetic type, everything longer in double.
+  using sum_t = std::conditional_t<kKind == Span::kShortPlanes, acc_t, double>;
 
   LRP_ALWAYS_INLINE void operator()(int64_t first, int64_t last) const {
-    for_each_span<kPixels>(
-        this->tasks, first, last, [this](int64_t offset, int64_t count, int64_t channel, int64_t task) LRP_INLINE {
-          double* sums = !kSum ? nullptr : this->partial + (kPixels ? task * this->tasks.channels : task);
-          for (int64_t begin = 0; begin < count; begin += kBlock) {
-            const int64_t size = count - begin < kBlock ? count - begin : kBlock;
-            const int64_t skip = kPixels ? begin : 0;
-            if (this->extent.targets == 1)
-              one_target(offset + begin, size, channel + skip, sums + skip);
-            else
-              many_targets(offset + begin, size, channel + skip, sums + skip);
-          }
-        });
+    for_each_span<kKind>(this->tasks, first, last,
+                         [this](int64_t offset, int64_t count, int64_t channel, int64_t task) LRP_INLINE {
+                           if constexpr (kKind == Span::kShortPlanes)
+                             short_planes(offset, count, channel);
+                           else
+                             long_span(offset, count, channel, task);
+                         });
   }
 
-  LRP_ALWAYS_INLINE void one_target(int64_t offset, int64_t count, int64_t channel, double* __restrict sums) const {
+  LRP_ALWAYS_INLINE void long_span(int64_t offset, int64_t count, int64_t channel, int64_t task) const {
+    constexpr bool kPixel = kKind == Span::kPixel;
+    double* sums = !kSum ? nullptr : this->partial + (kPixel ? task * this->tasks.channels : task);
+    for (int64_t begin = 0; begin < count; begin += kBlock) {
+      const int64_t size = count - begin < kBlock ? count - begin : kBlock;
+      const int64_t skip = kPixel ? begin : 0;
+      const acc_t* scales = this->scale == nullptr ? nullptr : this->scale + channel + skip;
+      block(offset + begin, size, scales, !kSum ? nullptr : sums + skip);
+    }
+  }
+
+  // The terms of the channel sums go to a buffer first: summed plane by plane they would break the loop over elements.
+  LRP_ALWAYS_INLINE void short_planes(int64_t offset, int64_t count, int64_t channel) const {
+    acc_t expanded[kBlock];
+    acc_t terms[kBlock];
+    expand_scales(this->tasks, this->scale, channel, count, expanded);
+    if constexpr (kSum)
+      for (int64_t i = 0; i < count; ++i) terms[i] = 0;
+    block(offset, count, expanded, terms);
+    if constexpr (kSum) {
+      const int64_t span = this->tasks.span;
+      for (int64_t begin = 0; begin < count; begin += span) {
+        acc_t total = 0;
+#pragma omp simd reduction(+ : total)
+        for (int64_t i = begin; i < begin + span; ++i) total += terms[i];
+        this->partial[(offset + begin) / span] = total;
+      }
+    }
+  }
+
+  // scales: of the first element (kPlane, or null), of every element otherwise; sums likewise.
+  LRP_ALWAYS_INLINE void block(int64_t offset, int64_t count, const acc_t* __restrict scales,
+                               sum_t* __restrict sums) const {
+    if (this->extent.targets == 1)
+      one_target(offset, count, scales, sums);
+    else
+      many_targets(offset, count, scales, sums);
+  }
+
+  LRP_ALWAYS_INLINE void one_target(int64_t offset, int64_t count, const acc_t* __restrict scales,
+                                    sum_t* __restrict sums) const {
+    constexpr bool kVector = kKind != Span::kPlane;
     const scalar_t* __restrict t = this->grad + offset;
     const scalar_t* __restrict g = this->multiplier + offset;
     const scalar_t* __restrict g2 = kAddend ? this->addend + offset : nullptr;
     const scalar_t* __restrict u = kOutput ? this->output + offset : nullptr;
-    const acc_t* __restrict scales = kPixels ? this->scale + channel : nullptr;
     scalar_t* __restrict dg = this->result + offset;
     scalar_t* __restrict du = kOutput ? this->grad_output + offset : nullptr;
     const acc_t epsilon = this->epsilon, leak = this->leak;
-    const acc_t constant = !kPixels && this->scale != nullptr ? this->scale[channel] : acc_t(1);
+    const acc_t constant = !kVector && scales != nullptr ? scales[0] : acc_t(1);
     double total = 0;
 #pragma omp simd reduction(+ : total)
     for (int64_t i = 0; i < count; ++i) {
-      const acc_t k = kPixels ? scales[i] : constant;
+      const acc_t k = kVector ? scales[i] : constant;
       const acc_t value = kOutput ? load(u[i]) : acc_t(1);
       const acc_t ratio = kOutput ? relu_ratio<acc_t>(value, epsilon, leak) : acc_t(1);
       const acc_t incoming = load(t[i]);
@@ -101,18 +142,19 @@ struct BackwardBody : EpsilonScale<scalar_t> {
       if constexpr (kOutput || kSum) {
         const acc_t product = incoming * (kAddend ? load(g[i]) + load(g2[i]) : load(g[i]));
         if constexpr (kOutput) store(du[i], product * k * relu_ratio_derivative<acc_t>(value, epsilon));
-        if constexpr (kSum && kPixels) sums[i] += product * ratio;
-        if constexpr (kSum && !kPixels) total += product * ratio;
+        if constexpr (kSum && kVector) sums[i] += product * ratio;
+        if constexpr (kSum && !kVector) total += product * ratio;
       }
     }
-    if constexpr (kSum && !kPixels) *sums += total;
+    if constexpr (kSum && !kVector) *sums += total;
   }
 
-  LRP_ALWAYS_INLINE void many_targets(int64_t offset, int64_t count, int64_t channel, double* __restrict sums) const {
+  LRP_ALWAYS_INLINE void many_targets(int64_t offset, int64_t count, const acc_t* __restrict scales,
+                                      sum_t* __restrict sums) const {
+    constexpr bool kVector = kKind != Span::kPlane;
     const scalar_t* __restrict u = kOutput ? this->output + offset : nullptr;
-    const acc_t* __restrict scales = kPixels ? this->scale + channel : nullptr;
     const acc_t epsilon = this->epsilon, leak = this->leak;
-    const acc_t constant = !kPixels && this->scale != nullptr ? this->scale[channel] : acc_t(1);
+    const acc_t constant = !kVector && scales != nullptr ? scales[0] : acc_t(1);
     acc_t products[kBlock];  // sum over the targets of grad * (G + G2)
     for (int64_t i = 0; i < count; ++i) products[i] = acc_t(0);
     for (int64_t target = 0; target < this->extent.targets; ++target) {
@@ -124,7 +166,7 @@ struct BackwardBody : EpsilonScale<scalar_t> {
       for (int64_t i = 0; i < count; ++i) {
         const acc_t ratio = kOutput ? relu_ratio<acc_t>(load(u[i]), epsilon, leak) : acc_t(1);
         const acc_t incoming = load(t[i]);
-        store(dg[i], incoming * ratio * (kPixels ? scales[i] : constant));
+        store(dg[i], incoming * ratio * (kVector ? scales[i] : constant));
         if constexpr (kOutput || kSum) products[i] += incoming * (kAddend ? load(g[i]) + load(g2[i]) : load(g[i]));
       }
     }
@@ -136,11 +178,11 @@ struct BackwardBody : EpsilonScale<scalar_t> {
         const acc_t value = kOutput ? load(u[i]) : acc_t(1);
         const acc_t ratio = kOutput ? relu_ratio<acc_t>(value, epsilon, leak) : acc_t(1);
         if constexpr (kOutput)
-          store(du[i], products[i] * (kPixels ? scales[i] : constant) * relu_ratio_derivative<acc_t>(value, epsilon));
-        if constexpr (kSum && kPixels) sums[i] += products[i] * ratio;
-        if constexpr (kSum && !kPixels) total += products[i] * ratio;
+          store(du[i], products[i] * (kVector ? scales[i] : constant) * relu_ratio_derivative<acc_t>(value, epsilon));
+        if constexpr (kSum && kVector) sums[i] += products[i] * ratio;
+        if constexpr (kSum && !kVector) total += products[i] * ratio;
       }
-      if constexpr (kSum && !kPixels) *sums += total;
+      if constexpr (kSum && !kVector) *sums += total;
     }
   }
 };
@@ -165,18 +207,19 @@ struct RatioForwardBody : Ratio<scalar_t> {
   using acc_t = arithmetic_t<scalar_t>;
 
   LRP_ALWAYS_INLINE void operator()(int64_t first, int64_t last) const {
-    for_each_span<false>(this->tasks, first, last, [this](int64_t offset, int64_t count, int64_t, int64_t) LRP_INLINE {
-      for (int64_t target = 0; target < this->extent.targets; ++target) {
-        const int64_t at = target * this->extent.numel + offset;
-        const scalar_t* __restrict g = this->multiplier + at;
-        const scalar_t* __restrict v = this->value + offset;
-        const scalar_t* __restrict d = this->denominator + offset;
-        scalar_t* __restrict s = this->result + at;
-        const acc_t epsilon = this->epsilon;
-        for (int64_t i = 0; i < count; ++i)
-          store(s[i], load(g[i]) * load(v[i]) / stabilize<acc_t>(load(d[i]), epsilon));
-      }
-    });
+    for_each_span<Span::kPlane>(this->tasks, first, last,
+                                [this](int64_t offset, int64_t count, int64_t, int64_t) LRP_INLINE {
+                                  for (int64_t target = 0; target < this->extent.targets; ++target) {
+                                    const int64_t at = target * this->extent.numel + offset;
+                                    const scalar_t* __restrict g = this->multiplier + at;
+                                    const scalar_t* __restrict v = this->value + offset;
+                                    const scalar_t* __restrict d = this->denominator + offset;
+                                    scalar_t* __restrict s = this->result + at;
+                                    const acc_t epsilon = this->epsilon;
+                                    for (int64_t i = 0; i < count; ++i)
+                                      store(s[i], load(g[i]) * load(v[i]) / stabilize<acc_t>(load(d[i]), epsilon));
+                                  }
+                                });
   }
 };
 
@@ -185,10 +228,11 @@ struct RatioBackwardBody : Ratio<scalar_t> {
   using acc_t = arithmetic_t<scalar_t>;
 
   LRP_ALWAYS_INLINE void operator()(int64_t first, int64_t last) const {
-    for_each_span<false>(this->tasks, first, last, [this](int64_t offset, int64_t count, int64_t, int64_t) LRP_INLINE {
-      for (int64_t begin = 0; begin < count; begin += kBlock)
-        block(offset + begin, count - begin < kBlock ? count - begin : kBlock);
-    });
+    for_each_span<Span::kPlane>(this->tasks, first, last,
+                                [this](int64_t offset, int64_t count, int64_t, int64_t) LRP_INLINE {
+                                  for (int64_t begin = 0; begin < count; begin += kBlock)
+                                    block(offset + begin, count - begin < kBlock ? count - begin : kBlock);
+                                });
   }
 
   LRP_ALWAYS_INLINE void block(int64_t offset, int64_t count) const {
@@ -224,12 +268,8 @@ void finish_sums(const EpsilonScale<scalar_t>& args, void* grad_scale) {
   auto* sums = static_cast<arithmetic_t<scalar_t>*>(grad_scale);
   const Partition& p = args.tasks;
   std::vector<double> totals(p.channels, 0.0);
-  if (p.pixels) {
-    for (int64_t task = 0; task < p.tasks; ++task)
-      for (int64_t c = 0; c < p.channels; ++c) totals[c] += args.partial[task * p.channels + c];
-  } else {
-    for (int64_t task = 0; task < p.tasks; ++task) totals[task / p.tasks_per_span % p.channels] += args.partial[task];
-  }
+  const int64_t repeat = p.kind == Span::kPlane ? p.tasks_per_span : 1;
+  for (int64_t i = 0, n = p.partial_sums(); i < n; ++i) totals[i / repeat % p.channels] += args.partial[i];
   for (int64_t c = 0; c < p.channels; ++c) sums[c] = static_cast<arithmetic_t<scalar_t>>(totals[c]);
 }
 
@@ -259,8 +299,8 @@ struct Backend {
       args.leak = static_cast<acc_t>(leak);
       with_flag(addend != nullptr, [&](auto has_addend) {
         with_flag(output != nullptr, [&](auto has_output) {
-          with_flag(tasks.pixels, [&](auto pixels) {
-            run_parallel(tasks, ForwardBody<scalar_t, has_addend(), has_output(), pixels()>{args});
+          with_span(tasks.kind, [&](auto kind) {
+            run_parallel(tasks, ForwardBody<scalar_t, has_addend(), has_output(), kind()>{args});
           });
         });
       });
@@ -268,8 +308,7 @@ struct Backend {
   }
 
   static int64_t epsilon_scale_backward_workspace(LrpDtype, LrpExtent extent) {
-    const Partition tasks = partition(extent, true);
-    return tasks.tasks * (tasks.pixels ? tasks.channels : 1) * static_cast<int64_t>(sizeof(double));
+    return partition(extent, true).partial_sums() * static_cast<int64_t>(sizeof(double));
   }
 
   static void epsilon_scale_backward(LrpDtype dtype, const void* grad, const void* multiplier, const void* addend,
@@ -296,9 +335,9 @@ struct Backend {
       args.leak = static_cast<acc_t>(leak);
       with_flag(addend != nullptr, [&](auto has_addend) {
         with_flag(output != nullptr, [&](auto has_output) {
-          with_flag(tasks.pixels, [&](auto pixels) {
+          with_span(tasks.kind, [&](auto kind) {
             with_flag(grad_scale != nullptr, [&](auto sum) {
-              run_parallel(tasks, BackwardBody<scalar_t, has_addend(), has_output(), pixels(), sum()>{args});
+              run_parallel(tasks, BackwardBody<scalar_t, has_addend(), has_output(), kind(), sum()>{args});
             });
           });
         });
