@@ -90,6 +90,23 @@ MUTANTS = {
         "i < numel; i += numel + stride) {",
         "more_work",
     ),
+    "pool: the last window of an input position is forgotten": Mutant(
+        "pool", "common/geometry.h", "static_cast<int>(last / step) + 1;", "static_cast<int>(last / step);", "float32-0"
+    ),
+    "pool: the padding counts on one side only": Mutant(
+        "pool",
+        "common/geometry.h",
+        "end < input + padding ? end : input + padding",
+        "end < input ? end : input",
+        "average and float32-0",
+    ),
+    "pool: channels-last strides for NCHW": Mutant(
+        "pool",
+        "cuda/pool.cu",
+        "channels(pool.channels_last != 0 ? pool.channels : 1)",
+        "channels(pool.channels)",
+        "float32-0",
+    ),
 }
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from cuda_on_cpu import DTYPES, INT64, SLOW, Buffer, Dtype, Pool, assert_close, load
+from cuda_on_cpu import DTYPES, INT64, SLOW, Buffer, Dtype, Pool, arranged, assert_close, load, restored
 
 ORDERS = (0, 1, 5)
 RUNS = [
@@ -88,16 +88,6 @@ ADAPTIVE = [
 
 def values(seed: int, *shape: int) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape)
-
-
-def arranged(x: np.ndarray, channels_last: bool) -> np.ndarray:
-    """[images, channels, ...] as it lies in memory."""
-    return np.ascontiguousarray(np.moveaxis(x, 1, -1)) if channels_last else x
-
-
-def restored(buffer: Buffer, shape: tuple[int, ...], channels_last: bool) -> np.ndarray:
-    stored = buffer.read().reshape((shape[0], *shape[2:], shape[1]) if channels_last else shape)
-    return np.moveaxis(stored, -1, 1) if channels_last else stored
 
 
 def winners(layer: Layer) -> np.ndarray:

@@ -91,4 +91,50 @@ struct PoolDimension {
   }
 };
 
+// The kernel positions that meet one phase of a convolution dimension, an arithmetic progression: position
+// first + j * step reads x[m * multiple + offset + j * offset_step], j < count, for output m of the phase.
+struct Taps {
+  int first;
+  int step;
+  int count;
+  int offset;
+  int offset_step;
+};
+
+struct ConvDimension {
+  int kernel;
+  int stride;
+  int padding;
+  int dilation;
+
+  // Forward: one phase. Transposed: position i of the input belongs to phase i % stride and, there, is m = i / stride;
+  // kernel position k reaches it from output (i + padding - k * dilation) / stride where that is whole.
+  LRP_HD int phases(bool transposed) const { return transposed ? stride : 1; }
+
+  // Kernel positions of one phase are this far apart: stride / gcd(stride, dilation).
+  LRP_HD int tap_step(bool transposed) const {
+    if (!transposed) return 1;
+    int a = stride, b = dilation;
+    while (b != 0) {
+      const int rest = a % b;
+      a = b;
+      b = rest;
+    }
+    return stride / a;
+  }
+
+  LRP_HD int most_taps(bool transposed) const { return ceil_div(kernel, tap_step(transposed)); }
+
+  LRP_HD Taps taps(bool transposed, int phase) const {
+    if (!transposed) return {0, 1, kernel, -padding, dilation};
+    const int step = tap_step(true);
+    for (int first = 0; first < step && first < kernel; ++first) {
+      const int reach = phase + padding - first * dilation;
+      if (reach % stride == 0)
+        return {first, step, ceil_div(kernel - first, step), reach / stride, -step * dilation / stride};
+    }
+    return {0, step, 0, 0, 0};
+  }
+};
+
 }  // namespace lrpkernels

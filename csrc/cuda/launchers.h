@@ -34,6 +34,57 @@ struct LrpPool {
   int32_t channels_last;
 };
 
+// A convolution of two spatial dimensions (one: height 1). Tensors are NCHW or channels-last; the weight is contiguous
+// [channels_out, channels_in / groups, kernel]. Images beyond `batch` are further targets: forward values repeat for
+// them.
+struct LrpConv {
+  int64_t targets;
+  int64_t batch;
+  int64_t channels_in;
+  int64_t channels_out;
+  int64_t groups;
+  int64_t input[2];
+  int64_t output[2];
+  int64_t kernel[2];
+  int64_t stride[2];
+  int64_t padding[2];
+  int64_t dilation[2];
+  int32_t channels_last;
+  int32_t tensor_cores;  // float32 in tf32, 16-bit types as they are, sums in float32; 0: arithmetic type throughout
+};
+
+// How the multiplier G at the convolution's output becomes s, elementwise, as tiles are loaded:
+// s = (G + addend) * m(output) * scale_c * value / (denominator + eps sgn denominator); null pointers drop their
+// factor.
+struct LrpConvScale {
+  const void* addend;       // [targets * batch, C_out, ...]
+  const void* output;       // [batch, C_out, ...], u of m(u)
+  const void* scale;        // [C_out], arithmetic type
+  const void* value;        // [batch, C_out, ...], together with denominator
+  const void* denominator;  // [batch, C_out, ...]
+  double epsilon;
+  double leak;
+};
+
+// Which weights a pass uses and how their results combine, a the layer's input.
+enum LrpConvWeights : int {
+  kWeight = 0,          // W
+  kPositiveWeight = 1,  // W+
+  kNegativeWeight = 2,  // W-
+  kSameSign = 3,        // W+ where a >= 0, W- elsewhere
+  kOppositeSign = 4,    // W- where a >= 0, W+ elsewhere
+  kBox = 5,             // a (W^T s) - low (W+^T s) - high (W-^T s): relevance, not a multiplier
+};
+
+// What happens to the result before it is written.
+struct LrpConvResult {
+  const void* input;  // a, [batch, C_in, ...]; null where nothing needs it
+  const void* low;    // [C_in], arithmetic type; kBox only, as high
+  const void* high;
+  int32_t times_input;  // R = a * G
+  int32_t accumulate;   // added to what is there
+};
+
 extern "C" {
 // addend, output, scale may be null.
 int lrp_epsilon_scale(LrpDtype dtype, const void* multiplier, const void* addend, const void* output, const void* scale,
@@ -70,4 +121,24 @@ int lrp_average_pool(LrpDtype dtype, const void* input, void* result, LrpPool po
 
 // The transposed map: multiplier [T * B, C, output] -> result [T * B, C, input].
 int lrp_average_pool_transpose(LrpDtype dtype, const void* multiplier, void* result, LrpPool pool, void* stream);
+
+// Bytes of scratch memory for the packed weights of lrp_conv_relevance (transposed = 1) or lrp_conv (0).
+int64_t lrp_conv_workspace(LrpDtype dtype, LrpConv conv, LrpConvWeights weights, int transposed);
+
+// The transposed map: multiplier [T * B, C_out, output] -> result [T * B, C_in, input]. Workspace 16-byte aligned.
+int lrp_conv_relevance(LrpDtype dtype, const void* multiplier, LrpConvScale scale, const void* weight,
+                       LrpConvWeights weights, LrpConvResult combine, void* result, void* workspace, LrpConv conv,
+                       void* stream);
+
+// The map itself, without bias: input [T * B, C_in, input] -> result [T * B, C_out, output]; weights W, W+ or W-.
+int lrp_conv(LrpDtype dtype, const void* input, const void* weight, LrpConvWeights weights, void* result,
+             void* workspace, LrpConv conv, void* stream);
+
+// Bytes of scratch memory for the split sums below.
+int64_t lrp_conv_weight_gradient_workspace(LrpDtype dtype, LrpConv conv);
+
+// grad_weight [C_out, C_in / groups, kernel] = sum over images and positions of s (made from multiplier as above) times
+// input [T * B, C_in, input].
+int lrp_conv_weight_gradient(LrpDtype dtype, const void* multiplier, LrpConvScale scale, const void* input,
+                             void* grad_weight, void* workspace, LrpConv conv, void* stream);
 }

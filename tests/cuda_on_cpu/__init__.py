@@ -5,9 +5,9 @@ Nothing here imports torch, so that the same tests run under AddressSanitizer an
 
 import os
 
-from .buffers import DTYPES, INT64, Buffer, Dtype, assert_close
+from .buffers import DTYPES, INT64, Buffer, Dtype, arranged, assert_close, restored
 from .build import CUDA_SOURCES, ROOT, SANITIZERS, compile_kernels, sanitizer_environment
-from .kernels import Counts, Extent, Kernels, Pool, load
+from .kernels import Conv, ConvResult, ConvScale, Counts, Extent, Kernels, Pool, load
 
 __all__ = [
     "CUDA_SOURCES",
@@ -17,14 +17,19 @@ __all__ = [
     "SANITIZERS",
     "SLOW",
     "Buffer",
+    "Conv",
+    "ConvResult",
+    "ConvScale",
     "Counts",
     "Dtype",
     "Extent",
     "Kernels",
     "Pool",
+    "arranged",
     "assert_close",
     "compile_kernels",
     "load",
+    "restored",
     "sanitizer_environment",
 ]
 

@@ -98,6 +98,17 @@ class Buffer:
         return self.dtype.decode(self._elements()).reshape(self.shape)
 
 
+def arranged(x: NDArray, channels_last: bool) -> NDArray:
+    """[images, channels, ...] as it lies in memory."""
+    return np.ascontiguousarray(np.moveaxis(x, 1, -1)) if channels_last else x
+
+
+def restored(buffer: Buffer, shape: tuple[int, ...], channels_last: bool) -> Float64:
+    """The inverse of `arranged`, for a buffer; `shape` is that of [images, channels, ...]."""
+    stored = buffer.read().reshape((shape[0], *shape[2:], shape[1]) if channels_last else shape)
+    return np.moveaxis(stored, -1, 1) if channels_last else stored
+
+
 def assert_close(
     got: Float64, expected: Float64, dtype: Dtype, magnitude: Float64 | float | None = None, operations: int = 8
 ) -> None:

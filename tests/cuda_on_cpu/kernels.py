@@ -33,6 +33,34 @@ class Pool(ctypes.Structure):
     ]
 
 
+class Conv(ctypes.Structure):
+    """LrpConv."""
+
+    _fields_ = [
+        *((name, c_int64) for name in ("targets", "batch", "channels_in", "channels_out", "groups")),
+        *((name, c_int64 * 2) for name in ("input", "output", "kernel", "stride", "padding", "dilation")),
+        *((name, c_int32) for name in ("channels_last", "tensor_cores")),
+    ]
+
+
+class ConvScale(ctypes.Structure):
+    """LrpConvScale."""
+
+    _fields_ = [
+        *((name, c_void_p) for name in ("addend", "output", "scale", "value", "denominator")),
+        *((name, c_double) for name in ("epsilon", "leak")),
+    ]
+
+
+class ConvResult(ctypes.Structure):
+    """LrpConvResult."""
+
+    _fields_ = [
+        *((name, c_void_p) for name in ("input", "low", "high")),
+        *((name, c_int32) for name in ("times_input", "accumulate")),
+    ]
+
+
 class Counts(ctypes.Structure):
     """Global memory traffic since `Kernels.configure`: bytes asked for by lanes, 32-byte sectors per warp access and block."""
 
@@ -59,6 +87,14 @@ SIGNATURES: Mapping[str, tuple[Any, list[Any]]] = {
     "lrp_epsilon_scale_backward": (c_int, [_DTYPE, *[_POINTER] * 9, _EXTENT, _REAL, _REAL, _POINTER]),
     "lrp_ratio": (c_int, [_DTYPE, *[_POINTER] * 4, _EXTENT, _REAL, _POINTER]),
     "lrp_ratio_backward": (c_int, [_DTYPE, *[_POINTER] * 7, _EXTENT, _REAL, _POINTER]),
+    "lrp_conv_workspace": (c_int64, [_DTYPE, Conv, c_int, c_int]),
+    "lrp_conv_relevance": (
+        c_int,
+        [_DTYPE, _POINTER, ConvScale, _POINTER, c_int, ConvResult, _POINTER, _POINTER, Conv, _POINTER],
+    ),
+    "lrp_conv": (c_int, [_DTYPE, _POINTER, _POINTER, c_int, _POINTER, _POINTER, Conv, _POINTER]),
+    "lrp_conv_weight_gradient_workspace": (c_int64, [_DTYPE, Conv]),
+    "lrp_conv_weight_gradient": (c_int, [_DTYPE, _POINTER, ConvScale, *[_POINTER] * 3, Conv, _POINTER]),
     "lrp_max_pool_winner": (c_int, [_DTYPE, *[_POINTER] * 3, Pool, _POINTER]),
     "lrp_max_pool_winner_backward": (c_int, [_DTYPE, *[_POINTER] * 3, Pool, _POINTER]),
     "lrp_average_pool": (c_int, [_DTYPE, *[_POINTER] * 2, Pool, _POINTER]),

@@ -1,0 +1,219 @@
+// What the convolution kernels share. Both directions are one map from x to y: for every output position of a phase,
+//   y[m] = sum over taps and channels of s(x[m * multiple + offset(tap)]) * w(tap), see Taps in geometry.h;
+// forward there is one phase, transposed there are stride x stride, so that no multiplication by a skipped zero is
+// done. As a matrix product: rows are output positions, columns output channels (times weight sets), the inner
+// dimension runs over taps and, inside a tap, over input channels.
+#pragma once
+#include "memory.cuh"
+
+namespace lrpkernels::cuda {
+
+// A [images, channels, height, width] tensor in either layout.
+struct Image {
+  int height;
+  int width;
+  int channels;  // of a group
+  int64_t image_step;
+  int64_t channel_step;
+  int64_t row_step;
+  int64_t column_step;
+};
+
+// Turns the multiplier into s while it is loaded; forward convolutions use it with the multiplier alone.
+template <typename scalar_t>
+struct ScaledInput {
+  using acc_t = arithmetic_t<scalar_t>;
+
+  const scalar_t* multiplier;
+  const scalar_t* addend;
+  const scalar_t* output;
+  const acc_t* scale;
+  const scalar_t* value;
+  const scalar_t* denominator;
+  acc_t epsilon;
+  acc_t leak;
+
+  // i: of the multiplier; j: of the forward values; 0 when `inside` is false.
+  __device__ __forceinline__ acc_t at(bool inside, int64_t i, int64_t j, int channel) const {
+    const scalar_t zero = to_storage<scalar_t>(acc_t(0));
+    acc_t g = to_arithmetic(read_global_if(inside, multiplier + i, zero));
+    if (addend) g += to_arithmetic(read_global_if(inside, addend + i, zero));
+    if (scale) g *= read_global_if(inside, scale + channel, acc_t(0));
+    const scalar_t one = to_storage<scalar_t>(acc_t(1));
+    if (output) g *= relu_ratio(to_arithmetic(read_global_if(inside, output + j, one)), epsilon, leak);
+    if (denominator) {
+      const acc_t d = stabilize(to_arithmetic(read_global_if(inside, denominator + j, one)), epsilon);
+      g = g * to_arithmetic(read_global_if(inside, value + j, zero)) / d;
+    }
+    return g;
+  }
+};
+
+template <typename scalar_t>
+struct ConvProblem {
+  using acc_t = arithmetic_t<scalar_t>;
+
+  ScaledInput<scalar_t> x_values;
+  const acc_t* packed;  // weights, see pack_weights_kernel
+  scalar_t* y_values;
+  const scalar_t* input;  // a, laid out as y without targets
+  const acc_t* low;
+  const acc_t* high;
+  Image x, y;
+  ConvDimension dimension[2];
+  bool transposed;
+  bool times_input;
+  bool accumulate;
+  LrpConvWeights weights;
+  int64_t images;
+  int64_t batch;
+  int groups;
+  int sets;             // columns of one output channel
+  int columns;          // y.channels * sets, rounded up to the tile
+  int padded_channels;  // x.channels rounded up to the slab
+  int most_taps;        // of a phase
+  int64_t row_tiles;    // of the largest phase
+  int column_tiles;
+};
+
+// Columns that one output channel takes, and the part of the weight in each.
+LRP_HD int weight_sets(LrpConvWeights weights) {
+  return weights == kBox ? 4 : (weights == kSameSign || weights == kOppositeSign ? 2 : 1);
+}
+
+template <typename acc_t>
+LRP_HD acc_t weight_part(LrpConvWeights weights, int set, acc_t w) {
+  const acc_t positive = w > acc_t(0) ? w : acc_t(0) * w, negative = w < acc_t(0) ? w : acc_t(0) * w;  // NaN stays
+  switch (weights) {
+    case kWeight:
+      return w;
+    case kPositiveWeight:
+      return positive;
+    case kNegativeWeight:
+      return negative;
+    case kSameSign:
+      return set == 0 ? positive : negative;
+    case kOppositeSign:
+      return set == 0 ? negative : positive;
+    default:
+      return set == 0 ? w : (set == 1 ? positive : (set == 2 ? negative : acc_t(0)));
+  }
+}
+
+// Of the columns of one output channel; `a` is read only where it is needed.
+template <typename acc_t>
+__device__ __forceinline__ acc_t combine_sets(LrpConvWeights weights, const acc_t* sum, acc_t a, acc_t low,
+                                              acc_t high) {
+  if (weights == kBox) return a * sum[0] - low * sum[1] - high * sum[2];
+  return a >= acc_t(0) ? sum[0] : sum[1];
+}
+
+// Where a block works.
+struct Tile {
+  int phase[2];
+  int group;
+  int column_tile;
+  int64_t row_begin;
+  int height;  // output positions of the phase
+  int width;
+  Taps taps[2];
+
+  template <typename scalar_t>
+  __device__ __forceinline__ Tile(const ConvProblem<scalar_t>& p, int64_t block, int tile_rows) {
+    // Column tiles first: neighbouring blocks read the same part of x.
+    column_tile = static_cast<int>(block % p.column_tiles);
+    block /= p.column_tiles;
+    row_begin = block % p.row_tiles * tile_rows;
+    block /= p.row_tiles;
+    group = static_cast<int>(block % p.groups);
+    const int both = static_cast<int>(block / p.groups), across = p.dimension[1].phases(p.transposed);
+    phase[0] = both / across;
+    phase[1] = both % across;
+    const int step_y = p.dimension[0].phases(p.transposed), step_x = across;
+    height = phase[0] < p.y.height ? ceil_div(p.y.height - phase[0], step_y) : 0;
+    width = phase[1] < p.y.width ? ceil_div(p.y.width - phase[1], step_x) : 0;
+#pragma unroll
+    for (int d = 0; d < 2; ++d) taps[d] = p.dimension[d].taps(p.transposed, phase[d]);
+  }
+
+  __device__ __forceinline__ bool empty(int64_t images) const { return row_begin >= images * height * width; }
+};
+
+// The rows of a tile, in shared memory: where each reads and writes.
+template <int kRows>
+struct RowTable {
+  int64_t x_begin[kRows];   // its image and group in x
+  int64_t x_values[kRows];  // the same in the forward values, which have no targets
+  int64_t y_begin[kRows];   // its position in y, channel 0 of the group; -1: no such row
+  int64_t a_begin[kRows];   // the same in the forward values
+  int y[kRows];             // top left position of its window in x
+  int x[kRows];
+};
+
+constexpr int kNowhere = -(1 << 29);  // plus any offset it is outside of every image
+
+template <int kRows, typename scalar_t>
+__device__ __forceinline__ void fill_rows(RowTable<kRows>& table, const ConvProblem<scalar_t>& p, const Tile& tile) {
+  for (int row = threadIdx.x; row < kRows; row += kThreads) {
+    const int64_t m = tile.row_begin + row;
+    const int64_t plane = static_cast<int64_t>(tile.height) * tile.width, image = m / plane;
+    if (image >= p.images) {
+      table.x_begin[row] = table.x_values[row] = table.a_begin[row] = 0;
+      table.y_begin[row] = -1;
+      table.y[row] = table.x[row] = kNowhere;
+      continue;
+    }
+    const auto flat = static_cast<int>(m - image * plane);
+    const int line = flat / tile.width, column = flat - line * tile.width;
+    const int multiple_y = p.transposed ? 1 : p.dimension[0].stride,
+              multiple_x = p.transposed ? 1 : p.dimension[1].stride;
+    const int step_y = p.dimension[0].phases(p.transposed), step_x = p.dimension[1].phases(p.transposed);
+    const int64_t group_x = static_cast<int64_t>(tile.group) * p.x.channels * p.x.channel_step;
+    table.x_begin[row] = image * p.x.image_step + group_x;
+    table.x_values[row] = image % p.batch * p.x.image_step + group_x;
+    const int64_t within = static_cast<int64_t>(tile.group) * p.y.channels * p.y.channel_step +
+                           (static_cast<int64_t>(line) * step_y + tile.phase[0]) * p.y.row_step +
+                           (static_cast<int64_t>(column) * step_x + tile.phase[1]) * p.y.column_step;
+    table.y_begin[row] = image * p.y.image_step + within;
+    table.a_begin[row] = image % p.batch * p.y.image_step + within;
+    table.y[row] = line * multiple_y;
+    table.x[row] = column * multiple_x;
+  }
+}
+
+// Slabs of the inner dimension, in order: the channels of one tap, then those of the next.
+struct Slab {
+  int tap[2];
+  int channel;
+  int index;  // among the packed slabs
+
+  __device__ __forceinline__ void next(const Tile& tile, int padded_channels, int depth) {
+    ++index;
+    channel += depth;
+    if (channel < padded_channels) return;
+    channel = 0;
+    if (++tap[1] < tile.taps[1].count) return;
+    tap[1] = 0;
+    ++tap[0];
+  }
+};
+
+// One element of the result: combined already, times a, added to what is there.
+template <typename scalar_t>
+__device__ __forceinline__ void write_result(const ConvProblem<scalar_t>& p, int64_t y_begin, int64_t a_begin,
+                                             int channel, arithmetic_t<scalar_t> sum) {
+  const bool inside = y_begin >= 0 && channel < p.y.channels;
+  const int64_t step = channel * p.y.channel_step;
+  const scalar_t zero = to_storage<scalar_t>(arithmetic_t<scalar_t>(0));
+  if (p.times_input && p.weights != kBox) sum *= to_arithmetic(read_global_if(inside, p.input + a_begin + step, zero));
+  if (p.accumulate) sum += to_arithmetic(read_global_if(inside, p.y_values + y_begin + step, zero));
+  if (inside) write_global(p.y_values + y_begin + step, to_storage<scalar_t>(sum));
+}
+
+// Four neighbours in shared memory, 16-byte aligned.
+template <typename acc_t>
+__device__ __forceinline__ void load_four(acc_t (&to)[4], const acc_t* from) {
+  memcpy(to, __builtin_assume_aligned(from, 16), sizeof to);
+}
+
+}  // namespace lrpkernels::cuda

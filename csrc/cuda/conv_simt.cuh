@@ -1,0 +1,209 @@
+// The matrix product of conv.cuh in the arithmetic type: register tiles of 8 x 4, two shared buffers; the weights
+// arrive by asynchronous copies, x through registers, because it is scaled on the way.
+#pragma once
+#include "conv.cuh"
+
+namespace lrpkernels::cuda::simt {
+
+constexpr int kRows = 128, kColumns = 64, kDepth = 8;
+constexpr int kRowsOfThread = 8, kColumnsOfThread = 4;  // 16 x 16 threads
+constexpr int kLoads = kRows * kDepth / kThreads;       // elements of x per thread and slab
+
+// packed [phase][group][tap][padded channel][column], the part of the weight that each column uses; zero beyond the
+// channels. One thread per element.
+template <typename scalar_t>
+__global__ void __launch_bounds__(kThreads) pack_weights_kernel(const scalar_t* weight, arithmetic_t<scalar_t>* packed,
+                                                                ConvProblem<scalar_t> p, int64_t numel) {
+  using acc_t = arithmetic_t<scalar_t>;
+  const int most_x = p.dimension[1].most_taps(p.transposed);
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < numel;
+       i += static_cast<int64_t>(gridDim.x) * kThreads) {
+    int64_t rest = i;
+    const int column = static_cast<int>(rest % p.columns);
+    rest /= p.columns;
+    const int channel = static_cast<int>(rest % p.padded_channels);
+    rest /= p.padded_channels;
+    const int tap = static_cast<int>(rest % p.most_taps);
+    rest /= p.most_taps;
+    const int group = static_cast<int>(rest % p.groups), phase = static_cast<int>(rest / p.groups);
+    const int across = p.dimension[1].phases(p.transposed);
+    const Taps down = p.dimension[0].taps(p.transposed, phase / across);
+    const Taps over = p.dimension[1].taps(p.transposed, phase % across);
+    // Taps are numbered without gaps within a phase: `over.count` to a line.
+    const int line = over.count > 0 ? tap / over.count : most_x, place = over.count > 0 ? tap % over.count : 0;
+    const int out = column / p.sets;
+    acc_t value = 0;
+    if (line < down.count && channel < p.x.channels && out < p.y.channels) {
+      const int64_t rows = p.transposed ? channel : out, others = p.transposed ? out : channel;
+      const int64_t leading = group * static_cast<int64_t>(p.transposed ? p.x.channels : p.y.channels) + rows;
+      const int64_t across_channels = p.transposed ? p.y.channels : p.x.channels;
+      const int64_t at =
+          ((leading * across_channels + others) * p.dimension[0].kernel + down.first + line * down.step) *
+              p.dimension[1].kernel +
+          over.first + place * over.step;
+      value = weight_part(p.weights, column % p.sets, to_arithmetic(read_global(weight + at)));
+    }
+    write_global(packed + i, value);
+  }
+}
+
+// A block: 128 output positions by 64 columns. kAlongChannels (channels-last): neighbouring threads load neighbouring
+// channels of one position, otherwise neighbouring positions of one channel. The launcher guarantees that images fit 32
+// bits and that `packed` is 16-byte aligned.
+template <typename scalar_t, bool kAlongChannels>
+__global__ void __launch_bounds__(kThreads, sizeof(arithmetic_t<scalar_t>) == 8 ? 1 : 2)
+    conv_simt_kernel(ConvProblem<scalar_t> p) {
+  using acc_t = arithmetic_t<scalar_t>;
+  LRP_SHARED(acc_t, x_tile, [2][kDepth][kRows]);
+  LRP_SHARED(acc_t, w_tile, [2][kDepth][kColumns]);
+  LRP_SHARED(RowTable<kRows>, rows, [1]);
+  const Tile tile(p, blockIdx.x, kRows);
+  if (tile.empty(p.images)) return;
+  fill_rows(rows[0], p, tile);
+  __syncthreads();
+
+  const int thread = threadIdx.x, across = thread % 16, down = thread / 16;
+  const int64_t block_of_weights =
+      (static_cast<int64_t>(tile.phase[0]) * p.dimension[1].phases(p.transposed) + tile.phase[1]) * p.groups +
+      tile.group;
+  const acc_t* const packed =
+      p.packed + block_of_weights * p.most_taps * p.padded_channels * p.columns + tile.column_tile * kColumns;
+
+  const auto fetch = [&](const Slab& slab, acc_t(&part)[kLoads]) {
+    const int dy = tile.taps[0].offset + slab.tap[0] * tile.taps[0].offset_step;
+    const int dx = tile.taps[1].offset + slab.tap[1] * tile.taps[1].offset_step;
+#pragma unroll
+    for (int i = 0; i < kLoads; ++i) {
+      const int row = kAlongChannels ? thread / kDepth + i * (kThreads / kDepth) : thread % kRows;
+      const int channel = slab.channel + (kAlongChannels ? thread % kDepth : thread / kRows + i * (kThreads / kRows));
+      const int y = rows[0].y[row] + dy, x = rows[0].x[row] + dx;
+      const bool inside = y >= 0 && y < p.x.height && x >= 0 && x < p.x.width && channel < p.x.channels;
+      const int64_t at = y * p.x.row_step + x * p.x.column_step + channel * p.x.channel_step;
+      part[i] = p.x_values.at(inside, rows[0].x_begin[row] + at, rows[0].x_values[row] + at,
+                              tile.group * p.x.channels + channel);
+    }
+  };
+  const auto keep = [&](int buffer, const acc_t(&part)[kLoads]) {
+#pragma unroll
+    for (int i = 0; i < kLoads; ++i) {
+      if (kAlongChannels)
+        x_tile[buffer][thread % kDepth][thread / kDepth + i * (kThreads / kDepth)] = part[i];
+      else
+        x_tile[buffer][thread / kRows + i * (kThreads / kRows)][thread % kRows] = part[i];
+    }
+  };
+  const auto copy_weights = [&](int buffer, const Slab& slab) {
+    constexpr int kElements = kVectorBytes / static_cast<int>(sizeof(acc_t));
+    constexpr int kCopies = kDepth * kColumns / kElements;
+    if (thread < kCopies) {
+      const int line = thread * kElements / kColumns, column = thread * kElements % kColumns;
+      async_copy16(&w_tile[buffer][line][column],
+                   packed + (static_cast<int64_t>(slab.index) * kDepth + line) * p.columns + column, true);
+    }
+    async_commit();
+  };
+
+  acc_t sum[kRowsOfThread][kColumnsOfThread] = {};
+  const int slabs = tile.taps[0].count * tile.taps[1].count * (p.padded_channels / kDepth);
+  Slab slab{{0, 0}, 0, 0};
+  acc_t part[kLoads];
+  if (slabs > 0) {
+    copy_weights(0, slab);
+    fetch(slab, part);
+    keep(0, part);
+    async_wait<0>();
+    __syncthreads();
+  }
+  for (int i = 0; i < slabs; ++i) {
+    const int buffer = i & 1;
+    const bool more = i + 1 < slabs;
+    if (more) {
+      slab.next(tile, p.padded_channels, kDepth);
+      copy_weights(buffer ^ 1, slab);
+      fetch(slab, part);
+    }
+#pragma unroll
+    for (int k = 0; k < kDepth; ++k) {
+      acc_t low[4], high[4], w[4];
+      load_four(low, &x_tile[buffer][k][4 * across]);
+      load_four(high, &x_tile[buffer][k][kRows / 2 + 4 * across]);
+      load_four(w, &w_tile[buffer][k][4 * down]);
+#pragma unroll
+      for (int r = 0; r < 4; ++r)
+#pragma unroll
+        for (int c = 0; c < kColumnsOfThread; ++c) {
+          sum[r][c] += low[r] * w[c];
+          sum[r + 4][c] += high[r] * w[c];
+        }
+    }
+    if (more) {
+      keep(buffer ^ 1, part);
+      async_wait<0>();
+    }
+    __syncthreads();
+  }
+
+  // The sets of a channel are neighbouring columns of one thread.
+  int channels_of_thread = kColumnsOfThread;
+  if (p.sets > 1) {
+    channels_of_thread = kColumnsOfThread / p.sets;
+    const scalar_t zero = to_storage<scalar_t>(acc_t(0));
+#pragma unroll
+    for (int c = 0; c < 2; ++c) {
+      if (c >= channels_of_thread) continue;
+      const int channel = (tile.column_tile * kColumns + 4 * down) / p.sets + c;
+      const bool known = channel < p.y.channels;
+      const bool box = p.weights == kBox && known;
+      const acc_t lowest = box ? read_global(p.low + tile.group * p.y.channels + channel) : acc_t(0);
+      const acc_t highest = box ? read_global(p.high + tile.group * p.y.channels + channel) : acc_t(0);
+#pragma unroll
+      for (int r = 0; r < kRowsOfThread; ++r) {
+        const int row = r / 4 * (kRows / 2) + 4 * across + r % 4;
+        const bool inside = known && rows[0].y_begin[row] >= 0;
+        const acc_t a =
+            to_arithmetic(read_global_if(inside, p.input + rows[0].a_begin[row] + channel * p.y.channel_step, zero));
+        sum[r][c] = combine_sets(p.weights, &sum[r][2 * c], a, lowest, highest);
+      }
+    }
+  }
+
+  // Through shared memory, so that neighbouring threads write neighbouring elements.
+  acc_t* const stage = &x_tile[0][0][0];
+  const int channel_begin = tile.column_tile * kColumns / p.sets;
+  if (kAlongChannels) {
+    const int channels = 16 * channels_of_thread;  // of the tile
+#pragma unroll
+    for (int pass = 0; pass < kRowsOfThread / 2; ++pass) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r)
+#pragma unroll
+        for (int c = 0; c < kColumnsOfThread; ++c)
+          if (c < channels_of_thread)
+            stage[(2 * across + r) * channels + down * channels_of_thread + c] = sum[2 * pass + r][c];
+      __syncthreads();
+      for (int e = thread; e < 32 * channels; e += kThreads) {
+        const int line = e / channels, channel = e % channels, r = 2 * pass + line % 2;
+        const int row = r / 4 * (kRows / 2) + 4 * (line / 2) + r % 4;
+        write_result(p, rows[0].y_begin[row], rows[0].a_begin[row], channel_begin + channel, stage[e]);
+      }
+      __syncthreads();
+    }
+  } else {
+#pragma unroll
+    for (int c = 0; c < kColumnsOfThread; ++c) {
+      if (c >= channels_of_thread) continue;
+#pragma unroll
+      for (int r = 0; r < kRowsOfThread; ++r)
+        stage[down * kRows + r / 4 * (kRows / 2) + 4 * across + r % 4] = sum[r][c];
+      __syncthreads();
+#pragma unroll
+      for (int e = thread; e < 16 * kRows; e += kThreads) {
+        const int row = e % kRows, channel = channel_begin + e / kRows * channels_of_thread + c;
+        write_result(p, rows[0].y_begin[row], rows[0].a_begin[row], channel, stage[e]);
+      }
+      __syncthreads();
+    }
+  }
+}
+
+}  // namespace lrpkernels::cuda::simt

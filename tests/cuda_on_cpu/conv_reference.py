@@ -1,0 +1,114 @@
+"""Convolutions in float64, tap by tap, and a layer's description: what test_cuda_conv*.py compare with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from .buffers import Float64
+from .kernels import Conv
+
+
+class Layer(NamedTuple):
+    """A convolution of two spatial dimensions."""
+
+    batch: int
+    channels_in: int
+    channels_out: int
+    size: tuple[int, int]
+    kernel: tuple[int, int]
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+
+    @property
+    def output(self) -> tuple[int, int]:
+        """Height and width of the output."""
+        reach = [d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel, strict=True)]
+        room = [n + 2 * p - r for n, p, r in zip(self.size, self.padding, reach, strict=True)]
+        return room[0] // self.stride[0] + 1, room[1] // self.stride[1] + 1
+
+    @property
+    def weight_shape(self) -> tuple[int, int, int, int]:
+        """[channels_out, channels_in / groups, height, width]."""
+        return (self.channels_out, self.channels_in // self.groups, *self.kernel)
+
+    def input_shape(self, images: int) -> tuple[int, int, int, int]:
+        """[images, channels_in, height, width]."""
+        return (images, self.channels_in, *self.size)
+
+    def output_shape(self, images: int) -> tuple[int, int, int, int]:
+        """[images, channels_out, height, width]."""
+        return (images, self.channels_out, *self.output)
+
+    def struct(self, targets: int, channels_last: bool, tensor_cores: bool = False) -> Conv:
+        """LrpConv."""
+        conv = Conv(targets, self.batch, self.channels_in, self.channels_out, self.groups)
+        pairs = (self.size, self.output, self.kernel, self.stride, self.padding, self.dilation)
+        for name, pair in zip(("input", "output", "kernel", "stride", "padding", "dilation"), pairs, strict=True):
+            getattr(conv, name)[:] = pair
+        conv.channels_last, conv.tensor_cores = channels_last, tensor_cores
+        return conv
+
+    def _taps(self) -> Iterator[tuple[int, int, slice, slice]]:
+        """Each kernel position with the padded input rows and columns that it reads."""
+        height, width = self.output
+        for ky, kx in np.ndindex(*self.kernel):
+            y, x = ky * self.dilation[0], kx * self.dilation[1]
+            yield (
+                ky,
+                kx,
+                slice(y, y + (height - 1) * self.stride[0] + 1, self.stride[0]),
+                slice(x, x + (width - 1) * self.stride[1] + 1, self.stride[1]),
+            )
+
+    def _padded(self, x: Float64) -> Float64:
+        (py, px), groups = self.padding, self.groups
+        grouped = x.reshape(x.shape[0], groups, x.shape[1] // groups, *x.shape[2:])
+        return np.pad(grouped, ((0, 0), (0, 0), (0, 0), (py, py), (px, px)))
+
+    def forward(self, x: Float64, weight: Float64) -> Float64:
+        """W x."""
+        padded, w = self._padded(x), weight.reshape(self.groups, -1, *weight.shape[1:])
+        out = np.zeros((x.shape[0], self.groups, w.shape[1], *self.output))
+        for ky, kx, rows, columns in self._taps():
+            out += np.einsum("goi,ngihw->ngohw", w[..., ky, kx], padded[..., rows, columns], optimize=True)
+        return out.reshape(self.output_shape(x.shape[0]))
+
+    def transpose(self, s: Float64, weight: Float64) -> Float64:
+        """W^T s."""
+        images = s.shape[0]
+        padded = self._padded(np.zeros(self.input_shape(images)))
+        w = weight.reshape(self.groups, -1, *weight.shape[1:])
+        grouped = s.reshape(images, self.groups, s.shape[1] // self.groups, *self.output)
+        for ky, kx, rows, columns in self._taps():
+            padded[..., rows, columns] += np.einsum("goi,ngohw->ngihw", w[..., ky, kx], grouped, optimize=True)
+        (py, px), (height, width) = self.padding, self.size
+        return padded[..., py : py + height, px : px + width].reshape(self.input_shape(images))
+
+    def weight_gradient(self, s: Float64, x: Float64) -> Float64:
+        """Sum over images and positions of s times the input under each kernel position."""
+        padded = self._padded(x)
+        grouped = s.reshape(s.shape[0], self.groups, s.shape[1] // self.groups, *self.output)
+        result = np.zeros((self.groups, grouped.shape[2], padded.shape[2], *self.kernel))
+        for ky, kx, rows, columns in self._taps():
+            result[..., ky, kx] = np.einsum("ngohw,ngihw->goi", grouped, padded[..., rows, columns], optimize=True)
+        return result.reshape(self.weight_shape)
+
+
+LAYERS = [
+    Layer(0, 3, 4, (5, 5), (3, 3)),
+    Layer(1, 1, 1, (1, 1), (1, 1)),
+    Layer(2, 3, 16, (9, 11), (3, 3), (1, 1), (1, 1)),
+    Layer(1, 16, 24, (8, 8), (1, 1)),
+    Layer(1, 5, 7, (7, 6), (1, 1), (2, 2)),
+    Layer(5, 4, 6, (9, 8), (3, 3), (2, 2), (1, 1)),
+    Layer(1, 3, 12, (20, 21), (7, 7), (2, 2), (3, 3)),
+    Layer(1, 6, 5, (13, 12), (3, 2), (3, 2), (0, 1), (2, 3)),
+    Layer(2, 4, 4, (10, 9), (4, 3), (2, 3), (2, 1), (2, 2)),
+    Layer(1, 8, 12, (6, 7), (3, 3), (1, 1), (2, 2), (2, 2), 4),
+    Layer(1, 130, 66, (5, 4), (3, 3), (1, 1), (1, 1)),
+]

@@ -1,0 +1,189 @@
+"""csrc/cuda/conv.cu on the CPU shim: the transposed map with its scales and weight sets, and the map itself."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+from cuda_on_cpu import DTYPES, SLOW, Buffer, ConvResult, ConvScale, Dtype, arranged, assert_close, load, restored
+from cuda_on_cpu.conv_reference import LAYERS, Layer
+
+WEIGHT, POSITIVE, NEGATIVE, SAME_SIGN, OPPOSITE_SIGN, BOX = range(6)
+ORDERS = (0, 1, 5)
+EPSILON, LEAK = 1e-2, 0.125
+RUNS = [
+    pytest.param(dtype, order, id=f"{name}-{order}")
+    for name, dtype in DTYPES.items()
+    for order in ORDERS
+    if SLOW or order == 0 or name == "float32"
+]
+# (weights, parts of the scale, times the input, accumulate): every weight set and every part of the scale at least once.
+MODES = [
+    (WEIGHT, "", False, False),
+    (WEIGHT, "auk", False, False),
+    (POSITIVE, "d", True, False),
+    (NEGATIVE, "uk", False, True),
+    (SAME_SIGN, "d", False, False),
+    (OPPOSITE_SIGN, "ad", True, True),
+    (BOX, "d", False, False),
+]
+
+
+def values(seed: int, *shape: int) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape)
+
+
+def arithmetic(dtype: Dtype) -> Dtype:
+    return DTYPES["float64" if dtype.name == "float64" else "float32"]
+
+
+def parts(weight: np.ndarray, weights: int) -> tuple[np.ndarray, ...]:
+    positive, negative = np.maximum(weight, 0), np.minimum(weight, 0)
+    return {
+        WEIGHT: (weight,),
+        POSITIVE: (positive,),
+        NEGATIVE: (negative,),
+        SAME_SIGN: (positive, negative),
+        OPPOSITE_SIGN: (negative, positive),
+        BOX: (weight, positive, negative),
+    }[weights]
+
+
+class Inputs:
+    """Everything a transposed pass may read, in buffers and in float64."""
+
+    def __init__(self, layer: Layer, dtype: Dtype, targets: int, channels_last: bool, shift: int) -> None:
+        self.layer, self.targets = layer, targets
+        images, wide = targets * layer.batch, arithmetic(dtype)
+        many, one = layer.output_shape(images), layer.output_shape(layer.batch)
+        self.shapes = {"g": many, "a": many, "u": one, "v": one, "d": one, "x": layer.input_shape(layer.batch)}
+        self.buffers: dict[str, Buffer] = {}
+        for seed, (name, shape) in enumerate(self.shapes.items()):
+            data = values(seed, *shape)
+            data = np.maximum(data, 0) if name == "u" else data
+            self.buffers[name] = Buffer(arranged(data, channels_last), dtype, shift)
+        self.buffers["k"] = Buffer(values(8, layer.channels_out), wide)
+        self.buffers["low"], self.buffers["high"] = (
+            Buffer(x + values(9, layer.channels_in), wide) for x in (-1.0, 1.0)
+        )
+        self.buffers["weight"] = Buffer(values(10, *layer.weight_shape), dtype, shift)
+        self.data = {name: restored(self.buffers[name], shape, channels_last) for name, shape in self.shapes.items()}
+        self.data.update({name: self.buffers[name].read() for name in ("k", "low", "high", "weight")})
+
+    def scale(self, has: str) -> ConvScale:
+        b = self.buffers
+        names = {"addend": "a" in has and "a", "output": "u" in has and "u", "scale": "k" in has and "k"}
+        names.update({"value": "d" in has and "v", "denominator": "d" in has and "d"})
+        pointers = {key: b[name].pointer if name else None for key, name in names.items()}
+        return ConvScale(**pointers, epsilon=EPSILON, leak=LEAK)
+
+    def scaled(self, has: str) -> tuple[np.ndarray, np.ndarray]:
+        """s and the sum of the absolute values of its terms."""
+        d = self.data
+        s = d["g"] + (d["a"] if "a" in has else 0)
+        size = np.abs(d["g"]) + (np.abs(d["a"]) if "a" in has else 0)
+        factor: Any = np.ones(())
+        if "u" in has:
+            factor = factor * np.where(d["u"] > 0, d["u"] / (d["u"] + EPSILON), LEAK)
+        if "k" in has:
+            factor = factor * d["k"].reshape(1, -1, 1, 1)
+        if "d" in has:
+            factor = factor * d["v"] / (d["d"] + np.where(d["d"] >= 0, EPSILON, -EPSILON))
+        factor = np.broadcast_to(factor, d["u"].shape)
+        factor = np.concatenate([factor] * self.targets)
+        return s * factor, size * np.abs(factor)
+
+
+def relevance_reference(inputs: Inputs, weights: int, has: str, times: bool) -> tuple[np.ndarray, np.ndarray]:
+    """The result before accumulation, and its magnitude."""
+    layer, data = inputs.layer, inputs.data
+    s, size = inputs.scaled(has)
+    sums = [layer.transpose(s, w) for w in parts(data["weight"], weights)]
+    sizes = [layer.transpose(size, np.abs(w)) for w in parts(data["weight"], weights)]
+    a = np.concatenate([data["x"]] * inputs.targets)
+    low, high = (data[name].reshape(1, -1, 1, 1) for name in ("low", "high"))
+    if weights == BOX:
+        return (
+            a * sums[0] - low * sums[1] - high * sums[2],
+            np.abs(a) * sizes[0] + np.abs(low) * sizes[1] + np.abs(high) * sizes[2],
+        )
+    result, magnitude = sums[0], sizes[0]
+    if len(sums) == 2:
+        result, magnitude = np.where(a >= 0, sums[0], sums[1]), np.where(a >= 0, sizes[0], sizes[1])
+    return (result * a, magnitude * np.abs(a)) if times else (result, magnitude)
+
+
+def run_relevance(
+    layer: Layer, dtype: Dtype, mode: tuple, targets: int, channels_last: bool, shift: int, tensor_cores: bool = False
+) -> tuple:
+    """(got, expected, magnitude)."""
+    weights, has, times, accumulate = mode
+    kernels = load("conv")
+    inputs = Inputs(layer, dtype, targets, channels_last, shift)
+    b = inputs.buffers
+    shape = layer.input_shape(targets * layer.batch)
+    before = values(20, *shape) if accumulate else np.full(shape, np.nan)
+    result = Buffer(arranged(before, channels_last), dtype, shift)
+    held = restored(result, shape, channels_last)
+    conv = layer.struct(targets, channels_last, tensor_cores)
+    workspace = Buffer((kernels.conv_workspace(dtype, conv, weights, 1) // 8 + 1,), DTYPES["float64"])
+    combine = ConvResult(b["x"].pointer, b["low"].pointer, b["high"].pointer, times, accumulate)
+    kernels.conv_relevance(dtype, b["g"], inputs.scale(has), b["weight"], weights, combine, result, workspace, conv)
+    workspace.read()
+    expected, magnitude = relevance_reference(inputs, weights, has, times)
+    if accumulate:
+        expected, magnitude = expected + held, magnitude + np.abs(held)
+    return restored(result, shape, channels_last), expected, magnitude
+
+
+@pytest.mark.parametrize(("dtype", "order"), RUNS)
+def test_conv_relevance(dtype: Dtype, order: int) -> None:
+    load("conv").configure(order)
+    for number, (layer, mode) in enumerate(itertools.product(LAYERS, MODES)):
+        if not SLOW and order and number % 3 != order % 3:
+            continue
+        targets, channels_last, shift = [(1, False, 0), (2, True, 1), (1, True, 0), (3, False, 3)][number % 4]
+        got, expected, magnitude = run_relevance(layer, dtype, mode, targets, channels_last, shift)
+        assert_close(got, expected, dtype, magnitude, 40)
+
+
+@pytest.mark.parametrize(("dtype", "order"), RUNS)
+def test_conv(dtype: Dtype, order: int) -> None:
+    kernels = load("conv")
+    kernels.configure(order)
+    for number, (layer, weights) in enumerate(itertools.product(LAYERS, (WEIGHT, POSITIVE, NEGATIVE))):
+        if not SLOW and order and number % 3 != order % 3:
+            continue
+        channels_last, shift = [(False, 0), (True, 1)][number % 2]
+        x = Buffer(arranged(values(1, *layer.input_shape(layer.batch)), channels_last), dtype, shift)
+        weight = Buffer(values(2, *layer.weight_shape), dtype, shift)
+        shape = layer.output_shape(layer.batch)
+        result = Buffer(arranged(np.full(shape, np.nan), channels_last), dtype, shift)
+        conv = layer.struct(1, channels_last)
+        workspace = Buffer((kernels.conv_workspace(dtype, conv, weights, 0) // 8 + 1,), DTYPES["float64"])
+        kernels.conv(dtype, x, weight, weights, result, workspace, conv)
+        image = restored(x, layer.input_shape(layer.batch), channels_last)
+        (part,) = parts(weight.read(), weights)
+        expected, magnitude = layer.forward(image, part), layer.forward(np.abs(image), np.abs(part))
+        assert_close(restored(result, shape, channels_last), expected, dtype, magnitude, 40)
+
+
+def test_nan_spreads() -> None:
+    """A NaN weight reaches the result in every weight set, and so does a NaN multiplier."""
+    dtype, layer = DTYPES["float32"], Layer(1, 2, 2, (3, 3), (1, 1))
+    kernels = load("conv")
+    kernels.configure()
+    for weights, (spoil_weight, spoil_g) in itertools.product(range(6), [(True, False), (False, True)]):
+        data = Inputs(layer, dtype, 1, False, 0)
+        weight, g = np.ones(layer.weight_shape), np.ones(layer.output_shape(1))
+        weight[0, 0] = np.nan if spoil_weight else 1
+        g[0, 0, 1, 1] = np.nan if spoil_g else 1
+        conv, result = layer.struct(1, False), Buffer(layer.input_shape(1), dtype)
+        workspace = Buffer((kernels.conv_workspace(dtype, conv, weights, 1) // 8 + 1,), DTYPES["float64"])
+        combine = ConvResult(*(data.buffers[name].pointer for name in ("x", "low", "high")), 0, 0)
+        kernels.conv_relevance(
+            dtype, Buffer(g, dtype), ConvScale(), Buffer(weight, dtype), weights, combine, result, workspace, conv
+        )
+        assert np.isnan(result.read()[0, 0, 1, 1])
