@@ -28,6 +28,8 @@ class ConvGeometry(NamedTuple):
 
 def _data_gradient(s: Tensor, weight: Tensor, input: Tensor, geometry: ConvGeometry) -> Tensor:
     """W^T s for a convolution whose input looked like ``input`` (only its sizes and layout are read)."""
+    if _is_pointwise(s, weight, geometry):
+        return _pointwise(weight.flatten(1).t(), s)
     channels = weight.shape[0] if geometry.transposed else weight.shape[1] * geometry.groups
     if input.shape[0] != s.shape[0] or input.shape[1] != channels or input.dtype != s.dtype:
         # Several targets (the batch is that of s), stacked weights, or autocast: an uninitialized tensor of the right form will do.
@@ -35,6 +37,33 @@ def _data_gradient(s: Tensor, weight: Tensor, input: Tensor, geometry: ConvGeome
         shape = (s.shape[0], channels, *input.shape[2:])
         input = torch.empty(shape, dtype=s.dtype, device=s.device, memory_format=format)
     return _convolution_backward(s, input, weight, None, *geometry, _DATA)[0]
+
+
+def _apply(input: Tensor, weight: Tensor, geometry: ConvGeometry) -> Tensor:
+    """W a, without bias."""
+    if _is_pointwise(input, weight, geometry):
+        return _pointwise(weight.flatten(1), input)
+    return _convolution(input, weight, None, *geometry)
+
+
+def _pointwise(matrix: Tensor, values: Tensor) -> Tensor:
+    # bmm, not matmul, which would fold batch and positions together and copy both ways.
+    product = torch.bmm(matrix.expand(values.shape[0], -1, -1), values.flatten(2))
+    return product.view(values.shape[0], -1, *values.shape[2:])
+
+
+def _is_pointwise(values: Tensor, weight: Tensor, geometry: ConvGeometry) -> bool:
+    """A 1x1 convolution on the CPU: there a plain matrix product is ahead of every convolution routine (docs/performance.md)."""
+    return (
+        weight[0, 0].numel() == 1
+        and values.device.type == "cpu"
+        and values.dtype in (torch.float32, torch.float64)
+        and values.is_contiguous()
+        and not geometry.transposed
+        and geometry.groups == 1
+        and max(geometry.stride) == 1
+        and max(geometry.padding) == 0
+    )
 
 
 def _is_channels_last(tensor: Tensor) -> bool:
@@ -73,7 +102,7 @@ class _ConvEpsilon(torch.autograd.Function):
         grad_weight = _weight_gradient(s, grad, weight, ctx.geometry) if need[4] else None
         grads: tuple[Tensor | None, ...] = (None, None, None, None)
         if any(need[:4]):
-            t = _convolution(grad, weight, None, *ctx.geometry)
+            t = _apply(grad, weight, ctx.geometry)
             if ctx.pointwise:
                 g, u, k = ops.epsilon_scale_backward(
                     t, multiplier, addend, output, scale, ctx.epsilon, ctx.leak, need[3]
@@ -131,7 +160,7 @@ class _ConvTranspose(torch.autograd.Function):
     @first_order
     def backward(ctx: Any, grad: Tensor) -> Any:
         s, weight = ctx.saved_tensors
-        grad_s = _convolution(grad, weight, None, *ctx.geometry) if ctx.needs_input_grad[0] else None
+        grad_s = _apply(grad, weight, ctx.geometry) if ctx.needs_input_grad[0] else None
         grad_weight = _weight_gradient(s, grad, weight, ctx.geometry) if ctx.needs_input_grad[1] else None
         return grad_s, grad_weight, None, None
 
