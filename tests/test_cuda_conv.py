@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
 
 import numpy as np
 import pytest
 from cuda_on_cpu import DTYPES, SLOW, Buffer, ConvResult, ConvScale, Dtype, arranged, assert_close, load, restored
-from cuda_on_cpu.conv_reference import LAYERS, Layer
+from cuda_on_cpu.conv_reference import LAYERS, Inputs, Layer
 
 WEIGHT, POSITIVE, NEGATIVE, SAME_SIGN, OPPOSITE_SIGN, BOX = range(6)
 ORDERS = (0, 1, 5)
-EPSILON, LEAK = 1e-2, 0.125
 RUNS = [
     pytest.param(dtype, order, id=f"{name}-{order}")
     for name, dtype in DTYPES.items()
@@ -35,10 +33,6 @@ def values(seed: int, *shape: int) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape)
 
 
-def arithmetic(dtype: Dtype) -> Dtype:
-    return DTYPES["float64" if dtype.name == "float64" else "float32"]
-
-
 def parts(weight: np.ndarray, weights: int) -> tuple[np.ndarray, ...]:
     positive, negative = np.maximum(weight, 0), np.minimum(weight, 0)
     return {
@@ -49,51 +43,6 @@ def parts(weight: np.ndarray, weights: int) -> tuple[np.ndarray, ...]:
         OPPOSITE_SIGN: (negative, positive),
         BOX: (weight, positive, negative),
     }[weights]
-
-
-class Inputs:
-    """Everything a transposed pass may read, in buffers and in float64."""
-
-    def __init__(self, layer: Layer, dtype: Dtype, targets: int, channels_last: bool, shift: int) -> None:
-        self.layer, self.targets = layer, targets
-        images, wide = targets * layer.batch, arithmetic(dtype)
-        many, one = layer.output_shape(images), layer.output_shape(layer.batch)
-        self.shapes = {"g": many, "a": many, "u": one, "v": one, "d": one, "x": layer.input_shape(layer.batch)}
-        self.buffers: dict[str, Buffer] = {}
-        for seed, (name, shape) in enumerate(self.shapes.items()):
-            data = values(seed, *shape)
-            data = np.maximum(data, 0) if name == "u" else data
-            self.buffers[name] = Buffer(arranged(data, channels_last), dtype, shift)
-        self.buffers["k"] = Buffer(values(8, layer.channels_out), wide)
-        self.buffers["low"], self.buffers["high"] = (
-            Buffer(x + values(9, layer.channels_in), wide) for x in (-1.0, 1.0)
-        )
-        self.buffers["weight"] = Buffer(values(10, *layer.weight_shape), dtype, shift)
-        self.data = {name: restored(self.buffers[name], shape, channels_last) for name, shape in self.shapes.items()}
-        self.data.update({name: self.buffers[name].read() for name in ("k", "low", "high", "weight")})
-
-    def scale(self, has: str) -> ConvScale:
-        b = self.buffers
-        names = {"addend": "a" in has and "a", "output": "u" in has and "u", "scale": "k" in has and "k"}
-        names.update({"value": "d" in has and "v", "denominator": "d" in has and "d"})
-        pointers = {key: b[name].pointer if name else None for key, name in names.items()}
-        return ConvScale(**pointers, epsilon=EPSILON, leak=LEAK)
-
-    def scaled(self, has: str) -> tuple[np.ndarray, np.ndarray]:
-        """s and the sum of the absolute values of its terms."""
-        d = self.data
-        s = d["g"] + (d["a"] if "a" in has else 0)
-        size = np.abs(d["g"]) + (np.abs(d["a"]) if "a" in has else 0)
-        factor: Any = np.ones(())
-        if "u" in has:
-            factor = factor * np.where(d["u"] > 0, d["u"] / (d["u"] + EPSILON), LEAK)
-        if "k" in has:
-            factor = factor * d["k"].reshape(1, -1, 1, 1)
-        if "d" in has:
-            factor = factor * d["v"] / (d["d"] + np.where(d["d"] >= 0, EPSILON, -EPSILON))
-        factor = np.broadcast_to(factor, d["u"].shape)
-        factor = np.concatenate([factor] * self.targets)
-        return s * factor, size * np.abs(factor)
 
 
 def relevance_reference(inputs: Inputs, weights: int, has: str, times: bool) -> tuple[np.ndarray, np.ndarray]:

@@ -4,30 +4,6 @@
 namespace lrpkernels::cuda {
 namespace {
 
-constexpr int kInvalidValue = 1;  // cudaErrorInvalidValue
-
-Image image_of(const LrpConv& conv, const int64_t (&size)[2], int64_t channels) {
-  Image image;
-  image.height = static_cast<int>(size[0]);
-  image.width = static_cast<int>(size[1]);
-  image.channels = static_cast<int>(channels / conv.groups);
-  image.image_step = channels * size[0] * size[1];
-  image.channel_step = conv.channels_last ? 1 : size[0] * size[1];
-  image.column_step = conv.channels_last ? channels : 1;
-  image.row_step = size[1] * image.column_step;
-  return image;
-}
-
-// 32-bit positions and channels.
-bool fits(const LrpConv& conv) {
-  for (int d = 0; d < 2; ++d)
-    if (conv.input[d] + 2 * conv.padding[d] + conv.kernel[d] * conv.dilation[d] > (1 << 28) ||
-        conv.output[d] > (1 << 28))
-      return false;
-  return conv.input[0] * conv.input[1] < (1ll << 31) && conv.output[0] * conv.output[1] < (1ll << 31) &&
-         conv.channels_in < (1 << 24) && conv.channels_out < (1 << 24) && conv.groups < (1 << 24);
-}
-
 template <typename scalar_t>
 ConvProblem<scalar_t> problem_of(const LrpConv& conv, LrpConvWeights weights, bool transposed) {
   ConvProblem<scalar_t> p{};
@@ -85,19 +61,9 @@ int launch_conv(ConvProblem<scalar_t> p, const void* weight, void* workspace, bo
   return LRP_LAST_ERROR();
 }
 
-template <typename scalar_t>
-ScaledInput<scalar_t> scaled(const void* multiplier, const LrpConvScale& scale) {
-  using acc_t = arithmetic_t<scalar_t>;
-  return {static_cast<const scalar_t*>(multiplier),   static_cast<const scalar_t*>(scale.addend),
-          static_cast<const scalar_t*>(scale.output), static_cast<const acc_t*>(scale.scale),
-          static_cast<const scalar_t*>(scale.value),  static_cast<const scalar_t*>(scale.denominator),
-          static_cast<acc_t>(scale.epsilon),          static_cast<acc_t>(scale.leak)};
-}
-
 }  // namespace
-}  // namespace lrpkernels::cuda
 
-using namespace lrpkernels::cuda;  // the launchers below are the C interface of this file
+extern "C" {  // the launchers of launchers.h
 
 int64_t lrp_conv_workspace(LrpDtype dtype, LrpConv conv, LrpConvWeights weights, int transposed) {
   const int64_t elements = packed_elements(problem_of<float>(conv, weights, transposed != 0));
@@ -136,3 +102,6 @@ int lrp_conv(LrpDtype dtype, const void* input, const void* weight, LrpConvWeigh
     return launch_conv(p, weight, workspace, conv.channels_last != 0, stream);
   });
 }
+
+}  // extern "C"
+}  // namespace lrpkernels::cuda

@@ -216,4 +216,39 @@ __device__ __forceinline__ void load_four(acc_t (&to)[4], const acc_t* from) {
   memcpy(to, __builtin_assume_aligned(from, 16), sizeof to);
 }
 
+// Host side.
+
+constexpr int kInvalidValue = 1;  // cudaErrorInvalidValue
+
+inline Image image_of(const LrpConv& conv, const int64_t (&size)[2], int64_t channels) {
+  Image image;
+  image.height = static_cast<int>(size[0]);
+  image.width = static_cast<int>(size[1]);
+  image.channels = static_cast<int>(channels / conv.groups);
+  image.image_step = channels * size[0] * size[1];
+  image.channel_step = conv.channels_last ? 1 : size[0] * size[1];
+  image.column_step = conv.channels_last ? channels : 1;
+  image.row_step = size[1] * image.column_step;
+  return image;
+}
+
+// 32-bit positions and channels.
+inline bool fits(const LrpConv& conv) {
+  for (int d = 0; d < 2; ++d)
+    if (conv.input[d] + 2 * conv.padding[d] + conv.kernel[d] * conv.dilation[d] > (1 << 28) ||
+        conv.output[d] > (1 << 28))
+      return false;
+  return conv.input[0] * conv.input[1] < (1ll << 31) && conv.output[0] * conv.output[1] < (1ll << 31) &&
+         conv.channels_in < (1 << 24) && conv.channels_out < (1 << 24) && conv.groups < (1 << 24);
+}
+
+template <typename scalar_t>
+ScaledInput<scalar_t> scaled(const void* multiplier, const LrpConvScale& scale) {
+  using acc_t = arithmetic_t<scalar_t>;
+  return {static_cast<const scalar_t*>(multiplier),   static_cast<const scalar_t*>(scale.addend),
+          static_cast<const scalar_t*>(scale.output), static_cast<const acc_t*>(scale.scale),
+          static_cast<const scalar_t*>(scale.value),  static_cast<const scalar_t*>(scale.denominator),
+          static_cast<acc_t>(scale.epsilon),          static_cast<acc_t>(scale.leak)};
+}
+
 }  // namespace lrpkernels::cuda

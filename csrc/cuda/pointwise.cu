@@ -176,9 +176,8 @@ struct WithoutSum : Body {
 };
 
 }  // namespace
-}  // namespace lrpkernels::cuda
 
-using namespace lrpkernels::cuda;  // the launchers below are the C interface of this file
+extern "C" {  // the launchers of launchers.h
 
 int lrp_epsilon_scale(LrpDtype dtype, const void* multiplier, const void* addend, const void* output, const void* scale,
                       void* result, LrpExtent extent, double epsilon, double leak, void* stream) {
@@ -272,3 +271,6 @@ int lrp_ratio_backward(LrpDtype dtype, const void* grad, const void* multiplier,
                               stream);
   });
 }
+
+}  // extern "C"
+}  // namespace lrpkernels::cuda

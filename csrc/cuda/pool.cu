@@ -259,9 +259,8 @@ int64_t elements(const LrpPool& pool, const int64_t (&size)[3]) {
 }
 
 }  // namespace
-}  // namespace lrpkernels::cuda
 
-using namespace lrpkernels::cuda;  // the launchers below are the C interface of this file
+extern "C" {  // the launchers of launchers.h
 
 int lrp_max_pool_winner(LrpDtype dtype, const void* multiplier, const int64_t* indices, void* result, LrpPool pool,
                         void* stream) {
@@ -320,3 +319,6 @@ int lrp_average_pool_transpose(LrpDtype dtype, const void* multiplier, void* res
     return launch_elementwise(body, numel, channel_vectors<scalar_t>(pool, multiplier, result), stream);
   });
 }
+
+}  // extern "C"
+}  // namespace lrpkernels::cuda

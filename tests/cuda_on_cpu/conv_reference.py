@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from .buffers import Float64
-from .kernels import Conv
+from .buffers import DTYPES, Buffer, Dtype, Float64, arranged, restored
+from .kernels import Conv, ConvScale
+
+EPSILON, LEAK = 1e-2, 0.125
 
 
 class Layer(NamedTuple):
@@ -97,6 +99,57 @@ class Layer(NamedTuple):
         for ky, kx, rows, columns in self._taps():
             result[..., ky, kx] = np.einsum("ngohw,ngihw->goi", grouped, padded[..., rows, columns], optimize=True)
         return result.reshape(self.weight_shape)
+
+
+def values(seed: int, *shape: int) -> Float64:
+    """Normal numbers."""
+    return np.random.default_rng(seed).standard_normal(shape)
+
+
+class Inputs:
+    """Everything a transposed pass may read, in buffers and in float64."""
+
+    def __init__(self, layer: Layer, dtype: Dtype, targets: int, channels_last: bool, shift: int) -> None:
+        self.layer, self.targets = layer, targets
+        images, wide = targets * layer.batch, DTYPES["float64" if dtype.name == "float64" else "float32"]
+        many, one = layer.output_shape(images), layer.output_shape(layer.batch)
+        self.shapes = {"g": many, "a": many, "u": one, "v": one, "d": one, "x": layer.input_shape(layer.batch)}
+        self.buffers: dict[str, Buffer] = {}
+        for seed, (name, shape) in enumerate(self.shapes.items()):
+            data = values(seed, *shape)
+            data = np.maximum(data, 0) if name == "u" else data
+            self.buffers[name] = Buffer(arranged(data, channels_last), dtype, shift)
+        self.buffers["k"] = Buffer(values(8, layer.channels_out), wide)
+        self.buffers["low"], self.buffers["high"] = (
+            Buffer(x + values(9, layer.channels_in), wide) for x in (-1.0, 1.0)
+        )
+        self.buffers["weight"] = Buffer(values(10, *layer.weight_shape), dtype, shift)
+        self.data = {name: restored(self.buffers[name], shape, channels_last) for name, shape in self.shapes.items()}
+        self.data.update({name: self.buffers[name].read() for name in ("k", "low", "high", "weight")})
+
+    def scale(self, has: str) -> ConvScale:
+        """LrpConvScale with the addend (a), the ReLU's output (u), the factor per channel (k), value and denominator (d)."""
+        b = self.buffers
+        names = {"addend": "a" in has and "a", "output": "u" in has and "u", "scale": "k" in has and "k"}
+        names.update({"value": "d" in has and "v", "denominator": "d" in has and "d"})
+        pointers = {key: b[name].pointer if name else None for key, name in names.items()}
+        return ConvScale(**pointers, epsilon=EPSILON, leak=LEAK)
+
+    def scaled(self, has: str) -> tuple[np.ndarray, np.ndarray]:
+        """s and the sum of the absolute values of its terms."""
+        d = self.data
+        s = d["g"] + (d["a"] if "a" in has else 0)
+        size = np.abs(d["g"]) + (np.abs(d["a"]) if "a" in has else 0)
+        factor: Any = np.ones(())
+        if "u" in has:
+            factor = factor * np.where(d["u"] > 0, d["u"] / (d["u"] + EPSILON), LEAK)
+        if "k" in has:
+            factor = factor * d["k"].reshape(1, -1, 1, 1)
+        if "d" in has:
+            factor = factor * d["v"] / (d["d"] + np.where(d["d"] >= 0, EPSILON, -EPSILON))
+        factor = np.broadcast_to(factor, d["u"].shape)
+        factor = np.concatenate([factor] * self.targets)
+        return s * factor, size * np.abs(factor)
 
 
 LAYERS = [
