@@ -1,0 +1,89 @@
+"""Cost of a heatmap against forward pass plus input gradient, and against peers.
+
+    python -m benchmarks.heatmap
+    python -m benchmarks.heatmap --networks resnet50 --size 224 --json heatmap.json
+
+The floor of an epsilon heatmap is 1.0 (it is a backward pass of the same size), of a z+ heatmap 1.5 (denominators on top).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import lrpkernels as lrp
+from benchmarks.networks import NETWORKS
+from benchmarks.timing import alternate, as_rows, environment, steady_allocator
+
+COMPOSITES: dict[str, tuple[float, lrp.Composite | lrp.Rule]] = {
+    "epsilon": (1.0, lrp.Epsilon(1e-2)),
+    "EpsilonPlus": (1.5, lrp.EpsilonPlus()),
+    "EpsilonGammaBox": (1.5, lrp.EpsilonGammaBox(0.0, 1.0)),
+    "EpsilonAlpha2Beta1": (2.5, lrp.EpsilonAlpha2Beta1()),
+}
+
+
+def input_gradient(model: nn.Module, x: Tensor) -> Callable[[], Tensor]:
+    """Forward pass and gradient of the highest logit to the input: what a saliency map costs. Weights take no gradient."""
+
+    def run() -> Tensor:
+        image = x.detach().requires_grad_()
+        return torch.autograd.grad(model(image).amax(1).sum(), image)[0]
+
+    return run
+
+
+def heatmap(model: nn.Module, x: Tensor, composite: lrp.Composite | lrp.Rule) -> Callable[[], Tensor]:
+    attribution = lrp.LRP(model, composite)
+
+    def run() -> Tensor:
+        with torch.no_grad():
+            return attribution(x)[1]
+
+    return run
+
+
+def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", nargs="+", default=["resnet18", "vgg16", "densenet121"], choices=list(NETWORKS))
+    parser.add_argument("--composites", nargs="+", default=list(COMPOSITES), choices=list(COMPOSITES))
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--size", type=int, default=112)
+    parser.add_argument("--repeats", type=int, default=11)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--wall", action="store_true", help="wall-clock instead of processor time")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--json", type=Path, help="also write the rows to this file")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    steady_allocator()
+    rows: list[dict[str, Any]] = []
+    print(f"{'network':<12} {'heatmap':<24} {'seconds':>9} {'ratio':>7} {'floor':>6}   10 % - 90 %")
+    for network in options.networks:
+        torch.manual_seed(0)
+        model = NETWORKS[network](10).to(options.device).eval().requires_grad_(False)
+        x = torch.rand(options.batch, 3, options.size, options.size, device=options.device)
+        runs: dict[str, Callable[[], object]] = {"forward + input gradient": input_gradient(model, x)}
+        runs.update({name: heatmap(model, x, COMPOSITES[name][1]) for name in options.composites})
+        for row in as_rows(alternate(runs, options.repeats, wall=options.wall), network=network):
+            row["floor"] = COMPOSITES[row["name"]][0] if row["name"] in COMPOSITES else 1.0
+            rows.append(row)
+            print(
+                f"{network:<12} {row['name']:<24} {row['seconds']:9.4f} {row['ratio']:7.3f} {row['floor']:6.1f}   "
+                f"{row['low']:.3f} - {row['high']:.3f}"
+            )
+    result = {"environment": environment(options.device), "clock": "wall" if options.wall else "process", "rows": rows}
+    print(", ".join(f"{k} {v}" for k, v in result["environment"].items()))
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=2) + "\n")
+    return rows
+
+
+if __name__ == "__main__":
+    main()
