@@ -98,6 +98,22 @@ def test_conv_relevance(dtype: Dtype, order: int) -> None:
         assert_close(got, expected, dtype, magnitude, 40)
 
 
+TENSOR_CORE_RUNS = [run for run in RUNS if not run.id.startswith("float64")]
+
+
+@pytest.mark.parametrize(("dtype", "order"), TENSOR_CORE_RUNS)
+def test_tensor_cores(dtype: Dtype, order: int) -> None:
+    """As test_conv_relevance, up to the rounding of both factors to tf32 or to the storage type."""
+    load("conv").configure(order)
+    unit = 2.0**-11 if dtype.name == "float32" else dtype.unit
+    for number, (layer, mode) in enumerate(itertools.product(LAYERS, MODES)):
+        if not SLOW and order and number % 3 != order % 3:
+            continue
+        targets, channels_last, shift = [(1, False, 0), (2, True, 1), (1, True, 0), (3, False, 3)][number % 4]
+        got, expected, magnitude = run_relevance(layer, dtype, mode, targets, channels_last, shift, tensor_cores=True)
+        assert_close(got, expected, dtype, magnitude * (2.1 * unit / dtype.arithmetic_unit + 40), 1)
+
+
 @pytest.mark.parametrize(("dtype", "order"), RUNS)
 def test_conv(dtype: Dtype, order: int) -> None:
     kernels = load("conv")

@@ -107,6 +107,70 @@ MUTANTS = {
         "channels(pool.channels)",
         "float32-0",
     ),
+    "conv: no barrier before the next slab": Mutant(
+        "conv",
+        "cuda/conv_simt.cuh",
+        """      keep(buffer ^ 1, part);
+      async_wait<0>();
+    }
+    __syncthreads();""",
+        """      keep(buffer ^ 1, part);
+      async_wait<0>();
+    }""",
+        "relevance and float32",
+    ),
+    "conv: the weights are not awaited": Mutant(
+        "conv",
+        "cuda/conv_mma.cuh",
+        """      keep(buffer ^ 1, quad);
+      async_wait<0>();""",
+        "      keep(buffer ^ 1, quad);",
+        "tensor and float32",
+    ),
+    "conv: one row below the image is read": Mutant(
+        "conv",
+        "cuda/conv_simt.cuh",
+        "y >= 0 && y < p.x.height",
+        "y >= 0 && y <= p.x.height",
+        "relevance and float32",
+    ),
+    "conv: the rows of a fragment are swapped": Mutant(
+        "conv", "cuda/conv_mma.cuh", "group + part % 2 * 8][word", "group + part / 2 * 8][word", "tensor and float32"
+    ),
+    "conv: a padded channel is not zero": Mutant(
+        "conv", "cuda/conv.cuh", "|| channel >= p.x.channels || out", "|| out", "relevance and float32"
+    ),
+    "conv: forward values of the wrong image": Mutant(
+        "conv",
+        "cuda/conv.cuh",
+        "table.a_begin[row] = image % p.batch",
+        "table.a_begin[row] = image % p.images",
+        "relevance and float32",
+    ),
+    "conv: the sum is not rounded to tf32": Mutant(
+        "conv",
+        "cuda/conv_mma.cuh",
+        "{ return to_tf32(from[0]); }",
+        "{\n  uint32_t word;\n  memcpy(&word, from, 4);\n  return word;\n}",
+        "tensor and float32",
+    ),
+    "conv_weight: no barrier after a slab": Mutant(
+        "conv_weight",
+        "cuda/conv_weight.cu",
+        """sum[r][c] += s[r] * x[c];
+    }
+    __syncthreads();""",
+        """sum[r][c] += s[r] * x[c];
+    }""",
+        "float32",
+    ),
+    "conv_weight: the last position of a part counts twice": Mutant(
+        "conv_weight",
+        "cuda/conv_weight.cu",
+        "begin + p.part_positions < p.positions ? begin + p.part_positions",
+        "begin + p.part_positions + 1 < p.positions ? begin + p.part_positions + 1",
+        "float32",
+    ),
 }
 
 

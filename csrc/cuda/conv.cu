@@ -1,8 +1,19 @@
 // Convolution relevance as implicit matrix products: the transposed map with a scaled input, and the map itself.
+#include <type_traits>
+
+#include "conv_mma.cuh"
 #include "conv_simt.cuh"
 
 namespace lrpkernels::cuda {
 namespace {
+
+template <typename scalar_t>
+constexpr bool kHasTensorCores = !std::is_same_v<scalar_t, double>;
+
+template <typename scalar_t>
+bool use_tensor_cores(const LrpConv& conv) {
+  return kHasTensorCores<scalar_t> && conv.tensor_cores != 0;
+}
 
 template <typename scalar_t>
 ConvProblem<scalar_t> problem_of(const LrpConv& conv, LrpConvWeights weights, bool transposed) {
@@ -27,37 +38,75 @@ ConvProblem<scalar_t> problem_of(const LrpConv& conv, LrpConvWeights weights, bo
   p.batch = conv.batch;
   p.groups = static_cast<int>(conv.groups);
   p.sets = weight_sets(weights);
-  p.columns = ceil_div(p.y.channels * p.sets, simt::kColumns) * simt::kColumns;
-  p.padded_channels = ceil_div(p.x.channels, simt::kDepth) * simt::kDepth;
-  p.column_tiles = p.columns / simt::kColumns;
-  p.row_tiles = ceil_div<int64_t>(p.images * largest, simt::kRows);
+  const int depth = use_tensor_cores<scalar_t>(conv) ? mma::kDepth<scalar_t> : simt::kDepth;
+  p.columns = ceil_div(p.y.channels * p.sets, kTileColumns) * kTileColumns;
+  p.padded_channels = ceil_div(p.x.channels, depth) * depth;
+  p.column_tiles = p.columns / kTileColumns;
+  p.row_tiles = ceil_div<int64_t>(p.images * largest, kTileRows);
   return p;
 }
 
 template <typename scalar_t>
-int64_t packed_elements(const ConvProblem<scalar_t>& p) {
-  const int64_t phases =
-      static_cast<int64_t>(p.dimension[0].phases(p.transposed)) * p.dimension[1].phases(p.transposed);
-  return phases * p.groups * p.most_taps * p.padded_channels * p.columns;
+int64_t phases_of(const ConvProblem<scalar_t>& p) {
+  return static_cast<int64_t>(p.dimension[0].phases(p.transposed)) * p.dimension[1].phases(p.transposed);
 }
 
 template <typename scalar_t>
-int launch_conv(ConvProblem<scalar_t> p, const void* weight, void* workspace, bool channels_last, void* stream) {
-  using acc_t = arithmetic_t<scalar_t>;
-  auto* const packed = static_cast<acc_t*>(workspace);
-  p.packed = packed;
-  const int64_t numel = packed_elements(p);
-  LRP_LAUNCH(simt::pack_weights_kernel<scalar_t>, grid_for(numel, kThreads), kThreads, stream,
-             static_cast<const scalar_t*>(weight), packed, p, numel);
-  const int64_t phases =
-      static_cast<int64_t>(p.dimension[0].phases(p.transposed)) * p.dimension[1].phases(p.transposed);
-  const int64_t blocks = phases * p.groups * p.row_tiles * p.column_tiles;
-  if (blocks > max_grid_x()) return kInvalidValue;
-  if (channels_last) {
-    LRP_LAUNCH((simt::conv_simt_kernel<scalar_t, true>), static_cast<unsigned>(blocks), kThreads, stream, p);
+int64_t packed_elements(const ConvProblem<scalar_t>& p) {
+  return phases_of(p) * p.groups * p.most_taps * p.padded_channels * p.columns;
+}
+
+// Channels-last vectors: 16 aligned bytes lie within the channels of a group.
+template <typename scalar_t>
+bool channel_vectors(const ConvProblem<scalar_t>& p) {
+  const ScaledInput<scalar_t>& x = p.x_values;
+  return p.x.channels % kVectorWidth<scalar_t> == 0 &&
+         all_aligned(x.multiplier, x.addend, x.output, x.value, x.denominator);
+}
+
+template <typename scalar_t>
+void launch_tensor_cores(const ConvProblem<scalar_t>& p, const scalar_t* weight, void* workspace, unsigned blocks,
+                         bool channels_last, void* stream) {
+  const int64_t words = packed_elements(p) / mma::kPerWord<scalar_t>;
+  LRP_LAUNCH(mma::pack_weights_kernel<scalar_t>, grid_for(words, kThreads), kThreads, stream, weight,
+             static_cast<uint32_t*>(workspace), p, words);
+  if (!channels_last) {
+    LRP_LAUNCH((mma::conv_mma_kernel<scalar_t, false, false>), blocks, kThreads, stream, p);
+  } else if (channel_vectors(p)) {
+    LRP_LAUNCH((mma::conv_mma_kernel<scalar_t, true, true>), blocks, kThreads, stream, p);
   } else {
-    LRP_LAUNCH((simt::conv_simt_kernel<scalar_t, false>), static_cast<unsigned>(blocks), kThreads, stream, p);
+    LRP_LAUNCH((mma::conv_mma_kernel<scalar_t, true, false>), blocks, kThreads, stream, p);
   }
+}
+
+template <typename scalar_t>
+void launch_simt(const ConvProblem<scalar_t>& p, const scalar_t* weight, void* workspace, unsigned blocks,
+                 bool channels_last, void* stream) {
+  const int64_t numel = packed_elements(p);
+  LRP_LAUNCH(simt::pack_weights_kernel<scalar_t>, grid_for(numel, kThreads), kThreads, stream, weight,
+             static_cast<arithmetic_t<scalar_t>*>(workspace), p, numel);
+  if (channels_last) {
+    LRP_LAUNCH((simt::conv_simt_kernel<scalar_t, true>), blocks, kThreads, stream, p);
+  } else {
+    LRP_LAUNCH((simt::conv_simt_kernel<scalar_t, false>), blocks, kThreads, stream, p);
+  }
+}
+
+template <typename scalar_t>
+int launch_conv(ConvProblem<scalar_t> p, const void* weight, void* workspace, const LrpConv& conv, void* stream) {
+  p.packed = workspace;
+  const int64_t blocks = phases_of(p) * p.groups * p.row_tiles * p.column_tiles;
+  if (blocks > max_grid_x()) return kInvalidValue;
+  const auto* const weights = static_cast<const scalar_t*>(weight);
+  const auto grid = static_cast<unsigned>(blocks);
+  const bool channels_last = conv.channels_last != 0;
+  if constexpr (kHasTensorCores<scalar_t>) {
+    if (use_tensor_cores<scalar_t>(conv)) {
+      launch_tensor_cores(p, weights, workspace, grid, channels_last, stream);
+      return LRP_LAST_ERROR();
+    }
+  }
+  launch_simt(p, weights, workspace, grid, channels_last, stream);
   return LRP_LAST_ERROR();
 }
 
@@ -66,8 +115,13 @@ int launch_conv(ConvProblem<scalar_t> p, const void* weight, void* workspace, bo
 extern "C" {  // the launchers of launchers.h
 
 int64_t lrp_conv_workspace(LrpDtype dtype, LrpConv conv, LrpConvWeights weights, int transposed) {
-  const int64_t elements = packed_elements(problem_of<float>(conv, weights, transposed != 0));
-  return elements * static_cast<int64_t>(dtype == kFloat64 ? sizeof(double) : sizeof(float));
+  const auto bytes = [&](auto storage) {
+    using scalar_t = decltype(storage);
+    const int64_t numel = packed_elements(problem_of<scalar_t>(conv, weights, transposed != 0));
+    return numel *
+           static_cast<int64_t>(use_tensor_cores<scalar_t>(conv) ? sizeof(scalar_t) : sizeof(arithmetic_t<scalar_t>));
+  };
+  return dtype == kFloat64 ? bytes(double{}) : (dtype == kFloat32 ? bytes(float{}) : bytes(__half{}));
 }
 
 int lrp_conv_relevance(LrpDtype dtype, const void* multiplier, LrpConvScale scale, const void* weight,
@@ -86,7 +140,7 @@ int lrp_conv_relevance(LrpDtype dtype, const void* multiplier, LrpConvScale scal
     p.high = static_cast<const acc_t*>(combine.high);
     p.times_input = combine.times_input != 0;
     p.accumulate = combine.accumulate != 0;
-    return launch_conv(p, weight, workspace, conv.channels_last != 0, stream);
+    return launch_conv(p, weight, workspace, conv, stream);
   });
 }
 
@@ -99,7 +153,7 @@ int lrp_conv(LrpDtype dtype, const void* input, const void* weight, LrpConvWeigh
     ConvProblem<scalar_t> p = problem_of<scalar_t>(conv, weights, false);
     p.x_values = scaled<scalar_t>(input, LrpConvScale{});
     p.y_values = static_cast<scalar_t*>(result);
-    return launch_conv(p, weight, workspace, conv.channels_last != 0, stream);
+    return launch_conv(p, weight, workspace, conv, stream);
   });
 }
 

@@ -47,6 +47,34 @@ struct ScaledInput {
     }
     return g;
   }
+
+  // The same for a 16-byte vector of neighbouring channels.
+  __device__ __forceinline__ Pack<acc_t, kVectorWidth<scalar_t>> vector_at(bool inside, int64_t i, int64_t j,
+                                                                           int channel) const {
+    constexpr int kWidth = kVectorWidth<scalar_t>;
+    using Vector = Pack<acc_t, kWidth>;
+    Vector g = load_if(inside, multiplier + i);
+    if (addend) {
+      const Vector g2 = load_if(inside, addend + i);
+#pragma unroll
+      for (int n = 0; n < kWidth; ++n) g[n] += g2[n];
+    }
+    if (scale) {
+#pragma unroll
+      for (int n = 0; n < kWidth; ++n) g[n] *= read_global_if(inside, scale + channel + n, acc_t(0));
+    }
+    if (output) {
+      const Vector u = load_if(inside, output + j);
+#pragma unroll
+      for (int n = 0; n < kWidth; ++n) g[n] *= relu_ratio(u[n], epsilon, leak);
+    }
+    if (denominator) {
+      const Vector d = load_if(inside, denominator + j), v = load_if(inside, value + j);
+#pragma unroll
+      for (int n = 0; n < kWidth; ++n) g[n] = inside ? g[n] * v[n] / stabilize(d[n], epsilon) : acc_t(0);
+    }
+    return g;
+  }
 };
 
 template <typename scalar_t>
@@ -54,7 +82,7 @@ struct ConvProblem {
   using acc_t = arithmetic_t<scalar_t>;
 
   ScaledInput<scalar_t> x_values;
-  const acc_t* packed;  // weights, see pack_weights_kernel
+  const void* packed;  // weights, see pack_weights_kernel
   scalar_t* y_values;
   const scalar_t* input;  // a, laid out as y without targets
   const acc_t* low;
@@ -100,12 +128,23 @@ LRP_HD acc_t weight_part(LrpConvWeights weights, int set, acc_t w) {
   }
 }
 
-// Of the columns of one output channel; `a` is read only where it is needed.
-template <typename acc_t>
-__device__ __forceinline__ acc_t combine_sets(LrpConvWeights weights, const acc_t* sum, acc_t a, acc_t low,
-                                              acc_t high) {
-  if (weights == kBox) return a * sum[0] - low * sum[1] - high * sum[2];
-  return a >= acc_t(0) ? sum[0] : sum[1];
+// The weight element of one packed place, or zero where there is none. `tap` numbers the kernel positions of the phase.
+template <typename scalar_t>
+__device__ __forceinline__ arithmetic_t<scalar_t> packed_weight(const ConvProblem<scalar_t>& p, const scalar_t* weight,
+                                                                int64_t phase_and_group, int tap, int channel,
+                                                                int column) {
+  const int group = static_cast<int>(phase_and_group % p.groups), phase = static_cast<int>(phase_and_group / p.groups);
+  const int across = p.dimension[1].phases(p.transposed), out = column / p.sets;
+  const Taps down = p.dimension[0].taps(p.transposed, phase / across);
+  const Taps over = p.dimension[1].taps(p.transposed, phase % across);
+  if (tap >= down.count * over.count || channel >= p.x.channels || out >= p.y.channels) return 0;
+  const int ky = down.first + tap / over.count * down.step, kx = over.first + tap % over.count * over.step;
+  // [C_out, C_in / groups, kernel], whichever of the two is x
+  const int64_t row =
+      static_cast<int64_t>(group) * (p.transposed ? p.x.channels : p.y.channels) + (p.transposed ? channel : out);
+  const int64_t place = row * (p.transposed ? p.y.channels : p.x.channels) + (p.transposed ? out : channel);
+  const int64_t at = (place * p.dimension[0].kernel + ky) * p.dimension[1].kernel + kx;
+  return weight_part(p.weights, column % p.sets, to_arithmetic(read_global(weight + at)));
 }
 
 // Where a block works.
@@ -198,16 +237,41 @@ struct Slab {
   }
 };
 
-// One element of the result: combined already, times a, added to what is there.
-template <typename scalar_t>
-__device__ __forceinline__ void write_result(const ConvProblem<scalar_t>& p, int64_t y_begin, int64_t a_begin,
-                                             int channel, arithmetic_t<scalar_t> sum) {
-  const bool inside = y_begin >= 0 && channel < p.y.channels;
-  const int64_t step = channel * p.y.channel_step;
-  const scalar_t zero = to_storage<scalar_t>(arithmetic_t<scalar_t>(0));
-  if (p.times_input && p.weights != kBox) sum *= to_arithmetic(read_global_if(inside, p.input + a_begin + step, zero));
-  if (p.accumulate) sum += to_arithmetic(read_global_if(inside, p.y_values + y_begin + step, zero));
-  if (inside) write_global(p.y_values + y_begin + step, to_storage<scalar_t>(sum));
+// A slice of the result, kSliceRows rows by kTileColumns columns, passes through shared memory, so that neighbouring
+// threads write neighbouring elements and the sets of a channel meet. Columns are permuted by the row to spread the
+// banks.
+constexpr int kTileRows = 128, kTileColumns = 64, kSliceRows = 32;
+
+__device__ __forceinline__ int slice_index(int row, int column) { return row * kTileColumns + (column ^ row); }
+
+template <bool kAlongChannels, typename scalar_t>
+__device__ __forceinline__ void write_slice(const ConvProblem<scalar_t>& p, const Tile& tile,
+                                            const RowTable<kTileRows>& rows, int row_begin,
+                                            const arithmetic_t<scalar_t>* slice) {
+  using acc_t = arithmetic_t<scalar_t>;
+  const int channels = kTileColumns / p.sets, channel_begin = tile.column_tile * channels;
+  for (int e = threadIdx.x; e < kSliceRows * channels; e += kThreads) {
+    const int line = kAlongChannels ? e / channels : e % kSliceRows;
+    const int column = kAlongChannels ? e % channels : e / kSliceRows, channel = channel_begin + column;
+    const int64_t y_begin = rows.y_begin[row_begin + line], a_begin = rows.a_begin[row_begin + line];
+    const bool inside = y_begin >= 0 && channel < p.y.channels;
+    const int64_t step = channel * p.y.channel_step;
+    acc_t sum = slice[slice_index(line, column * p.sets)];
+    const scalar_t zero = to_storage<scalar_t>(acc_t(0));
+    if (p.sets > 1 || p.times_input) {
+      const acc_t a = to_arithmetic(read_global_if(inside, p.input + a_begin + step, zero));
+      if (p.sets == 2 && !(a >= acc_t(0))) sum = slice[slice_index(line, 2 * column + 1)];
+      if (p.weights == kBox) {
+        const int64_t place = static_cast<int64_t>(tile.group) * p.y.channels + channel;
+        sum = a * sum - read_global_if(inside, p.low + place, acc_t(0)) * slice[slice_index(line, 4 * column + 1)] -
+              read_global_if(inside, p.high + place, acc_t(0)) * slice[slice_index(line, 4 * column + 2)];
+      } else if (p.times_input) {
+        sum *= a;
+      }
+    }
+    if (p.accumulate) sum += to_arithmetic(read_global_if(inside, p.y_values + y_begin + step, zero));
+    if (inside) write_global(p.y_values + y_begin + step, to_storage<scalar_t>(sum));
+  }
 }
 
 // Four neighbours in shared memory, 16-byte aligned.

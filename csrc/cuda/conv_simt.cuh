@@ -5,45 +5,22 @@
 
 namespace lrpkernels::cuda::simt {
 
-constexpr int kRows = 128, kColumns = 64, kDepth = 8;
+constexpr int kRows = kTileRows, kColumns = kTileColumns, kDepth = 8;
+static_assert(2 * kDepth * kRows >= kSliceRows * kColumns, "the slice of the result takes the place of the tile");
 constexpr int kRowsOfThread = 8, kColumnsOfThread = 4;  // 16 x 16 threads
 constexpr int kLoads = kRows * kDepth / kThreads;       // elements of x per thread and slab
 
-// packed [phase][group][tap][padded channel][column], the part of the weight that each column uses; zero beyond the
-// channels. One thread per element.
+// packed [phase][group][tap][padded channel][column], the part of the weight that each column uses. One thread per
+// element.
 template <typename scalar_t>
 __global__ void __launch_bounds__(kThreads) pack_weights_kernel(const scalar_t* weight, arithmetic_t<scalar_t>* packed,
                                                                 ConvProblem<scalar_t> p, int64_t numel) {
-  using acc_t = arithmetic_t<scalar_t>;
-  const int most_x = p.dimension[1].most_taps(p.transposed);
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < numel;
        i += static_cast<int64_t>(gridDim.x) * kThreads) {
-    int64_t rest = i;
-    const int column = static_cast<int>(rest % p.columns);
-    rest /= p.columns;
-    const int channel = static_cast<int>(rest % p.padded_channels);
-    rest /= p.padded_channels;
-    const int tap = static_cast<int>(rest % p.most_taps);
-    rest /= p.most_taps;
-    const int group = static_cast<int>(rest % p.groups), phase = static_cast<int>(rest / p.groups);
-    const int across = p.dimension[1].phases(p.transposed);
-    const Taps down = p.dimension[0].taps(p.transposed, phase / across);
-    const Taps over = p.dimension[1].taps(p.transposed, phase % across);
-    // Taps are numbered without gaps within a phase: `over.count` to a line.
-    const int line = over.count > 0 ? tap / over.count : most_x, place = over.count > 0 ? tap % over.count : 0;
-    const int out = column / p.sets;
-    acc_t value = 0;
-    if (line < down.count && channel < p.x.channels && out < p.y.channels) {
-      const int64_t rows = p.transposed ? channel : out, others = p.transposed ? out : channel;
-      const int64_t leading = group * static_cast<int64_t>(p.transposed ? p.x.channels : p.y.channels) + rows;
-      const int64_t across_channels = p.transposed ? p.y.channels : p.x.channels;
-      const int64_t at =
-          ((leading * across_channels + others) * p.dimension[0].kernel + down.first + line * down.step) *
-              p.dimension[1].kernel +
-          over.first + place * over.step;
-      value = weight_part(p.weights, column % p.sets, to_arithmetic(read_global(weight + at)));
-    }
-    write_global(packed + i, value);
+    const int64_t row = i / p.columns, line = row / p.padded_channels, block = line / p.most_taps;
+    write_global(packed + i, packed_weight(p, weight, block, static_cast<int>(line - block * p.most_taps),
+                                           static_cast<int>(row - line * p.padded_channels),
+                                           static_cast<int>(i - row * p.columns)));
   }
 }
 
@@ -66,8 +43,9 @@ __global__ void __launch_bounds__(kThreads, sizeof(arithmetic_t<scalar_t>) == 8 
   const int64_t block_of_weights =
       (static_cast<int64_t>(tile.phase[0]) * p.dimension[1].phases(p.transposed) + tile.phase[1]) * p.groups +
       tile.group;
-  const acc_t* const packed =
-      p.packed + block_of_weights * p.most_taps * p.padded_channels * p.columns + tile.column_tile * kColumns;
+  const acc_t* const packed = static_cast<const acc_t*>(p.packed) +
+                              block_of_weights * p.most_taps * p.padded_channels * p.columns +
+                              tile.column_tile * kColumns;
 
   const auto fetch = [&](const Slab& slab, acc_t(&part)[kLoads]) {
     const int dy = tile.taps[0].offset + slab.tap[0] * tile.taps[0].offset_step;
@@ -143,66 +121,20 @@ __global__ void __launch_bounds__(kThreads, sizeof(arithmetic_t<scalar_t>) == 8 
     __syncthreads();
   }
 
-  // The sets of a channel are neighbouring columns of one thread.
-  int channels_of_thread = kColumnsOfThread;
-  if (p.sets > 1) {
-    channels_of_thread = kColumnsOfThread / p.sets;
-    const scalar_t zero = to_storage<scalar_t>(acc_t(0));
+  acc_t* const slice = &x_tile[0][0][0];
 #pragma unroll
-    for (int c = 0; c < 2; ++c) {
-      if (c >= channels_of_thread) continue;
-      const int channel = (tile.column_tile * kColumns + 4 * down) / p.sets + c;
-      const bool known = channel < p.y.channels;
-      const bool box = p.weights == kBox && known;
-      const acc_t lowest = box ? read_global(p.low + tile.group * p.y.channels + channel) : acc_t(0);
-      const acc_t highest = box ? read_global(p.high + tile.group * p.y.channels + channel) : acc_t(0);
+  for (int pass = 0; pass < kRows / kSliceRows; ++pass) {
+    // This thread's rows of the slice: four, or none.
+    if (across / 8 == pass % 2) {
 #pragma unroll
-      for (int r = 0; r < kRowsOfThread; ++r) {
-        const int row = r / 4 * (kRows / 2) + 4 * across + r % 4;
-        const bool inside = known && rows[0].y_begin[row] >= 0;
-        const acc_t a =
-            to_arithmetic(read_global_if(inside, p.input + rows[0].a_begin[row] + channel * p.y.channel_step, zero));
-        sum[r][c] = combine_sets(p.weights, &sum[r][2 * c], a, lowest, highest);
-      }
-    }
-  }
-
-  // Through shared memory, so that neighbouring threads write neighbouring elements.
-  acc_t* const stage = &x_tile[0][0][0];
-  const int channel_begin = tile.column_tile * kColumns / p.sets;
-  if (kAlongChannels) {
-    const int channels = 16 * channels_of_thread;  // of the tile
-#pragma unroll
-    for (int pass = 0; pass < kRowsOfThread / 2; ++pass) {
-#pragma unroll
-      for (int r = 0; r < 2; ++r)
+      for (int r = 0; r < 4; ++r)
 #pragma unroll
         for (int c = 0; c < kColumnsOfThread; ++c)
-          if (c < channels_of_thread)
-            stage[(2 * across + r) * channels + down * channels_of_thread + c] = sum[2 * pass + r][c];
-      __syncthreads();
-      for (int e = thread; e < 32 * channels; e += kThreads) {
-        const int line = e / channels, channel = e % channels, r = 2 * pass + line % 2;
-        const int row = r / 4 * (kRows / 2) + 4 * (line / 2) + r % 4;
-        write_result(p, rows[0].y_begin[row], rows[0].a_begin[row], channel_begin + channel, stage[e]);
-      }
-      __syncthreads();
+          slice[slice_index(4 * across % kSliceRows + r, 4 * down + c)] = sum[pass / 2 * 4 + r][c];
     }
-  } else {
-#pragma unroll
-    for (int c = 0; c < kColumnsOfThread; ++c) {
-      if (c >= channels_of_thread) continue;
-#pragma unroll
-      for (int r = 0; r < kRowsOfThread; ++r)
-        stage[down * kRows + r / 4 * (kRows / 2) + 4 * across + r % 4] = sum[r][c];
-      __syncthreads();
-#pragma unroll
-      for (int e = thread; e < 16 * kRows; e += kThreads) {
-        const int row = e % kRows, channel = channel_begin + e / kRows * channels_of_thread + c;
-        write_result(p, rows[0].y_begin[row], rows[0].a_begin[row], channel, stage[e]);
-      }
-      __syncthreads();
-    }
+    __syncthreads();
+    write_slice<kAlongChannels>(p, tile, rows[0], pass * kSliceRows, slice);
+    __syncthreads();
   }
 }
 

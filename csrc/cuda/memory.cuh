@@ -82,6 +82,20 @@ __device__ __forceinline__ Pack<arithmetic_t<scalar_t>, kVec> load(const scalar_
   return pack;
 }
 
+// One 16-byte vector, zeros when `condition` is false.
+template <typename scalar_t>
+__device__ __forceinline__ Pack<arithmetic_t<scalar_t>, kVectorWidth<scalar_t>> load_if(bool condition,
+                                                                                        const scalar_t* address) {
+  constexpr int kWidth = kVectorWidth<scalar_t>;
+  const uint4 raw = read_global_if(condition, reinterpret_cast<const uint4*>(address), uint4{0, 0, 0, 0});
+  scalar_t element[kWidth];
+  memcpy(element, &raw, kVectorBytes);
+  Pack<arithmetic_t<scalar_t>, kWidth> pack;
+#pragma unroll
+  for (int j = 0; j < kWidth; ++j) pack[j] = to_arithmetic(element[j]);
+  return pack;
+}
+
 template <int kVec, typename scalar_t>
 __device__ __forceinline__ void store(scalar_t* address, const Pack<arithmetic_t<scalar_t>, kVec>& pack) {
   if constexpr (kVec == 1) {

@@ -70,6 +70,33 @@ __device__ __forceinline__ void async_wait() {
 #endif
 }
 
+// float32 rounded to tf32 (10 bits of mantissa), as the bits of a float.
+__device__ __forceinline__ uint32_t to_tf32(float x) {
+  uint32_t bits;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
+  return bits;
+}
+
+// One warp-wide d += a b on tensor cores: a 16 x 8 words, b 8 words x 8 columns, where a word is one tf32 number or two
+// neighbouring 16-bit numbers; d 16 x 8 in float32. With group = lane / 4 and place = lane % 4 a lane holds
+//   a: rows group and group + 8 of word `place`, then of word place + 4;  b: words place and place + 4 of column group;
+//   d: row group, columns 2 place and 2 place + 1; then row group + 8 (PTX ISA, m16n8k8 tf32 and m16n8k16).
+template <typename scalar_t>
+__device__ __forceinline__ void multiply_tiles(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
+
+#define LRP_MULTIPLY_TILES(type, instruction)                                                     \
+  template <>                                                                                     \
+  __device__ __forceinline__ void multiply_tiles<type>(float (&d)[4], const uint32_t (&a)[4],     \
+                                                       const uint32_t (&b)[2]) {                  \
+    asm volatile(instruction " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};\n" \
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                 \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));             \
+  }
+LRP_MULTIPLY_TILES(float, "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32")
+LRP_MULTIPLY_TILES(__half, "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32")
+LRP_MULTIPLY_TILES(__nv_bfloat16, "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32")
+#undef LRP_MULTIPLY_TILES
+
 }  // namespace lrpkernels
 
 #else

@@ -19,7 +19,7 @@
 #define __launch_bounds__(...)
 #define __restrict__ __restrict
 
-struct alignas(16) uint4 {
+struct alignas(16) __attribute__((may_alias)) uint4 {
   unsigned x, y, z, w;
 };
 struct alignas(16) float4 {
@@ -111,6 +111,54 @@ inline void async_commit() { shim::async_commit(); }
 template <int kPending>
 inline void async_wait() {
   shim::async_wait(kPending);
+}
+
+inline uint32_t to_tf32(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  const bool finite = (bits & 0x7F800000u) != 0x7F800000u;
+  return (finite ? bits + 0x1000u : bits) & 0xFFFFE000u;
+}
+
+// The numbers of a 32-bit word of a matrix fragment.
+inline int fragment_numbers(float, uint32_t word, float (&number)[2]) {
+  word &= 0xFFFFE000u;  // tensor cores do not see the other bits
+  std::memcpy(&number[0], &word, sizeof word);
+  return 1;
+}
+inline int fragment_numbers(__half, uint32_t word, float (&number)[2]) {
+  __half pair[2];
+  std::memcpy(pair, &word, sizeof word);
+  number[0] = __half2float(pair[0]), number[1] = __half2float(pair[1]);
+  return 2;
+}
+inline int fragment_numbers(__nv_bfloat16, uint32_t word, float (&number)[2]) {
+  __nv_bfloat16 pair[2];
+  std::memcpy(pair, &word, sizeof word);
+  number[0] = __bfloat162float(pair[0]), number[1] = __bfloat162float(pair[1]);
+  return 2;
+}
+
+// The fragment layout of mma.sync m16n8k8 (tf32) and m16n8k16 (16-bit), from the PTX ISA.
+template <typename scalar_t>
+SHIM_NO_TSAN void multiply_tiles(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  const unsigned id = shim::current()->fiber->id, lane = id % 32;
+  shim::Warp& warp = shim::current()->warps[id / 32];
+  for (int r = 0; r < 4; ++r) warp.fragment[lane][r] = a[r];
+  for (int r = 0; r < 2; ++r) warp.fragment[lane][4 + r] = b[r];
+  shim::warp_barrier(0xffffffffu, SHIM_SITE);
+  for (int r = 0; r < 4; ++r) {
+    const unsigned row = lane / 4 + (r / 2) * 8, column = 2 * (lane % 4) + r % 2;
+    for (unsigned word = 0; word < 8; ++word) {
+      const uint32_t left = warp.fragment[row % 8 * 4 + word % 4][(row >= 8 ? 1 : 0) + (word >= 4 ? 2 : 0)];
+      const uint32_t right = warp.fragment[column * 4 + word % 4][4 + (word >= 4 ? 1 : 0)];
+      float x[2], y[2];
+      const int numbers = fragment_numbers(scalar_t{}, left, x);
+      fragment_numbers(scalar_t{}, right, y);
+      for (int n = 0; n < numbers; ++n) d[r] += x[n] * y[n];
+    }
+  }
+  shim::warp_barrier(0xffffffffu, SHIM_SITE);
 }
 
 }  // namespace lrpkernels
