@@ -95,7 +95,8 @@ class Composite:
 
         with torch.no_grad(), record(model, x) as tape:
             rows = [("module", "operation", "rule", "output")]
-            rows += [(name, op.label(), repr(rule), str(tuple(op.output.shape))) for op, name, rule in plan(tape, self)]
+            for op, rule in plan(tape, self):
+                rows.append((tape.module_path(op.module or model), op.label(), repr(rule), str(tuple(op.output.shape))))
         widths = [max(len(row[i]) for row in rows) for i in range(3)]
         return "\n".join("  ".join((*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[3])) for row in rows)
 

@@ -88,15 +88,16 @@ def propagate(
     return {"input": heatmap, **{name: shaped(found[id(v)], v) for name, v in hidden.items()}}
 
 
-def plan(tape: Tape, composite: Composite, keep: Sequence[Value] = ()) -> list[tuple[Op, str, Rule]]:
-    """The fused operations of a tape in order, each with its module's name and its rule."""
-    names = {id(module): name or "(model)" for name, module in tape.model.named_modules()}
-    sources = {id(v) for v in _behind_inputs(tape)}
-    steps = []
-    for op in fuse(tape.ops, keep):
-        name = names.get(id(op.module), type(op.module).__name__)
-        steps.append((op, name, composite.rule_for(op, name, any(id(v) in sources for v in op.inputs))))
-    return steps
+def plan(tape: Tape, composite: Composite, keep: Sequence[Value] = ()) -> list[tuple[Op, Rule]]:
+    """The fused operations of a tape in order, each with its rule."""
+    ops = fuse(tape.ops, keep)
+    names: dict[int, str] = {}
+    if composite.layers:  # walking over all modules costs as much as a small layer
+        names = {id(module): name or "(model)" for name, module in tape.model.named_modules()}
+    sources = {id(v) for v in _behind_inputs(tape)} if composite.first is not None else set()
+    return [
+        (op, composite.rule_for(op, names.get(id(op.module), ""), any(id(v) in sources for v in op.inputs))) for op in ops
+    ]
 
 
 def _walk(
@@ -107,7 +108,7 @@ def _walk(
     multipliers.add(logits, seed)
     wanted = {id(v) for v in hidden.values()}
     found: dict[int, Tensor | None] = {id(v): None for v in (*hidden.values(), *tape.input_values)}
-    for op, _, rule in reversed(plan(tape, composite, keep=(logits, *hidden.values()))):
+    for op, rule in reversed(plan(tape, composite, keep=(logits, *hidden.values()))):
         if isinstance(op, Block):
             _through_block(op, rule, multipliers, relevances, wanted, found)
             continue
