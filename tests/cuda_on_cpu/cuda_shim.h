@@ -19,7 +19,7 @@
 #define __launch_bounds__(...)
 #define __restrict__ __restrict
 
-struct alignas(16) __attribute__((may_alias)) uint4 {
+struct __attribute__((may_alias, aligned(16))) uint4 {
   unsigned x, y, z, w;
 };
 struct alignas(16) float4 {
