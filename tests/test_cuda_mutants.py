@@ -171,6 +171,28 @@ MUTANTS = {
         "begin + p.part_positions + 1 < p.positions ? begin + p.part_positions + 1",
         "float32",
     ),
+    "heatmap_loss: no barrier between the stages of the sort": Mutant(
+        "heatmap_loss",
+        "cuda/heatmap_loss.cu",
+        """          keys[j] = a;
+        }
+      }
+      __syncthreads();""",
+        """          keys[j] = a;
+        }
+      }""",
+        "float32",
+    ),
+    "heatmap_loss: one rank too many is kept": Mutant(
+        "heatmap_loss",
+        "cuda/heatmap_loss.cu",
+        "if (with >= wanted && without < wanted)",
+        "if (with > wanted && without <= wanted)",
+        "float32",
+    ),
+    "heatmap_loss: ties rank in descending order": Mutant(
+        "heatmap_loss", "cuda/heatmap_loss.cu", "~static_cast<unsigned>(i)}", "static_cast<unsigned>(i)}", "float32"
+    ),
 }
 
 

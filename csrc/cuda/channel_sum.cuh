@@ -4,6 +4,7 @@
 //   template <int kVec> __device__ Pack<acc_t, kVec> run(int64_t i) const;
 #pragma once
 #include "elementwise.cuh"
+#include "reduce.cuh"
 
 namespace lrpkernels::cuda {
 
@@ -70,14 +71,6 @@ int64_t channel_sum_workspace(const LrpExtent& extent) {
   return most;
 }
 
-// Sum over aligned groups of `size` neighbouring lanes (a power of two); every lane gets it. All lanes of the warp
-// call.
-template <typename acc_t>
-__device__ __forceinline__ acc_t lane_group_sum(acc_t x, int size) {
-  for (int distance = size / 2; distance > 0; distance /= 2) x += __shfl_xor_sync(0xffffffffu, x, distance);
-  return x;
-}
-
 // Block: kChunk neighbouring elements; the products pass through shared memory, then groups of lanes sum one row each.
 // partial [chunk][row within the chunk].
 template <int kVec, typename Body>
@@ -117,19 +110,6 @@ __global__ void __launch_bounds__(kThreads, kSumBlocksPerSm)
     }
     __syncthreads();
   }
-}
-
-// Sum of a double over the block, in thread 0.
-__device__ __forceinline__ double block_sum(double x) {
-  LRP_SHARED(double, warp_sum, [kThreads / 32]);
-  x = lane_group_sum(x, 32);
-  if (threadIdx.x % 32 == 0) warp_sum[threadIdx.x / 32] = x;
-  __syncthreads();
-  double sum = 0;
-  if (threadIdx.x == 0)
-    for (int warp = 0; warp < kThreads / 32; ++warp) sum += warp_sum[warp];
-  __syncthreads();
-  return sum;
 }
 
 // Block: one channel. Thread: its share of the (sample, chunk) pairs in which rows of the channel lie.

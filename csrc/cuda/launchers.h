@@ -85,6 +85,18 @@ struct LrpConvResult {
   int32_t accumulate;   // added to what is there
 };
 
+// Heatmaps [images, maps, channels, positions] beside a foreground mask of 0 and 1, [images, mask_channels, positions]
+// in the heatmap's dtype, mask_channels 1 or channels. A row is one channel of one map.
+struct LrpHeatmap {
+  int64_t images;
+  int64_t maps;
+  int64_t channels;
+  int64_t positions;
+  int64_t mask_channels;
+  int64_t kept;  // ranks that count, 1 .. positions; 0: every position with the same weight (decay 1)
+  double decay;  // in [0, 1]
+};
+
 extern "C" {
 // addend, output, scale may be null.
 int lrp_epsilon_scale(LrpDtype dtype, const void* multiplier, const void* addend, const void* output, const void* scale,
@@ -141,4 +153,19 @@ int64_t lrp_conv_weight_gradient_workspace(LrpDtype dtype, LrpConv conv);
 // input [T * B, C_in, input].
 int lrp_conv_weight_gradient(LrpDtype dtype, const void* multiplier, LrpConvScale scale, const void* input,
                              void* grad_weight, void* workspace, LrpConv conv, void* stream);
+
+// Bytes of scratch memory for the selection below.
+int64_t lrp_heatmap_scores_workspace(LrpHeatmap shape);
+
+// What the heatmap loss is made of, with A = |R| and the mask m; results in the arithmetic type:
+//   foreground [images, maps] = sum A m,  signed_foreground [images, maps] = sum R m,
+//   background [images, maps, channels] = GWRP of A (1 - m): the weighted mean over positions in descending order with
+//   weights decay^rank, of which the first `kept` are summed and all are in the denominator.
+// order [rows, kept] (int32) receives the positions by rank, -1 behind the last that is not zero.
+int lrp_heatmap_scores(LrpDtype dtype, const void* heatmap, const void* mask, void* foreground, void* signed_foreground,
+                       void* background, int32_t* order, void* workspace, LrpHeatmap shape, void* stream);
+
+int lrp_heatmap_scores_backward(LrpDtype dtype, const void* heatmap, const void* mask, const int32_t* order,
+                                const void* grad_foreground, const void* grad_signed_foreground,
+                                const void* grad_background, void* grad_heatmap, LrpHeatmap shape, void* stream);
 }

@@ -70,6 +70,9 @@ __device__ __forceinline__ void async_wait() {
 #endif
 }
 
+// Adds to a counter in shared memory; returns what it held.
+__device__ __forceinline__ int count_up(int* counter, int by) { return atomicAdd(counter, by); }
+
 // float32 rounded to tf32 (10 bits of mantissa), as the bits of a float.
 __device__ __forceinline__ uint32_t to_tf32(float x) {
   uint32_t bits;

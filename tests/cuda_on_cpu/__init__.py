@@ -5,13 +5,14 @@ Nothing here imports torch, so that the same tests run under AddressSanitizer an
 
 import os
 
-from .buffers import DTYPES, INT64, Buffer, Dtype, arranged, assert_close, restored
+from .buffers import DTYPES, INT32, INT64, Buffer, Dtype, arranged, assert_close, restored
 from .build import CUDA_SOURCES, ROOT, SANITIZERS, compile_kernels, sanitizer_environment
-from .kernels import Conv, ConvResult, ConvScale, Counts, Extent, Kernels, Pool, load
+from .kernels import Conv, ConvResult, ConvScale, Counts, Extent, Heatmap, Kernels, Pool, load
 
 __all__ = [
     "CUDA_SOURCES",
     "DTYPES",
+    "INT32",
     "INT64",
     "ROOT",
     "SANITIZERS",
@@ -23,6 +24,7 @@ __all__ = [
     "Counts",
     "Dtype",
     "Extent",
+    "Heatmap",
     "Kernels",
     "Pool",
     "arranged",

@@ -50,6 +50,7 @@ class Dtype:
 
 
 INT64 = Dtype("int64", -1, np.int64, 0.0, np.float64, 0.0)
+INT32 = Dtype("int32", -1, np.int32, 0.0, np.float64, 0.0)
 DTYPES = {
     d.name: d
     for d in (
@@ -72,7 +73,9 @@ class Buffer:
 
     def __init__(self, values: NDArray | tuple[int, ...], dtype: Dtype, shift: int = 0) -> None:
         if isinstance(values, tuple):
-            values = np.full(values, np.nan)
+            values = np.full(values, np.nan) if np.issubdtype(dtype.storage, np.floating) else np.full(values, -7)
+            if dtype.name == "bfloat16":
+                values = np.full(values.shape, np.nan)
         self.dtype, self.shape = dtype, values.shape
         size = values.size * dtype.size
         start = _GUARD + shift * dtype.size

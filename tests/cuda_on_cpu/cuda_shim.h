@@ -113,6 +113,8 @@ inline void async_wait() {
   shim::async_wait(kPending);
 }
 
+inline int count_up(int* counter, int by) { return __atomic_fetch_add(counter, by, __ATOMIC_RELAXED); }
+
 inline uint32_t to_tf32(float x) {
   uint32_t bits;
   std::memcpy(&bits, &x, sizeof bits);

@@ -61,6 +61,15 @@ class ConvResult(ctypes.Structure):
     ]
 
 
+class Heatmap(ctypes.Structure):
+    """LrpHeatmap."""
+
+    _fields_ = [
+        *((name, c_int64) for name in ("images", "maps", "channels", "positions", "mask_channels", "kept")),
+        ("decay", c_double),
+    ]
+
+
 class Counts(ctypes.Structure):
     """Global memory traffic since `Kernels.configure`: bytes asked for by lanes, 32-byte sectors per warp access and block."""
 
@@ -95,6 +104,9 @@ SIGNATURES: Mapping[str, tuple[Any, list[Any]]] = {
     "lrp_conv": (c_int, [_DTYPE, _POINTER, _POINTER, c_int, _POINTER, _POINTER, Conv, _POINTER]),
     "lrp_conv_weight_gradient_workspace": (c_int64, [_DTYPE, Conv]),
     "lrp_conv_weight_gradient": (c_int, [_DTYPE, _POINTER, ConvScale, *[_POINTER] * 3, Conv, _POINTER]),
+    "lrp_heatmap_scores_workspace": (c_int64, [Heatmap]),
+    "lrp_heatmap_scores": (c_int, [_DTYPE, *[_POINTER] * 7, Heatmap, _POINTER]),
+    "lrp_heatmap_scores_backward": (c_int, [_DTYPE, *[_POINTER] * 7, Heatmap, _POINTER]),
     "lrp_max_pool_winner": (c_int, [_DTYPE, *[_POINTER] * 3, Pool, _POINTER]),
     "lrp_max_pool_winner_backward": (c_int, [_DTYPE, *[_POINTER] * 3, Pool, _POINTER]),
     "lrp_average_pool": (c_int, [_DTYPE, *[_POINTER] * 2, Pool, _POINTER]),
