@@ -4,6 +4,7 @@
 >>> logits, heatmap = lrp.LRP(model, composite=lrp.Epsilon(1e-2, first=lrp.ZBox(0, 1)))(x, target=3)
 """
 
+from . import heatmap
 from . import layers as _layers  # fills the table of recorders
 from .attribution import LRP
 from .composite import (
@@ -65,6 +66,7 @@ __all__ = [
     "ZBox",
     "ZPlus",
     "__version__",
+    "heatmap",
     "record",
     "show_config",
 ]

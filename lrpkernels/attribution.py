@@ -47,7 +47,8 @@ class LRP:
             x: what the model takes, usually one float tensor (B, C, H, W); a tuple if it takes several.
             target: what is explained, per image: a class index for all images; a LongTensor [B]; a list of T such (the heatmap
                 gains a dimension, [B, T, ...]; the forward pass is shared); "all" classes; a callable from the logits to one
-                scalar per image; None: the highest logit.
+                scalar per image; None: the highest logit. Of a dense output [B, K, H, W] an index means channel K summed over
+                positions; a regression output [B] needs no target.
             output: picks the logits out of the model's output, when that is no tensor.
             kwargs: passed on to the model.
 

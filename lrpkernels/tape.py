@@ -97,13 +97,22 @@ class Tape:
 
     def replace(self, stale: Tensor, fresh: Tensor) -> None:
         """An in-place call on ``stale`` was carried out as ``fresh``: later uses of ``stale`` mean ``fresh``."""
-        if stale._is_view() and stale._base is not None and id(stale._base) in self._values:
-            raise InPlaceError(
-                f"{self.path()}: an in-place operation on a view changes part of a recorded tensor of shape "
-                f"{tuple(stale._base.shape)}; write the model's operation out of place (for example y = f(x[...]); torch.cat)"
-            )
+        base = stale._base if stale._is_view() else None
+        if base is not None and id(base) in self._values:
+            if stale.numel() == base.numel() and stale.is_contiguous() and base.is_contiguous():
+                # A mere reshape: the base changes as a whole, too.
+                self._replaced[id(base)] = dispatch(self, torch.reshape, (fresh, base.shape), {})
+                self._keep.append(base)
+            else:
+                self._refuse(base)
         self._replaced[id(stale)] = fresh
         self._keep.append(stale)  # its id must not be used again while the tape lives
+
+    def _refuse(self, base: Tensor) -> None:
+        raise InPlaceError(
+            f"{self.path()}: an in-place operation on a view changes part of a recorded tensor of shape {tuple(base.shape)}; write "
+            "the model's operation out of place (for example y = f(x[...]); torch.cat)"
+        )
 
     def path(self) -> str:
         """Dotted name of the module that is running, '(model)' outside all of them."""

@@ -36,7 +36,7 @@ def start(target: Target, logits: Tensor) -> tuple[Tensor, int | None]:
 
     Args:
         target: see :class:`lrpkernels.LRP`.
-        logits: (B, K, ...).
+        logits: (B,), (B, K), or (B, K, ...) with positions, over which a channel is summed.
 
     Returns:
         G at the logits, (T*B, K, ...), target-major, and T; T is None when a single target was given (no target dimension).
@@ -46,18 +46,23 @@ def start(target: Target, logits: Tensor) -> tuple[Tensor, int | None]:
     """
     if callable(target):
         return _from_callable(target, logits), None
-    if logits.dim() != 2:
-        raise ValueError(
-            f"target: the output has shape {tuple(logits.shape)}, not [batch, classes]; pass a callable from it to one scalar per image"
-        )
-    batch, classes = logits.shape
+    if logits.dim() == 1:
+        if target is not None:
+            raise ValueError(f"target: the output is one number per image, which needs no target, got {target!r}")
+        return torch.ones_like(logits), None
+    batch, classes = logits.shape[:2]
     if target is None:
+        if logits.dim() > 2:
+            raise ValueError(
+                f"target: the output has shape {tuple(logits.shape)}; name a channel (its sum over positions is explained), \"all\", or "
+                "pass a callable from the output to one scalar per image"
+            )
         return _one_hot(logits.detach().argmax(1), logits), None
     if isinstance(target, str):
         if target != "all":
             raise ValueError(f'target: the only string is "all", got {target!r}')
-        seeds = torch.eye(classes, dtype=logits.dtype, device=logits.device)
-        return seeds.repeat_interleave(batch, 0), classes
+        seeds = torch.eye(classes, dtype=logits.dtype, device=logits.device).repeat_interleave(batch, 0)
+        return _spread(seeds, logits), classes
     if isinstance(target, (list, tuple)):
         if not target:
             raise ValueError("target: an empty list explains nothing")
@@ -65,8 +70,14 @@ def start(target: Target, logits: Tensor) -> tuple[Tensor, int | None]:
     return _one_hot(_index(target, logits), logits), None
 
 
+def _spread(seeds: Tensor, logits: Tensor) -> Tensor:
+    """A multiplier per channel at every position of a dense output."""
+    positions = logits.shape[2:]
+    return seeds.view(*seeds.shape, *(1,) * len(positions)).expand(*seeds.shape, *positions).contiguous()
+
+
 def _index(target: Any, logits: Tensor) -> Tensor:
-    batch, classes = logits.shape
+    batch, classes = logits.shape[:2]
     if isinstance(target, Tensor):
         if (
             target.dtype not in (torch.int64, torch.int32)
@@ -93,7 +104,7 @@ def _index(target: Any, logits: Tensor) -> Tensor:
 
 
 def _one_hot(index: Tensor, logits: Tensor) -> Tensor:
-    return torch.nn.functional.one_hot(index, logits.shape[1]).to(logits.dtype)
+    return _spread(torch.nn.functional.one_hot(index, logits.shape[1]).to(logits.dtype), logits)
 
 
 def _from_callable(target: Callable[[Tensor], Tensor], logits: Tensor) -> Tensor:

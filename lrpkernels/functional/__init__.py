@@ -5,7 +5,7 @@ raises), which is what training through a heatmap needs: the heatmap itself is a
 """
 
 from .conv import ConvGeometry, conv_epsilon, conv_known, conv_transpose
-from .maps import linear_adjoint, uncat
+from .maps import linear_adjoint, scatter_winner, uncat
 from .pointwise import epsilon_scale, ratio
 from .pool import max_pool_winner
 
@@ -18,5 +18,6 @@ __all__ = [
     "linear_adjoint",
     "max_pool_winner",
     "ratio",
+    "scatter_winner",
     "uncat",
 ]

@@ -75,3 +75,44 @@ def uncat(multiplier: Tensor, dim: int, places: Sequence[tuple[int, int]]) -> tu
     Gradients: multiplier; first order only.
     """
     return _Uncat.apply(multiplier, dim, places)
+
+
+class _ScatterWinner(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, multiplier: Tensor, indices: Tensor, spatial: Sequence[int]) -> Tensor:
+        ctx.save_for_backward(indices)
+        targets = multiplier.shape[0] // indices.shape[0]
+        flat = multiplier.flatten(2)
+        index = indices.flatten(2).repeat(targets, 1, 1)
+        positions = 1
+        for size in spatial:
+            positions *= size
+        result = flat.new_zeros(*flat.shape[:2], positions).scatter_add_(2, index, flat)
+        return result.unflatten(2, tuple(spatial))
+
+    @staticmethod
+    @first_order
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        (indices,) = ctx.saved_tensors
+        targets = grad.shape[0] // indices.shape[0]
+        index = indices.flatten(2).repeat(targets, 1, 1)
+        return grad.flatten(2).gather(2, index).unflatten(2, indices.shape[2:]), None, None
+
+
+def scatter_winner(multiplier: Tensor, indices: Tensor, spatial: Sequence[int]) -> Tensor:
+    """Winner takes all for any pooling that can name its winners (1-d, adaptive, fractional max pooling).
+
+    Args:
+        multiplier: G at the layer's output, (T*B, C, ...), T targets of one batch, target-major.
+        indices: flat position of each winner in its channel's input, (B, C, ...), int64.
+        spatial: the input's spatial sizes.
+
+    Returns:
+        G at the input, (T*B, C, *spatial); overlapping windows add up.
+
+    Gradients: multiplier; first order only.
+    Deterministic: on the CPU; on CUDA sums of overlapping windows may be added in any order.
+
+    Source: Bach et al. 2015 (winner-takes-all); docs/method.md section 1.
+    """
+    return _ScatterWinner.apply(multiplier, indices, spatial)

@@ -1,13 +1,15 @@
 """What each PyTorch function means on the tape, one file per family. Importing this package fills the table of recorders."""
 
-from . import (
-    activation,
-    arithmetic,
-    fallback,
-    linear_maps,
-    normalization,
-    pooling,
-    structure,
-)
+from . import activation, arithmetic, attention, fallback, linear_maps, normalization, norms, pooling, structure
 
-__all__ = ["activation", "arithmetic", "fallback", "linear_maps", "normalization", "pooling", "structure"]
+__all__ = [
+    "activation",
+    "arithmetic",
+    "attention",
+    "fallback",
+    "linear_maps",
+    "normalization",
+    "norms",
+    "pooling",
+    "structure",
+]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .base import Multipliers, Op, records
+from .base import Arrived, Multipliers, Op, records
 from .linear_maps import _unrecorded
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class Add(Op):
         super().__init__(*inputs)
         self.signs = signs
 
-    def propagate(self, multipliers: list[Tensor | None], rule: Rule) -> Multipliers:
+    def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
         return rule.add(self, multipliers[0])
 
     def propagate_relevance(self, relevance: Tensor) -> Multipliers:
@@ -59,7 +59,7 @@ class Scale(Op):
         super().__init__(input)
         self.factor = factor
 
-    def propagate(self, multipliers: list[Tensor | None], rule: Rule) -> Multipliers:
+    def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
         g = _times(multipliers[0], self.factor, self.output)
         return (reduce_to(g, self.inputs[0].shape, self.output.shape),)
 
@@ -77,18 +77,20 @@ def _times(multiplier: Tensor, factor: Tensor | float, output: Value) -> Tensor:
 class Gate(Op):
     """t = x * y of two branches. The signal takes all relevance, the gate none (as in squeeze-and-excite); see docs/rules.md.
 
-    The gate is the smaller (broadcast) operand; of two equally large ones each is given half (the uniform rule of AttnLRP,
-    arXiv 2402.05602).
+    The gate is the smaller (broadcast) operand, or the one that a sigmoid or its kin made; of two alike operands each is given half
+    (the uniform rule of AttnLRP, arXiv 2402.05602).
     """
 
     kind = "gate"
 
-    def propagate(self, multipliers: list[Tensor | None], rule: Rule) -> Multipliers:
+    def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
         x, y = self.inputs
         g = multipliers[0]
         shares = (0.5, 0.5)
         if x.shape.numel() != y.shape.numel():
             shares = (1.0, 0.0) if x.shape.numel() > y.shape.numel() else (0.0, 1.0)
+        elif _is_gate(x) != _is_gate(y):
+            shares = (0.0, 1.0) if _is_gate(x) else (1.0, 0.0)
         results: list[Tensor | None] = []
         for share, own, other in zip(shares, (x, y), (y, x), strict=True):
             if share == 0:
@@ -99,12 +101,36 @@ class Gate(Op):
         return tuple(results)
 
 
-_IN_PLACE = {Tensor.add_, Tensor.__iadd__, Tensor.sub_, Tensor.__isub__, Tensor.mul_, Tensor.__imul__, Tensor.div_, Tensor.__itruediv__}
-_ADDS = {torch.add: 1.0, Tensor.add: 1.0, Tensor.__add__: 1.0, Tensor.__radd__: 1.0, Tensor.add_: 1.0, Tensor.__iadd__: 1.0}
-_SUBS = {torch.sub, torch.subtract, Tensor.sub, Tensor.subtract, Tensor.__sub__, Tensor.sub_, Tensor.__isub__}
-_RSUBS = {torch.rsub, Tensor.__rsub__}
-_MULS = {torch.mul, torch.multiply, Tensor.mul, Tensor.multiply, Tensor.__mul__, Tensor.__rmul__, Tensor.mul_, Tensor.__imul__}
-_DIVS = {torch.div, torch.divide, torch.true_divide, Tensor.div, Tensor.divide, Tensor.true_divide, Tensor.__truediv__, Tensor.div_, Tensor.__itruediv__}
+def _is_gate(value: Value) -> bool:
+    """Whether data movement and casts alone lie between this value and a gate-like activation."""
+    op = value.producer
+    while op is not None and op.kind in ("reshape", "movement", "cast") and len(op.inputs) == 1:
+        op = op.inputs[0].producer
+    return bool(getattr(op, "gate", False))
+
+
+class Quotient(Op):
+    """t = x / y of two branches: the divisor is a constant of the relevance pass (a normalization), x takes all."""
+
+    kind = "quotient"
+
+    def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
+        x, y = self.inputs
+        g = _times(multipliers[0], y.tensor.reciprocal(), self.output)
+        return reduce_to(g, x.shape, self.output.shape), None
+
+
+_IN_PLACE = {
+    Tensor.add_, Tensor.__iadd__, Tensor.sub_, Tensor.__isub__, Tensor.mul_, Tensor.__imul__, Tensor.div_, Tensor.__itruediv__,
+}  # fmt: skip
+_ADDS = (torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__, Tensor.add_, Tensor.__iadd__)
+_SUBS = (torch.sub, torch.subtract, Tensor.sub, Tensor.subtract, Tensor.__sub__, Tensor.sub_, Tensor.__isub__)
+_RSUBS = (torch.rsub, Tensor.__rsub__)
+_MULS = (torch.mul, torch.multiply, Tensor.mul, Tensor.multiply, Tensor.__mul__, Tensor.__rmul__, Tensor.mul_, Tensor.__imul__)
+_DIVS = (
+    torch.div, torch.divide, torch.true_divide, Tensor.div, Tensor.divide, Tensor.true_divide, Tensor.__truediv__, Tensor.div_,
+    Tensor.__itruediv__,
+)  # fmt: skip
 
 
 def _operands(args: Any, kwargs: Any) -> tuple[Any, Any]:
@@ -155,7 +181,7 @@ def _mul(tape: Tape, func: Any, args: Any, kwargs: Any) -> Tensor:
     out = torch.mul(x, y)
     if left is not None and right is not None:
         return _finish(tape, func, Gate(left, right), x, out, left.nonnegative and right.nonnegative)
-    value, factor = (left, y) if left is not None else (right, x)
+    value, factor = (left, y) if left is not None else (tape.known(y), x)
     positive = not isinstance(factor, Tensor) and factor >= 0
     return _finish(tape, func, Scale(value, factor), x, out, value.nonnegative and positive)
 
@@ -164,9 +190,12 @@ def _mul(tape: Tape, func: Any, args: Any, kwargs: Any) -> Tensor:
 def _div(tape: Tape, func: Any, args: Any, kwargs: Any) -> Tensor:
     x, y = _operands(args, kwargs)
     value = tape.value(x)
-    if value is None or tape.value(y) is not None or kwargs.get("rounding_mode") is not None:
+    if value is None or kwargs.get("rounding_mode") is not None:
         return _unrecorded(tape, func, args, kwargs)
     out = torch.div(x, y)
+    divisor = tape.value(y)
+    if divisor is not None:
+        return _finish(tape, func, Quotient(value, divisor), x, out)
     positive = not isinstance(y, Tensor) and y > 0
     factor = y.reciprocal() if isinstance(y, Tensor) else 1.0 / y
     return _finish(tape, func, Scale(value, factor), x, out, value.nonnegative and positive)

@@ -117,6 +117,8 @@ def _record_unknown(tape: Tape, func: Any, args: tuple[Any, ...], kwargs: dict[s
     if not inputs:
         return out
     outputs = [t for t in torch.utils._pytree.tree_leaves(out) if isinstance(t, Tensor)]
+    if not any(t.is_floating_point() for t in outputs):
+        return out  # comparisons, indices, sizes: constants, as for gradients
     if any(tape.value(t) is not None for t in outputs):
         if getattr(func, "__name__", "").endswith("_") and leaves[0] is outputs[0]:
             raise InPlaceError(

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from ..errors import UnsupportedOperationError
-from .base import Multipliers, Op
+from .base import Arrived, Multipliers, Op
 
 if TYPE_CHECKING:
     from ..rules.base import Rule
@@ -45,9 +45,12 @@ class Replayed(Op):
         tensors = []
         for value in self.inputs:
             tensor = value.tensor
-            if self.linear or not tensor.requires_grad:
-                tensor = tensor.detach().requires_grad_()
-            tensors.append(tensor)
+            if not tensor.is_floating_point():
+                tensors.append(tensor)
+            elif self.linear or not tensor.requires_grad:
+                tensors.append(tensor.detach().requires_grad_())
+            else:
+                tensors.append(tensor.view_as(tensor))  # an alias: one input may have been made from another
         return tensors
 
     def _run(self, tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -66,18 +69,24 @@ class Replayed(Op):
             if not pairs:
                 return (None,) * len(self.inputs)
             ys = [y for y, _ in pairs]
+            live = [i for i, tensor in enumerate(tensors) if tensor.requires_grad]
+            wanted = [tensors[i] for i in live]
             targets = pairs[0][1].shape[0] // ys[0].shape[0]
-            if targets == 1:
-                return torch.autograd.grad(ys, tensors, [g for _, g in pairs], create_graph=keep, allow_unused=True)
             rows = []
             for t in range(targets):
-                part = [g.unflatten(0, (targets, -1))[t] for _, g in pairs]
+                part = [g if targets == 1 else g.unflatten(0, (targets, -1))[t] for _, g in pairs]
                 rows.append(
-                    torch.autograd.grad(ys, tensors, part, create_graph=keep, retain_graph=True, allow_unused=True)
+                    torch.autograd.grad(
+                        ys, wanted, part, create_graph=keep, retain_graph=keep or targets > 1, allow_unused=True
+                    )
                 )
-        return tuple(None if column[0] is None else torch.cat(column) for column in zip(*rows, strict=True))
+        parts: list[Tensor | None] = [None] * len(tensors)
+        for i, column in zip(live, zip(*rows, strict=True), strict=True):
+            if column[0] is not None:
+                parts[i] = column[0] if targets == 1 else torch.cat(column)
+        return tuple(parts)
 
-    def propagate(self, multipliers: list[Tensor | None], rule: Rule) -> Multipliers:
+    def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
         return self._vjp(multipliers)
 
 
@@ -88,11 +97,7 @@ class Unknown(Replayed):
     linear = False
     _warned: ClassVar[set[str]] = set()
 
-    def propagate(self, multipliers: list[Tensor | None], rule: Rule) -> Multipliers:
-        if not all(value.dtype.is_floating_point for value in self.outputs):
-            raise UnsupportedOperationError(
-                f"{type(self.module).__name__}: {self.name} gives dtype {self.outputs[0].dtype}, through which no relevance can flow"
-            )
+    def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
         if self.name not in Unknown._warned:
             Unknown._warned.add(self.name)
             warnings.warn(

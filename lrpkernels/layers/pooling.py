@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import functional
-from .base import Multipliers, Op, bind, records
+from .base import Arrived, Multipliers, Op, bind, records
 from .linear_maps import _tuple, _unrecorded
 
 if TYPE_CHECKING:
@@ -19,18 +19,24 @@ if TYPE_CHECKING:
 
 
 class MaxPool(Op):
-    """Max pooling of 2 or 3 spatial dimensions with the winners' positions."""
+    """Max pooling with the winners' positions.
+
+    Attributes:
+        arguments: of the sliding window in 2 or 3 dimensions; None for poolings known by their winners alone.
+    """
 
     kind = "max_pool"
 
-    def __init__(self, input: Value, indices: Tensor, arguments: tuple[Any, ...]) -> None:
+    def __init__(self, input: Value, indices: Tensor, arguments: tuple[Any, ...] | None) -> None:
         super().__init__(input)
         self.indices, self.arguments = indices, arguments
 
     def winner(self, multiplier: Tensor) -> Tensor:
+        if self.arguments is None:
+            return functional.scatter_winner(multiplier, self.indices, self.inputs[0].shape[2:])
         return functional.max_pool_winner(multiplier, self.indices, self.inputs[0].tensor.detach(), self.arguments)
 
-    def propagate(self, multipliers: list[Tensor | None], rule: Rule) -> Multipliers:
+    def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
         return (rule.max_pool(self, multipliers[0]),)
 
 
@@ -46,7 +52,7 @@ class AveragePool(Op):
     def transpose(self, s: Tensor) -> Tensor:
         return functional.linear_adjoint(s, self.adjoint, self.forward)
 
-    def propagate(self, multipliers: list[Tensor | None], rule: Rule) -> Multipliers:
+    def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
         return (rule.average_pool(self, multipliers[0]),)
 
 
@@ -77,6 +83,55 @@ def _max_pool(tape: Tape, func: Any, args: Any, kwargs: Any) -> Any:
     out, indices = pool(x, *arguments)
     tape.add(MaxPool(value, indices, arguments), out, nonnegative=value.nonnegative)
     return (out, indices) if wants_indices or return_indices else out
+
+
+_NAMED_WINNERS: dict[Any, Any] = {
+    F.max_pool1d: F.max_pool1d_with_indices,
+    torch.max_pool1d: F.max_pool1d_with_indices,
+    F.adaptive_max_pool1d: F.adaptive_max_pool1d_with_indices,
+    F.adaptive_max_pool2d: F.adaptive_max_pool2d_with_indices,
+    F.adaptive_max_pool3d: F.adaptive_max_pool3d_with_indices,
+    F.fractional_max_pool2d: F.fractional_max_pool2d_with_indices,
+    F.fractional_max_pool3d: F.fractional_max_pool3d_with_indices,
+}
+
+
+@records(*_NAMED_WINNERS, *set(_NAMED_WINNERS.values()))
+def _max_pool_by_winner(tape: Tape, func: Any, args: Any, kwargs: Any) -> Any:
+    """Poolings whose random or adaptive windows are told by their winners only."""
+    pool = _NAMED_WINNERS.get(func, func)
+    spatial = int(pool.__name__.split("pool")[1][0])
+    options = {k: v for k, v in kwargs.items() if k != "return_indices"}
+    x = args[0] if args else kwargs["input"]
+    value = tape.value(x)
+    if value is None or x.dim() != spatial + 2:
+        return _unrecorded(tape, func, args, kwargs)
+    out, indices = pool(*args, **options)
+    tape.add(MaxPool(value, indices, None), out, nonnegative=value.nonnegative)
+    return (out, indices) if pool is func or kwargs.get("return_indices") else out
+
+
+@records(F.avg_pool1d, F.adaptive_avg_pool1d)
+def _average_pool1d(tape: Tape, func: Any, args: Any, kwargs: Any) -> Tensor:
+    """In one dimension: PyTorch's own derivative is the transposed map."""
+    out = func(*args, **kwargs)
+    value = tape.value(args[0] if args else kwargs["input"])
+    if value is None:
+        return out
+    rest = args[1:]
+    options = {k: v for k, v in kwargs.items() if k != "input"}
+    shape = value.shape
+
+    def forward(v: Tensor) -> Tensor:
+        return func(v, *rest, **options)
+
+    def adjoint(g: Tensor) -> Tensor:
+        with torch.enable_grad():
+            v = torch.zeros((g.shape[0], *shape[1:]), dtype=g.dtype, device=g.device, requires_grad=True)
+            return torch.autograd.grad(forward(v), v, g)[0]
+
+    tape.add(AveragePool(value, forward, adjoint), out, nonnegative=value.nonnegative)
+    return out
 
 
 def _sized(shape: torch.Size, g: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 from .. import functional
 from ..errors import InPlaceError
 from .arithmetic import Scale
-from .base import Multipliers, Op, bind, records
+from .base import Arrived, Multipliers, Op, bind, records
 from .fallback import Replayed
 from .linear_maps import _unrecorded
 
@@ -26,7 +26,7 @@ class Reshape(Op):
 
     kind = "reshape"
 
-    def propagate(self, multipliers: list[Tensor | None], rule: Rule) -> Multipliers:
+    def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
         g, shape = multipliers[0], self.inputs[0].shape
         return (g.reshape(g.numel() // max(1, shape[1:].numel()), *shape[1:]),)
 
@@ -44,7 +44,7 @@ class Cat(Op):
         super().__init__(*inputs)
         self.places, self.dim = places, dim
 
-    def propagate(self, multipliers: list[Tensor | None], rule: Rule) -> Multipliers:
+    def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
         return functional.uncat(multipliers[0], self.dim, self.places)
 
     def propagate_relevance(self, relevance: Tensor) -> Multipliers:
@@ -65,7 +65,7 @@ class Cast(Op):
 
     kind = "cast"
 
-    def propagate(self, multipliers: list[Tensor | None], rule: Rule) -> Multipliers:
+    def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
         return (multipliers[0],)
 
     def propagate_relevance(self, relevance: Tensor) -> Multipliers:
@@ -76,6 +76,11 @@ class Dropout(Scale):
     """Dropout in training mode: a product with the mask that was drawn."""
 
     kind = "dropout"
+
+
+def _getter(name: str) -> Any:
+    """What the recorder sees when the model reads this attribute of a tensor."""
+    return getattr(Tensor, name).__get__
 
 
 def record_call(tape: Tape, func: Any, args: Any, kwargs: Any) -> Any:
@@ -122,11 +127,14 @@ def _cat(tape: Tape, func: Any, args: Any, kwargs: Any) -> Tensor:
 
 @records(
     torch.permute, Tensor.permute, torch.transpose, Tensor.transpose, Tensor.t, torch.t, torch.swapaxes, Tensor.swapaxes,
-    torch.movedim, Tensor.movedim, Tensor.T.__get__, Tensor.mT.__get__,
+    torch.movedim, Tensor.movedim, _getter("T"), _getter("mT"), _getter("H"), _getter("mH"),
     torch.chunk, Tensor.chunk, torch.split, Tensor.split, torch.tensor_split, Tensor.tensor_split, Tensor.unbind, torch.unbind,
     torch.stack, Tensor.__getitem__, torch.narrow, Tensor.narrow, torch.select, Tensor.select, torch.index_select,
     Tensor.index_select, F.pad, torch.roll, Tensor.roll, torch.flip, Tensor.flip, Tensor.expand, Tensor.expand_as,
-    Tensor.repeat, torch.tile, F.pixel_shuffle, F.pixel_unshuffle, F.channel_shuffle, F.unfold,
+    Tensor.repeat, torch.tile, Tensor.tile, torch.gather, Tensor.gather, torch.take_along_dim, torch.where, Tensor.where,
+    Tensor.masked_fill, torch.masked_fill, Tensor.unfold, torch.diagonal, Tensor.diagonal, torch.hstack, torch.vstack,
+    torch.repeat_interleave, Tensor.repeat_interleave, torch.rot90, Tensor.swapdims, torch.swapdims, torch.moveaxis,
+    Tensor.moveaxis, F.fold, torch.broadcast_to, Tensor.broadcast_to, F.pixel_shuffle, F.pixel_unshuffle, F.channel_shuffle, F.unfold,
 )  # fmt: skip
 def _movement(tape: Tape, func: Any, args: Any, kwargs: Any) -> Any:
     out = func(*args, **kwargs)
@@ -159,7 +167,7 @@ def _cast(tape: Tape, func: Any, args: Any, kwargs: Any) -> Any:
     return out
 
 
-@records(Tensor.detach, torch.detach, Tensor.data.__get__)
+@records(Tensor.detach, torch.detach, _getter("data"))
 def _detach(tape: Tape, func: Any, args: Any, kwargs: Any) -> Any:
     return func(*args, **kwargs)  # a constant from here on, as for gradients
 
@@ -180,11 +188,12 @@ _DROPOUT_DIMS = {F.dropout: None, F.dropout1d: 1, F.dropout2d: 2, F.dropout3d: 3
 @records(*_DROPOUT_DIMS)
 def _dropout(tape: Tape, func: Any, args: Any, kwargs: Any) -> Tensor:
     x, p, training, inplace = bind(args, kwargs, "input", "p", "training", "inplace", p=0.5, training=True, inplace=False)
-    value = tape.value(x)
     if not training or p == 0.0:
         return x
+    value = tape.known(x)
     # The mask is drawn as PyTorch does on the CPU, so that the random stream is the one of an unrecorded run; it is kept.
-    shape = x.shape if _DROPOUT_DIMS[func] is None else (*x.shape[: x.dim() - _DROPOUT_DIMS[func]], *(1,) * _DROPOUT_DIMS[func])
+    whole = _DROPOUT_DIMS[func]
+    shape = x.shape if whole is None else (*x.shape[: x.dim() - whole], *(1,) * whole)
     noise = torch.empty(shape, dtype=x.dtype, device=x.device).bernoulli_(1 - p)
     noise = noise.div_(1 - p) if p < 1 else noise
     out = x * noise

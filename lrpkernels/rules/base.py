@@ -11,7 +11,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from ..fuse import Block
-    from ..layers.activation import Relu
+    from ..layers.activation import Activation, Relu
     from ..layers.arithmetic import Add
     from ..layers.base import Multipliers
     from ..layers.pooling import AveragePool, MaxPool
@@ -75,6 +75,12 @@ class Rule:
         from ..functional import epsilon_scale
 
         return epsilon_scale(multiplier, op.output.tensor, epsilon=0.0)
+
+    def activation(self, op: Activation, multiplier: Tensor) -> Tensor:
+        """Through any other activation a = f(z): R is unchanged, so G meets a / z (stabilized by 1e-6 around z = 0)."""
+        from ..functional import ratio
+
+        return ratio(multiplier, op.output.tensor, op.inputs[0].tensor, epsilon=1e-6)
 
     def add(self, op: Add, multiplier: Tensor) -> Multipliers:
         """Through a sum of branches: shares u / (u + v), so G is the same for both."""

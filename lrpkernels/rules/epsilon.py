@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from ..functional import epsilon_scale
+from ..functional import epsilon_scale, ratio
 from .base import Rule, positive
 
 if TYPE_CHECKING:
     from ..fuse import Block
-    from ..layers.activation import Relu
+    from ..layers.activation import Activation, Relu
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,9 @@ class Epsilon(Rule):
 
     def linear(self, block: Block, multipliers: tuple[Tensor, Tensor | None]) -> Tensor:
         return block.epsilon(multipliers, self.eps, self.leak)
+
+    def activation(self, op: Activation, multiplier: Tensor) -> Tensor:
+        return ratio(multiplier, op.output.tensor, op.inputs[0].tensor, epsilon=max(self.eps, 1e-9))
 
     def relu(self, op: Relu, multiplier: Tensor) -> Tensor:
         return epsilon_scale(multiplier, op.output.tensor, epsilon=self.eps, leak=self.leak)

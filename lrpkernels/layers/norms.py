@@ -1,0 +1,98 @@
+"""Layer, group, instance and RMS normalization: the deviation is a constant, centring is a linear map."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .base import Arrived, Multipliers, Op, bind, records
+from .linear_maps import _unrecorded
+
+if TYPE_CHECKING:
+    from ..rules.base import Rule
+    from ..tape import Tape, Value
+
+
+class Normalization(Op):
+    """y = w (x - mean) / deviation + b over groups of elements of one sample.
+
+    The deviation is a constant of the relevance pass, as in AttnLRP (arXiv 2402.05602); the mean is subtracted by a linear map, whose
+    adjoint subtracts the multiplier's mean; w is live. Every rule treats it alike.
+    """
+
+    kind = "normalization"
+
+    def __init__(
+        self, input: Value, grouped: tuple[int, ...], weight: Tensor | None, eps: float, centred: bool = True
+    ) -> None:
+        super().__init__(input)
+        self.grouped, self.weight, self.eps, self.centred = grouped, weight, eps, centred
+
+    def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
+        g: Tensor = multipliers[0]
+        x = self.inputs[0].tensor.detach()
+        groups = x.reshape(self.grouped)
+        dims = tuple(range(2, len(self.grouped)))
+        if self.centred:
+            variance = groups.var(dims, unbiased=False, keepdim=True)
+        else:
+            variance = groups.square().mean(dims, keepdim=True)
+        scaled = g if self.weight is None else (g.unflatten(0, (-1, x.shape[0])) * self.weight).flatten(0, 1)
+        scaled = scaled.reshape(-1, *self.grouped) * torch.rsqrt(variance + self.eps)
+        if self.centred:
+            dims = tuple(d + 1 for d in dims)
+            scaled = scaled - scaled.mean(dims, keepdim=True)
+        return (scaled.reshape(g.shape).to(g.dtype),)
+
+
+def _per_channel(weight: Tensor | None, x: Tensor) -> Tensor | None:
+    return None if weight is None else weight.view(-1, *(1,) * (x.dim() - 2))
+
+
+@records(F.layer_norm, torch.layer_norm)
+def _layer_norm(tape: Tape, func: Any, args: Any, kwargs: Any) -> Tensor:
+    x, shape, weight, _, eps = bind(args, kwargs, "input", "normalized_shape", "weight", "bias", "eps", eps=1e-5)
+    if tape.value(x) is None:
+        return _unrecorded(tape, func, args, kwargs)
+    out = func(*args, **kwargs)
+    samples = x.shape[: x.dim() - len(shape)].numel()
+    tape.add(Normalization(tape.known(x), (1, samples, *shape), weight, eps), out)
+    return out
+
+
+@records(F.rms_norm)
+def _rms_norm(tape: Tape, func: Any, args: Any, kwargs: Any) -> Tensor:
+    x, shape, weight, eps = bind(args, kwargs, "input", "normalized_shape", "weight", "eps")
+    if tape.value(x) is None:
+        return _unrecorded(tape, func, args, kwargs)
+    out = func(*args, **kwargs)
+    eps = torch.finfo(x.dtype).eps if eps is None else eps
+    samples = x.shape[: x.dim() - len(shape)].numel()
+    tape.add(Normalization(tape.known(x), (1, samples, *shape), weight, eps, centred=False), out)
+    return out
+
+
+@records(F.group_norm, torch.group_norm)
+def _group_norm(tape: Tape, func: Any, args: Any, kwargs: Any) -> Tensor:
+    x, groups, weight, _, eps = bind(args, kwargs, "input", "num_groups", "weight", "bias", "eps", eps=1e-5)
+    if tape.value(x) is None:
+        return _unrecorded(tape, func, args, kwargs)
+    out = func(*args, **kwargs)
+    grouped = (x.shape[0], groups, x.shape[1:].numel() // groups)
+    tape.add(Normalization(tape.known(x), grouped, _per_channel(weight, x), eps), out)
+    return out
+
+
+@records(F.instance_norm)
+def _instance_norm(tape: Tape, func: Any, args: Any, kwargs: Any) -> Tensor:
+    names = ("input", "running_mean", "running_var", "weight", "bias", "use_input_stats", "momentum", "eps")
+    x, _, _, weight, _, use_input, _, eps = bind(args, kwargs, *names, use_input_stats=True, momentum=0.1, eps=1e-5)
+    if tape.value(x) is None or not use_input:  # running statistics: an affine map, whose gradient is exact
+        return _unrecorded(tape, func, args, kwargs)
+    out = func(*args, **kwargs)
+    grouped = (x.shape[0], x.shape[1], x.shape[2:].numel())
+    tape.add(Normalization(tape.known(x), grouped, _per_channel(weight, x), eps), out)
+    return out
