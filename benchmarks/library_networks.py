@@ -39,16 +39,22 @@ def _monai() -> dict[str, LibraryNetwork]:
             lambda: nets.DenseNet(3, 1, 3, block_config=(2, 2), **dense), (2, 1, 16, 16, 16), relu_only=True
         ),
         "monai ResNet": LibraryNetwork(
-            lambda: nets.ResNet(*small, spatial_dims=2, n_input_channels=1, num_classes=3), (2, 1, 32, 32), relu_only=True
+            lambda: nets.ResNet(*small, spatial_dims=2, n_input_channels=1, num_classes=3),
+            (2, 1, 32, 32),
+            relu_only=True,
         ),
         "monai ResNet 3-D": LibraryNetwork(
-            lambda: nets.ResNet(*deep, spatial_dims=3, n_input_channels=1, num_classes=3), (1, 1, 16, 16, 16), relu_only=True
+            lambda: nets.ResNet(*deep, spatial_dims=3, n_input_channels=1, num_classes=3),
+            (1, 1, 16, 16, 16),
+            relu_only=True,
         ),
         "monai SEResNet50": LibraryNetwork(
             lambda: nets.SEResNet50(spatial_dims=2, in_channels=3, num_classes=3), (1, 3, 32, 32)
         ),
         "monai EfficientNet-B0": LibraryNetwork(
-            lambda: nets.EfficientNetBN("efficientnet-b0", spatial_dims=2, in_channels=3, num_classes=3, pretrained=False),
+            lambda: nets.EfficientNetBN(
+                "efficientnet-b0", spatial_dims=2, in_channels=3, num_classes=3, pretrained=False
+            ),
             (1, 3, 32, 32),
         ),
         "monai Classifier": LibraryNetwork(
@@ -106,9 +112,21 @@ def _torchvision() -> dict[str, LibraryNetwork]:
     from torchvision import models
 
     sizes = {"inception_v3": 96, "vit_b_16": 224, "maxvit_t": 224}
-    extra = {"googlenet": {"aux_logits": False, "init_weights": False}, "inception_v3": {"aux_logits": False, "init_weights": False}}
+    extra = {
+        "googlenet": {"aux_logits": False, "init_weights": False},
+        "inception_v3": {"aux_logits": False, "init_weights": False},
+    }
     transformers = ("convnext_tiny", "vit_b_16", "swin_t", "maxvit_t")
-    relu_only = ("alexnet", "vgg11", "vgg11_bn", "resnet18", "resnet50", "resnext50_32x4d", "wide_resnet50_2", "squeezenet1_1")
+    relu_only = (
+        "alexnet",
+        "vgg11",
+        "vgg11_bn",
+        "resnet18",
+        "resnet50",
+        "resnext50_32x4d",
+        "wide_resnet50_2",
+        "squeezenet1_1",
+    )
     networks = {}
     for name in _TORCHVISION:
         size = sizes.get(name, 64)

@@ -23,7 +23,9 @@ from benchmarks.step import steps
 from benchmarks.timing import alternate, as_rows, environment, steady_allocator
 
 
-def many_targets(network: str, composite: lrp.Composite | lrp.Rule, targets: int, batch: int, size: int) -> dict[str, Callable[[], object]]:
+def many_targets(
+    network: str, composite: lrp.Composite | lrp.Rule, targets: int, batch: int, size: int
+) -> dict[str, Callable[[], object]]:
     torch.manual_seed(0)
     model = NETWORKS[network](targets).eval().requires_grad_(False)
     x = torch.rand(batch, 3, size, size)
@@ -56,10 +58,14 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
 
     def report(runs: dict[str, Callable[[], object]], label: str, floor: float | None) -> None:
-        for row in as_rows(alternate(runs, options.repeats, wall=options.wall), network=options.network, what=label, floor=floor):
+        for row in as_rows(
+            alternate(runs, options.repeats, wall=options.wall), network=options.network, what=label, floor=floor
+        ):
             rows.append(row)
             bound = "" if floor is None or row["ratio"] == 1 else f"   floor {floor:.2f}"
-            print(f"{label:<16} {row['name']:<24} {row['seconds']:9.4f} {row['ratio']:7.3f}   {row['low']:.3f} - {row['high']:.3f}{bound}")
+            print(
+                f"{label:<16} {row['name']:<24} {row['seconds']:9.4f} {row['ratio']:7.3f}   {row['low']:.3f} - {row['high']:.3f}{bound}"
+            )
 
     T = options.targets
     for label, composite, floor in (("epsilon", lrp.Epsilon(1e-2), (1 + T) / 2), ("z+", lrp.ZPlus(1e-2), (2 + T) / 3)):

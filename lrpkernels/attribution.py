@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .composite import Composite, as_composite
+from .errors import NonFiniteError
 from .rules import Rule
-from .tape import record
+from .tape import Tape, record
 from .target import Target
 
 
@@ -39,6 +41,7 @@ class LRP:
         target: Target = None,
         *,
         output: Callable[[Any], Tensor] | None = None,
+        memory_budget: int | None = None,
         **kwargs: Any,
     ) -> tuple[Any, Any]:
         """Logits and heatmap of a batch.
@@ -50,6 +53,7 @@ class LRP:
                 scalar per image; None: the highest logit. Of a dense output [B, K, H, W] an index means channel K summed over
                 positions; a regression output [B] needs no target.
             output: picks the logits out of the model's output, when that is no tensor.
+            memory_budget: bytes that several targets may take together, roughly; more go in turn. None: all at once.
             kwargs: passed on to the model.
 
         Returns:
@@ -61,5 +65,27 @@ class LRP:
             lrpkernels.errors.RelevanceError: a model that cannot be explained as asked.
         """
         with record(self.model, x, **kwargs) as tape:
-            heatmap = tape.relevance(target, self.composite, output=output)
+            heatmap = tape.relevance(target, self.composite, output=output, memory_budget=memory_budget)
+            _check_finite(tape, heatmap)
             return tape.output, heatmap
+
+
+def _check_finite(tape: Tape, heatmap: Any) -> None:
+    """A heatmap of NaNs is no explanation: say where they came from.
+
+    Raises:
+        NonFiniteError: names the first operation whose output is NaN or infinite, if there is one.
+    """
+    maps = heatmap if isinstance(heatmap, tuple) else (heatmap,)
+    if all(bool(torch.isfinite(m.detach().sum())) or bool(torch.isfinite(m.detach()).all()) for m in maps):
+        return
+    for op in tape.ops:
+        for value in op.outputs:
+            if value.dtype.is_floating_point and not bool(torch.isfinite(value.tensor.detach()).all()):
+                where = tape.module_path(op.module or tape.model)
+                raise NonFiniteError(
+                    f"{where}: the output of {op.label()} is not finite; the heatmap would be meaningless"
+                )
+    raise NonFiniteError(
+        "the heatmap is not finite although all activations are: a larger eps keeps the relevance pass bounded"
+    )

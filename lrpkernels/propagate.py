@@ -55,6 +55,7 @@ def propagate(
     composite: Composite | Rule | None,
     at: Sequence[str] | None,
     output: Callable[[Any], Tensor] | None,
+    memory_budget: int | None,
 ) -> Any:
     """See :meth:`lrpkernels.tape.Tape.relevance`."""
     chosen = as_composite(composite)
@@ -67,7 +68,9 @@ def propagate(
     hidden = {name: tape.module_output(name) for name in at or ()}
     with torch.autocast(logits.device.type, enabled=False):
         seed, targets = start(target, logits)
-        found = _walk(tape, value, seed, chosen, hidden)
+        chunks = [seed] if memory_budget is None or targets is None else _chunks(tape, seed, targets, memory_budget)
+        walks = [_walk(tape, value, part, chosen, hidden) for part in chunks]
+    found = {key: _joined([walk[key] for walk in walks]) for key in walks[0]}
     inputs = [found[id(v)] for v in tape.input_values]
     if all(r is None for r in inputs):
         raise UnusedInputError(
@@ -88,6 +91,20 @@ def propagate(
     return {"input": heatmap, **{name: shaped(found[id(v)], v) for name, v in hidden.items()}}
 
 
+def _chunks(tape: Tape, seed: Tensor, targets: int, budget: int) -> Sequence[Tensor]:
+    """The targets' seeds in groups whose multipliers fit the budget: about four of the largest value's size are alive at a time."""
+    if budget <= 0:
+        raise ValueError(f"memory_budget must be a positive number of bytes, got {budget!r}")
+    largest = max(value.shape.numel() * value.dtype.itemsize for op in tape.ops for value in op.outputs)
+    together = max(1, min(targets, budget // (4 * largest)))
+    return seed.split(together * (seed.shape[0] // targets))
+
+
+def _joined(parts: list[Tensor | None]) -> Tensor | None:
+    present = [part for part in parts if part is not None]
+    return None if not present else present[0] if len(present) == 1 else torch.cat(present)
+
+
 def plan(tape: Tape, composite: Composite, keep: Sequence[Value] = ()) -> list[tuple[Op, Rule]]:
     """The fused operations of a tape in order, each with its rule."""
     ops = fuse(tape.ops, keep)
@@ -96,7 +113,8 @@ def plan(tape: Tape, composite: Composite, keep: Sequence[Value] = ()) -> list[t
         names = {id(module): name or "(model)" for name, module in tape.model.named_modules()}
     sources = {id(v) for v in _behind_inputs(tape)} if composite.first is not None else set()
     return [
-        (op, composite.rule_for(op, names.get(id(op.module), ""), any(id(v) in sources for v in op.inputs))) for op in ops
+        (op, composite.rule_for(op, names.get(id(op.module), ""), any(id(v) in sources for v in op.inputs)))
+        for op in ops
     ]
 
 

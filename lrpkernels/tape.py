@@ -151,6 +151,7 @@ class Tape:
         composite: Composite | Rule | None = None,
         at: Sequence[str] | None = None,
         output: Callable[[Any], Tensor] | None = None,
+        memory_budget: int | None = None,
     ) -> Any:
         """Relevance at the model's input, and at the output of named modules.
 
@@ -159,6 +160,8 @@ class Tape:
             composite: which rule each layer follows; default :class:`lrpkernels.Epsilon` with eps 1e-2.
             at: module names. None: only the input's relevance is returned.
             output: picks the logits out of the model's output, when that is no tensor.
+            memory_budget: bytes that the multipliers of several targets may take together, roughly; more targets go in turn. None: all
+                at once.
 
         Returns:
             R at the input, the input's shape; with several targets [B, T, ...] (targets after the batch dimension). A tuple if the
@@ -175,7 +178,7 @@ class Tape:
             raise RuntimeError(
                 "tape: its tensors were released when the 'with' block ended; call relevance() inside it"
             )
-        return propagate(self, target=target, composite=composite, at=at, output=output)
+        return propagate(self, target, composite, at, output, memory_budget)
 
     def clear(self) -> None:
         """Release every recorded tensor."""

@@ -268,3 +268,21 @@ def test_rules_check_their_parameters() -> None:
         lrp.ZBox(1.0, 0.0)
     with pytest.raises(ValueError, match="2 values"):
         lrp.LRP(build(VGGLike), lrp.Epsilon(first=lrp.ZBox((0.0, 0.1), 1.0)))(X)
+
+
+def test_many_targets_within_a_memory_budget_are_the_same() -> None:
+    net = build(Residual)
+    attribution = lrp.LRP(net)
+    torch.testing.assert_close(attribution(X, "all", memory_budget=40_000)[1], attribution(X, "all")[1])
+    with lrp.record(net, X) as tape:
+        maps = tape.relevance("all", at=["layer1"], memory_budget=1)
+        assert maps["layer1"].shape == (4, 5, 6, 3, 3)
+    with pytest.raises(ValueError, match="memory_budget"):
+        attribution(X, "all", memory_budget=0)
+
+
+def test_non_finite_activations_are_traced_to_their_layer() -> None:
+    net = build(VGGLike)
+    net.features[2].weight.data[0, 0, 0, 0] = float("inf")
+    with pytest.raises(lrp.NonFiniteError, match=r"features\.2"), torch.no_grad():
+        lrp.LRP(net)(X, 0)

@@ -7,12 +7,12 @@ import warnings
 
 import pytest
 import torch
+from reference import FlexReLU, flex_heatmap
 from torch import Tensor, nn
 
 import lrpkernels as lrp
 from benchmarks.library_networks import NETWORKS, build, without_constants
 from lrpkernels.target import select_logits
-from reference import FlexReLU, flex_heatmap
 
 EPS = 1e-2
 

@@ -117,12 +117,24 @@ def _multi_head(tape: Tape, func: Any, args: Any, kwargs: Any) -> Any:
         "average_attn_weights", "is_causal",
     )  # fmt: skip
     given = dict(zip(names, bind(args, kwargs, *names, training=True, need_weights=True), strict=True))
-    for name in ("bias_k", "bias_v", "add_zero_attn", "static_k", "static_v", "use_separate_proj_weight", "key_padding_mask"):
+    for name in (
+        "bias_k",
+        "bias_v",
+        "add_zero_attn",
+        "static_k",
+        "static_v",
+        "use_separate_proj_weight",
+        "key_padding_mask",
+    ):
         if given[name] is not None and given[name] is not False:
-            raise UnsupportedOperationError(f"{tape.path()}: multi-head attention with {name} has no rule; leave it out")
+            raise UnsupportedOperationError(
+                f"{tape.path()}: multi-head attention with {name} has no rule; leave it out"
+            )
     q, k, v, heads = given["query"], given["key"], given["value"], given["num_heads"]
     if q.dim() != 3:
-        raise UnsupportedOperationError(f"{tape.path()}: multi-head attention needs batched input, got {q.dim()} dimensions")
+        raise UnsupportedOperationError(
+            f"{tape.path()}: multi-head attention needs batched input, got {q.dim()} dimensions"
+        )
     call = lambda function, *a, **kw: record_call(tape, function, a, kw)  # noqa: E731
     weights = given["in_proj_weight"].chunk(3)
     biases = (None,) * 3 if given["in_proj_bias"] is None else given["in_proj_bias"].chunk(3)

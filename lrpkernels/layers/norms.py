@@ -36,10 +36,8 @@ class Normalization(Op):
         x = self.inputs[0].tensor.detach()
         groups = x.reshape(self.grouped)
         dims = tuple(range(2, len(self.grouped)))
-        if self.centred:
-            variance = groups.var(dims, unbiased=False, keepdim=True)
-        else:
-            variance = groups.square().mean(dims, keepdim=True)
+        centre = groups.mean(dims, keepdim=True) if self.centred else 0.0
+        variance = (groups - centre).square().mean(dims, keepdim=True)
         scaled = g if self.weight is None else (g.unflatten(0, (-1, x.shape[0])) * self.weight).flatten(0, 1)
         scaled = scaled.reshape(-1, *self.grouped) * torch.rsqrt(variance + self.eps)
         if self.centred:

@@ -201,7 +201,9 @@ def _mean_op(value: Value, dims: tuple[int, ...], keepdim: bool) -> AveragePool:
 
 @records(torch.mean, Tensor.mean)
 def _mean(tape: Tape, func: Any, args: Any, kwargs: Any) -> Tensor:
-    x, dim, keepdim = bind(args, {**kwargs, "dim": kwargs.get("dim", kwargs.get("axis"))}, "input", "dim", "keepdim", keepdim=False)
+    x, dim, keepdim = bind(
+        args, {**kwargs, "dim": kwargs.get("dim", kwargs.get("axis"))}, "input", "dim", "keepdim", keepdim=False
+    )
     value = tape.value(x)
     dims = () if dim is None else ((dim,) if isinstance(dim, int) else tuple(dim))
     dims = tuple(d % x.dim() for d in dims)

@@ -187,7 +187,9 @@ _DROPOUT_DIMS = {F.dropout: None, F.dropout1d: 1, F.dropout2d: 2, F.dropout3d: 3
 
 @records(*_DROPOUT_DIMS)
 def _dropout(tape: Tape, func: Any, args: Any, kwargs: Any) -> Tensor:
-    x, p, training, inplace = bind(args, kwargs, "input", "p", "training", "inplace", p=0.5, training=True, inplace=False)
+    x, p, training, inplace = bind(
+        args, kwargs, "input", "p", "training", "inplace", p=0.5, training=True, inplace=False
+    )
     if not training or p == 0.0:
         return x
     value = tape.known(x)
