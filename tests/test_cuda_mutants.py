@@ -193,6 +193,20 @@ MUTANTS = {
     "heatmap_loss: ties rank in descending order": Mutant(
         "heatmap_loss", "cuda/heatmap_loss.cu", "~static_cast<unsigned>(i)}", "static_cast<unsigned>(i)}", "float32"
     ),
+    "affine: the second sum's place is the first's": Mutant(
+        "affine",
+        "cuda/channel_sum.cuh",
+        "const acc_t* const own = partial + s * partial_elements(extent, kVec);",
+        "const acc_t* const own = partial;",
+        "affine and float32",
+    ),
+    "affine: the sum's derivative misses the denominator": Mutant(
+        "affine",
+        "cuda/affine.cu",
+        "da[j] = share - (x[j] > acc_t(0) ? drop : acc_t(0));",
+        "da[j] = share;",
+        "sum and float32",
+    ),
 }
 
 

@@ -10,7 +10,7 @@ import pytest
 from cuda_on_cpu import SANITIZERS, SLOW, sanitizer_environment
 
 TESTS = Path(__file__).resolve().parent
-FAMILIES = ["pointwise", "pool", "conv", "conv_weight", "heatmap_loss"]
+FAMILIES = ["affine", "pointwise", "pool", "conv", "conv_weight", "heatmap_loss"]
 
 
 @pytest.mark.skipif(not SLOW, reason="minutes: LRPKERNELS_SLOW_TESTS=1 runs it; test_cuda_shim.py has the quick ones")

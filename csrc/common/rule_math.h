@@ -31,4 +31,14 @@ LRP_HD acc_t stabilize(acc_t d, acc_t epsilon) {
   return d >= acc_t(0) ? d + epsilon : d - epsilon;
 }
 
+// max(x, 0) and min(x, 0), with NaN in, NaN out.
+template <typename acc_t>
+LRP_HD acc_t positive_part(acc_t x) {
+  return x <= acc_t(0) ? acc_t(0) : x;
+}
+template <typename acc_t>
+LRP_HD acc_t negative_part(acc_t x) {
+  return x >= acc_t(0) ? acc_t(0) : x;
+}
+
 }  // namespace lrpkernels

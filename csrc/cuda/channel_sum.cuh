@@ -1,7 +1,7 @@
 // Elementwise passes that also sum a product per channel, in two deterministic stages: every block of the first writes
 // its own partial sums, the second adds them in a fixed order, in double. No atomics.
-// A Body is as in elementwise.cuh, but run returns the products:
-//   template <int kVec> __device__ Pack<acc_t, kVec> run(int64_t i) const;
+// A Body is as in elementwise.cuh, but has kSums and run returns that many products per element, one after the other:
+//   template <int kVec> __device__ Pack<acc_t, kSums * kVec> run(int64_t i) const;
 #pragma once
 #include "elementwise.cuh"
 #include "reduce.cuh"
@@ -53,43 +53,49 @@ struct ChunkPlan {
       : chunks(ceil_div(extent.numel, kChunk)), rows_per_chunk((kChunk + extent.inner - 2) / extent.inner + 1) {}
 };
 
-// Bytes of partial sums, whichever vector width the launcher takes.
-template <typename scalar_t>
-int64_t channel_sum_workspace(const LrpExtent& extent) {
-  constexpr int64_t kBytes = sizeof(arithmetic_t<scalar_t>);
-  if (extent.numel == 0) return 0;
+// Partial sums of one product.
+inline int64_t partial_elements(const LrpExtent& extent, int vec) {
   if (extent.inner > 1) {
     const ChunkPlan plan(extent);
-    return plan.chunks * plan.rows_per_chunk * kBytes;
+    return plan.chunks * plan.rows_per_chunk;
   }
-  int64_t most = 0;
-  for (const int vec : {1, kVectorWidth<scalar_t>}) {
-    const ColumnPlan plan(extent, vec);
-    const int64_t bytes = plan.row_blocks * plan.period * vec * kBytes;
-    most = bytes > most ? bytes : most;
-  }
-  return most;
+  const ColumnPlan plan(extent, vec);
+  return plan.row_blocks * plan.period * vec;
+}
+
+// Bytes of partial sums of `sums` products, whichever vector width the launcher takes.
+template <typename scalar_t>
+int64_t channel_sum_workspace(const LrpExtent& extent, int sums) {
+  if (extent.numel == 0) return 0;
+  const int64_t single = partial_elements(extent, 1), vectors = partial_elements(extent, kVectorWidth<scalar_t>);
+  return sums * (single > vectors ? single : vectors) * static_cast<int64_t>(sizeof(arithmetic_t<scalar_t>));
 }
 
 // Block: kChunk neighbouring elements; the products pass through shared memory, then groups of lanes sum one row each.
-// partial [chunk][row within the chunk].
+// partial [sum][chunk][row within the chunk].
 template <int kVec, typename Body>
 __global__ void __launch_bounds__(kThreads, kSumBlocksPerSm)
     chunk_sum_kernel(Body body, arithmetic_t<typename Body::scalar_t>* partial, int64_t numel, FastDivisor inner,
                      int64_t rows_per_chunk, int64_t chunks) {
   using acc_t = arithmetic_t<typename Body::scalar_t>;
-  LRP_SHARED(acc_t, product, [kChunk]);
+  LRP_SHARED(acc_t, product, [Body::kSums][kChunk]);
   int lanes = 1;  // per row
   while (lanes < 32 && lanes < inner.divisor()) lanes *= 2;
   for (int64_t chunk = blockIdx.x; chunk < chunks; chunk += gridDim.x) {
     const int64_t begin = chunk * kChunk, end = begin + kChunk < numel ? begin + kChunk : numel;
     for (int64_t i = begin + threadIdx.x * kVec; i < end; i += kThreads * kVec) {
       if (i + kVec <= end) {
-        const Pack<acc_t, kVec> pack = body.template run<kVec>(i);
+        const auto pack = body.template run<kVec>(i);
 #pragma unroll
-        for (int j = 0; j < kVec; ++j) product[i - begin + j] = pack[j];
+        for (int s = 0; s < Body::kSums; ++s)
+#pragma unroll
+          for (int j = 0; j < kVec; ++j) product[s][i - begin + j] = pack[s * kVec + j];
       } else {
-        for (int64_t j = i; j < end; ++j) product[j - begin] = body.template run<1>(j)[0];
+        for (int64_t j = i; j < end; ++j) {
+          const auto pack = body.template run<1>(j);
+#pragma unroll
+          for (int s = 0; s < Body::kSums; ++s) product[s][j - begin] = pack[s];
+        }
       }
     }
     __syncthreads();
@@ -98,15 +104,16 @@ __global__ void __launch_bounds__(kThreads, kSumBlocksPerSm)
     // The bound is the same for the whole block, because the shuffles need every lane.
     for (int64_t base = 0; base < rows; base += kThreads / lanes) {
       const int64_t row = base + threadIdx.x / lanes;
-      acc_t sum = 0;
-      if (row < rows) {
-        const int64_t row_begin = (first + row) * inner.divisor(), row_end = row_begin + inner.divisor();
-        const int from = static_cast<int>((row_begin > begin ? row_begin : begin) - begin);
-        const int to = static_cast<int>((row_end < end ? row_end : end) - begin);
-        for (int i = from + lane; i < to; i += lanes) sum += product[i];
+      const int64_t row_begin = (first + row) * inner.divisor(), row_end = row_begin + inner.divisor();
+      const int from = static_cast<int>((row_begin > begin ? row_begin : begin) - begin);
+      const int to = row < rows ? static_cast<int>((row_end < end ? row_end : end) - begin) : 0;
+#pragma unroll
+      for (int s = 0; s < Body::kSums; ++s) {
+        acc_t sum = 0;
+        for (int i = from + lane; i < to; i += lanes) sum += product[s][i];
+        sum = lane_group_sum(sum, lanes);
+        if (row < rows && lane == 0) write_global(partial + (s * chunks + chunk) * rows_per_chunk + row, sum);
       }
-      sum = lane_group_sum(sum, lanes);
-      if (row < rows && lane == 0) write_global(partial + chunk * rows_per_chunk + row, sum);
     }
     __syncthreads();
   }
@@ -133,41 +140,50 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
 }
 
 // Block: a slab of the period over rows_per_block rows. Thread: always the same channels, kVec sums in registers; the
-// groups meet in shared memory. partial [row block][period * kVec].
+// groups meet in shared memory. partial [sum][row block][period * kVec].
 template <int kVec, typename Body>
 __global__ void __launch_bounds__(kThreads, kSumBlocksPerSm)
     column_sum_kernel(Body body, arithmetic_t<typename Body::scalar_t>* partial, int64_t numel, ColumnPlan plan) {
   using acc_t = arithmetic_t<typename Body::scalar_t>;
-  LRP_SHARED(acc_t, group_sum, [kThreads * kVec]);
+  LRP_SHARED(acc_t, group_sum, [Body::kSums][kThreads * kVec]);
   const int group = static_cast<int>(threadIdx.x) / plan.width, lane = static_cast<int>(threadIdx.x) % plan.width;
   const int64_t vector = static_cast<int64_t>(blockIdx.x) * plan.width + lane;
-  Pack<acc_t, kVec> sum = filled<kVec>(acc_t(0));
+  auto sum = filled<Body::kSums * kVec>(acc_t(0));
   if (group < plan.groups && vector < plan.period) {
     const int64_t begin = static_cast<int64_t>(blockIdx.y) * plan.rows_per_block;
     const int64_t end = begin + plan.rows_per_block < plan.rows ? begin + plan.rows_per_block : plan.rows;
     for (int64_t row = begin + group; row < end; row += plan.groups) {
       const int64_t i = (row * plan.period + vector) * kVec;
       if (i + kVec <= numel) {
-        const Pack<acc_t, kVec> pack = body.template run<kVec>(i);
+        const auto pack = body.template run<kVec>(i);
 #pragma unroll
-        for (int j = 0; j < kVec; ++j) sum[j] += pack[j];
+        for (int j = 0; j < Body::kSums * kVec; ++j) sum[j] += pack[j];
       } else {
 #pragma unroll
-        for (int j = 0; j < kVec; ++j)
-          if (i + j < numel) sum[j] += body.template run<1>(i + j)[0];
+        for (int j = 0; j < kVec; ++j) {
+          if (i + j >= numel) continue;
+          const auto pack = body.template run<1>(i + j);
+#pragma unroll
+          for (int s = 0; s < Body::kSums; ++s) sum[s * kVec + j] += pack[s];
+        }
       }
     }
   }
 #pragma unroll
-  for (int j = 0; j < kVec; ++j) group_sum[threadIdx.x * kVec + j] = sum[j];
+  for (int s = 0; s < Body::kSums; ++s)
+#pragma unroll
+    for (int j = 0; j < kVec; ++j) group_sum[s][threadIdx.x * kVec + j] = sum[s * kVec + j];
   __syncthreads();
   const int width = plan.width * kVec;
   for (int position = threadIdx.x; position < width; position += kThreads) {
     const int64_t where = static_cast<int64_t>(blockIdx.x) * width + position;
     if (where >= plan.period * kVec) continue;
-    acc_t total = 0;
-    for (int g = 0; g < plan.groups; ++g) total += group_sum[g * width + position];
-    write_global(partial + blockIdx.y * plan.period * kVec + where, total);
+#pragma unroll
+    for (int s = 0; s < Body::kSums; ++s) {
+      acc_t total = 0;
+      for (int g = 0; g < plan.groups; ++g) total += group_sum[s][g * width + position];
+      write_global(partial + (s * plan.row_blocks + blockIdx.y) * plan.period * kVec + where, total);
+    }
   }
 }
 
@@ -195,28 +211,46 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
   }
 }
 
-// total [channels]; workspace of channel_sum_workspace bytes.
+// totals: kSums pointers to [channels]; workspace of channel_sum_workspace bytes.
 template <int kVec, typename Body>
-int launch_channel_sum(const Body& body, const LrpExtent& extent, void* workspace, void* total, void* stream) {
+int launch_channel_sum(const Body& body, const LrpExtent& extent, void* workspace, void* const (&totals)[Body::kSums],
+                       void* stream) {
   using acc_t = arithmetic_t<typename Body::scalar_t>;
   auto* const partial = static_cast<acc_t*>(workspace);
-  auto* const sums = static_cast<acc_t*>(total);
+  const FastDivisor inner(extent.inner);
   if (extent.inner > 1) {
     const ChunkPlan plan(extent);
-    const FastDivisor inner(extent.inner);
     LRP_LAUNCH((chunk_sum_kernel<kVec, Body>), grid_for(plan.chunks, 1), kThreads, stream, body, partial, extent.numel,
                inner, plan.rows_per_chunk, plan.chunks);
-    const int64_t samples = extent.numel / (extent.channels * extent.inner);
-    LRP_LAUNCH(chunk_total_kernel<acc_t>, grid_for(extent.channels, 1), kThreads, stream, partial, sums, samples,
-               extent.channels, inner, plan.rows_per_chunk, FastDivisor((extent.inner - 1) / kChunk + 2));
   } else {
     const ColumnPlan plan(extent, kVec);
     const dim3 grid(static_cast<unsigned>(plan.slabs), static_cast<unsigned>(plan.row_blocks));
     LRP_LAUNCH((column_sum_kernel<kVec, Body>), grid, kThreads, stream, body, partial, extent.numel, plan);
-    LRP_LAUNCH(column_total_kernel<acc_t>, grid_for(extent.channels, 32), kThreads, stream, partial, sums,
-               extent.channels, plan.period * kVec, plan.row_blocks);
+  }
+  for (int s = 0; s < Body::kSums; ++s) {
+    const acc_t* const own = partial + s * partial_elements(extent, kVec);
+    auto* const total = static_cast<acc_t*>(totals[s]);
+    if (extent.inner > 1) {
+      const ChunkPlan plan(extent);
+      LRP_LAUNCH(chunk_total_kernel<acc_t>, grid_for(extent.channels, 1), kThreads, stream, own, total,
+                 extent.numel / (extent.channels * extent.inner), extent.channels, inner, plan.rows_per_chunk,
+                 FastDivisor((extent.inner - 1) / kChunk + 2));
+    } else {
+      const ColumnPlan plan(extent, kVec);
+      LRP_LAUNCH(column_total_kernel<acc_t>, grid_for(extent.channels, 32), kThreads, stream, own, total,
+                 extent.channels, plan.period * kVec, plan.row_blocks);
+    }
   }
   return LRP_LAST_ERROR();
 }
+
+// Drops the products of a Body where nobody asks for the sums.
+template <typename Body>
+struct WithoutSum : Body {
+  template <int kVec>
+  __device__ __forceinline__ void run(int64_t i) const {
+    Body::template run<kVec>(i);
+  }
+};
 
 }  // namespace lrpkernels::cuda

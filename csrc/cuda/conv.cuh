@@ -111,7 +111,7 @@ LRP_HD int weight_sets(LrpConvWeights weights) {
 
 template <typename acc_t>
 LRP_HD acc_t weight_part(LrpConvWeights weights, int set, acc_t w) {
-  const acc_t positive = w > acc_t(0) ? w : acc_t(0) * w, negative = w < acc_t(0) ? w : acc_t(0) * w;  // NaN stays
+  const acc_t positive = positive_part(w), negative = negative_part(w);
   switch (weights) {
     case kWeight:
       return w;

@@ -6,11 +6,15 @@
 
 namespace lrpkernels::cuda {
 
+// Blocks that must fit a multiprocessor; a Body that needs more than 64 registers specialises it.
+template <typename Body>
+constexpr int kResidentBlocks = kBlocksPerSm;
+
 // One thread: one 16-byte vector (or one element) of the forward values per step, all targets. Neighbouring threads
 // read neighbouring vectors. The launcher guarantees the alignment; the last, partial vector is done element by
 // element.
 template <int kVec, typename Body>
-__global__ void __launch_bounds__(kThreads, kBlocksPerSm) elementwise_kernel(Body body, int64_t numel) {
+__global__ void __launch_bounds__(kThreads, kResidentBlocks<Body>) elementwise_kernel(Body body, int64_t numel) {
   const int64_t stride = static_cast<int64_t>(gridDim.x) * kThreads * kVec;
   for (int64_t i = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) * kVec; i < numel; i += stride) {
     if (i + kVec <= numel) {

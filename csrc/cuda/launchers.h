@@ -168,4 +168,27 @@ int lrp_heatmap_scores(LrpDtype dtype, const void* heatmap, const void* mask, vo
 int lrp_heatmap_scores_backward(LrpDtype dtype, const void* heatmap, const void* mask, const int32_t* order,
                                 const void* grad_foreground, const void* grad_signed_foreground,
                                 const void* grad_background, void* grad_heatmap, LrpHeatmap shape, void* stream);
+
+// A sum t = a + b under the z+ rule: s = G t / (a+ + b+ + eps); result_a is s where a >= 0, else 0, result_b likewise.
+int lrp_sum_zplus(LrpDtype dtype, const void* multiplier, const void* a, const void* b, void* result_a, void* result_b,
+                  LrpExtent extent, double epsilon, void* stream);
+
+int lrp_sum_zplus_backward(LrpDtype dtype, const void* grad_a, const void* grad_b, const void* multiplier,
+                           const void* a, const void* b, void* grad_multiplier, void* grad_input_a, void* grad_input_b,
+                           LrpExtent extent, double epsilon, void* stream);
+
+// A batch norm that stands alone, y = k_c x + c_c per channel; value: its output, or that of a ReLU behind it.
+//   epsilon rule: G_in = G v k / (z + eps sgn z), z = k x + c
+//   z+ rule:      G_in = G v k' / (z+ + eps), z+ = (k x)+ + c+, k' = k+ where x >= 0, k- elsewhere
+// slope and shift are in the arithmetic type; shift may be null (0).
+int lrp_affine(LrpDtype dtype, int zplus, const void* multiplier, const void* value, const void* input,
+               const void* slope, const void* shift, void* result, LrpExtent extent, double epsilon, void* stream);
+
+int64_t lrp_affine_backward_workspace(LrpDtype dtype, LrpExtent extent);
+
+// grad_slope and grad_shift (both, or neither) are sums over all but the channel.
+int lrp_affine_backward(LrpDtype dtype, int zplus, const void* grad, const void* multiplier, const void* value,
+                        const void* input, const void* slope, const void* shift, void* grad_multiplier,
+                        void* grad_value, void* grad_input, void* grad_slope, void* grad_shift, void* workspace,
+                        LrpExtent extent, double epsilon, void* stream);
 }

@@ -45,6 +45,7 @@ struct EpsilonScale {
 // dG = t m k, du = sum_T t (G + G2) k dm/du; the products summed to dk_c are sum_T t (G + G2) m.
 template <typename storage_t>
 struct EpsilonScaleBackward {
+  static constexpr int kSums = 1;
   using scalar_t = storage_t;
   using acc_t = arithmetic_t<scalar_t>;
 
@@ -166,15 +167,6 @@ struct RatioBackward {
   }
 };
 
-// Drops the products of a Body that offers them.
-template <typename Body>
-struct WithoutSum : Body {
-  template <int kVec>
-  __device__ __forceinline__ void run(int64_t i) const {
-    Body::template run<kVec>(i);
-  }
-};
-
 }  // namespace
 
 extern "C" {  // the launchers of launchers.h
@@ -202,11 +194,11 @@ int lrp_epsilon_scale(LrpDtype dtype, const void* multiplier, const void* addend
 int64_t lrp_epsilon_scale_backward_workspace(LrpDtype dtype, LrpExtent extent) {
   switch (dtype) {
     case kFloat32:
-      return channel_sum_workspace<float>(extent);
+      return channel_sum_workspace<float>(extent, 1);
     case kFloat64:
-      return channel_sum_workspace<double>(extent);
+      return channel_sum_workspace<double>(extent, 1);
     default:
-      return channel_sum_workspace<__half>(extent);
+      return channel_sum_workspace<__half>(extent, 1);
   }
 }
 
@@ -232,8 +224,8 @@ int lrp_epsilon_scale_backward(LrpDtype dtype, const void* grad, const void* mul
     const bool vectors = vectorizable<scalar_t>(extent, grad, multiplier, addend, output, grad_multiplier, grad_output);
     if (grad_scale == nullptr)
       return launch_elementwise(WithoutSum<EpsilonScaleBackward<scalar_t>>{body}, extent.numel, vectors, stream);
-    return vectors ? launch_channel_sum<kVectorWidth<scalar_t>>(body, extent, workspace, grad_scale, stream)
-                   : launch_channel_sum<1>(body, extent, workspace, grad_scale, stream);
+    return vectors ? launch_channel_sum<kVectorWidth<scalar_t>>(body, extent, workspace, {grad_scale}, stream)
+                   : launch_channel_sum<1>(body, extent, workspace, {grad_scale}, stream);
   });
 }
 

@@ -71,20 +71,12 @@ class Heatmap(ctypes.Structure):
 
 
 class Counts(ctypes.Structure):
-    """Global memory traffic since `Kernels.configure`: bytes asked for by lanes, 32-byte sectors per warp access and block."""
+    """Global memory traffic since `Kernels.configure`.
 
-    _fields_ = [
-        (name, c_int64)
-        for name in (
-            "load_bytes",
-            "store_bytes",
-            "load_sectors",
-            "store_sectors",
-            "block_load_sectors",
-            "block_store_sectors",
-            "launches",
-        )
-    ]
+    Bytes that lanes asked for, 32-byte sectors per warp access, different sectors per block and per launch.
+    """
+
+    _fields_ = [(name, c_int64) for name in ("bytes", "sectors", "block_sectors", "launch_sectors", "launches")]
 
 
 _POINTER, _EXTENT, _REAL, _DTYPE = c_void_p, Extent, c_double, c_int
@@ -107,6 +99,11 @@ SIGNATURES: Mapping[str, tuple[Any, list[Any]]] = {
     "lrp_heatmap_scores_workspace": (c_int64, [Heatmap]),
     "lrp_heatmap_scores": (c_int, [_DTYPE, *[_POINTER] * 7, Heatmap, _POINTER]),
     "lrp_heatmap_scores_backward": (c_int, [_DTYPE, *[_POINTER] * 7, Heatmap, _POINTER]),
+    "lrp_sum_zplus": (c_int, [_DTYPE, *[_POINTER] * 5, _EXTENT, _REAL, _POINTER]),
+    "lrp_sum_zplus_backward": (c_int, [_DTYPE, *[_POINTER] * 8, _EXTENT, _REAL, _POINTER]),
+    "lrp_affine": (c_int, [_DTYPE, c_int, *[_POINTER] * 6, _EXTENT, _REAL, _POINTER]),
+    "lrp_affine_backward_workspace": (c_int64, [_DTYPE, _EXTENT]),
+    "lrp_affine_backward": (c_int, [_DTYPE, c_int, *[_POINTER] * 12, _EXTENT, _REAL, _POINTER]),
     "lrp_max_pool_winner": (c_int, [_DTYPE, *[_POINTER] * 3, Pool, _POINTER]),
     "lrp_max_pool_winner_backward": (c_int, [_DTYPE, *[_POINTER] * 3, Pool, _POINTER]),
     "lrp_average_pool": (c_int, [_DTYPE, *[_POINTER] * 2, Pool, _POINTER]),

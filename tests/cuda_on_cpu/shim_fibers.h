@@ -50,10 +50,12 @@ inline Settings& settings() {
 }
 
 // Global memory as the warps see it. Bytes are those the lanes ask for; sectors are the 32-byte pieces touched by one
-// access of one warp; block sectors count a piece once per block, as a perfect first-level cache would.
+// access of one warp. Block sectors count a piece once per block, as a perfect first-level cache would, launch sectors
+// once per launch, as a perfect second-level cache would.
 struct Counts {
-  int64_t load_bytes, store_bytes, load_sectors, store_sectors, block_load_sectors, block_store_sectors, launches;
+  int64_t bytes, sectors, block_sectors, launch_sectors, launches;
 };
+using Sectors = std::vector<uint64_t>;
 inline Counts& counts() {
   static thread_local Counts value{};
   return value;
@@ -85,7 +87,7 @@ struct Fiber {
   const char* site = nullptr;  // of the barrier it waits at
   unsigned mask = 0;
   unsigned block_phase = 0, warp_phase = 0;
-  uint32_t accesses = 0;
+  uint32_t accesses[2] = {};  // loads, stores
   Index thread{};
   std::vector<AsyncCopy> copies;               // issued
   std::vector<std::vector<AsyncCopy>> groups;  // committed, oldest first
@@ -97,17 +99,16 @@ struct Fiber {
 #endif
 };
 
-// One access of a warp: the lanes' n-th global access each.
+// One access of a warp: the lanes' n-th load, or n-th store.
 struct Access {
-  bool store = false;
   int64_t bytes = 0;
-  std::vector<uint64_t> sectors;
+  Sectors sectors;
 };
 
 struct Warp {
   uint64_t slot[kWarp] = {};
   uint32_t fragment[kWarp][16] = {};  // of matrix instructions
-  std::vector<Access> accesses;
+  std::vector<Access> accesses[2];    // loads, stores
 };
 
 struct Block {
@@ -303,35 +304,44 @@ SHIM_NO_TSAN inline void access(const void* address, size_t bytes, bool store, b
   if (active && at % bytes != 0) die("misaligned global access");
   if (!settings().count) return;
   Fiber* fiber = current()->fiber;
-  std::vector<Access>& accesses = current()->warps[fiber->id / kWarp].accesses;
-  const uint32_t ordinal = fiber->accesses++;
+  std::vector<Access>& accesses = current()->warps[fiber->id / kWarp].accesses[store];
+  const uint32_t ordinal = fiber->accesses[store]++;
   if (accesses.size() <= ordinal) accesses.resize(ordinal + 1);
   if (!active) return;
   Access& entry = accesses[ordinal];
-  entry.store = store;
   entry.bytes += static_cast<int64_t>(bytes);
   for (uint64_t sector = at / kSector; sector <= (at + bytes - 1) / kSector; ++sector) entry.sectors.push_back(sector);
 }
 
-inline int64_t distinct(std::vector<uint64_t>& sectors) {
+inline int64_t keep_distinct(Sectors& sectors) {
   std::sort(sectors.begin(), sectors.end());
-  return std::unique(sectors.begin(), sectors.end()) - sectors.begin();
+  sectors.erase(std::unique(sectors.begin(), sectors.end()), sectors.end());
+  return static_cast<int64_t>(sectors.size());
+}
+
+// Of the current launch: loads and stores.
+inline Sectors* launch_sectors() {
+  static thread_local Sectors value[2];
+  return value;
 }
 
 inline void count_block(Block* block) {
-  std::vector<uint64_t> loads, stores;
+  Sectors own[2];
   for (unsigned w = 0; w * kWarp < block->threads; ++w) {
     Warp& warp = block->warps[w];
-    for (Access& entry : warp.accesses) {
-      (entry.store ? counts().store_bytes : counts().load_bytes) += entry.bytes;
-      std::vector<uint64_t>& all = entry.store ? stores : loads;
-      all.insert(all.end(), entry.sectors.begin(), entry.sectors.end());
-      (entry.store ? counts().store_sectors : counts().load_sectors) += distinct(entry.sectors);
+    for (int store = 0; store < 2; ++store) {
+      for (Access& entry : warp.accesses[store]) {
+        counts().bytes += entry.bytes;
+        counts().sectors += keep_distinct(entry.sectors);
+        own[store].insert(own[store].end(), entry.sectors.begin(), entry.sectors.end());
+      }
+      warp.accesses[store].clear();
     }
-    warp.accesses.clear();
   }
-  counts().block_load_sectors += distinct(loads);
-  counts().block_store_sectors += distinct(stores);
+  for (int store = 0; store < 2; ++store) {
+    counts().block_sectors += keep_distinct(own[store]);
+    launch_sectors()[store].insert(launch_sectors()[store].end(), own[store].begin(), own[store].end());
+  }
 }
 
 // Asynchronous copies to shared memory: the destination is undefined (NaN) from issue to the wait that covers it.
@@ -423,7 +433,7 @@ SHIM_NO_TSAN inline void run_block(Block* block, Order& order) {
     Fiber& fiber = block->fibers[i];
     fiber.state = State::kReady;
     fiber.block_phase = fiber.warp_phase = 0;
-    fiber.accesses = 0;
+    fiber.accesses[0] = fiber.accesses[1] = 0;
 #if defined(__SANITIZE_ADDRESS__)
     // The last fiber on this stack never returned from its first frames.
     __asan_unpoison_memory_region(fiber.stack + kStackBytes - kPage, kPage);
@@ -542,6 +552,10 @@ inline void launch(dim3 grid, dim3 threads, const char* name, std::function<void
   }
   current() = outer;
   ++counts().launches;
+  for (int store = 0; store < 2; ++store) {
+    counts().launch_sectors += keep_distinct(launch_sectors()[store]);
+    launch_sectors()[store].clear();
+  }
 #if defined(__SANITIZE_ADDRESS__)
   __asan_unpoison_memory_region(block.arena, kArenaBytes);
 #endif
