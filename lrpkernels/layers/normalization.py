@@ -38,12 +38,12 @@ class BatchNorm(LinearMap):
         return self.mean.shape[0]
 
     def scale(self) -> Tensor:
-        """k, (C,)."""
-        return self.inverse_deviation if self.gamma is None else self.gamma * self.inverse_deviation
+        """k, (C,), float32 or float64."""
+        return self.inverse_deviation if self.gamma is None else _wide(self.gamma) * self.inverse_deviation
 
     def shift(self, detach: bool = True) -> Tensor:
         """c, (C,); ``detach`` cuts beta off from gradients, k stays live."""
-        shift = -self.scale() * self.mean
+        shift = -self.scale() * _wide(self.mean)
         if self.beta is None:
             return shift
         return shift + (self.beta.detach() if detach else self.beta)
@@ -82,6 +82,11 @@ class BatchNorm(LinearMap):
         return vector
 
 
+def _wide(tensor: Tensor) -> Tensor:
+    """Statistics are computed with in float32 or better."""
+    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
+
+
 @records(F.batch_norm)
 def _batch_norm(tape: Tape, func: Any, args: Any, kwargs: Any) -> Tensor:
     names = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
@@ -102,6 +107,6 @@ def _batch_norm(tape: Tape, func: Any, args: Any, kwargs: Any) -> Tensor:
         )
     else:
         out = func(x, mean, var, gamma, beta, False, momentum, eps)
-        inverse_deviation = torch.rsqrt(var + eps)
-    tape.add(BatchNorm(value, gamma, beta, mean.detach(), inverse_deviation.detach()), out)
+        inverse_deviation = torch.rsqrt(_wide(var) + eps)
+    tape.add(BatchNorm(value, gamma, beta, mean.detach(), _wide(inverse_deviation.detach())), out)
     return out

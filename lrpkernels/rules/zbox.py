@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..functional import ratio
-from .base import Rule, positive
+from .base import Rule, layer_input, positive
 
 if TYPE_CHECKING:
     from ..fuse import Block
@@ -52,7 +52,7 @@ class ZBox(Rule):
         g, addend = multipliers
         if addend is not None:
             g = g + addend
-        x = block.input.tensor
+        x = layer_input(block)
         weight, bias = block.weight(), block.bias()
         low, high = self._bound("low", self.low, x), self._bound("high", self.high, x)
         parts = [(x, weight)]

@@ -1,0 +1,64 @@
+"""Mixed and half precision on the CPU: heatmaps close to float64, gradients of the right dtype, no silent upcast of the model."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import lrpkernels as lrp
+from isnet import ISNet, ISNetLoss
+from networks import NETWORKS, build
+
+X = torch.rand(4, 3, 12, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+COMPOSITES = {
+    "epsilon": lrp.Epsilon(1e-2),
+    "box": lrp.Epsilon(1e-2, first=lrp.ZBox(0.0, 1.0)),
+    "z+": lrp.ZPlus(1e-2),
+    "EpsilonGammaBox": lrp.EpsilonGammaBox(0.0, 1.0, stabilizer=1e-2),
+}
+
+
+def _error(low: Tensor, exact: Tensor) -> float:
+    """Mean absolute difference as a share of the mean magnitude: single elements may fall on the other side of a ReLU."""
+    return float((low.double() - exact).abs().mean() / exact.abs().mean())
+
+
+@pytest.mark.parametrize("composite", COMPOSITES)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_heatmaps_under_autocast_and_in_half_precision(name: str, composite: str) -> None:
+    net = build(NETWORKS[name])
+    rule = COMPOSITES[composite]
+    with torch.no_grad():
+        exact = lrp.LRP(net, rule)(X, 1)[1]
+        single = lrp.LRP(copy.deepcopy(net).float(), rule)(X.float(), 1)[1]
+        assert single.dtype == torch.float32 and _error(single, exact) < 1e-4
+        with torch.autocast("cpu", torch.bfloat16):
+            mixed = lrp.LRP(copy.deepcopy(net).float(), rule)(X.float(), 1)[1]
+        assert mixed.dtype == torch.float32 and _error(mixed, exact) < 0.2
+        half = lrp.LRP(copy.deepcopy(net).bfloat16(), rule)(X.bfloat16(), 1)[1]
+        assert half.dtype == torch.bfloat16 and _error(half, exact) < 0.3
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_an_isnet_step_under_autocast_has_the_gradients_of_full_precision(name: str) -> None:
+    labels, masks = torch.tensor([0, 3, 1, 4]), torch.zeros(4, 1, 12, 12)
+    masks[..., 3:9, 3:9] = 1
+
+    def gradients(dtype: torch.dtype, autocast: bool) -> list[Tensor]:
+        model = build(NETWORKS[name]).to(dtype)
+        net = ISNet(model, "selective")
+        net.training = True  # the classifier stays in evaluation mode: no dropout, running statistics
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            out = net(X.to(dtype))
+        terms = ISNetLoss()(out, labels, masks)
+        terms.total.backward()
+        return [p.grad for p in model.parameters() if p.grad is not None]
+
+    exact, mixed = gradients(torch.float64, False), gradients(torch.float32, True)
+    assert all(g.dtype == torch.float32 and bool(torch.isfinite(g).all()) for g in mixed)
+    a, b = (torch.cat([g.double().flatten() for g in gs]) for gs in (exact, mixed))
+    cosine = float(nn.functional.cosine_similarity(a, b, dim=0))
+    assert cosine > 0.97, cosine
