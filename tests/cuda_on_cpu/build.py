@@ -61,7 +61,7 @@ def compile_kernels(name: str, sanitizer: str | None = None, patches: Sequence[t
     """
     sources = ROOT / "csrc"
     compiler, version = _compiler()
-    flags = (*_FLAGS, *(SANITIZERS[sanitizer] if sanitizer else ("-O1",) if patches else ("-O2",)))
+    flags = (*_FLAGS, *(SANITIZERS[sanitizer] if sanitizer else ("-O1",)))
     source = SHIM / "misuse.cu" if name == "misuse" else sources / "cuda" / f"{name}.cu"
     digest = hashlib.sha256(repr((name, flags, version, patches)).encode())
     for path in (source, *_headers(sources)):

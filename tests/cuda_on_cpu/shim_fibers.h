@@ -1,159 +1,10 @@
-// The machinery under cuda_shim.h: fibers, barriers, shared memory, launches, and counting of memory accesses.
+// Threads of the shim: switching between fibers, barriers, shuffles, and the launch that runs block after block.
 #pragma once
 #include <sys/mman.h>
 
-#include <functional>
-#include <vector>
-
-#if defined(__SANITIZE_ADDRESS__)
-#include <sanitizer/asan_interface.h>
-#include <sanitizer/common_interface_defs.h>
-#endif
-#if defined(__SANITIZE_THREAD__)
-#include <sanitizer/tsan_interface.h>
-#define SHIM_NO_TSAN __attribute__((no_sanitize("thread")))
-#else
-#define SHIM_NO_TSAN
-#endif
-#if !defined(__x86_64__)
-#error "the fiber switch is written for x86-64"
-#endif
-
-struct dim3 {
-  unsigned x, y, z;
-  constexpr dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
-};
+#include "shim_memory.h"
 
 namespace shim {
-
-constexpr int kWarp = 32;
-constexpr unsigned kMaxThreads = 1024;  // of a block
-constexpr size_t kStackBytes = 64 * 1024, kPage = 4096;
-constexpr size_t kSharedBytes = 48 * 1024;  // static shared memory of a block
-constexpr size_t kArenaBytes = 256 * 1024, kRedZone = 128;
-constexpr int kMaxShared = 64;  // shared arrays of a kernel
-constexpr int kInvalidConfiguration = 9;
-constexpr uint64_t kSector = 32;
-
-struct Index {
-  unsigned x, y, z;
-};
-
-struct Settings {
-  int order = 0;  // of threads and blocks: 0 ascending, 1 descending, otherwise the seed of a random one
-  int64_t max_grid_x = 2147483647;
-  bool count = false;
-};
-inline Settings& settings() {
-  static thread_local Settings value;
-  return value;
-}
-
-// Global memory as the warps see it. Bytes are those the lanes ask for; sectors are the 32-byte pieces touched by one
-// access of one warp. Block sectors count a piece once per block, as a perfect first-level cache would, launch sectors
-// once per launch, as a perfect second-level cache would.
-struct Counts {
-  int64_t bytes, sectors, block_sectors, launch_sectors, launches;
-};
-using Sectors = std::vector<uint64_t>;
-inline Counts& counts() {
-  static thread_local Counts value{};
-  return value;
-}
-
-inline int& error_state() {
-  static thread_local int value = 0;
-  return value;
-}
-inline int last_error() {
-  const int error = error_state();
-  error_state() = 0;
-  return error;
-}
-
-enum class State : uint8_t { kReady, kBlockBarrier, kWarpBarrier, kDone };
-
-struct AsyncCopy {
-  void* to;
-  const void* from;  // null: zeros
-  size_t bytes;
-};
-
-struct Fiber {
-  void* stack_pointer = nullptr;
-  char* stack = nullptr;
-  State state = State::kDone;
-  unsigned id = 0;
-  const char* site = nullptr;  // of the barrier it waits at
-  unsigned mask = 0;
-  unsigned block_phase = 0, warp_phase = 0;
-  uint32_t accesses[2] = {};  // loads, stores
-  Index thread{};
-  std::vector<AsyncCopy> copies;               // issued
-  std::vector<std::vector<AsyncCopy>> groups;  // committed, oldest first
-#if defined(__SANITIZE_ADDRESS__)
-  void* fake_stack = nullptr;
-#endif
-#if defined(__SANITIZE_THREAD__)
-  void* tsan = nullptr;
-#endif
-};
-
-// One access of a warp: the lanes' n-th load, or n-th store.
-struct Access {
-  int64_t bytes = 0;
-  Sectors sectors;
-};
-
-struct Warp {
-  uint64_t slot[kWarp] = {};
-  uint32_t fragment[kWarp][16] = {};  // of matrix instructions
-  std::vector<Access> accesses[2];    // loads, stores
-};
-
-struct Block {
-  dim3 grid_size, block_size;
-  Index block_index{};
-  unsigned threads = 0;
-  const char* name = "";
-  std::function<void()> kernel;
-  // Plain arrays in what fibers touch: ThreadSanitizer would see the insides of a vector as shared data of the kernel.
-  Fiber* fibers = nullptr;
-  Warp* warps = nullptr;
-  Fiber* fiber = nullptr;
-  void* main_stack_pointer = nullptr;
-  struct Shared {
-    const void* key;
-    char* data;
-    size_t bytes;
-  };
-  Shared shared[kMaxShared];
-  int arrays = 0;
-  char* arena = nullptr;
-  size_t arena_used = 0, shared_bytes = 0;
-#if defined(__SANITIZE_ADDRESS__)
-  const void* main_bottom = nullptr;
-  size_t main_size = 0;
-  void* main_fake_stack = nullptr;
-#endif
-#if defined(__SANITIZE_THREAD__)
-  void* main_tsan = nullptr;
-  char tsan_start = 0, tsan_end = 0, tsan_barrier[2] = {};
-  char tsan_warp_barrier[kMaxThreads / kWarp][2] = {};
-#endif
-};
-
-inline Block*& current() {
-  static thread_local Block* block = nullptr;
-  return block;
-}
-
-[[noreturn]] inline void die(const char* what) {
-  const Block* block = current();
-  std::fprintf(stderr, "cuda shim: kernel %s, block (%u, %u, %u), thread %u: %s\n", block->name, block->block_index.x,
-               block->block_index.y, block->block_index.z, block->fiber ? block->fiber->id : 0, what);
-  std::abort();
-}
 
 extern "C" void shim_switch(void** save_stack_pointer, void* load_stack_pointer);
 __asm__(R"(
@@ -227,23 +78,6 @@ SHIM_NO_TSAN inline void resume(Block* block, Fiber* fiber) {
   block->fiber = nullptr;
 }
 
-// The block's shared array of this key: the first thread that asks makes it.
-SHIM_NO_TSAN __attribute__((noinline)) inline void* shared_memory(const void* key, size_t bytes) {
-  Block* block = current();
-  for (int i = 0; i < block->arrays; ++i)
-    if (block->shared[i].key == key) return block->shared[i].data;
-  block->shared_bytes += (bytes + 15) / 16 * 16;
-  if (block->shared_bytes > kSharedBytes) die("more than 48 KiB of static shared memory");
-  char* data = block->arena + block->arena_used;
-  block->arena_used += (bytes + kRedZone - 1) / kRedZone * kRedZone + kRedZone;
-  if (block->arrays == kMaxShared) die("too many shared arrays");
-  block->shared[block->arrays++] = {key, data, bytes};
-#if defined(__SANITIZE_ADDRESS__)
-  __asan_unpoison_memory_region(data, bytes);
-#endif
-  return data;
-}
-
 SHIM_NO_TSAN __attribute__((noinline)) inline void block_barrier(const char* site) {
   Fiber* fiber = current()->fiber;
   fiber->state = State::kBlockBarrier;
@@ -296,81 +130,6 @@ SHIM_NO_TSAN inline unsigned ballot(unsigned mask, bool predicate, const char* s
     if ((mask >> lane) & 1) bits |= static_cast<unsigned>(warp.slot[lane] != 0) << lane;
   warp_barrier(mask, site + 1);
   return bits;
-}
-
-// Every global access passes here. `active` is false for a lane that takes part in the access but touches nothing.
-SHIM_NO_TSAN inline void access(const void* address, size_t bytes, bool store, bool active) {
-  const auto at = reinterpret_cast<uint64_t>(address);
-  if (active && at % bytes != 0) die("misaligned global access");
-  if (!settings().count) return;
-  Fiber* fiber = current()->fiber;
-  std::vector<Access>& accesses = current()->warps[fiber->id / kWarp].accesses[store];
-  const uint32_t ordinal = fiber->accesses[store]++;
-  if (accesses.size() <= ordinal) accesses.resize(ordinal + 1);
-  if (!active) return;
-  Access& entry = accesses[ordinal];
-  entry.bytes += static_cast<int64_t>(bytes);
-  for (uint64_t sector = at / kSector; sector <= (at + bytes - 1) / kSector; ++sector) entry.sectors.push_back(sector);
-}
-
-inline int64_t keep_distinct(Sectors& sectors) {
-  std::sort(sectors.begin(), sectors.end());
-  sectors.erase(std::unique(sectors.begin(), sectors.end()), sectors.end());
-  return static_cast<int64_t>(sectors.size());
-}
-
-// Of the current launch: loads and stores.
-inline Sectors* launch_sectors() {
-  static thread_local Sectors value[2];
-  return value;
-}
-
-inline void count_block(Block* block) {
-  Sectors own[2];
-  for (unsigned w = 0; w * kWarp < block->threads; ++w) {
-    Warp& warp = block->warps[w];
-    for (int store = 0; store < 2; ++store) {
-      for (Access& entry : warp.accesses[store]) {
-        counts().bytes += entry.bytes;
-        counts().sectors += keep_distinct(entry.sectors);
-        own[store].insert(own[store].end(), entry.sectors.begin(), entry.sectors.end());
-      }
-      warp.accesses[store].clear();
-    }
-  }
-  for (int store = 0; store < 2; ++store) {
-    counts().block_sectors += keep_distinct(own[store]);
-    launch_sectors()[store].insert(launch_sectors()[store].end(), own[store].begin(), own[store].end());
-  }
-}
-
-// Asynchronous copies to shared memory: the destination is undefined (NaN) from issue to the wait that covers it.
-SHIM_NO_TSAN inline void async_issue(void* to, const void* from, size_t bytes, bool active) {
-  if (reinterpret_cast<uint64_t>(to) % bytes != 0) die("misaligned shared destination of an asynchronous copy");
-  access(from, bytes, false, active);
-  std::memset(to, 0xFF, bytes);
-  current()->fiber->copies.push_back({to, active ? from : nullptr, bytes});
-}
-
-inline void async_commit() {
-  Fiber* fiber = current()->fiber;
-  fiber->groups.push_back(std::move(fiber->copies));
-  fiber->copies.clear();
-}
-
-// Until at most `pending` committed groups are under way.
-inline void async_wait(size_t pending) {
-  Fiber* fiber = current()->fiber;
-  while (fiber->groups.size() > pending) {
-    for (const AsyncCopy& copy : fiber->groups.front()) {
-      if (copy.from) {
-        std::memcpy(copy.to, copy.from, copy.bytes);
-      } else {
-        std::memset(copy.to, 0, copy.bytes);
-      }
-    }
-    fiber->groups.erase(fiber->groups.begin());
-  }
 }
 
 // Releases the warps whose lanes have all arrived; true if any was.
@@ -563,12 +322,3 @@ inline void launch(dim3 grid, dim3 threads, const char* name, std::function<void
 }
 
 }  // namespace shim
-
-// What tests and benchmarks call.
-extern "C" {
-__attribute__((weak, visibility("default"))) void shim_configure(int order, int64_t max_grid_x, int count) {
-  shim::settings() = {order, max_grid_x, count != 0};
-  shim::counts() = {};
-}
-__attribute__((weak, visibility("default"))) void shim_counts(shim::Counts* result) { *result = shim::counts(); }
-}
