@@ -90,6 +90,7 @@ CONSERVING: dict[str, tuple[Callable[[Tensor], Tensor], tuple[int, ...]]] = {
     "product-of-alike": (lambda x: x * x.flip(1), (5,)),
     "quotient": (lambda x: x / x.norm(dim=1, keepdim=True), (5,)),
     "stochastic-depth": (lambda x: x * torch.tensor([1.0, 2.0, 0.0]).double()[: len(x), None], (5,)),
+    "new-constants": (lambda x: x * (x.new_ones(1) + torch.zeros_like(x)), (5,)),
     "t-method": (lambda x: x.mT.contiguous(), (3, 2)),
 }
 

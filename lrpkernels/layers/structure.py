@@ -167,9 +167,13 @@ def _cast(tape: Tape, func: Any, args: Any, kwargs: Any) -> Any:
     return out
 
 
-@records(Tensor.detach, torch.detach, _getter("data"))
-def _detach(tape: Tape, func: Any, args: Any, kwargs: Any) -> Any:
-    return func(*args, **kwargs)  # a constant from here on, as for gradients
+@records(
+    Tensor.detach, torch.detach, _getter("data"), Tensor.new_zeros, Tensor.new_ones, Tensor.new_full, Tensor.new_empty, Tensor.new_tensor,
+    torch.zeros_like, torch.ones_like, torch.full_like, torch.empty_like, torch.rand_like, torch.randn_like,
+)  # fmt: skip
+def _constant(tape: Tape, func: Any, args: Any, kwargs: Any) -> Any:
+    """A constant from here on, as for gradients."""
+    return func(*args, **kwargs)
 
 
 @records(Tensor.__setitem__, Tensor.index_put_, Tensor.masked_fill_, Tensor.copy_, Tensor.fill_, Tensor.zero_)
