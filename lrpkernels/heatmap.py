@@ -73,6 +73,8 @@ def background_share(relevance: Tensor, mask: Tensor) -> Tensor:
     try:
         outside = magnitude * (1 - mask.to(magnitude.dtype))
     except RuntimeError as error:
-        raise ValueError(f"mask: shape {tuple(mask.shape)} does not fit relevance of shape {tuple(relevance.shape)}") from error
+        raise ValueError(
+            f"mask: shape {tuple(mask.shape)} does not fit relevance of shape {tuple(relevance.shape)}"
+        ) from error
     total = magnitude.flatten(1).sum(1)
     return outside.flatten(1).sum(1) / torch.where(total > 0, total, torch.ones_like(total))

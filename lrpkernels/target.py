@@ -54,7 +54,7 @@ def start(target: Target, logits: Tensor) -> tuple[Tensor, int | None]:
     if target is None:
         if logits.dim() > 2:
             raise ValueError(
-                f"target: the output has shape {tuple(logits.shape)}; name a channel (its sum over positions is explained), \"all\", or "
+                f'target: the output has shape {tuple(logits.shape)}; name a channel (its sum over positions is explained), "all", or '
                 "pass a callable from the output to one scalar per image"
             )
         return _one_hot(logits.detach().argmax(1), logits), None
