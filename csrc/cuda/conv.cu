@@ -1,6 +1,7 @@
 // Convolution relevance as implicit matrix products: the transposed map with a scaled input, and the map itself.
 #include <type_traits>
 
+#include "conv_depthwise.cuh"
 #include "conv_mma.cuh"
 #include "conv_simt.cuh"
 
@@ -94,6 +95,7 @@ void launch_simt(const ConvProblem<scalar_t>& p, const scalar_t* weight, void* w
 
 template <typename scalar_t>
 int launch_conv(ConvProblem<scalar_t> p, const void* weight, void* workspace, const LrpConv& conv, void* stream) {
+  if (is_depthwise(conv)) return launch_depthwise(p, weight, conv, stream);
   p.packed = workspace;
   const int64_t blocks = phases_of(p) * p.groups * p.row_tiles * p.column_tiles;
   if (blocks > max_grid_x()) return kInvalidValue;
@@ -115,6 +117,7 @@ int launch_conv(ConvProblem<scalar_t> p, const void* weight, void* workspace, co
 extern "C" {  // the launchers of launchers.h
 
 int64_t lrp_conv_workspace(LrpDtype dtype, LrpConv conv, LrpConvWeights weights, int transposed) {
+  if (is_depthwise(conv)) return 0;
   const auto bytes = [&](auto storage) {
     using scalar_t = decltype(storage);
     const int64_t numel = packed_elements(problem_of<scalar_t>(conv, weights, transposed != 0));

@@ -134,7 +134,8 @@ int lrp_average_pool(LrpDtype dtype, const void* input, void* result, LrpPool po
 // The transposed map: multiplier [T * B, C, output] -> result [T * B, C, input].
 int lrp_average_pool_transpose(LrpDtype dtype, const void* multiplier, void* result, LrpPool pool, void* stream);
 
-// Bytes of scratch memory for the packed weights of lrp_conv_relevance (transposed = 1) or lrp_conv (0).
+// Bytes of scratch memory for the packed weights of lrp_conv_relevance (transposed = 1) or lrp_conv (0); 0 for
+// depthwise.
 int64_t lrp_conv_workspace(LrpDtype dtype, LrpConv conv, LrpConvWeights weights, int transposed);
 
 // The transposed map: multiplier [T * B, C_out, output] -> result [T * B, C_in, input]. Workspace 16-byte aligned.
