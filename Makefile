@@ -3,10 +3,12 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV ?= .venv
 BIN := $(VENV)/bin
+# This environment's torch is a CPU build, which no CUDA kernel can run with: `make build LRPKERNELS_CUDA=auto` builds them all the same.
+export LRPKERNELS_CUDA ?= 0
 SOURCES := $(shell find csrc -type f) setup.py lrpkernels/_build_config.py
 CPP_FILES := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help build demo test lint format kernels clean
+.PHONY: help build demo test lint format kernels linked clean
 
 help:
 	@echo "make build    environment in $(VENV) and the package in it, editable"
@@ -21,8 +23,10 @@ $(BIN)/.environment: pyproject.toml
 	$(BIN)/python -m pip install -q --disable-pip-version-check "$(TORCH)" numpy "setuptools>=77" wheel ninja pybind11
 	touch $@
 
+# The peers that tests compare with; without their dependencies, since zennit's torchvision does not import beside torch 2.13.
 $(BIN)/.built: $(BIN)/.environment $(SOURCES)
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-build-isolation -e ".[isnet,test,lint]"
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps zennit==0.5.1 captum==0.9.0
 	$(BIN)/python -m lrpkernels
 	touch $@
 
@@ -48,6 +52,11 @@ format: build
 # REQUIRE_NVCC=1 makes a missing nvcc an error.
 kernels: build
 	$(BIN)/python tests/compile_kernels.py $(if $(REQUIRE_NVCC),--require-nvcc)
+
+# The CUDA kernels linked into the extension beside this CPU torch, for one architecture, and imported from there.
+linked: build
+	LRPKERNELS_CUDA=1 TORCH_CUDA_ARCH_LIST=9.0 $(BIN)/python setup.py -q build --build-base build/linked
+	cd build/linked/lib* && ../../../$(BIN)/python -c "import lrpkernels; from lrpkernels._extension import has_cuda_kernels as k; assert k(); print(lrpkernels.show_config())"
 
 clean:
 	rm -rf build dist *.egg-info $(BIN)/.built lrpkernels/_C.*.so

@@ -169,7 +169,7 @@ def EpsilonGammaBox(
     stabilizer: float = 1e-6,
 ) -> Composite:
     """gamma for convolutions, epsilon (layer form) for dense layers, z^B at the input. Source: Montavon et al. 2019."""
-    return _preset(Gamma(gamma, stabilizer), EpsilonLayerwise(eps), ZBox(low, high, stabilizer), stabilizer)
+    return _preset(Gamma(gamma, stabilizer), EpsilonLayerwise(eps), ZBox(low, high, stabilizer, bias=False), stabilizer)
 
 
 def ISNetComposite(eps: float = 1e-2, low: Any = 0.0, high: Any = 1.0) -> Composite:

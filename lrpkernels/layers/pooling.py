@@ -180,17 +180,19 @@ def _adaptive_average_pool(tape: Tape, func: Any, args: Any, kwargs: Any) -> Ten
     return out
 
 
-def _mean_op(value: Value, dims: tuple[int, ...], keepdim: bool) -> AveragePool:
+def _mean_op(value: Value, dims: tuple[int, ...], keepdim: bool, total: bool = False) -> AveragePool:
+    """Mean, or sum, over dimensions other than the first."""
     shape = value.shape
     count = 1
     for d in dims:
         count *= shape[d]
 
     def forward(v: Tensor) -> Tensor:
-        return v.mean(dims, keepdim=keepdim)
+        return v.sum(dims, keepdim=keepdim) if total else v.mean(dims, keepdim=keepdim)
 
     def adjoint(g: Tensor) -> Tensor:
-        g = g / count
+        if not total:
+            g = g / count
         if not keepdim:
             for d in sorted(dims):
                 g = g.unsqueeze(d)
@@ -199,16 +201,16 @@ def _mean_op(value: Value, dims: tuple[int, ...], keepdim: bool) -> AveragePool:
     return AveragePool(value, forward, adjoint)
 
 
-@records(torch.mean, Tensor.mean)
+@records(torch.mean, Tensor.mean, torch.sum, Tensor.sum)
 def _mean(tape: Tape, func: Any, args: Any, kwargs: Any) -> Tensor:
-    x, dim, keepdim = bind(
-        args, {**kwargs, "dim": kwargs.get("dim", kwargs.get("axis"))}, "input", "dim", "keepdim", keepdim=False
-    )
+    options = {**kwargs, "dim": kwargs.get("dim", kwargs.get("axis"))}
+    x, dim, keepdim = bind(args, options, "input", "dim", "keepdim", keepdim=False)
     value = tape.value(x)
     dims = () if dim is None else ((dim,) if isinstance(dim, int) else tuple(dim))
     dims = tuple(d % x.dim() for d in dims)
     if value is None or not dims or 0 in dims or kwargs.get("dtype") is not None:
         return _unrecorded(tape, func, args, kwargs)
     out = func(*args, **kwargs)
-    tape.add(_mean_op(value, dims, bool(keepdim)), out, nonnegative=value.nonnegative)
+    op = _mean_op(value, dims, bool(keepdim), total=func in (torch.sum, Tensor.sum))
+    tape.add(op, out, nonnegative=value.nonnegative)
     return out

@@ -146,7 +146,7 @@ def _movement(tape: Tape, func: Any, args: Any, kwargs: Any) -> Any:
     return out
 
 
-@records(torch.sum, Tensor.sum, torch.cumsum, Tensor.cumsum, F.interpolate, F.upsample)
+@records(torch.cumsum, Tensor.cumsum, F.interpolate, F.upsample)
 def _linear_function(tape: Tape, func: Any, args: Any, kwargs: Any) -> Any:
     out = func(*args, **kwargs)
     inputs = list({id(v): v for v in map(tape.value, tree_leaves((args, kwargs))) if v is not None}.values())

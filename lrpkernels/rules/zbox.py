@@ -26,6 +26,7 @@ class ZBox(Rule):
         low: l, the smallest pixel value: a number, or one per channel.
         high: h, the largest pixel value, likewise; low < high.
         eps: stabilizer, >= 0.
+        bias: whether b takes part in z, as above; without it z = W x - l W+ 1 - h W- 1 (what zennit's box rule comes to).
 
     Raises:
         ValueError: low is not below high, or a length that is not the number of input channels.
@@ -36,6 +37,7 @@ class ZBox(Rule):
     low: float | tuple[float, ...] = 0.0
     high: float | tuple[float, ...] = 1.0
     eps: float = 1e-2
+    bias: bool = True
 
     yields_relevance = True
 
@@ -53,10 +55,10 @@ class ZBox(Rule):
         if addend is not None:
             g = g + addend
         x = layer_input(block)
-        weight, bias = block.weight(), block.bias()
+        weight, bias = block.weight(), block.bias() if self.bias else None
         low, high = self._bound("low", self.low, x), self._bound("high", self.high, x)
         parts = [(x, weight)]
-        z = block.preactivation()
+        z = block.preactivation(bias=self.bias)
         for bound, numbers, clamp in ((low, self.low, {"min": 0}), (high, self.high, {"max": 0})):
             if bound is None:
                 continue
