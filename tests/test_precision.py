@@ -6,11 +6,11 @@ import copy
 
 import pytest
 import torch
+from networks import NETWORKS, build
 from torch import Tensor, nn
 
 import lrpkernels as lrp
 from isnet import ISNet, ISNetLoss
-from networks import NETWORKS, build
 
 X = torch.rand(4, 3, 12, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
 COMPOSITES = {
