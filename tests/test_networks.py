@@ -94,11 +94,11 @@ def test_one_step_down_the_gradient_lowers_a_heatmap_loss(name: str) -> None:
     before.backward()
     squared = sum(float(p.grad.square().sum()) for p in model.parameters() if p.grad is not None)
     assert 0 < squared < float("inf")
-    step = 1e-3 * before.item() / squared
+    step = 1e-5 * before.item() / squared
     with torch.no_grad():
         for p in model.parameters():
             if p.grad is not None:
                 p -= step * p.grad
         after = loss()
-    fallen = (before - after).item() / (1e-3 * before.item())
-    assert fallen > 0.3, f"the loss fell by {fallen:.2f} of what its gradient promised"
+    fallen = (before - after).item() / (1e-5 * before.item())
+    assert fallen > 0.5, f"the loss fell by {fallen:.2f} of what its gradient promised"
