@@ -7,11 +7,14 @@ formulas, so that a wrong hand-derived gradient cannot agree with them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from . import functional
 
 LAYOUTS = ("contiguous", "channels_last", "strided", "offset")
 
@@ -202,3 +205,29 @@ def error_ratio(actual: Tensor, plain: Tensor, exact: Tensor) -> float:
     roundings = 64 if actual.dtype == torch.float64 else 2
     allowed = 2 * (eager[known] - exact).abs().max().nan_to_num(0.0) + roundings * limits.eps * exact.abs().max()
     return float(error / (allowed + limits.tiny))
+
+
+@contextmanager
+def emulated_cuda() -> Iterator[None]:
+    """While active, the engine's own ops are the CUDA kernels, run thread by thread on the CPU, on CPU tensors of any dtype.
+
+    Needs the emulated kernels as ``torch.ops.lrpkernels_emulated``; the tests compile them from ``csrc/cuda`` (see
+    ``tests/test_emulated_ops.py``). Convolutions stay ATen's.
+
+    Raises:
+        RuntimeError: the emulated kernels are not loaded.
+    """
+    emulated = torch.ops.lrpkernels_emulated
+    if not hasattr(emulated, "epsilon_scale"):
+        raise RuntimeError(
+            "emulated_cuda: torch.ops.lrpkernels_emulated is not loaded; tests/test_emulated_ops.py compiles it"
+        )
+    modules = (functional.pointwise, functional.conv)
+    before = [module.ops for module in modules]
+    for module in modules:
+        module.ops = emulated
+    try:
+        yield
+    finally:
+        for module, ops in zip(modules, before, strict=True):
+            module.ops = ops

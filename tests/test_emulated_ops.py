@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 from pathlib import Path
@@ -17,23 +18,36 @@ OPS = ("epsilon_scale", "epsilon_scale_backward", "ratio", "ratio_backward")
 SHAPES = [(2, 3, 5, 7), (4, 17), (2, 3, 2, 5, 3), (1, 37, 2, 5), (0, 3, 4, 4)]
 
 
-def compile_emulated_ops(library: Path) -> None:
-    """Schemas, registrations and every .cu file, for the ops torch.ops.lrpkernels_emulated."""
-    flags = ["-O1", "-shared", "-fPIC", "-fvisibility=hidden", "-std=c++20", "-DNDEBUG", "-DLRP_EMULATED_CUDA"]
-    flags += ["-DTORCH_TARGET_VERSION=0x020b000000000000", f"-I{ROOT / 'tests' / 'cuda_on_cpu'}"]
-    flags += [f"-I{path}" for path in include_paths()]
+def load_emulated_ops() -> None:
+    """Schemas, registrations and every .cu file under the shim, as the ops torch.ops.lrpkernels_emulated; compiled once."""
+    if hasattr(torch.ops.lrpkernels_emulated, "epsilon_scale"):
+        return
+    shim = ROOT / "tests" / "cuda_on_cpu"
     sources = [ROOT / "csrc" / "library.cpp", *sorted((ROOT / "csrc" / "cuda").glob("*.c*"))]
     sources = [path for path in sources if path.suffix in (".cpp", ".cu")]
-    links = [f"-L{path}" for path in library_paths()] + ["-ltorch_cpu", "-lc10"]
-    command = [os.environ.get("CXX", "g++"), *flags, "-x", "c++", *map(str, sources), "-o", str(library), *links]
-    subprocess.run(command, check=True, timeout=300)
+    read = [
+        path
+        for folder in (ROOT / "csrc", shim)
+        for path in sorted(folder.rglob("*"))
+        if path.suffix[:2] in (".c", ".h")
+    ]
+    state = hashlib.sha256(torch.__version__.encode() + b"".join(path.read_bytes() for path in read)).hexdigest()[:20]
+    library = ROOT / "build" / "cuda_on_cpu" / f"ops-{state}.so"
+    if not library.exists():
+        flags = ["-O1", "-shared", "-fPIC", "-fvisibility=hidden", "-std=c++20", "-DNDEBUG", "-DLRP_EMULATED_CUDA"]
+        flags += ["-DTORCH_TARGET_VERSION=0x020b000000000000", f"-I{shim}", *(f"-I{path}" for path in include_paths())]
+        links = [f"-L{path}" for path in library_paths()] + ["-ltorch_cpu", "-lc10"]
+        library.parent.mkdir(parents=True, exist_ok=True)
+        part = library.with_suffix(f".{os.getpid()}")
+        command = [os.environ.get("CXX", "g++"), *flags, "-x", "c++", *map(str, sources), "-o", str(part), *links]
+        subprocess.run(command, check=True, timeout=600)
+        part.replace(library)
+    torch.ops.load_library(str(library))
 
 
 @pytest.fixture(scope="module", autouse=True)
-def emulated_ops(tmp_path_factory: pytest.TempPathFactory) -> None:
-    library = tmp_path_factory.mktemp("emulated") / "ops.so"
-    compile_emulated_ops(library)
-    torch.ops.load_library(str(library))
+def emulated_ops() -> None:
+    load_emulated_ops()
 
 
 def test_agree_with_float64() -> None:

@@ -1,0 +1,59 @@
+"""Whole networks through the CUDA sources on CPU tensors: heatmaps and training gradients equal the CPU backend's."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from networks import NETWORKS, build
+from test_emulated_ops import load_emulated_ops
+from torch import Tensor
+
+import lrpkernels as lrp
+from lrpkernels.testing import emulated_cuda
+
+X = torch.rand(2, 3, 12, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _kernels() -> None:
+    load_emulated_ops()
+
+
+def _run(name: str, rule: lrp.Rule, dtype: torch.dtype, emulated: bool) -> tuple[Tensor, Tensor]:
+    """Heatmap and all gradients of a loss on it, as one vector."""
+    net = build(NETWORKS[name]).to(dtype)
+    if emulated:
+        with emulated_cuda():
+            heatmap = lrp.LRP(net, rule)(X.to(dtype), 1)[1]
+            heatmap.float().square().sum().backward() if dtype == torch.float16 else heatmap.square().sum().backward()
+    else:
+        heatmap = lrp.LRP(net, rule)(X.to(dtype), 1)[1]
+        heatmap.square().sum().backward()
+    return heatmap.detach(), torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None])
+
+
+@pytest.mark.parametrize("rule", [lrp.Epsilon(1e-2, first=lrp.ZBox(0, 1)), lrp.ZPlus(1e-2)], ids=["epsilon", "z+"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks_through_the_cuda_sources_equal_the_cpu_backend(name: str, dtype: torch.dtype, rule: lrp.Rule) -> None:
+    ours, expected = _run(name, rule, dtype, True), _run(name, rule, dtype, False)
+    tolerance = 1e-10 if dtype == torch.float64 else 2e-4
+    for a, b in zip(ours, expected, strict=True):
+        assert float((a - b).abs().max()) <= tolerance * float(b.abs().max())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_half_precision_through_the_cuda_sources_is_close_to_float64(name: str, dtype: torch.dtype) -> None:
+    exact, _ = _run(name, lrp.Epsilon(1e-2), torch.float64, False)
+    half, gradients = _run(name, lrp.Epsilon(1e-2), dtype, True)
+    assert half.dtype == dtype and bool(torch.isfinite(gradients).all())
+    error = float((half.double() - exact).abs().mean() / exact.abs().mean())
+    assert error < (0.2 if dtype == torch.float16 else 0.3), error
+
+
+def test_the_cpu_kernels_are_back_afterwards() -> None:
+    before = lrp.functional.pointwise.ops
+    with emulated_cuda():
+        assert lrp.functional.pointwise.ops is torch.ops.lrpkernels_emulated
+    assert lrp.functional.pointwise.ops is before
