@@ -223,11 +223,11 @@ def emulated_cuda() -> Iterator[None]:
             "emulated_cuda: torch.ops.lrpkernels_emulated is not loaded; tests/test_emulated_ops.py compiles it"
         )
     modules = (functional.pointwise, functional.conv)
-    before = [module.ops for module in modules]
+    before = [vars(module)["ops"] for module in modules]
     for module in modules:
-        module.ops = emulated
+        vars(module)["ops"] = emulated
     try:
         yield
     finally:
         for module, ops in zip(modules, before, strict=True):
-            module.ops = ops
+            vars(module)["ops"] = ops

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..functional import ratio
-from .base import Rule, layer_input, positive, select_by_sign, total
+from .base import Rule, layer_input, positive, select_by_sign, stabilized_ratio, total
 
 if TYPE_CHECKING:
     from ..fuse import Block
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
     from ..layers.pooling import AveragePool
 
 
-def signed_share(block: Block, g: Tensor, eps: float, sign: int, bias: bool) -> Tensor:
+def signed_share(block: Block, g: Tensor, eps: float, sign: int, bias: bool, scaled: bool) -> Tensor:
     """G at the input if only the contributions of one sign to z took part.
 
     sign +1: d = a+ W+ + a- W- + b+, sign -1: d = a+ W- + a- W+ + b-; s = R / (d + eps sgn d); R_j = a_j W~^T s, where W~ is the part
@@ -31,10 +30,11 @@ def signed_share(block: Block, g: Tensor, eps: float, sign: int, bias: bool) -> 
     a = layer_input(block)
     w = weight.clamp(**same)
     if block.input.nonnegative:
-        return block.map.transpose(ratio(g, block.output.tensor, block.map.forward(a, w, b), epsilon=eps), w)
+        d = block.map.forward(a, w, b)
+        return block.map.transpose(stabilized_ratio(g, block.output.tensor, d, eps, scaled), w)
     w_other = weight.clamp(**other)
     d = block.map.forward(a.clamp(min=0), w, b) + block.map.forward(a.clamp(max=0), w_other, None)
-    s = ratio(g, block.output.tensor, d, epsilon=eps)
+    s = stabilized_ratio(g, block.output.tensor, d, eps, scaled)
     return select_by_sign(a, block.map.transpose(s, w), block.map.transpose(s, w_other))
 
 
@@ -49,6 +49,7 @@ class AlphaBeta(Rule):
         beta: >= 0, alpha - 1.
         eps: stabilizer of both denominators, >= 0.
         bias: whether the (detached) bias takes part in the denominators and so absorbs relevance.
+        scaled: eps counts in units of the root mean square of each sample's denominator, not in absolute ones.
         first: rule of the first layer when this rule is used as a composite.
 
     Raises:
@@ -61,6 +62,7 @@ class AlphaBeta(Rule):
     beta: float = 1.0
     eps: float = 1e-6
     bias: bool = True
+    scaled: bool = False
     first: Rule | None = None
 
     def __post_init__(self) -> None:
@@ -72,10 +74,10 @@ class AlphaBeta(Rule):
 
     def linear(self, block: Block, multipliers: tuple[Tensor, Tensor | None]) -> Tensor:
         g = total(multipliers)
-        up = signed_share(block, g, self.eps, 1, self.bias)
+        up = signed_share(block, g, self.eps, 1, self.bias, self.scaled)
         if self.beta == 0:
             return up if self.alpha == 1 else up * self.alpha
-        return self.alpha * up - self.beta * signed_share(block, g, self.eps, -1, self.bias)
+        return self.alpha * up - self.beta * signed_share(block, g, self.eps, -1, self.bias, self.scaled)
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ class ZPlus(Rule):
     Args:
         eps: stabilizer, >= 0.
         bias: whether the positive part of the (detached) bias takes part in the denominator and so absorbs relevance.
+        scaled: eps counts in units of the root mean square of each sample's denominator, not in absolute ones.
         first: rule of the first layer when this rule is used as a composite, for example ``ZBox(0, 1)``.
 
     Raises:
@@ -97,20 +100,21 @@ class ZPlus(Rule):
 
     eps: float = 1e-2
     bias: bool = True
+    scaled: bool = False
     first: Rule | None = None
 
     def __post_init__(self) -> None:
         positive("eps", self.eps)
 
     def linear(self, block: Block, multipliers: tuple[Tensor, Tensor | None]) -> Tensor:
-        return signed_share(block, total(multipliers), self.eps, 1, self.bias)
+        return signed_share(block, total(multipliers), self.eps, 1, self.bias, self.scaled)
 
     def add(self, op: Add, multiplier: Tensor) -> Multipliers:
         if len(op.inputs) == 1:
             return super().add(op, multiplier)
         parts = [sign * value.tensor for value, sign in zip(op.inputs, op.signs, strict=True)]
         denominator = torch.relu(parts[0]) + torch.relu(parts[1])
-        g = ratio(multiplier, op.output.tensor, denominator, epsilon=self.eps)
+        g = stabilized_ratio(multiplier, op.output.tensor, denominator, self.eps, self.scaled)
         shares = []
         for index, value in enumerate(op.inputs):
             share = op.share(g, index)
@@ -122,7 +126,8 @@ class ZPlus(Rule):
     def average_pool(self, op: AveragePool, multiplier: Tensor) -> Tensor:
         value = op.inputs[0]
         if value.nonnegative:
-            return op.transpose(ratio(multiplier, op.output.tensor, op.output.tensor, epsilon=self.eps))
+            t = op.output.tensor
+            return op.transpose(stabilized_ratio(multiplier, t, t, self.eps, self.scaled))
         a = value.tensor
-        s = ratio(multiplier, op.output.tensor, op.forward(a.clamp(min=0)), epsilon=self.eps)
+        s = stabilized_ratio(multiplier, op.output.tensor, op.forward(a.clamp(min=0)), self.eps, self.scaled)
         return select_by_sign(a, op.transpose(s), None)

@@ -35,6 +35,17 @@ def layer_input(block: Block) -> Tensor:
     return a if a.dtype == block.output.dtype else a.to(block.output.dtype)
 
 
+def stabilized_ratio(g: Tensor, value: Tensor, denominator: Tensor, eps: float, scaled: bool) -> Tensor:
+    """s = G v / (d + eps sgn d); with ``scaled`` eps counts in units of each sample's root mean square of d."""
+    from ..functional import ratio
+
+    if scaled:
+        norm = denominator.square().mean(tuple(range(1, denominator.dim())), keepdim=True).sqrt()
+        norm = torch.where(norm > 0, norm, torch.ones_like(norm))
+        value, denominator = value / norm, denominator / norm
+    return ratio(g, value, denominator, epsilon=eps)
+
+
 def select_by_sign(a: Tensor, where_positive: Tensor, where_negative: Tensor | None) -> Tensor:
     """Per element the first tensor where a >= 0, else the second (None: zero); both may carry T targets of a's batch."""
     shape = (-1, a.shape[0])

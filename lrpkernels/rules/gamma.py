@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..functional import ratio
-from .base import Rule, layer_input, positive, select_by_sign, total
+from .base import Rule, layer_input, positive, select_by_sign, stabilized_ratio, total
 
 if TYPE_CHECKING:
     from ..fuse import Block
@@ -26,6 +25,7 @@ class Gamma(Rule):
         gamma: >= 0; 0 is the epsilon rule, large values approach alpha 1, beta 0.
         eps: stabilizer, >= 0.
         bias: whether the (detached) bias takes part in the denominators and so absorbs relevance.
+        scaled: eps counts in units of the root mean square of each sample's denominator, not in absolute ones.
         first: rule of the first layer when this rule is used as a composite.
 
     Raises:
@@ -37,6 +37,7 @@ class Gamma(Rule):
     gamma: float = 0.25
     eps: float = 1e-6
     bias: bool = True
+    scaled: bool = False
     first: Rule | None = None
 
     def __post_init__(self) -> None:
@@ -59,8 +60,9 @@ class Gamma(Rule):
         b = None if bias is None else bias + self.gamma * bias.clamp(**same)
         value = z if block.relu is not None else torch.where(z > 0 if sign > 0 else z < 0, z, torch.zeros_like(z))
         if block.input.nonnegative:
-            return block.map.transpose(ratio(g, value, block.map.forward(a, w, b), epsilon=self.eps), w)
+            d = block.map.forward(a, w, b)
+            return block.map.transpose(stabilized_ratio(g, value, d, self.eps, self.scaled), w)
         w_other = weight + self.gamma * weight.clamp(**other)
         d = block.map.forward(a.clamp(min=0), w, b) + block.map.forward(a.clamp(max=0), w_other, None)
-        s = ratio(g, value, d, epsilon=self.eps)
+        s = stabilized_ratio(g, value, d, self.eps, self.scaled)
         return select_by_sign(a, block.map.transpose(s, w), block.map.transpose(s, w_other))

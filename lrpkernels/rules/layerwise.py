@@ -7,19 +7,13 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from ..functional import ratio
-from .base import Rule, positive, total
+from .base import Rule, positive, stabilized_ratio, total
 
 if TYPE_CHECKING:
     from ..fuse import Block
     from ..layers.arithmetic import Add
     from ..layers.base import Multipliers
     from ..layers.pooling import AveragePool, MaxPool
-
-
-def normalized(g: Tensor, value: Tensor, eps: float) -> Tensor:
-    """G * t / (t + eps sgn t): what is left of G when a layer's output t is stabilized."""
-    return ratio(g, value, value, epsilon=eps)
 
 
 @dataclass(frozen=True)
@@ -33,6 +27,7 @@ class EpsilonLayerwise(Rule):
         sums: stabilize residual sums, too.
         pools: stabilize pooling layers, too.
         bias: whether the bias takes part in z and so absorbs relevance.
+        scaled: eps counts in units of the root mean square of each sample's denominator, not in absolute ones.
         first: rule of the first layer when this rule is used as a composite.
 
     Raises:
@@ -45,23 +40,29 @@ class EpsilonLayerwise(Rule):
     sums: bool = True
     pools: bool = True
     bias: bool = True
+    scaled: bool = False
     first: Rule | None = None
 
     def __post_init__(self) -> None:
         positive("eps", self.eps)
 
     def linear(self, block: Block, multipliers: tuple[Tensor, Tensor | None]) -> Tensor:
-        s = ratio(total(multipliers), block.output.tensor, block.preactivation(bias=self.bias), epsilon=self.eps)
+        z = block.preactivation(bias=self.bias)
+        s = stabilized_ratio(total(multipliers), block.output.tensor, z, self.eps, self.scaled)
         return block.map.transpose(s, block.weight())
 
+    def _normalized(self, g: Tensor, value: Tensor) -> Tensor:
+        """G * t / (t + eps sgn t): what is left of G when a layer's output t is stabilized."""
+        return stabilized_ratio(g, value, value, self.eps, self.scaled)
+
     def add(self, op: Add, multiplier: Tensor) -> Multipliers:
-        return super().add(op, normalized(multiplier, op.output.tensor, self.eps) if self.sums else multiplier)
+        return super().add(op, self._normalized(multiplier, op.output.tensor) if self.sums else multiplier)
 
     def average_pool(self, op: AveragePool, multiplier: Tensor) -> Tensor:
-        return op.transpose(normalized(multiplier, op.output.tensor, self.eps) if self.pools else multiplier)
+        return op.transpose(self._normalized(multiplier, op.output.tensor) if self.pools else multiplier)
 
     def max_pool(self, op: MaxPool, multiplier: Tensor) -> Tensor:
-        return op.winner(normalized(multiplier, op.output.tensor, self.eps) if self.pools else multiplier)
+        return op.winner(self._normalized(multiplier, op.output.tensor) if self.pools else multiplier)
 
 
 @dataclass(frozen=True)
