@@ -13,8 +13,7 @@ NEGLIGIBLE = 1e-12  # terms of smaller weight are left out
 def gwrp(x: Tensor, decay: float) -> Tensor:
     """Weighted mean over the last dimension, sorted in descending order, with weights ``decay ** rank``.
 
-    Only the terms whose weight exceeds 1e-12 are selected, so that no full sort is needed for ``decay`` < 1; the weights of all terms
-    count in the denominator.
+    Only the terms whose weight exceeds 1e-12 are selected, so that no full sort is needed for ``decay`` < 1.
 
     Args:
         x: [..., N], float32 or float64; half-precision tensors are computed in float32.
@@ -41,5 +40,6 @@ def gwrp(x: Tensor, decay: float) -> Tensor:
         return x.amax(-1)
     kept = min(length, math.ceil(math.log(NEGLIGIBLE) / math.log(decay)) + 1)
     top = x.topk(kept, dim=-1, sorted=True).values
-    weights = decay ** torch.arange(kept, dtype=x.dtype, device=x.device)
-    return (top * weights).sum(-1) * ((1 - decay) / (1 - decay**length))
+    # From log d: in float32 a d close to 1 would lose the digits of 1 - d, which the far ranks depend on.
+    weights = torch.exp(torch.arange(kept, dtype=x.dtype, device=x.device) * math.log(decay))
+    return (top * weights).sum(-1) / weights.sum()

@@ -60,32 +60,39 @@ class LossTerms:
     layers: dict[str, LayerLoss] = field(default_factory=dict)
 
 
-def fit_mask(mask: Tensor, shape: torch.Size, dtype: torch.dtype, check: bool = True) -> Tensor:
-    """The foreground mask at a heatmap's size: adaptive average pooling, then every non-zero value becomes foreground.
+def _with_channel(masks: Tensor, shape: torch.Size) -> Tensor:
+    """[B, 1 or C, H, W] for heatmaps of ``shape`` [B, M, C, h, w]; ValueError if the masks do not fit them."""
+    spatial = len(shape) - 3
+    if masks.dim() == 1 + spatial:
+        masks = masks.unsqueeze(1)
+    if masks.dim() != 2 + spatial or masks.shape[0] != shape[0]:
+        sizes = ", ".join("DHW"[-spatial:]) if 1 <= spatial <= 3 else "..."
+        raise ValueError(f"masks must have shape [B, 1, {sizes}] with B = {shape[0]}, got {tuple(masks.shape)}")
+    return masks
 
-    Args:
-        mask: [B, H, W] or [B, 1 or C, H, W], bool or numbers 0 and 1; 1 = foreground.
-        shape: of the heatmap, [B, M, C, h, w].
-        dtype: of the result.
-        check: look at the values (one synchronisation on a GPU).
 
-    Returns:
-        [B, 1, 1 or C, h, w] of 0 and 1.
-
-    Raises:
-        ValueError: a shape that does not fit the heatmap, or values other than 0 and 1.
-    """
-    if mask.dim() == 3:
-        mask = mask.unsqueeze(1)
-    batch, channels, size = shape[0], shape[2], tuple(shape[3:])
-    if mask.dim() != 2 + len(size) or mask.shape[0] != batch:
-        raise ValueError(f"masks must have shape [B, 1, H, W] with B = {batch}, got {tuple(mask.shape)}")
-    mask = mask.to(dtype)
-    if check and not bool(((mask == 0) | (mask == 1)).all()):
-        low, high = float(mask.min()), float(mask.max())
+def _check_values(masks: Tensor, empty_mask: EmptyMask) -> None:
+    """ValueError for values other than 0 and 1 and, unless skipped, for images without foreground. One synchronisation on a GPU."""
+    binary = ((masks == 0) | (masks == 1)).all()
+    filled = (masks != 0).flatten(1).any(1)
+    if bool(binary & filled.all() if empty_mask == "error" else binary):
+        return
+    if not bool(binary):
+        low, high = float(masks.min()), float(masks.max())
         raise ValueError(f"masks must hold 0 (background) and 1 (foreground) only, got values in [{low:g}, {high:g}]")
-    if mask.shape[1] not in (1, channels):  # a mask per image channel, beside a hidden layer's heatmap
-        mask = mask[:, :1]
+    image = filled.tolist().index(False)
+    raise ValueError(f'masks: image {image} of the batch has no foreground; mend its mask or set empty_mask="skip"')
+
+
+def _fit(mask: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    """The masks [B, 1, 1 or C, h, w] at the size of heatmaps [B, M, C, h, w]: average pooling, then every non-zero is foreground."""
+    channels, size = shape[2], tuple(shape[3:])
+    mask = mask.to(dtype)
+    if mask.shape[1] not in (
+        1,
+        channels,
+    ):  # a mask per image channel, beside a hidden layer's heatmap: foreground in any
+        mask = mask.amax(1, keepdim=True)
     if tuple(mask.shape[2:]) != size:
         pool: Any = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}[len(size)]
         mask = (pool(mask, size) != 0).to(dtype)
@@ -109,7 +116,8 @@ class HeatmapLoss(nn.Module):
         normalization: "absolute": n as above; "signed": by the mean of the signed relevance; "none": A times the number of elements
             of a map.
         empty_mask: what an image without foreground does: "error", or "skip" (its heatmaps cost nothing).
-        check_masks: look at the masks' values on every call.
+        check_masks: look at the masks' values on every call (one synchronisation on a GPU). Without it an image without foreground is
+            no error, and its background costs the most that it can.
 
     Raises:
         ValueError: a parameter out of its range.
@@ -156,7 +164,7 @@ class HeatmapLoss(nn.Module):
 
         Args:
             heatmaps: R, [B, M, C, H, W], M maps per image; half precision is computed in float32.
-            masks: [B, 1, h, w], [B, C, h, w] or [B, h, w] of 0 and 1, 1 = foreground; brought to H x W.
+            masks: [B, 1, h, w], [B, C, h, w] or [B, h, w], bool or numbers 0 and 1, 1 = foreground; brought to H x W.
 
         Raises:
             ValueError: shapes that do not fit, mask values other than 0 and 1, or an image without foreground.
@@ -166,24 +174,21 @@ class HeatmapLoss(nn.Module):
         with torch.autocast(heatmaps.device.type, enabled=False):
             if heatmaps.dtype not in (torch.float32, torch.float64):
                 heatmaps = heatmaps.float()
-            mask = fit_mask(masks, heatmaps.shape, heatmaps.dtype, self.check_masks)
-            return self._loss(heatmaps, mask)
+            masks = _with_channel(masks, heatmaps.shape)
+            if self.check_masks:
+                _check_values(masks, self.empty_mask)
+            return self._loss(heatmaps, _fit(masks, heatmaps.shape, heatmaps.dtype))
 
     def _loss(self, heatmaps: Tensor, mask: Tensor) -> LayerLoss:
         dims = tuple(range(2, heatmaps.dim()))
         # The mask counts once for each channel of the heatmap, also where one mask serves all of them.
         area = mask.sum(dims) * (heatmaps.shape[2] // mask.shape[2])
-        if self.empty_mask == "error" and self.check_masks and bool((area == 0).any()):
-            empty = [i for i, a in enumerate(area.flatten().tolist()) if a == 0]
-            raise ValueError(
-                f'masks: image {empty[0]} of the batch has no foreground; mend its mask or set empty_mask="skip"'
-            )
         magnitude = heatmaps.abs()
         inside = magnitude * mask
         total = inside.sum(dims)
         background = gwrp((magnitude - inside).flatten(3), self.d)
         if self.normalization == "none":
-            background = background * heatmaps[0, 0].numel()
+            background = background * heatmaps.shape[2:].numel()
         else:
             signed = total if self.normalization == "absolute" else (heatmaps * mask).sum(dims)
             level = (signed / (area + _STABILIZER) + _STABILIZER).abs()
@@ -201,11 +206,11 @@ class HeatmapLoss(nn.Module):
     def _foreground(self, total: Tensor) -> Tensor:
         if len(self.c1) not in (1, total.shape[1]):
             raise ValueError(f"c1, c2: {len(self.c1)} ranges for {total.shape[1]} maps per image")
-        c1, c2 = total.new_tensor(self.c1), total.new_tensor(self.c2)
+        c1, c2 = _per_map(self.c1, total), _per_map(self.c2, total)
         low = ((total / c1).clamp(max=1) - 1).square()
         if self.foreground == "L1":
-            return low + torch.maximum(total, c2) - c2
-        high = ((torch.maximum(total, c2) - c2) / c1).square()
+            return low + total.clamp(min=c2) - c2
+        high = ((total.clamp(min=c2) - c2) / c1).square()
         if self.foreground == "hybrid":
             edge = c1 + c2
             high = torch.where(total > edge, total - edge + 1, high)
@@ -257,17 +262,18 @@ class ISNetLoss(nn.Module):
             raise ValueError(f"c1, c2: both must be numbers, or dicts with the same layers, got {c1!r} and {c2!r}")
         self._losses = {
             layer: HeatmapLoss(
-                d, e, low, high, w_background, w_foreground, foreground, normalization, empty_mask, check_masks
+                d, e, low, high, w_background, w_foreground, foreground, normalization, empty_mask, check_masks=False
             )
             for layer, (low, high) in bounds.items()
         }
+        self.empty_mask, self.check_masks = empty_mask, check_masks
 
     def forward(self, out: ISNetOutput, labels: Tensor, masks: Tensor | None = None) -> LossTerms:
         """All loss terms of a batch.
 
         Args:
             out: what an :class:`isnet.ISNet` in training mode returned.
-            labels: class indices [B] (cross-entropy), or 0/1 numbers [B, K] (multi-label, binary cross-entropy).
+            labels: class indices [B], of any integer dtype (cross-entropy), or 0/1 numbers [B, K] (multi-label, binary cross-entropy).
             masks: [B, 1, H, W] of 0 and 1, 1 = foreground; needed whenever ``out`` has heatmaps.
 
         Raises:
@@ -278,6 +284,9 @@ class ISNetLoss(nn.Module):
             return LossTerms((1 - self.p) * classification, classification, torch.zeros_like(classification.detach()))
         if masks is None:
             raise ValueError("masks: the heatmap loss needs foreground masks, got None")
+        masks = _with_channel(masks, next(iter(out.heatmaps.values())).shape)
+        if self.check_masks:  # once for all layers
+            _check_values(masks, self.empty_mask)
         layers = {name: self._loss_of(name)(maps, masks) for name, maps in out.heatmaps.items()}
         heatmap = gwrp(torch.stack([layer.loss for layer in layers.values()]), self.layer_decay)
         total = (1 - self.p) * classification + self.p * heatmap.to(classification.dtype)
@@ -291,17 +300,19 @@ class ISNetLoss(nn.Module):
 
 
 def classification_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy for class indices [B], binary cross-entropy for multi-label 0/1 numbers [B, K].
+    """Cross-entropy for class indices [B], binary cross-entropy for multi-label 0/1 numbers [B, K]; float32 or better.
 
     Raises:
         ValueError: labels of another shape.
     """
-    if labels.dim() == 1 and not labels.is_floating_point():
-        return F.cross_entropy(logits, labels)
+    if logits.dtype not in (torch.float32, torch.float64):
+        logits = logits.float()
+    if labels.dim() == 1 and not labels.is_floating_point() and labels.dtype != torch.bool:
+        return F.cross_entropy(logits, labels.long())
     if labels.shape == logits.shape:
         return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
     raise ValueError(
-        f"labels must be class indices [B] (int64) or 0/1 numbers [B, K] = {list(logits.shape)}, got {labels.dtype} of shape "
+        f"labels must be class indices [B] (integers) or 0/1 numbers [B, K] = {list(logits.shape)}, got {labels.dtype} of shape "
         f"{tuple(labels.shape)}"
     )
 
@@ -309,6 +320,11 @@ def classification_loss(logits: Tensor, labels: Tensor) -> Tensor:
 def _check(name: str, value: object, good: bool, expected: str) -> None:
     if not good:
         raise ValueError(f"{name} must be {expected}, got {value!r}")
+
+
+def _per_map(numbers: tuple[float, ...], total: Tensor) -> Any:
+    """One number as it is, several as a tensor [M], filled on the device (a copy from the host would make it wait)."""
+    return numbers[0] if len(numbers) == 1 else torch.stack([total.new_full((), n) for n in numbers])
 
 
 def _numbers(bound: Bound) -> tuple[float, ...]:

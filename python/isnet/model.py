@@ -42,7 +42,8 @@ class ISNet(nn.Module):
         variant: what is explained. "selective": log-odds of the lowest class; "stochastic": one random logit per image; "original": every
             logit (cost grows with the classes); "dual": the sum of the logits by z+ and by epsilon; "gradient_times_input": an ablation.
         eps: LRP stabilizer, >= 0.
-        input_range: (low, high) of the pixels, numbers or one per channel: switches the z^B rule on at the input; None: epsilon there, too.
+        input_range: (low, high) of the pixels as the model gets them, numbers or one per channel: switches the z^B rule on at the input;
+            None: epsilon there, too. The first training batch is held against it.
         layers: names of modules whose output's relevance is supervised as well (LRP deep supervision).
         generator: a CPU ``torch.Generator`` for the Stochastic variant; None: PyTorch's default one.
 
@@ -81,6 +82,7 @@ class ISNet(nn.Module):
         self.eps, self.input_range, self.layers, self.generator = eps, input_range, tuple(layers), generator
         self._variant = VARIANTS[variant](eps, input_range, generator)
         self._variant.epsilon()  # checks eps and input_range now, not at the first batch
+        self._range_is_checked = input_range is None
 
     def forward(self, x: Tensor, heatmaps: bool = True) -> ISNetOutput | Tensor:
         """Logits [B, K] in evaluation mode; an :class:`ISNetOutput` in training mode.
@@ -90,13 +92,16 @@ class ISNet(nn.Module):
             heatmaps: False spares the relevance pass in a training step (lazy heatmap loss); ``.heatmaps`` is then empty.
 
         Raises:
-            ValueError: the model does not return logits [B, K], or too few classes for the variant.
+            ValueError: the model does not return logits [B, K], too few classes for the variant, or pixels of the first training batch
+                outside ``input_range`` by more than a tenth of its width (interpolation may overshoot a little).
             lrpkernels.RelevanceError: the model cannot be explained.
         """
         if not self.training:
             return self.model(x)
         if not heatmaps:
             return ISNetOutput(self.model(x))
+        if not self._range_is_checked:
+            self._check_range(x)
         with lrp.record(self.model, x) as tape:
             logits = tape.output
             if not isinstance(logits, Tensor) or logits.dim() != 2:
@@ -123,12 +128,23 @@ class ISNet(nn.Module):
         Returns:
             Logits [B, K] and R [B, C, H, W] ([B, T, C, H, W] for several targets).
         """
-        was_training = self.model.training
         modes = [(module, module.training) for module in self.model.modules()]
         self.model.eval()
         try:
             return lrp.LRP(self.model, self._variant.epsilon())(x, target)
         finally:
-            if was_training:
-                for module, mode in modes:
-                    module.training = mode
+            for module, mode in modes:
+                module.training = mode
+
+    def _check_range(self, x: Tensor) -> None:
+        """ValueError for pixels well outside ``input_range``, with which z^B shares relevance out wrongly without a sign of it."""
+        assert self.input_range is not None
+        low, high = (torch.as_tensor(bound, dtype=x.dtype, device=x.device) for bound in self.input_range)
+        low, high = (bound.view(-1, *(1,) * (x.dim() - 2)) if bound.dim() else bound for bound in (low, high))
+        slack = 0.1 * (high - low)
+        if bool(((x < low - slack) | (x > high + slack)).any()):
+            raise ValueError(
+                f"x: pixels in [{float(x.min()):g}, {float(x.max()):g}] lie outside input_range={self.input_range!r}; give the range of "
+                "the pixels as the model gets them, after normalization (low and high may hold one number per channel), or None"
+            )
+        self._range_is_checked = True

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import lrpkernels as lrp
+from lrpkernels.functional import ratio
 
 
 @dataclass(frozen=True)
@@ -73,14 +74,44 @@ class Original(Variant):
         return [Explained("all", self.epsilon())]
 
 
+@dataclass(frozen=True)
+class PositiveEvidence(lrp.ZPlus):
+    """z+ that starts from the positive evidence of the logits, y+ = a+ W+ + a- W- + b+, instead of from the logits y.
+
+    Started from y, the classes' positive and negative logits would cancel in the sum, and with them the background that they rest on.
+    It takes effect where a linear layer yields the logits; behind any other last operation the map starts from y.
+
+    Args:
+        logits: the output of the layer where the pass starts.
+    """
+
+    logits: Tensor | None = None
+
+    def linear(self, block: Any, multipliers: tuple[Tensor, Tensor | None]) -> Tensor:
+        if block.output.tensor is not self.logits:
+            return super().linear(block, multipliers)
+        g, addend = multipliers
+        g = g if addend is None else g + addend
+        a, weight, bias = block.input.tensor.to(g.dtype), block.weight(), block.bias()
+        up, down = weight.clamp(min=0), weight.clamp(max=0)
+        evidence = block.map.forward(a.clamp(min=0), up, None if bias is None else bias.clamp(min=0))
+        if block.input.nonnegative:
+            return block.map.transpose(ratio(g, evidence, evidence, epsilon=self.eps), up)
+        evidence = evidence + block.map.forward(a.clamp(max=0), down, None)
+        s = ratio(g, evidence, evidence, epsilon=self.eps)
+        return torch.where(a >= 0, block.map.transpose(s, up), block.map.transpose(s, down))
+
+
 class Dual(Variant):
-    """The sum of all logits, once with z+ and once with epsilon, z^B at the input of each: two maps per image, z+ first.
+    """All logits together, once by z+ from their positive evidence, once by epsilon from their sum: two maps per image, z+ first.
+
+    z^B at the input of each.
 
     Source: arXiv 2401.08409 (Dual ISNet); docs/isnet.md.
     """
 
     def explained(self, logits: Tensor) -> list[Explained]:
-        zplus = lrp.ZPlus(self.eps, first=_first(self.eps, self.input_range))
+        zplus = PositiveEvidence(self.eps, first=_first(self.eps, self.input_range), logits=logits)
         return [Explained(logit_sum, zplus), Explained(logit_sum, self.epsilon())]
 
 
@@ -114,7 +145,15 @@ def selective_score(logits: Tensor, e: float = 1e-2) -> Tensor:
 
     Returns:
         [B], float32 or float64.
+
+    Raises:
+        ValueError: fewer than two classes, for which eta is constant.
     """
+    if logits.shape[1] < 2:
+        raise ValueError(
+            f"the Selective ISNet weighs a class against others and needs at least 2, the model has {logits.shape[1]}; "
+            'variant "original" explains a single logit'
+        )
     if logits.dtype not in (torch.float32, torch.float64):
         logits = logits.float()
     lowest = logits.argmin(1, keepdim=True)
