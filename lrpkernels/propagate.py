@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .composite import Composite, as_composite
-from .errors import UnusedInputError
+from .errors import UnsupportedOperationError, UnusedInputError
 from .fuse import Block, fuse
 from .target import Target, select_logits, start
 
@@ -162,6 +162,11 @@ def _through_block(
     found: dict[int, Tensor | None],
 ) -> None:
     value = block.output
+    if relevances.pop(value) is not None:
+        raise UnsupportedOperationError(
+            f"{type(block.module).__name__} ({block.label()}): a rule that yields relevance itself (ZBox, Flat, WSquare, Pass) stands behind "
+            "this layer; such rules belong at the layers that read the input"
+        )
     if id(value) in wanted:
         total = _take(value, multipliers, relevances, wanted, found)
         pair: tuple[Tensor, Tensor | None] | None = None if total is None else (total, None)

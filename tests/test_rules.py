@@ -225,6 +225,25 @@ def test_parameters_are_checked(make: Callable[[], object], text: str) -> None:
         make()
 
 
+def test_norm_scaled_stabilizers_survive_a_sample_without_contributions() -> None:
+    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).double()
+    for p in net.parameters():
+        p.data = p.data.abs()
+    x = torch.rand(3, 3, dtype=torch.float64)
+    x[1] = 0
+    for rule in (lrp.AlphaBeta(2, 1, 0.1, scaled=True), lrp.ZPlus(0.1, bias=False, scaled=True)):
+        net.zero_grad()
+        lrp.LRP(net, rule)(x, 1)[1].square().sum().backward()
+        assert all(bool(torch.isfinite(p.grad).all()) for p in net.parameters() if p.grad is not None)
+
+
+def test_a_first_layer_rule_behind_another_layer_is_refused() -> None:
+    net, x = _Named(), torch.rand(1, 1, 5, 5)
+    for rule in (lrp.Flat(), lrp.WSquare(), lrp.ZBox(0, 1)):
+        with pytest.raises(lrp.UnsupportedOperationError, match="layers that read the input"):
+            lrp.LRP(net, lrp.Composite({"body.0": rule}))(x, 1)
+
+
 class _Named(nn.Module):
     def __init__(self) -> None:
         super().__init__()

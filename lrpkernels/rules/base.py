@@ -40,8 +40,10 @@ def stabilized_ratio(g: Tensor, value: Tensor, denominator: Tensor, eps: float, 
     from ..functional import ratio
 
     if scaled:
-        norm = denominator.square().mean(tuple(range(1, denominator.dim())), keepdim=True).sqrt()
-        norm = torch.where(norm > 0, norm, torch.ones_like(norm))
+        square = denominator.square().mean(tuple(range(1, denominator.dim())), keepdim=True)
+        norm = torch.where(
+            square > 0, square, torch.ones_like(square)
+        ).sqrt()  # ahead of the root, whose slope at 0 is infinite
         value, denominator = value / norm, denominator / norm
     return ratio(g, value, denominator, epsilon=eps)
 
