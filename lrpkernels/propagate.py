@@ -164,8 +164,8 @@ def _through_block(
     value = block.output
     if relevances.pop(value) is not None:
         raise UnsupportedOperationError(
-            f"{type(block.module).__name__} ({block.label()}): a rule that yields relevance itself (ZBox, Flat, WSquare, Pass) stands behind "
-            "this layer; such rules belong at the layers that read the input"
+            f"{type(block.module).__name__} ({block.label()}): a rule that yields relevance itself (ZBox, Flat, WSquare, Pass) "
+            "stands behind this layer; such rules belong at the layers that read the input"
         )
     if id(value) in wanted:
         total = _take(value, multipliers, relevances, wanted, found)
