@@ -13,7 +13,8 @@ NEGLIGIBLE = 1e-12  # terms of smaller weight are left out
 def gwrp(x: Tensor, decay: float) -> Tensor:
     """Weighted mean over the last dimension, sorted in descending order, with weights ``decay ** rank``.
 
-    Only the terms whose weight exceeds 1e-12 are selected, so that no full sort is needed for ``decay`` < 1.
+    Only the terms whose weight exceeds 1e-12 are selected, so that no full sort is needed for ``decay`` < 1; the weights of all terms
+    count in the denominator.
 
     Args:
         x: [..., N], float32 or float64; half-precision tensors are computed in float32.
@@ -25,7 +26,7 @@ def gwrp(x: Tensor, decay: float) -> Tensor:
     Raises:
         ValueError: ``decay`` outside [0, 1], or no element to pool.
 
-    Source: Qiu, arXiv 1809.08264 (global weighted rank pooling); docs/isnet.md.
+    Source: Qiu, arXiv 1809.08264 (global weighted rank pooling); docs/method.md section 3.
     """
     if not 0 <= decay <= 1:
         raise ValueError(f"decay must lie in [0, 1], got {decay!r}")
@@ -41,5 +42,6 @@ def gwrp(x: Tensor, decay: float) -> Tensor:
     kept = min(length, math.ceil(math.log(NEGLIGIBLE) / math.log(decay)) + 1)
     top = x.topk(kept, dim=-1, sorted=True).values
     # From log d: in float32 a d close to 1 would lose the digits of 1 - d, which the far ranks depend on.
-    weights = torch.exp(torch.arange(kept, dtype=x.dtype, device=x.device) * math.log(decay))
-    return (top * weights).sum(-1) / weights.sum()
+    log_decay = math.log(decay)
+    weights = torch.exp(torch.arange(kept, dtype=x.dtype, device=x.device) * log_decay)
+    return (top * weights).sum(-1) * (math.expm1(log_decay) / math.expm1(length * log_decay))

@@ -122,7 +122,7 @@ class HeatmapLoss(nn.Module):
     Raises:
         ValueError: a parameter out of its range.
 
-    Source: Bassi et al., Nature Communications 15:291, 2024; arXiv 2401.08409 ("hybrid"); docs/isnet.md.
+    Source: Bassi et al., Nature Communications 15:291, 2024; arXiv 2401.08409 ("hybrid"); docs/method.md section 3.
     """
 
     def __init__(
@@ -231,7 +231,7 @@ class ISNetLoss(nn.Module):
     Raises:
         ValueError: a parameter out of its range.
 
-    Source: Bassi et al., Nature Communications 15:291, 2024; arXiv 2401.08409; docs/isnet.md.
+    Source: Bassi et al., Nature Communications 15:291, 2024; arXiv 2401.08409; docs/method.md section 3.
     """
 
     def __init__(

@@ -51,7 +51,7 @@ class ISNet(nn.Module):
         TypeError: ``model`` is no module.
         ValueError: an unknown variant or layer name, eps or input_range out of range.
 
-    Source: Bassi et al., Nature Communications 15:291, 2024; Bassi, Decherchi, Cavalli, arXiv 2401.08409; docs/isnet.md.
+    Source: Bassi et al., Nature Communications 15:291, 2024; Bassi, Decherchi, Cavalli, arXiv 2401.08409; docs/method.md section 2.
     """
 
     def __init__(

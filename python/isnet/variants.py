@@ -50,7 +50,7 @@ class Variant:
 class Selective(Variant):
     """eta = log(p_c + e) - log(1 - p_c + e) of the class with the lowest logit, e = 1e-2: one map per image.
 
-    Source: arXiv 2401.08409 (Selective ISNet); docs/isnet.md.
+    Source: arXiv 2401.08409 (Selective ISNet); docs/method.md section 2.
     """
 
     def explained(self, logits: Tensor) -> list[Explained]:
@@ -60,7 +60,7 @@ class Selective(Variant):
 class Stochastic(Variant):
     """One logit per image: with probability 1/2 the highest, else one of the others, uniformly. One map per image.
 
-    Source: arXiv 2401.08409 (Stochastic ISNet); docs/isnet.md.
+    Source: arXiv 2401.08409 (Stochastic ISNet); docs/method.md section 2.
     """
 
     def explained(self, logits: Tensor) -> list[Explained]:
@@ -107,7 +107,7 @@ class Dual(Variant):
 
     z^B at the input of each.
 
-    Source: arXiv 2401.08409 (Dual ISNet); docs/isnet.md.
+    Source: arXiv 2401.08409 (Dual ISNet); docs/method.md section 2.
     """
 
     def explained(self, logits: Tensor) -> list[Explained]:
