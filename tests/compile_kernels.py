@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -100,9 +101,13 @@ def main(arguments: list[str] | None = None) -> int:
     architectures = build.choose_architectures(os.environ, build.supported_architectures(toolkit))
     print(f"kernels: nvcc {toolkit.version} at {toolkit.home}, architectures {architectures}")
     bad = 0
-    for source in sorted(SOURCES.glob("*.cu")):
+    nvcc = toolkit.home / "bin" / "nvcc"
+    sources = sorted(SOURCES.glob("*.cu"))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        running = [pool.submit(compile_file, nvcc, source, architectures) for source in sources]
+    for source, compiled in zip(sources, running, strict=True):
         try:
-            kernels = compile_file(toolkit.home / "bin" / "nvcc", source, architectures)
+            kernels = compiled.result()
         except RuntimeError as error:
             print(error)
             bad += 1
