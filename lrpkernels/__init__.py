@@ -18,6 +18,7 @@ from .composite import (
 )
 from .config import __version__, show_config
 from .errors import (
+    FallbackWarning,
     InPlaceError,
     NonFiniteError,
     RelevanceError,
@@ -49,6 +50,7 @@ __all__ = [
     "EpsilonLayerwise",
     "EpsilonPlus",
     "EpsilonPlusFlat",
+    "FallbackWarning",
     "Flat",
     "Gamma",
     "ISNetComposite",

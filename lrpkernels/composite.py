@@ -178,5 +178,5 @@ def ISNetComposite(eps: float = 1e-2, low: Any = 0.0, high: Any = 1.0) -> Compos
 
 
 def ISNetDualComposite(eps: float = 1e-2, low: Any = 0.0, high: Any = 1.0) -> Composite:
-    """The second map of the Dual ISNet: z+ everywhere, z^B at the input. Source: arXiv 2401.08409."""
+    """z+ everywhere, z^B at the input: the rules of the Dual ISNet's z+ map, started from any target. Source: arXiv 2401.08409."""
     return as_composite(ZPlus(eps, first=ZBox(low, high, eps)))

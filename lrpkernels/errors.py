@@ -21,3 +21,7 @@ class UnusedInputError(RelevanceError):
 
 class NonFiniteError(RelevanceError):
     """An activation or the explained score is NaN or infinite."""
+
+
+class FallbackWarning(UserWarning):
+    """A function without a rule passes its gradient on, as in gradient times input. Turn it into an error to rule that out."""

@@ -19,7 +19,7 @@ from torch.nn.modules.module import (
 )
 from torch.overrides import TorchFunctionMode
 
-from .errors import InPlaceError, UnusedInputError
+from .errors import InPlaceError, UnsupportedOperationError, UnusedInputError
 from .layers.base import dispatch
 
 if TYPE_CHECKING:
@@ -68,9 +68,15 @@ class Tape:
         self.ops: list[Op] = []
         self._values: dict[int, Value] = {}
         self._replaced: dict[int, Tensor] = {}
+        self._views: dict[int, list[Tensor]] = {}
+        self._outdated: set[int] = set()
         self._modules: list[nn.Module] = []
         self._calls: dict[int, list[Value]] = {}
         self._keep: list[Tensor] = []
+        self.live = torch.is_grad_enabled()
+        self.constants: list[
+            tuple[Tensor, nn.Module]
+        ] = []  # read beside recorded tensors, with a gradient history of their own
         for tensor in self.inputs:
             self._values[id(tensor)] = Value(tensor, producer=None)
         self.input_values = tuple(self._values[id(tensor)] for tensor in self.inputs)
@@ -93,20 +99,52 @@ class Tape:
             value.consumers += 1
         for out, value in zip(outputs, op.outputs, strict=True):
             self._values[id(out)] = value
+            if out._is_view():
+                self._views.setdefault(id(out._base), []).append(out)
         self.ops.append(op)
 
     def replace(self, stale: Tensor, fresh: Tensor) -> None:
-        """An in-place call on ``stale`` was carried out as ``fresh``: later uses of ``stale`` mean ``fresh``."""
+        """An in-place call on ``stale`` was carried out as ``fresh``: later uses of ``stale`` mean ``fresh``.
+
+        Raises:
+            InPlaceError: ``stale`` is a part of another recorded tensor.
+        """
         base = stale._base if stale._is_view() else None
+        for view in self._views.get(id(stale if base is None else base), ()):
+            if view is not stale:  # it still holds the old numbers
+                self._outdated.add(id(view))
         if base is not None and id(base) in self._values:
             if stale.numel() == base.numel() and stale.is_contiguous() and base.is_contiguous():
                 # A mere reshape: the base changes as a whole, too.
-                self._replaced[id(base)] = dispatch(self, torch.reshape, (fresh, base.shape), {})
-                self._keep.append(base)
+                self.rename(base, dispatch(self, torch.reshape, (fresh, base.shape), {}))
             else:
                 self._refuse(base)
+        self.rename(stale, fresh)
+
+    def rename(self, stale: Tensor, fresh: Tensor) -> None:
+        """Later uses of ``stale`` mean ``fresh``, which holds the same numbers or, after :meth:`replace`, newer ones."""
         self._replaced[id(stale)] = fresh
         self._keep.append(stale)  # its id must not be used again while the tape lives
+
+    @property
+    def changed_in_place(self) -> bool:
+        """Whether :meth:`current` has anything to do."""
+        return bool(self._replaced)
+
+    def current(self, tensor: Tensor) -> Tensor:
+        """What ``tensor`` stands for after the in-place calls so far.
+
+        Raises:
+            InPlaceError: it is a view of a tensor that was changed in place after the view had been taken.
+        """
+        while id(tensor) in self._replaced:
+            tensor = self._replaced[id(tensor)]
+        if id(tensor) in self._outdated:
+            raise InPlaceError(
+                f"{self.path()}: a view of shape {tuple(tensor.shape)} is read after the tensor it looks at was changed in place; "
+                "take the view after the change, or write the change out of place (y = f(x))"
+            )
+        return tensor
 
     def _refuse(self, base: Tensor) -> None:
         raise InPlaceError(
@@ -185,6 +223,7 @@ class Tape:
         self.output = None
         self.ops = []
         self._values, self._replaced, self._calls, self._keep = {}, {}, {}, []
+        self._views, self._outdated, self.constants = {}, set(), []
 
     def __enter__(self) -> Self:
         return self
@@ -212,6 +251,10 @@ def _module_tracking(tape: Tape) -> Iterator[None]:
     def enter(module: nn.Module, args: Any) -> None:
         if get_ident() == thread:
             tape._modules.append(module)
+            if isinstance(module, torch.jit.ScriptModule) and any(tape.value(arg) is not None for arg in args):
+                raise UnsupportedOperationError(
+                    f"{tape.path()}: a TorchScript module hides its operations; use the nn.Module it was made from"
+                )
 
     def leave(module: nn.Module, args: Any, output: Any) -> None:
         if get_ident() == thread:
@@ -261,7 +304,38 @@ def record(model: nn.Module, x: Tensor | tuple[Tensor, ...], **kwargs: Any) -> T
     tape = Tape(model, inputs)
     with _module_tracking(tape), _Recorder(tape):
         output = model(*inputs, **kwargs)
-    tape.output = torch.utils._pytree.tree_map_only(Tensor, lambda t: tape._replaced.get(id(t), t), output)
+    tape.output = torch.utils._pytree.tree_map_only(Tensor, tape.current, output)
     if not tape.ops:
-        raise UnusedInputError(f"{type(model).__name__}: the model called no PyTorch function on its input")
+        raise UnusedInputError(
+            f"{type(model).__name__}: the model called no PyTorch function on its input (exported and compiled-extension models hide "
+            "theirs: pass the nn.Module they were made from)"
+        )
+    _refuse_hidden_branches(tape)
     return tape
+
+
+def _refuse_hidden_branches(tape: Tape) -> None:
+    """Constants of the tape must not depend on its values in a way the tape does not know (known from the autograd graph only).
+
+    Raises:
+        UnsupportedOperationError: one does.
+    """
+    if not tape.constants:
+        return
+    known = {value.tensor.grad_fn for value in tape._values.values()} - {None}
+    clean: set[Any] = set()
+    for constant, module in tape.constants:
+        pending = [constant.grad_fn]
+        while pending:
+            node = pending.pop()
+            if node is None or node in clean:
+                continue
+            if node in known:
+                raise UnsupportedOperationError(
+                    f"{tape.module_path(module)}: a tensor of shape {tuple(constant.shape)} was made from the model's input by code "
+                    "that hides its operations (TorchScript, a compiled extension), so its relevance would be lost; use plain PyTorch "
+                    "functions there"
+                )
+            clean.add(node)
+            pending.extend(parent for parent, _ in node.next_functions)
+    tape.constants.clear()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ Target = int | Tensor | Sequence["int | Tensor"] | str | Callable[[Tensor], Tens
 
 
 def select_logits(output: Any, pick: Callable[[Any], Tensor] | None) -> Tensor:
-    """The explained tensor of a model's output: itself, what ``pick`` returns, or its ``logits`` attribute.
+    """The explained tensor of a model's output: itself, what ``pick`` returns, or its entry or attribute ``logits`` (else ``out``).
 
     Raises:
         TypeError: none of these is a floating-point tensor.
@@ -22,11 +22,15 @@ def select_logits(output: Any, pick: Callable[[Any], Tensor] | None) -> Tensor:
     if pick is not None:
         output = pick(output)
     elif not isinstance(output, Tensor):
-        output = getattr(output, "logits", output)
+        for name in ("logits", "out"):
+            if isinstance(output, Mapping) and name in output:
+                output = output[name]
+            elif hasattr(output, name):
+                output = getattr(output, name)
     if not isinstance(output, Tensor) or not output.is_floating_point() or output.dim() < 1:
         raise TypeError(
-            f"the model returned {type(output).__name__}, not a floating-point tensor with a batch dimension; "
-            "pass output=lambda out: ... to pick the logits"
+            f"the model returned {type(output).__name__}, not a floating-point tensor with a batch dimension (nor one called 'logits' or "
+            "'out' in it); pass output=lambda out: ... to pick the logits"
         )
     return output
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .base import Arrived, Multipliers, Op, bind, records
+from .linear_maps import _unrecorded
 
 if TYPE_CHECKING:
     from ..rules.base import Rule
@@ -44,7 +45,7 @@ class Activation(Op):
 
     kind = "activation"
 
-    def __init__(self, input: Value, name: str, gate: bool) -> None:
+    def __init__(self, input: Value, name: str, gate: bool = False) -> None:
         super().__init__(input)
         self.name, self.gate = name, gate
 
@@ -55,56 +56,98 @@ class Activation(Op):
         return (rule.activation(self, multipliers[0]),)
 
 
-# Out-of-place function -> what else it is called; those that write in place end in an underscore.
+# What runs -> all that it is called; those that write in place are replaced by it.
 _ACTIVATIONS: dict[Any, tuple[Any, ...]] = {
     F.relu6: (),
     F.leaky_relu: (F.leaky_relu_,),
     F.prelu: (torch.prelu, Tensor.prelu),
-    F.rrelu: (F.rrelu_,),
+    F.rrelu: (F.rrelu_, torch.rrelu, torch.rrelu_),
     F.elu: (F.elu_,),
-    F.selu: (F.selu_,),
-    F.celu: (F.celu_,),
+    F.selu: (F.selu_, torch.selu, torch.selu_),
+    F.celu: (F.celu_, torch.celu, torch.celu_),
     F.gelu: (),
     F.silu: (),
     F.mish: (),
     F.hardswish: (),
     F.hardtanh: (F.hardtanh_,),
-    F.hardshrink: (),
+    F.hardshrink: (Tensor.hardshrink,),
     F.softshrink: (),
     F.tanhshrink: (),
     F.softsign: (),
     F.softplus: (),
     F.logsigmoid: (),
-    F.threshold: (F.threshold_,),  # type: ignore[attr-defined]
+    F.threshold: (F.threshold_, torch.threshold, torch.threshold_),  # type: ignore[attr-defined]
     torch.tanh: (Tensor.tanh, torch.tanh_, Tensor.tanh_, F.tanh),
-    torch.clamp: (Tensor.clamp, Tensor.clip, torch.clip, torch.clamp_, Tensor.clamp_, Tensor.clamp_min, torch.clamp_min),
-    torch.sigmoid: (Tensor.sigmoid, torch.sigmoid_, Tensor.sigmoid_, F.sigmoid),
+    torch.clamp: (torch.clip, torch.clamp_, Tensor.clamp, Tensor.clip, Tensor.clamp_, Tensor.clip_),
+    torch.clamp_min: (torch.clamp_min_, Tensor.clamp_min, Tensor.clamp_min_),
+    torch.clamp_max: (torch.clamp_max_, Tensor.clamp_max, Tensor.clamp_max_),
+    torch.sigmoid: (torch.sigmoid_, Tensor.sigmoid, Tensor.sigmoid_, F.sigmoid, torch.special.expit),
     F.hardsigmoid: (),
-    F.alpha_dropout: (),
-    F.feature_alpha_dropout: (),
+    F.alpha_dropout: (torch.alpha_dropout,),
+    F.feature_alpha_dropout: (torch.feature_alpha_dropout,),
+    torch.abs: (torch.absolute, Tensor.abs, Tensor.absolute, Tensor.__abs__, Tensor.abs_),
+    torch.square: (Tensor.square, Tensor.square_),
+    torch.sqrt: (Tensor.sqrt, Tensor.sqrt_),
+    torch.rsqrt: (Tensor.rsqrt, Tensor.rsqrt_),
+    torch.reciprocal: (Tensor.reciprocal, Tensor.reciprocal_),
+    torch.exp: (Tensor.exp, Tensor.exp_),
+    torch.expm1: (Tensor.expm1, torch.special.expm1),
+    torch.log: (Tensor.log, Tensor.log_),
+    torch.log1p: (Tensor.log1p, torch.special.log1p),
+    torch.erf: (Tensor.erf, torch.special.erf),
+    torch.sin: (Tensor.sin,),
+    torch.cos: (Tensor.cos,),
+    torch.atan: (Tensor.atan, torch.arctan),
 }  # fmt: skip
-_GATES = (torch.sigmoid, F.hardsigmoid)
-_NON_NEGATIVE = (F.relu6, torch.sigmoid, F.hardsigmoid, F.softplus)
 _CANONICAL = {alias: function for function, aliases in _ACTIVATIONS.items() for alias in (function, *aliases)}
+_RANDOM = (F.alpha_dropout, F.feature_alpha_dropout)
+_NON_NEGATIVE = {F.relu6, torch.sigmoid, F.hardsigmoid, F.softplus, torch.abs, torch.square, torch.sqrt, torch.exp}
 
 
 @records(*_CANONICAL)
 def _activation(tape: Tape, func: Any, args: Any, kwargs: Any) -> Tensor:
     function = _CANONICAL[func]
     x = args[0] if args else kwargs["input"]
+    if tape.value(x) is None:  # a learned slope alone is recorded, say
+        return _unrecorded(tape, func, args, kwargs)
     options = {k: v for k, v in kwargs.items() if k != "inplace"}
     # The flag may be positional (F.relu6(x, True)); every function here has it last.
-    flagged = bool(args) and isinstance(args[-1], bool) and func not in (F.alpha_dropout, F.feature_alpha_dropout)
-    inplace = kwargs.get("inplace", flagged and args[-1]) or getattr(func, "__name__", "").endswith("_")
-    named_clamp = getattr(func, "__name__", "") == "clamp_min"
-    if named_clamp:
-        function = torch.clamp_min
+    flagged = bool(args) and isinstance(args[-1], bool) and function not in _RANDOM
+    inplace = kwargs.get("inplace", flagged and args[-1]) or func.__name__.endswith("_")
     out = function(*(args[:-1] if flagged else args), **options)
     if out is x:
         return out
-    name = getattr(function, "__name__", "activation")
-    op = Activation(tape.known(x), name, function in _GATES)
-    tape.add(op, out, nonnegative=function in _NON_NEGATIVE)
+    low, high = _bounds(function, args, kwargs)
+    op = Activation(
+        tape.known(x), function.__name__, function in (torch.sigmoid, F.hardsigmoid) or (low, high) == (0, 1)
+    )
+    tape.add(op, out, nonnegative=function in _NON_NEGATIVE or (isinstance(low, (int, float)) and low >= 0))
     if inplace:
         tape.replace(x, out)
+    return out
+
+
+def _bounds(function: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    """The range of outputs that the call itself asks for, (None, None) for most."""
+    if function is F.hardtanh:
+        return tuple(bind(args, kwargs, "input", "min_val", "max_val", min_val=-1.0, max_val=1.0)[1:3])
+    if function is torch.clamp:
+        return tuple(bind(args, kwargs, "input", "min", "max")[1:3])
+    if function is torch.clamp_min:
+        return bind(args, kwargs, "input", "min")[1], None
+    return None, None
+
+
+@records(torch.pow, Tensor.pow, Tensor.__pow__, Tensor.__rtruediv__, Tensor.__rdiv__)
+def _power(tape: Tape, func: Any, args: Any, kwargs: Any) -> Tensor:
+    """x ** p and c / x with constants p, c: elementwise functions of x as any other."""
+    x, other = bind(args, kwargs, "input" if "input" in kwargs else "self", "exponent")
+    value = tape.value(x)
+    if value is None or tape.value(other) is not None:
+        return _unrecorded(tape, func, args, kwargs)
+    out = func(*args, **kwargs)
+    if out.shape != x.shape:
+        return _unrecorded(tape, func, args, kwargs)
+    even = isinstance(other, int) and other % 2 == 0 and func.__name__.endswith(("pow", "pow__"))
+    tape.add(Activation(value, func.__name__.strip("_")), out, nonnegative=value.nonnegative or even)
     return out

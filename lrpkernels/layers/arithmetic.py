@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from .base import Arrived, Multipliers, Op, records
+from .base import Arrived, Multipliers, Op, bind, records
 from .linear_maps import _unrecorded
 
 if TYPE_CHECKING:
@@ -77,8 +78,8 @@ def _times(multiplier: Tensor, factor: Tensor | float, output: Value) -> Tensor:
 class Gate(Op):
     """t = x * y of two branches. The signal takes all relevance, the gate none (as in squeeze-and-excite); see docs/rules.md.
 
-    The gate is the smaller (broadcast) operand, or the one that a sigmoid or its kin made; of two alike operands each is given half
-    (the uniform rule of AttnLRP, arXiv 2402.05602).
+    The gate is the smaller (broadcast) operand, or the one that a sigmoid, its kin or a softmax made; of two alike operands each is given
+    half (the uniform rule of AttnLRP, arXiv 2402.05602).
     """
 
     kind = "gate"
@@ -102,11 +103,38 @@ class Gate(Op):
 
 
 def _is_gate(value: Value) -> bool:
-    """Whether data movement and casts alone lie between this value and a gate-like activation."""
+    """Whether this value is a gate-like activation, a softmax, or one after data movement, a constant factor or constant added."""
     op = value.producer
-    while op is not None and op.kind in ("reshape", "movement", "cast") and len(op.inputs) == 1:
+    while op is not None and len(op.inputs) == 1:
+        if getattr(op, "gate", False) or _is_hard_sigmoid(op):
+            return True
+        constant = (isinstance(op, Scale) and not isinstance(op.factor, Tensor)) or op.kind == "add"
+        if not constant and op.kind not in ("reshape", "movement", "cast"):
+            return False
         op = op.inputs[0].producer
-    return bool(getattr(op, "gate", False))
+    return False
+
+
+def _is_hard_sigmoid(op: Op) -> bool:
+    """relu6(x + 3), which the hard sigmoid is when it is written out."""
+    source = op.inputs[0].producer
+    return getattr(op, "name", "") == "relu6" and isinstance(source, Add) and len(source.inputs) == 1
+
+
+class GLU(Op):
+    """a * sigmoid(b) of the two halves of one tensor: a takes all, as the signal of a gate."""
+
+    kind = "glu"
+
+    def __init__(self, input: Value, dim: int) -> None:
+        super().__init__(input)
+        self.dim = dim
+
+    def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
+        x = self.inputs[0].tensor
+        gate = x.chunk(2, self.dim)[1].sigmoid()
+        signal = _times(multipliers[0], gate, self.output)
+        return (torch.cat([signal, torch.zeros_like(signal)], self.dim),)
 
 
 class Quotient(Op):
@@ -118,6 +146,44 @@ class Quotient(Op):
         x, y = self.inputs
         g = _times(multipliers[0], y.tensor.reciprocal(), self.output)
         return reduce_to(g, x.shape, self.output.shape), None
+
+
+@records(F.glu)
+def _glu(tape: Tape, func: Any, args: Any, kwargs: Any) -> Tensor:
+    x, dim = bind(args, kwargs, "input", "dim", dim=-1)
+    out = func(x, dim)
+    tape.add(GLU(tape.known(x), dim % x.dim()), out)
+    return out
+
+
+@records(F.normalize)
+def _normalize(tape: Tape, func: Any, args: Any, kwargs: Any) -> Tensor:
+    """x over its norm, which is a constant of the relevance pass as in :class:`Quotient`."""
+    x, p, dim, eps = bind(args, kwargs, "input", "p", "dim", "eps", p=2.0, dim=1, eps=1e-12)
+    out = func(x, p, dim, eps)
+    norm = x.norm(p, dim, keepdim=True).clamp_min(eps)
+    tape.add(Scale(tape.known(x), norm.reciprocal()), out)
+    return out
+
+
+@records(F.local_response_norm)
+def _local_response_norm(tape: Tape, func: Any, args: Any, kwargs: Any) -> Tensor:
+    """x over a power of its neighbours' mean square, likewise."""
+    names = ("input", "size", "alpha", "beta", "k")
+    x, size, alpha, beta, k = bind(args, kwargs, *names, alpha=1e-4, beta=0.75, k=1.0)
+    out = func(x, size, alpha, beta, k)
+    square = F.pad(x.square().flatten(2).unsqueeze(1), (0, 0, size // 2, (size - 1) // 2))
+    mean = F.avg_pool2d(square, (size, 1), stride=1).view_as(x)
+    tape.add(Scale(tape.known(x), (k + alpha * mean).pow(-beta)), out)
+    return out
+
+
+@records(torch.neg, torch.negative, Tensor.neg, Tensor.negative, Tensor.__neg__)
+def _negative(tape: Tape, func: Any, args: Any, kwargs: Any) -> Tensor:
+    x = args[0] if args else kwargs["input"]
+    out = torch.neg(x)
+    tape.add(Scale(tape.known(x), -1.0), out)
+    return out
 
 
 _IN_PLACE = {

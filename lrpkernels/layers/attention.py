@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from ..errors import UnsupportedOperationError
 from .base import Arrived, Multipliers, Op, bind, records
 from .fallback import Replayed
-from .linear_maps import _unrecorded
+from .linear_maps import Linear, _unrecorded
 from .structure import record_call
 
 if TYPE_CHECKING:
@@ -22,10 +23,15 @@ if TYPE_CHECKING:
 
 
 class Taylor(Replayed):
-    """A function that follows its first-order Taylor term, R = x * gradient: softmax (AttnLRP, eq. 7), Lp pooling (homogeneous)."""
+    """A function that follows its first-order Taylor term, R = x * gradient: softmax (AttnLRP, eq. 7), Lp pooling (homogeneous).
+
+    Attributes:
+        gate: softmax: weights that sum to 1; a product takes them for the gate, not for the signal.
+    """
 
     kind = "taylor"
     linear = False
+    gate = False
 
 
 class Product(Replayed):
@@ -40,37 +46,53 @@ class Product(Replayed):
 
 
 class Attention(Op):
-    """softmax(Q K^T scale + mask) V: the two products share relevance uniformly, softmax follows its Taylor term."""
+    """softmax(Q K^T scale + mask) V: a product of two branches shares relevance uniformly, softmax follows its Taylor term.
+
+    Of Q, K and V some may be constants (learned queries): their partner in a product then takes all.
+    """
 
     kind = "attention"
 
-    def __init__(self, query: Value, key: Value, value: Value, mask: Tensor | None, causal: bool, scale: float) -> None:
-        super().__init__(query, key, value)
-        self.mask, self.causal, self.scale = mask, causal, scale
+    def __init__(self, operands: Sequence[Value | Tensor], mask: Tensor | None, causal: bool, scale: float) -> None:
+        super().__init__(*(operand for operand in operands if not isinstance(operand, Tensor)))
+        self.operands, self.mask, self.causal, self.scale = operands, mask, causal, scale
 
     def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
-        q, k, v = (value.tensor for value in self.inputs)
+        q, k, v = (operand if isinstance(operand, Tensor) else operand.tensor for operand in self.operands)
+        live_q, live_k, live_v = (not isinstance(operand, Tensor) for operand in self.operands)
         g = multipliers[0].unflatten(0, (-1, self.output.shape[0]))  # [T, B, ...]
-        scores = q @ k.transpose(-2, -1) * self.scale
-        if self.causal:
-            keep = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-            scores = scores.masked_fill(~keep, -torch.inf)
-        if self.mask is not None:
-            mask = self.mask
-            scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
-        p = scores.softmax(-1)
-        g_p = 0.5 * (g @ v.transpose(-2, -1))
-        g_v = 0.5 * (p.transpose(-2, -1) @ g)
-        g_s = p * (g_p - (p * g_p).sum(-1, keepdim=True)) * self.scale
-        parts = (0.5 * (g_s @ k), 0.5 * (g_s.transpose(-2, -1) @ q), g_v)
+        p = _attention_weights(q, k, self.mask, self.causal, self.scale)
+        parts = []
+        if live_q or live_k:
+            g_p = g @ v.transpose(-2, -1) * (0.5 if live_v else 1.0)
+            g_s = p * (g_p - (p * g_p).sum(-1, keepdim=True)) * self.scale
+            half = 0.5 if live_q and live_k else 1.0
+            if live_q:
+                parts.append(half * (g_s @ k))
+            if live_k:
+                parts.append(half * (g_s.transpose(-2, -1) @ q))
+        if live_v:
+            parts.append((0.5 if live_q or live_k else 1.0) * (p.transpose(-2, -1) @ g))
         return tuple(part.flatten(0, 1) for part in parts)
+
+
+def _attention_weights(q: Tensor, k: Tensor, mask: Tensor | None, causal: bool, scale: float) -> Tensor:
+    scores = q @ k.transpose(-2, -1) * scale
+    if causal:
+        keep = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+        scores = scores.masked_fill(~keep, -torch.inf)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+    return scores.softmax(-1)
 
 
 @records(F.scaled_dot_product_attention)
 def _attention(tape: Tape, func: Any, args: Any, kwargs: Any) -> Tensor:
     names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
     q, k, v, mask, dropout, causal = bind(args, kwargs, *names, dropout_p=0.0, is_causal=False)
-    if kwargs.get("enable_gqa") or any(tape.value(t) is None for t in (q, k, v)):
+    operands = [tape.value(t) or t for t in (q, k, v)]
+    leading = {t.shape[:-2] for t in (q, k, v)}
+    if kwargs.get("enable_gqa") or len(leading) > 1 or tape.value(mask) is not None:
         return _unrecorded(tape, func, args, kwargs)
     if dropout:
         raise UnsupportedOperationError(
@@ -78,8 +100,9 @@ def _attention(tape: Tape, func: Any, args: Any, kwargs: Any) -> Tensor:
             "attention dropout to 0 while heatmaps are made"
         )
     out = func(*args, **kwargs)
-    scale = kwargs.get("scale") or 1 / math.sqrt(q.shape[-1])
-    tape.add(Attention(tape.known(q), tape.known(k), tape.known(v), mask, causal, scale), out)
+    scale = kwargs.get("scale")
+    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    tape.add(Attention(operands, mask, causal, scale), out)
     return out
 
 
@@ -94,16 +117,41 @@ def _distinct(tape: Tape, args: Any, kwargs: Any) -> list[Value]:
 def _matmul(tape: Tape, func: Any, args: Any, kwargs: Any) -> Tensor:
     out = func(*args, **kwargs)
     inputs = _distinct(tape, args, kwargs)
-    kind = Product if len(inputs) > 1 else Replayed
+    if len(inputs) == 1 and func in _PLAIN_PRODUCTS and not kwargs and len(args) == 2:
+        left, right = (args[1], args[0]) if func is Tensor.__rmatmul__ else args
+        if tape.value(left) is not None and left.dim() >= 2 and right.dim() == 2:  # a dense layer written as a product
+            tape.add(Linear(inputs[0], right.t(), None), out)
+            return out
+    kind = Product if len(inputs) > 1 or _twice(inputs, args, kwargs) else Replayed
     tape.add(kind(inputs, func, args, kwargs), out)
+    return out
+
+
+def _twice(inputs: list[Value], args: Any, kwargs: Any) -> bool:
+    """Whether a product's two operands are the same tensor."""
+    return sum(leaf is inputs[0].tensor for leaf in tree_leaves((args, kwargs))) > 1
+
+
+_PLAIN_PRODUCTS = (torch.matmul, Tensor.matmul, Tensor.__matmul__, Tensor.__rmatmul__, torch.mm, Tensor.mm)
+
+
+@records(torch.addmm, Tensor.addmm)
+def _addmm(tape: Tape, func: Any, args: Any, kwargs: Any) -> Tensor:
+    bias, x, weight = bind(args, {"input": kwargs.get("self"), **kwargs}, "input", "mat1", "mat2")
+    plain = not {"alpha", "beta", "out"} & set(kwargs) and bias.dim() == 1 and len(args) <= 3
+    if not plain or tape.value(x) is None or tape.value(weight) is not None or tape.value(bias) is not None:
+        return _unrecorded(tape, func, args, kwargs)
+    out = func(*args, **kwargs)
+    tape.add(Linear(tape.known(x), weight.t(), bias), out)
     return out
 
 
 @records(F.softmax, torch.softmax, Tensor.softmax, F.log_softmax, F.lp_pool1d, F.lp_pool2d, F.lp_pool3d)
 def _taylor(tape: Tape, func: Any, args: Any, kwargs: Any) -> Tensor:
     out = func(*args, **kwargs)
-    nonnegative = func in (F.softmax, torch.softmax, Tensor.softmax)
-    tape.add(Taylor(_distinct(tape, args, kwargs), func, args, kwargs), out, nonnegative=nonnegative)
+    op = Taylor(_distinct(tape, args, kwargs), func, args, kwargs)
+    op.gate = func in (F.softmax, torch.softmax, Tensor.softmax)
+    tape.add(op, out, nonnegative=op.gate)
     return out
 
 
@@ -117,15 +165,7 @@ def _multi_head(tape: Tape, func: Any, args: Any, kwargs: Any) -> Any:
         "average_attn_weights", "is_causal",
     )  # fmt: skip
     given = dict(zip(names, bind(args, kwargs, *names, training=True, need_weights=True), strict=True))
-    for name in (
-        "bias_k",
-        "bias_v",
-        "add_zero_attn",
-        "static_k",
-        "static_v",
-        "use_separate_proj_weight",
-        "key_padding_mask",
-    ):
+    for name in ("bias_k", "bias_v", "add_zero_attn", "static_k", "static_v"):
         if given[name] is not None and given[name] is not False:
             raise UnsupportedOperationError(
                 f"{tape.path()}: multi-head attention with {name} has no rule; leave it out"
@@ -136,7 +176,10 @@ def _multi_head(tape: Tape, func: Any, args: Any, kwargs: Any) -> Any:
             f"{tape.path()}: multi-head attention needs batched input, got {q.dim()} dimensions"
         )
     call = lambda function, *a, **kw: record_call(tape, function, a, kw)  # noqa: E731
-    weights = given["in_proj_weight"].chunk(3)
+    if given["use_separate_proj_weight"]:
+        weights = [given[name] for name in ("q_proj_weight", "k_proj_weight", "v_proj_weight")]
+    else:
+        weights = given["in_proj_weight"].chunk(3)
     biases = (None,) * 3 if given["in_proj_bias"] is None else given["in_proj_bias"].chunk(3)
     projected = []
     for x, weight, bias in zip((q, k, v), weights, biases, strict=True):
@@ -144,21 +187,34 @@ def _multi_head(tape: Tape, func: Any, args: Any, kwargs: Any) -> Any:
         x = call(Tensor.reshape, x, (x.shape[0], x.shape[1], heads, -1))
         projected.append(call(torch.transpose, x, 1, 2))
     dropout = given["dropout_p"] if given["training"] else 0.0
-    mask = given["attn_mask"]
-    if mask is not None and mask.dtype == torch.bool:
-        mask = ~mask  # here True forbids, in scaled_dot_product_attention it allows
-    if mask is not None and mask.dim() == 3:
-        mask = mask.unflatten(0, (-1, heads))
+    mask = _merged_mask(given["attn_mask"], given["key_padding_mask"], heads, projected[0].dtype)
     out = call(F.scaled_dot_product_attention, *projected, attn_mask=mask, dropout_p=dropout)
     out = call(Tensor.flatten, call(torch.transpose, out, 1, 2), 2)
     out = call(F.linear, out, given["out_proj_weight"], given["out_proj_bias"])
     attention = None
     if given["need_weights"]:
-        with torch.no_grad():
-            scores = projected[0] @ projected[1].transpose(-2, -1) / math.sqrt(projected[0].shape[-1])
-            if mask is not None:
-                scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
-            attention = scores.softmax(-1)
-            if given["average_attn_weights"] is not False:
-                attention = attention.mean(1)
+        query = call(torch.mul, projected[0], 1 / math.sqrt(projected[0].shape[-1]))
+        scores = call(torch.matmul, query, call(torch.transpose, projected[1], -2, -1))
+        if mask is not None:
+            scores = call(torch.add, scores, mask)
+        attention = call(torch.softmax, scores, -1)
+        if given["average_attn_weights"] is not False:
+            attention = call(torch.mean, attention, 1)
     return call(torch.transpose, out, 0, 1), attention
+
+
+def _merged_mask(mask: Tensor | None, padding: Tensor | None, heads: int, dtype: torch.dtype) -> Tensor | None:
+    """The two masks of multi-head attention as one to be added to the scores, broadcastable to (B, heads, L, S)."""
+
+    def additive(m: Tensor) -> Tensor:
+        if m.dtype != torch.bool:
+            return m
+        return torch.zeros(m.shape, dtype=dtype, device=m.device).masked_fill(m, -torch.inf)
+
+    if mask is not None:
+        mask = additive(mask)
+        mask = mask.unflatten(0, (-1, heads)) if mask.dim() == 3 else mask
+    if padding is None:
+        return mask
+    padding = additive(padding)[:, None, None, :]
+    return padding if mask is None else mask + padding

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -88,22 +89,56 @@ def bind(args: tuple[Any, ...], kwargs: dict[str, Any], *names: str, **defaults:
 
 
 def dispatch(tape: Tape, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Run ``func`` and record it if it reads a recorded tensor."""
-    if tape._replaced:
-        args, kwargs = torch.utils._pytree.tree_map_only(Tensor, lambda t: tape._replaced.get(id(t), t), (args, kwargs))
+    """Run ``func`` and record it if it reads a recorded tensor.
+
+    Raises:
+        InPlaceError: an argument is a view of a tensor that was changed in place.
+    """
+    if tape.live and not torch.is_grad_enabled() and _in_custom_function():
+        # A custom autograd.Function runs its forward without gradients and puts its own backward on the result. What happens inside
+        # is recorded, so the relevance pass needs the inner tensors' gradients, too.
+        with torch.enable_grad():
+            return _dispatch(tape, func, args, kwargs)
+    return _dispatch(tape, func, args, kwargs)
+
+
+_CUSTOM_FUNCTION = torch.autograd.Function.apply.__func__.__code__  # type: ignore[attr-defined]
+
+
+def _in_custom_function() -> bool:
+    frame = sys._getframe(2)
+    while frame is not None:
+        if frame.f_code is _CUSTOM_FUNCTION:
+            return True
+        frame = frame.f_back  # type: ignore[assignment]
+    return False
+
+
+def _dispatch(tape: Tape, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if tape.changed_in_place:
+        args, kwargs = torch.utils._pytree.tree_map_only(Tensor, tape.current, (args, kwargs))
     recorder = _RECORDERS.get(func)
-    values = tape._values
     if recorder is not None:
-        for arg in args:
-            if id(arg) in values or (type(arg) in (list, tuple) and any(id(a) in values for a in arg)):
-                return recorder(tape, func, args, kwargs)
-        if kwargs and any(id(a) in values for a in kwargs.values()):
+        if _reads_recorded(tape, args) | _reads_recorded(tape, kwargs.values()):
             return recorder(tape, func, args, kwargs)
         return func(*args, **kwargs)
     out = func(*args, **kwargs)
     if type(out) in _PLAIN:
         return out
     return _record_unknown(tape, func, args, kwargs, out)
+
+
+def _reads_recorded(tape: Tape, args: Iterable[Any]) -> bool:
+    """Whether a recorded tensor is among the arguments; constants with a history are noted on the way."""
+    values, found = tape._values, False
+    for arg in args:
+        if id(arg) in values:
+            found = True
+        elif type(arg) in (list, tuple):
+            found |= _reads_recorded(tape, arg)
+        elif tape.live and isinstance(arg, Tensor) and arg.grad_fn is not None:
+            tape.constants.append((arg, tape._modules[-1] if tape._modules else tape.model))
+    return found
 
 
 _PLAIN = (int, float, bool, str, torch.Size, torch.dtype, torch.device, type(None), torch.layout, torch.memory_format)
@@ -126,5 +161,5 @@ def _record_unknown(tape: Tape, func: Any, args: tuple[Any, ...], kwargs: dict[s
                 "use the out-of-place form in the model"
             )
         return out  # the function returned its argument
-    tape.add(Unknown(inputs, func, args, kwargs), *outputs)
+    tape.add(Unknown(inputs, func, args, kwargs, tape.path()), *outputs)
     return out

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
-from ..errors import UnsupportedOperationError
+from ..errors import FallbackWarning, RelevanceError, UnsupportedOperationError
 from .base import Arrived, Multipliers, Op
 
 if TYPE_CHECKING:
@@ -95,19 +95,52 @@ class Unknown(Replayed):
 
     kind = "unknown"
     linear = False
-    _warned: ClassVar[set[str]] = set()
+
+    def __init__(
+        self, inputs: Sequence[Value], func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], path: str
+    ) -> None:
+        super().__init__(inputs, func, args, kwargs)
+        self.path = path
+
+    def label(self) -> str:
+        return self.name
+
+    def _run(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        results = super()._run(tensors)
+        for value, result in zip(self.outputs, results, strict=True):
+            if not _alike(value.tensor.detach(), result.detach()):
+                raise UnsupportedOperationError(
+                    f"{self.path}: {self.name} gives another result when it is run again (random numbers, or a state it keeps), so "
+                    "its gradient cannot be taken; use it in evaluation mode, or a module of its own with known parts"
+                )
+        return results
 
     def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
-        if self.name not in Unknown._warned:
-            Unknown._warned.add(self.name)
-            warnings.warn(
-                f"lrpkernels has no rule for {self.name} (first seen in a {type(self.module).__name__} module): its gradient is "
-                "used, as in gradient times input",
-                stacklevel=2,
+        if any(len(value.shape) == 0 for value in self.outputs):
+            raise UnsupportedOperationError(
+                f"{self.path}: {self.name} mixes the images of a batch into one number, which relevance cannot be followed through; "
+                "reduce over other dimensions than the batch's"
             )
-        result = self._vjp(multipliers)
+        try:
+            result: Multipliers = self._vjp(multipliers)
+        except RuntimeError as error:
+            if isinstance(error, RelevanceError) or "derivative" not in str(error):
+                raise
+            result = (None,) * len(self.inputs)
         if all(g is None for g in result):
             raise UnsupportedOperationError(
-                f"{type(self.module).__name__}: {self.name} is not differentiable, so no relevance can flow through it"
+                f"{self.path}: {self.name} is not differentiable, so no relevance can flow through it; detach its result if it is "
+                "meant as a constant, or replace the function"
             )
+        warnings.warn(
+            f"lrpkernels has no rule for {self.name} ({self.path}): its gradient is used, as in gradient times input",
+            FallbackWarning,
+            stacklevel=2,
+        )
         return result
+
+
+def _alike(recorded: Tensor, again: Tensor) -> bool:
+    if recorded.shape != again.shape:
+        return False
+    return not recorded.is_floating_point() or torch.allclose(again, recorded, rtol=1e-3, atol=1e-5, equal_nan=True)

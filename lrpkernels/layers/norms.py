@@ -1,4 +1,4 @@
-"""Layer, group, instance and RMS normalization: the deviation is a constant, centring is a linear map."""
+"""Layer, group, instance and RMS normalization: the deviation takes no relevance, centring is a linear map."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .base import Arrived, Multipliers, Op, bind, records
 from .linear_maps import _unrecorded
+from .normalization import BatchNorm, _wide
 
 if TYPE_CHECKING:
     from ..rules.base import Rule
@@ -19,8 +20,9 @@ if TYPE_CHECKING:
 class Normalization(Op):
     """y = w (x - mean) / deviation + b over groups of elements of one sample.
 
-    The deviation is a constant of the relevance pass, as in AttnLRP (arXiv 2402.05602); the mean is subtracted by a linear map, whose
-    adjoint subtracts the multiplier's mean; w is live. Every rule treats it alike.
+    The deviation takes no relevance, as in AttnLRP (arXiv 2402.05602): it is a number that x is divided by. The mean is subtracted by a
+    linear map, whose adjoint subtracts the multiplier's mean. Deviation and w are live, so that a loss on the heatmap has its exact
+    gradient. Every rule treats it alike.
     """
 
     kind = "normalization"
@@ -33,7 +35,7 @@ class Normalization(Op):
 
     def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
         g: Tensor = multipliers[0]
-        x = self.inputs[0].tensor.detach()
+        x = self.inputs[0].tensor
         groups = x.reshape(self.grouped)
         dims = tuple(range(2, len(self.grouped)))
         centre = groups.mean(dims, keepdim=True) if self.centred else 0.0
@@ -87,10 +89,15 @@ def _group_norm(tape: Tape, func: Any, args: Any, kwargs: Any) -> Tensor:
 @records(F.instance_norm)
 def _instance_norm(tape: Tape, func: Any, args: Any, kwargs: Any) -> Tensor:
     names = ("input", "running_mean", "running_var", "weight", "bias", "use_input_stats", "momentum", "eps")
-    x, _, _, weight, _, use_input, _, eps = bind(args, kwargs, *names, use_input_stats=True, momentum=0.1, eps=1e-5)
-    if tape.value(x) is None or not use_input:  # running statistics: an affine map, whose gradient is exact
+    x, mean, var, weight, bias, use_input, _, eps = bind(
+        args, kwargs, *names, use_input_stats=True, momentum=0.1, eps=1e-5
+    )
+    if tape.value(x) is None:
         return _unrecorded(tape, func, args, kwargs)
     out = func(*args, **kwargs)
+    if not use_input:
+        tape.add(BatchNorm(tape.known(x), weight, bias, mean.detach(), torch.rsqrt(_wide(var.detach()) + eps)), out)
+        return out
     grouped = (x.shape[0], x.shape[1], x.shape[2:].numel())
     tape.add(Normalization(tape.known(x), grouped, _per_channel(weight, x), eps), out)
     return out

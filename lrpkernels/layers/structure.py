@@ -133,6 +133,11 @@ def _cat(tape: Tape, func: Any, args: Any, kwargs: Any) -> Tensor:
     Tensor.index_select, F.pad, torch.roll, Tensor.roll, torch.flip, Tensor.flip, Tensor.expand, Tensor.expand_as,
     Tensor.repeat, torch.tile, Tensor.tile, torch.gather, Tensor.gather, torch.take_along_dim, torch.where, Tensor.where,
     Tensor.masked_fill, torch.masked_fill, Tensor.unfold, torch.diagonal, Tensor.diagonal, torch.hstack, torch.vstack,
+    torch.max, Tensor.max, torch.min, Tensor.min, torch.maximum, Tensor.maximum, torch.minimum, Tensor.minimum, torch.amax, Tensor.amax,
+    torch.amin, Tensor.amin, torch.topk, Tensor.topk, torch.sort, Tensor.sort, torch.kthvalue, Tensor.kthvalue, torch.median, Tensor.median,
+    torch.triu, Tensor.triu, torch.tril, Tensor.tril, torch.dstack, torch.column_stack, torch.scatter, Tensor.scatter, torch.index_fill,
+    Tensor.index_fill, torch.slice_scatter, torch.select_scatter, torch.nan_to_num, Tensor.nan_to_num, F.max_unpool1d, F.max_unpool2d,
+    F.max_unpool3d,
     torch.repeat_interleave, Tensor.repeat_interleave, torch.rot90, Tensor.swapdims, torch.swapdims, torch.moveaxis,
     Tensor.moveaxis, F.fold, torch.broadcast_to, Tensor.broadcast_to, F.pixel_shuffle, F.pixel_unshuffle, F.channel_shuffle, F.unfold,
 )  # fmt: skip
@@ -141,16 +146,36 @@ def _movement(tape: Tape, func: Any, args: Any, kwargs: Any) -> Any:
     outputs = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
     if any(tape.value(t) is not None for t in outputs):
         return out
+    if any(t.dim() == 0 for t in outputs):  # the maximum of a whole batch, say
+        return _unrecorded(tape, func, args, kwargs)
     inputs = list({id(v): v for v in map(tape.value, tree_leaves((args, kwargs))) if v is not None}.values())
     tape.add(Movement(inputs, func, args, kwargs), *outputs, nonnegative=all(v.nonnegative for v in inputs))
     return out
 
 
-@records(torch.cumsum, Tensor.cumsum, F.interpolate, F.upsample)
+@records(torch.cumsum, Tensor.cumsum, F.interpolate, F.upsample, F.grid_sample, torch.lerp, Tensor.lerp)
 def _linear_function(tape: Tape, func: Any, args: Any, kwargs: Any) -> Any:
-    out = func(*args, **kwargs)
     inputs = list({id(v): v for v in map(tape.value, tree_leaves((args, kwargs))) if v is not None}.values())
+    how = args[2] if len(args) > 2 else kwargs.get("weight")  # of lerp
+    where = args[1] if len(args) > 1 else kwargs.get("grid")
+    if tape.value(how) is not None or (func is F.grid_sample and tape.value(where) is not None):
+        return _unrecorded(tape, func, args, kwargs)  # a product of what is sampled and where
+    out = func(*args, **kwargs)
     tape.add(Replayed(inputs, func, args, kwargs), out, nonnegative=False)
+    return out
+
+
+_RENAMED_SHAPES = {
+    Tensor.unsqueeze_: torch.unsqueeze, Tensor.squeeze_: torch.squeeze, Tensor.t_: torch.t, Tensor.transpose_: torch.transpose,
+    Tensor.swapaxes_: torch.transpose, Tensor.swapdims_: torch.transpose,
+}  # fmt: skip
+
+
+@records(*_RENAMED_SHAPES)
+def _reshape_in_place(tape: Tape, func: Any, args: Any, kwargs: Any) -> Any:
+    out = record_call(tape, _RENAMED_SHAPES[func], args, kwargs)
+    if out is not args[0]:
+        tape.rename(args[0], out)
     return out
 
 
