@@ -34,12 +34,14 @@ class Checkpoint:
         model: The model's state_dict, on the CPU.
         optimizer: The optimizer's state_dict, or None for a model alone.
         settings: JSON values kept with it, such as the configuration.
+        ema: State_dict of the weights' moving average, if there is one.
     """
 
     step: int
     model: dict[str, Tensor]
     optimizer: dict[str, Any] | None = None
     settings: dict[str, Any] = field(default_factory=dict)
+    ema: dict[str, Tensor] | None = None
 
 
 def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
@@ -49,6 +51,7 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> Non
         TypeError: the optimizer's state holds something that is neither a tensor nor a JSON value.
     """
     tensors = {f"model.{name}": _dense(value) for name, value in checkpoint.model.items()}
+    tensors |= {f"ema.{name}": _dense(value) for name, value in (checkpoint.ema or {}).items()}
     header: dict[str, Any] = {"step": checkpoint.step, "settings": checkpoint.settings}
     if checkpoint.optimizer is not None:
         scalars: dict[str, dict[str, Any]] = {}
@@ -83,7 +86,10 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     if metadata.get("format") != _FORMAT:
         raise CheckpointError(f"{path}: expected format {_FORMAT}, got {metadata.get('format')}")
     header = json.loads(metadata["state"])
-    model = {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
+    model, ema = (
+        {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+        for prefix in ("model.", "ema.")
+    )
     optimizer = None
     if "optimizer" in header:
         state: dict[int, dict[str, Any]] = {
@@ -94,17 +100,25 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
                 _, index, key = name.split(".", 2)
                 state[int(index)][key] = value
         optimizer = {"state": state, "param_groups": header["optimizer"]["param_groups"]}
-    return Checkpoint(header["step"], model, optimizer, header["settings"])
+    return Checkpoint(header["step"], model, optimizer, header["settings"], ema or None)
 
 
-def load_model_state(model: nn.Module, checkpoint: Checkpoint, path: str | os.PathLike[str]) -> None:
+def load_model_state(
+    model: nn.Module, checkpoint: Checkpoint, path: str | os.PathLike[str], *, averaged: bool = False
+) -> None:
     """Loads ``checkpoint`` into ``model``.
+
+    Args:
+        model: The classifier.
+        checkpoint: Its state.
+        path: Where that is from, for error messages.
+        averaged: Load the moving average of the weights, if there is one.
 
     Raises:
         CheckpointError: names or shapes differ; ``path`` is named in the message.
     """
     try:
-        model.load_state_dict(checkpoint.model)
+        model.load_state_dict(checkpoint.ema if averaged and checkpoint.ema is not None else checkpoint.model)
     except RuntimeError as error:
         raise CheckpointError(f"{path} does not fit the model: {error}") from error
 

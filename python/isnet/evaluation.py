@@ -40,10 +40,22 @@ def predict(model: nn.Module, dataset: Dataset[Example], batch_size: int = 500) 
     return torch.cat(logits), torch.cat(labels)
 
 
+def right_answers(logits: Tensor, labels: Tensor) -> Tensor:
+    """Whether the answers are right.
+
+    Args:
+        logits: [N, K].
+        labels: Classes [N], or 0/1 numbers [N, K] (multi-label: one decision per label, at logit 0).
+
+    Returns:
+        Bool [N] or [N, K].
+    """
+    return (logits > 0) == (labels > 0) if labels.dim() == 2 else logits.argmax(1) == labels
+
+
 def accuracy(model: nn.Module, dataset: Dataset[Example], batch_size: int = 500) -> float:
-    """Share of images whose highest logit is the label's, in [0, 1]."""
-    logits, labels = predict(model, dataset, batch_size)
-    return (logits.argmax(1) == labels).double().mean().item()
+    """Share of right answers in [0, 1]: highest logit = label, or, for several labels per image, sign of logit = label."""
+    return right_answers(*predict(model, dataset, batch_size)).double().mean().item()
 
 
 def heatmaps(

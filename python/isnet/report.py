@@ -17,8 +17,8 @@ from isnet._files import write_text
 from isnet.data import BiasedMNIST, BiasedMNISTSplits
 from isnet.evaluation import background_share, heatmaps
 from isnet.pictures import curves_figure, gallery_figure
+from isnet.runlog import LOG_NAME, read_log
 from isnet.runs import Run, evaluate_run, load_data, load_evaluation
-from isnet.training import LOG_NAME, read_log
 
 TESTS = ("biased", "unbiased", "deceiving")
 

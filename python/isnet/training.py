@@ -8,51 +8,49 @@ bit as if it had never stopped.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sized
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, Protocol, cast
 
-import numpy as np
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
 
-from isnet._files import atomic_path
+from isnet import validation as scoring
+from isnet._seeds import stream_seed
+from isnet._steps import StepLosses, layer_numbers, mean_losses, non_finite
 from isnet.checkpoints import Checkpoint, CheckpointError, load_checkpoint, load_model_state, save_checkpoint
-from isnet.evaluation import Example, accuracy
+from isnet.distributed import current_world
+from isnet.evaluation import Example
 from isnet.loss import ISNetLoss, classification_loss
-from isnet.model import ISNet
+from isnet.model import ISNet, ISNetOutput
+from isnet.runlog import RunLog
 from isnet.train_config import TrainConfig
+from isnet.warmup import replace_background
 
 CHECKPOINT_NAME = "last.safetensors"
-LOG_NAME = "log.jsonl"
+BEST_NAME = "best.safetensors"
+
+_AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+_SMALLEST_SCALE = 2.0**-10  # of the loss; float16 gradients that overflow even here are no accident of scaling
 
 
-class NonFiniteLossError(FloatingPointError):
-    """The loss or its gradient became infinite or not a number."""
+class HeatmapObserver(Protocol):
+    """Looks at the heatmaps of the last epoch; see :class:`isnet.ranges.RelevanceTotals`."""
 
+    def observe(self, output: ISNetOutput) -> None:
+        """Takes what the ISNet returned for one batch."""
 
-def replace_background(
-    images: Tensor, masks: Tensor, generator: torch.Generator, low: float = 0.0, high: float = 1.0
-) -> Tensor:
-    """Replaces everything outside the foreground by uniform noise, of another amplitude in each image.
+    def state(self) -> dict[str, Any]:
+        """JSON values kept in checkpoints."""
 
-    Args:
-        images: [B, C, H, W] in [low, high].
-        masks: [B, 1, H, W], 1 = foreground.
-        generator: CPU generator of the draws.
-        low: Lower end of the pixel range.
-        high: Upper end.
-    """
-    noise = torch.rand(images.shape, generator=generator) * torch.rand(len(images), 1, 1, 1, generator=generator)
-    noise = (low + (high - low) * noise).to(images)
-    return torch.where(masks > 0, images, noise)
+    def restore(self, states: Sequence[Mapping[str, Any]]) -> None:
+        """Takes up what one or more processes have seen."""
 
 
 def fit(
@@ -62,26 +60,32 @@ def fit(
     *,
     criterion: ISNetLoss | None = None,
     classification_loss: Callable[[Tensor, Tensor], Tensor] = classification_loss,
-    input_range: tuple[float, float] = (0.0, 1.0),
+    input_range: tuple[Any, Any] = (0.0, 1.0),
     validation: Mapping[str, Dataset[Example]] | None = None,
     run_dir: str | os.PathLike[str] | None = None,
     resume: bool = False,
+    observer: HeatmapObserver | None = None,
     title: str = "training",
     progress: bool = True,
 ) -> list[dict[str, Any]]:
     """Trains a classifier, or an ISNet with its heatmap loss.
 
+    In processes started by torchrun, with ``torch.distributed`` set up (:func:`isnet.distributed.launched_world`), each
+    call is a part of one training: the batch is shared out, gradients are averaged, rank 0 writes the files.
+
     Args:
         network: An :class:`isnet.ISNet`, or any module from images to logits, which is then trained without heatmaps.
             It is trained on the device where its parameters are.
-        train_set: Items (image [C, H, W], label [], mask [1, H, W]).
+        train_set: Items (image [C, H, W], label [] or labels [K], mask [1, H, W]). Its ``set_epoch``, if it has one, is called
+            with the number of each epoch before its first item is asked for.
         config: How to train.
         criterion: The heatmap loss; needed for an ISNet. Its ``p`` gives way to the schedule in ``config``.
         classification_loss: (logits, labels) -> scalar, used in steps without a heatmap.
         input_range: Pixel range of the noise in the warm-up.
-        validation: Data sets whose accuracy is logged after each epoch.
-        run_dir: Folder for the log and the checkpoint; None keeps nothing on disk.
+        validation: Data sets whose accuracy is logged after each epoch. ``config.monitor`` is taken on the first.
+        run_dir: Folder for the log and the checkpoints; None keeps nothing on disk.
         resume: Continue from the checkpoint in ``run_dir`` if there is one.
+        observer: Shown the heatmaps of the last epoch, in which they cost no loss; ``criterion`` may then be None.
         title: Shown beside the progress bar.
         progress: Show a progress bar on the terminal.
 
@@ -89,24 +93,22 @@ def fit(
         The log: one entry per ``log_every`` steps and one per epoch, those of a resumed run included.
 
     Raises:
-        ValueError: too few images for one batch, an ISNet without criterion, or ``resume`` without ``run_dir``.
-        CheckpointError: the checkpoint is of other settings (``log_every``, ``save_every`` and,
-            under a constant schedule, ``epochs`` may change).
+        ValueError: too few images for one batch, a batch that processes and parts do not divide, an ISNet without criterion,
+            ``resume`` without ``run_dir``, ``config.monitor`` without ``validation``, or an ISNet in float16 on the CPU.
+        CheckpointError: the checkpoint is of other settings (those of logging, saving and loading, and, under a
+            constant schedule, ``epochs`` may change).
         NonFiniteLossError: loss or gradient not finite; the batch is saved in ``run_dir``.
     """
-    trainer = _Trainer(network, train_set, config, criterion, classification_loss, input_range, run_dir)
+    validation = validation or {}
+    if config.monitor is not None and not validation:
+        raise ValueError("monitor: needs a validation set")
+    trainer = _Trainer(network, train_set, config, criterion, classification_loss, input_range, run_dir, observer)
     if resume:
         trainer.restore()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, TextColumn("{task.fields[loss]}"), disable=not progress) as display:
-        return trainer.run(validation or {}, display, title)
-
-
-class _StepLosses(NamedTuple):
-    total: float
-    classification: float
-    heatmap: float | None
-    grad_norm: float | None
+    hidden = not (progress and trainer.world.is_main)
+    with Progress(*columns, TextColumn("{task.fields[loss]}"), disable=hidden) as display:
+        return trainer.run(validation, display, title)
 
 
 class _Trainer:
@@ -119,170 +121,243 @@ class _Trainer:
         config: TrainConfig,
         criterion: ISNetLoss | None,
         classification_loss: Callable[[Tensor, Tensor], Tensor],
-        input_range: tuple[float, float],
+        input_range: tuple[Any, Any],
         run_dir: str | os.PathLike[str] | None,
+        observer: HeatmapObserver | None,
     ) -> None:
         self.isnet = network if isinstance(network, ISNet) else None
         self.model: nn.Module = self.isnet.model if self.isnet is not None else network
-        if self.isnet is not None and criterion is None:
+        if self.isnet is not None and criterion is None and observer is None:
             raise ValueError("criterion: an ISNet needs an ISNetLoss")
+        self.world = current_world()
         self.images_count = len(cast(Sized, train_set))
         self.steps_per_epoch = self.images_count // config.batch_size
+        self.last_step = (config.warmup + config.epochs) * self.steps_per_epoch
         if self.steps_per_epoch == 0:
             raise ValueError(f"train_set: {self.images_count} images do not fill one batch of {config.batch_size}")
+        if config.batch_size % (self.world.size * config.accumulate):
+            raise ValueError(
+                f"batch_size: {config.batch_size} images cannot be shared out evenly among {self.world.size} processes, "
+                f"each in {config.accumulate} parts"
+            )
         self.network, self.train_set, self.config, self.criterion = network, train_set, config, criterion
-        self.classification_loss, self.input_range = classification_loss, input_range
+        self.classification_loss, self.input_range, self.observer = classification_loss, input_range, observer
         self.run_dir = None if run_dir is None else Path(run_dir)
         self.device = next(self.model.parameters()).device
+        if config.precision == "float16" and self.isnet is not None and self.device.type == "cpu":
+            raise ValueError("precision: relevance in float16 needs a GPU; use bfloat16 on the CPU")
         if config.channels_last:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.averaged: AveragedModel | None = None
+        if config.ema is not None:
+            self.averaged = AveragedModel(
+                self.model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True
+            ).eval()
         self.optimizer = _build_optimizer(self.model, config)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "float16")
+        self.watch = None if config.monitor is None else scoring.Watch(config.monitor, config.patience)
         self.step = 0
-        self.log: list[dict[str, Any]] = []
+        self.log = RunLog(self.run_dir if self.world.is_main else None, tensorboard=config.tensorboard)
         self.noise = torch.Generator()
+        self.shared: nn.Module = network  # what each step calls: the network, or DDP around it
 
     # ---- the loop
 
     def run(self, validation: Mapping[str, Dataset[Example]], display: Progress, title: str) -> list[dict[str, Any]]:
-        last_step = (self.config.warmup + self.config.epochs) * self.steps_per_epoch
-        task = display.add_task(title, total=last_step, completed=self.step, loss="")
-        self._start_log()
+        task = display.add_task(title, total=self.last_step, completed=self.step, loss="")
+        self.log.start()
         devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
-            while self.step < last_step:
+        if self.world.size > 1:
+            self.shared = DistributedDataParallel(self.network, device_ids=devices or None)
+        with torch.random.fork_rng(devices=devices), _deterministic(self.config.deterministic):
+            while self.step < self.last_step and not (self.watch and self.watch.is_over):
                 started = time.perf_counter()
                 epoch = self.step // self.steps_per_epoch
                 self._epoch(epoch, display, task)
                 entry: dict[str, Any] = {"kind": "epoch", "step": self.step, "epoch": epoch + 1}
                 entry["phase"] = "warm-up" if epoch < self.config.warmup else "training"
                 entry["seconds"] = time.perf_counter() - started
-                if validation:
-                    entry["accuracy"] = {name: accuracy(self.model, data) for name, data in validation.items()}
-                self._write_log(entry)
-                self._save()
-        return self.log
+                self._end_epoch(entry, validation)
+        self.log.close()
+        return self.log.entries
 
     def _epoch(self, epoch: int, display: Progress, task: Any) -> None:
         """The rest of an epoch, from ``self.step`` on."""
-        self.network.train()
-        window: list[_StepLosses] = []
-        for images, labels, masks in self._batches(epoch):
-            losses = self._train_step(images, labels, masks)
+        self.shared.train()
+        window: list[StepLosses] = []
+        parts = self._batches(epoch)
+        for batch in parts:
+            losses = self._train_step([batch, *(next(parts) for _ in range(self.config.accumulate - 1))])
             self.step += 1
             window.append(losses)
             display.update(task, completed=self.step, loss=f"loss {losses.total:.3f}")
             if self.step % self.config.log_every == 0:
-                self._write_log(self._summary(window))
+                self.log.add(self._summary(window))
                 window.clear()
             due = self.config.save_every is not None and self.step % self.config.save_every == 0
             if due and self.step % self.steps_per_epoch:  # run() saves at the end of the epoch, after its log entry
-                self._save()
+                self._save(CHECKPOINT_NAME)
+
+    def _end_epoch(self, entry: dict[str, Any], validation: Mapping[str, Dataset[Example]]) -> None:
+        config, best = self.config, False
+        scored = self.model if self.averaged is None else self.averaged.module
+        if validation:
+            entry["accuracy"] = scoring.accuracies(scored, validation, self.world)
+        if self.watch is not None:
+            name, data = next(iter(validation.items()))
+            if self.watch.monitor == "accuracy":
+                score = entry["accuracy"][name]
+            else:
+                # Always at the final P: a schedule must not change what the epochs are compared by.
+                p = config.heatmap_share(self.last_step - 1, self.steps_per_epoch) if self.criterion else 0.0
+                entry["validation"] = scoring.losses(
+                    scored, data, self.world, isnet=self.isnet, criterion=self.criterion, p=p
+                )
+                score = entry["validation"][self.watch.monitor]
+            if entry["phase"] != "warm-up":  # a network before its ISNet training is not what the run is for
+                best = entry["best"] = self.watch.see(score)
+        self.log.add(entry)
+        self.log.save_table()
+        self._save(CHECKPOINT_NAME)
+        if best:
+            self._save(BEST_NAME)
+        if config.keep_last:
+            self._save(f"epoch-{entry['epoch']:04d}.safetensors")
+            self._forget(entry["epoch"] - config.keep_last)
 
     def _batches(self, epoch: int) -> Iterator[Example]:
+        """This process's parts of the batches of an epoch, from ``self.step`` on."""
+        set_epoch = getattr(self.train_set, "set_epoch", None)
+        if set_epoch is not None:
+            set_epoch(epoch)
         order = torch.randperm(self.images_count, generator=self._generator("order", epoch))
-        size = self.config.batch_size
+        size = self.config.batch_size // (self.world.size * self.config.accumulate)
+        offsets = [self._first(part) for part in range(self.config.accumulate)]
         first = self.step - epoch * self.steps_per_epoch
-        rows = [order[i * size : (i + 1) * size].tolist() for i in range(first, self.steps_per_epoch)]
-        return iter(DataLoader(self.train_set, batch_sampler=rows))
+        starts = [
+            step * self.config.batch_size + offset for step in range(first, self.steps_per_epoch) for offset in offsets
+        ]
+        rows = [order[start : start + size].tolist() for start in starts]
+        return iter(DataLoader(self.train_set, batch_sampler=rows, num_workers=self.config.workers))
 
-    def _train_step(self, images: Tensor, labels: Tensor, masks: Tensor) -> _StepLosses:
+    def _first(self, part: int) -> int:
+        """Where a part of this process begins in the batch."""
+        parts = self.config.accumulate
+        return (self.world.rank * parts + part) * (self.config.batch_size // (self.world.size * parts))
+
+    def _train_step(self, parts: list[Example]) -> StepLosses:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.learning_rate(self.step, self.steps_per_epoch)
+        self.optimizer.zero_grad(set_to_none=True)
+        losses = []
+        for index, part in enumerate(parts):
+            last = index == len(parts) - 1
+            ddp = self.shared if isinstance(self.shared, DistributedDataParallel) else None
+            with contextlib.nullcontext() if last or ddp is None else ddp.no_sync():
+                losses.append(self._accumulate(part, index, len(parts)))
+        self.scaler.unscale_(self.optimizer)
+        norm = None
+        if self.config.clip_norm is not None:
+            norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
+            # With loss scaling an overflow is expected now and then: the step is skipped and the scale halved.
+            if not self.scaler.is_enabled() or self.scaler.get_scale() < _SMALLEST_SCALE:
+                self._require_finite("gradient norm", norm, parts[-1])
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.averaged is not None:
+            self.averaged.update_parameters(self.model)
+        return mean_losses(losses)._replace(grad_norm=None if norm is None else norm.item())
+
+    def _accumulate(self, part: Example, index: int, count: int) -> StepLosses:
+        """Forward and backward pass of one part; its gradient is added to those of the parts before."""
         config, step = self.config, self.step
-        images, labels, masks = (value.to(self.device) for value in (images, labels, masks))
+        images, labels, masks = part = tuple(value.to(self.device) for value in part)  # type: ignore[assignment]
         if step < config.warmup * self.steps_per_epoch:
-            images = replace_background(images, masks, self._generator("noise", step), *self.input_range)
+            place = {"first": self._first(index), "total": config.batch_size}
+            images = replace_background(images, masks, self._generator("noise", step), *self.input_range, **place)
         if config.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
-        torch.manual_seed(self._seed("model", step))
-        for group in self.optimizer.param_groups:
-            group["lr"] = config.learning_rate(step, self.steps_per_epoch)
+        # The first part draws as the whole batch would; the others need draws of their own.
+        own = () if self._first(index) == 0 else (self._first(index),)
+        torch.manual_seed(stream_seed(config.seed, "model", step, *own))
 
-        share = config.heatmap_share(step, self.steps_per_epoch) if self.isnet is not None else 0.0
-        heatmap_loss = None
-        if self.isnet is not None and self.criterion is not None and config.takes_heatmap(step, self.steps_per_epoch):
-            if self.isnet.generator is not None:
-                self.isnet.generator.manual_seed(self._seed("target", step))
-            terms = self.criterion(self.isnet(images), labels, masks)
+        supervised = self.isnet is not None and self.criterion is not None
+        share = config.heatmap_share(step, self.steps_per_epoch) if supervised else 0.0
+        takes = supervised and config.takes_heatmap(step, self.steps_per_epoch)
+        observed = self.observer is not None and step >= self.last_step - self.steps_per_epoch
+        heatmap_loss, layers = None, {}
+        dtype = _AUTOCAST.get(config.precision)
+        with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
+            if self.isnet is None:
+                output = ISNetOutput(self.shared(images))
+            else:
+                if self.isnet.generator is not None:
+                    self.isnet.generator.manual_seed(stream_seed(config.seed, "target", step, *own))
+                output = self.shared(images, heatmaps=takes or observed)
+        if takes and self.criterion is not None:
+            terms = self.criterion(output, labels, masks)
             classification, heatmap_loss = terms.classification, terms.heatmap
             loss = (1 - share) * classification + share * config.heatmap_every * heatmap_loss
+            layers = {name: layer_numbers(term) for name, term in terms.layers.items()}
         else:
-            classification = self.classification_loss(self.model(images), labels)
+            classification = self.classification_loss(output.logits, labels)
             loss = (1 - share) * classification
+        if observed and self.observer is not None:
+            self.observer.observe(output)
 
-        self._require_finite("loss", loss, images, labels, masks)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = None
-        if config.clip_norm is not None:
-            norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm)
-            self._require_finite("gradient norm", norm, images, labels, masks)
-        self.optimizer.step()
-        return _StepLosses(
-            loss.item(),
-            classification.item(),
-            None if heatmap_loss is None else heatmap_loss.item(),
-            None if norm is None else norm.item(),
-        )
+        self._require_finite("loss", loss, part)
+        self.scaler.scale(loss / count).backward()
+        heatmap = None if heatmap_loss is None else heatmap_loss.item()
+        return StepLosses(loss.item(), classification.item(), heatmap, None, layers)
 
-    def _require_finite(self, what: str, value: Tensor, images: Tensor, labels: Tensor, masks: Tensor) -> None:
-        if bool(torch.isfinite(value)):
-            return
-        where = ""
-        if self.run_dir is not None:
-            path = self.run_dir / "non-finite-batch.safetensors"
-            batch = {"images": images, "labels": labels, "masks": masks}
-            with atomic_path(path) as temporary:
-                save_file({name: part.detach().cpu().contiguous() for name, part in batch.items()}, temporary)
-            where = f" The batch is in {path}."
-        raise NonFiniteLossError(
-            f"step {self.step + 1}: the {what} is {value.item()}.{where} Lower the learning rate or P, raise eps or "
-            "clip_norm's effect, or start from a warm-up; the last checkpoint is from before this step."
-        )
-
-    # ---- randomness: a function of (seed, stream, index)
-
-    def _seed(self, stream: str, index: int) -> int:
-        entropy = [self.config.seed, *stream.encode(), index]
-        return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    def _require_finite(self, what: str, value: Tensor, part: Example) -> None:
+        if not bool(torch.isfinite(value)):
+            rank = f"-rank{self.world.rank}" if self.world.size > 1 else ""
+            path = None if self.run_dir is None else self.run_dir / f"non-finite-batch{rank}.safetensors"
+            raise non_finite(self.step, what, value.item(), part, path)
 
     def _generator(self, stream: str, index: int) -> torch.Generator:
-        return self.noise.manual_seed(self._seed(stream, index))
+        return self.noise.manual_seed(stream_seed(self.config.seed, stream, index))
 
     # ---- log and checkpoints
 
-    def _summary(self, window: list[_StepLosses]) -> dict[str, Any]:
-        heatmap = [losses.heatmap for losses in window if losses.heatmap is not None]
-        norms = [losses.grad_norm for losses in window if losses.grad_norm is not None]
+    def _summary(self, window: list[StepLosses]) -> dict[str, Any]:
+        """The means of the steps since the last entry, over all processes."""
+        window = [losses for part in self.world.gather(window) for losses in part]
+        mean = mean_losses(window)
         step = self.step - 1
         return {
             "kind": "step",
             "step": self.step,
             "epoch": self.step / self.steps_per_epoch,
-            "loss": float(np.mean([losses.total for losses in window])),
-            "classification": float(np.mean([losses.classification for losses in window])),
-            "heatmap": float(np.mean(heatmap)) if heatmap else None,
-            "grad_norm": float(np.mean(norms)) if norms else None,
-            "p": self.config.heatmap_share(step, self.steps_per_epoch) if self.isnet is not None else 0.0,
+            "loss": mean.total,
+            "classification": mean.classification,
+            "heatmap": mean.heatmap,
+            "layers": mean.layers,
+            "grad_norm": mean.grad_norm,
+            "p": self.config.heatmap_share(step, self.steps_per_epoch) if self.criterion and self.isnet else 0.0,
             "lr": self.config.learning_rate(step, self.steps_per_epoch),
         }
 
-    def _start_log(self) -> None:
-        """Starts the log file afresh with the entries that precede the checkpoint."""
-        if self.run_dir is not None:
-            lines = "".join(json.dumps(entry) + "\n" for entry in self.log)
-            with atomic_path(self.run_dir / LOG_NAME) as temporary:
-                temporary.write_text(lines)
+    def _save(self, name: str) -> None:
+        if self.run_dir is None:
+            return
+        observed = [] if self.observer is None else self.world.gather(self.observer.state())
+        if not self.world.is_main:
+            return
+        settings: dict[str, Any] = {"train": self.config.to_json(), "images": self.images_count}
+        settings["scaler"] = self.scaler.state_dict()
+        settings["watch"] = None if self.watch is None else self.watch.state()
+        settings["observed"] = observed
+        optimizer, ema = self.optimizer.state_dict(), None
+        if self.averaged is not None:
+            ema, settings["averaged_steps"] = self.averaged.module.state_dict(), int(self.averaged.n_averaged)
+        state = Checkpoint(self.step, self.model.state_dict(), optimizer, settings, ema)
+        save_checkpoint(self.run_dir / name, state)
 
-    def _write_log(self, entry: dict[str, Any]) -> None:
-        self.log.append(entry)
-        if self.run_dir is not None:
-            with (self.run_dir / LOG_NAME).open("a") as file:
-                file.write(json.dumps(entry) + "\n")
-
-    def _save(self) -> None:
-        if self.run_dir is not None:
-            settings = {"train": asdict(self.config), "images": self.images_count}
-            state = Checkpoint(self.step, self.model.state_dict(), self.optimizer.state_dict(), settings)
-            save_checkpoint(self.run_dir / CHECKPOINT_NAME, state)
+    def _forget(self, epoch: int) -> None:
+        if self.run_dir is not None and self.world.is_main:
+            (self.run_dir / f"epoch-{epoch:04d}.safetensors").unlink(missing_ok=True)
 
     def restore(self) -> None:
         """Takes up the run in ``run_dir``, if it has a checkpoint."""
@@ -302,19 +377,27 @@ class _Trainer:
         if state.optimizer is None:
             raise CheckpointError(f"{path} has no optimizer state to resume from")
         self.optimizer.load_state_dict(state.optimizer)
+        if self.averaged is not None:
+            load_model_state(self.averaged.module, state, path, averaged=True)
+            self.averaged.n_averaged.fill_(state.settings["averaged_steps"])
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(state.settings["scaler"])
+        if self.watch is not None and state.settings["watch"] is not None:
+            self.watch.restore(state.settings["watch"])
+        if self.observer is not None and self.world.is_main:  # takes over from all, whose number may have changed
+            self.observer.restore(state.settings["observed"])
         self.step = state.step
-        log = self.run_dir / LOG_NAME
-        if log.exists():
-            self.log = [entry for entry in read_log(log) if entry["step"] <= self.step]
+        self.log.restore(self.step)
 
 
-def read_log(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The entries of a JSONL log; a last line that a kill cut short is left out."""
-    entries = []
-    for line in Path(path).read_text().splitlines():
-        with contextlib.suppress(json.JSONDecodeError):
-            entries.append(json.loads(line))
-    return entries
+@contextlib.contextmanager
+def _deterministic(wanted: bool) -> Iterator[None]:
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(wanted or before)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 def _build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:

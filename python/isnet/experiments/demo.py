@@ -30,9 +30,10 @@ from rich.table import Table
 from isnet._files import atomic_path, write_text
 from isnet.data import load_mnist
 from isnet.report import Row, gallery, markdown_table, score_rows, write_report
+from isnet.runlog import LOG_NAME, read_log
 from isnet.runs import DataConfig, HeatmapConfig, RunConfig, evaluate_run, load_data, load_run, train_run
 from isnet.train_config import TrainConfig
-from isnet.training import CHECKPOINT_NAME, LOG_NAME, read_log
+from isnet.training import CHECKPOINT_NAME
 
 WARMUP = "warm-up"
 _POLL_SECONDS = 0.4

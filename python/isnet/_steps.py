@@ -1,0 +1,72 @@
+"""What the training loop notes of a step, and how it stops at one that is not finite."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from safetensors.torch import save_file
+
+from isnet._files import atomic_path
+from isnet.evaluation import Example
+from isnet.loss import LayerLoss
+
+
+class NonFiniteLossError(FloatingPointError):
+    """The loss or its gradient became infinite or not a number."""
+
+
+class StepLosses(NamedTuple):
+    """The losses of a step; None where it took no heatmap, or did not clip."""
+
+    total: float
+    classification: float
+    heatmap: float | None
+    grad_norm: float | None
+    layers: dict[str, dict[str, float]]
+
+
+def layer_numbers(terms: LayerLoss) -> dict[str, float]:
+    """The parts of a layer's heatmap loss, for the log."""
+    return {
+        "background": terms.background.item(),
+        "foreground": terms.foreground.item(),
+        "foreground_relevance": terms.foreground_relevance.item(),
+    }
+
+
+def mean_losses(losses: Sequence[StepLosses]) -> StepLosses:
+    """The means over those that have a value."""
+
+    def mean(values: Iterable[float | None]) -> float | None:
+        found = [value for value in values if value is not None]
+        return float(np.mean(found)) if found else None
+
+    supervised = [step.layers for step in losses if step.layers]
+    layers = {
+        name: {part: float(np.mean([step[name][part] for step in supervised])) for part in parts}
+        for name, parts in (supervised[0] if supervised else {}).items()
+    }
+    return StepLosses(
+        float(np.mean([step.total for step in losses])),
+        float(np.mean([step.classification for step in losses])),
+        mean(step.heatmap for step in losses),
+        mean(step.grad_norm for step in losses),
+        layers,
+    )
+
+
+def non_finite(step: int, what: str, value: float, part: Example, path: Path | None) -> NonFiniteLossError:
+    """The error of a step, counted from 0, after saving the images it came from to ``path``."""
+    where = ""
+    if path is not None:
+        batch = dict(zip(("images", "labels", "masks"), part, strict=True))
+        with atomic_path(path) as temporary:
+            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in batch.items()}, temporary)
+        where = f" The batch is in {path}."
+    return NonFiniteLossError(
+        f"step {step + 1}: the {what} is {value}.{where} Lower the learning rate or P, raise eps or "
+        "clip_norm's effect, or start from a warm-up; the last checkpoint is from before this step."
+    )

@@ -1,0 +1,347 @@
+"""Options of the training loop, each against a plain training that does the same by hand."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_isnet_training import Dying, KilledError, assert_same_model, blobs, small_model, train
+from torch import Tensor, nn
+
+from isnet import ISNet, ISNetLoss
+from isnet._steps import NonFiniteLossError
+from isnet.checkpoints import load_checkpoint, load_model_state
+from isnet.distributed import World
+from isnet.evaluation import accuracy
+from isnet.runlog import RunLog, read_log
+from isnet.train_config import TrainConfig
+from isnet.training import BEST_NAME, CHECKPOINT_NAME, fit
+from isnet.validation import Watch, losses
+from isnet.warmup import replace_background
+
+
+def plain_model() -> nn.Sequential:
+    """Without batch norm and dropout: the batch's images do not meet."""
+    return nn.Sequential(
+        nn.Conv2d(1, 6, 3, stride=2, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(96, 3)
+    )
+
+
+def assert_close_models(one: nn.Module, other: nn.Module, tolerance: float = 1e-5) -> None:
+    for (name, a), b in zip(one.state_dict().items(), other.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance, msg=name)
+
+
+# ---- schedules
+
+
+def test_step_schedule_and_rampup() -> None:
+    config = TrainConfig(epochs=6, warmup=1, lr=1.0, lr_after_warmup=0.5, schedule="step", milestones=(2, 4), gamma=0.1)
+    rates = [config.learning_rate(10 * epoch, 10) for epoch in range(7)]
+    assert rates == pytest.approx([1, 0.5, 0.5, 0.05, 0.05, 0.005, 0.005])
+    ramp = TrainConfig(lr=1.0, lr_rampup=0.5)
+    assert [ramp.learning_rate(step, 8) for step in (0, 1, 3, 4)] == pytest.approx([0.25, 0.5, 1, 1])
+
+
+def test_p_schedule() -> None:
+    config = TrainConfig(epochs=5, warmup=1, p=0.2, p_schedule=((1, 0.5), (3, 0.9)))
+    assert [config.heatmap_share(10 * epoch, 10) for epoch in range(6)] == [0, 0.2, 0.5, 0.5, 0.9, 0.9]
+    with pytest.raises(ValueError, match="p_schedule: expected"):
+        TrainConfig(p_schedule=((2, 0.5), (1, 0.6)))
+
+
+def test_settings_survive_json_and_old_checkpoints_lack_new_ones() -> None:
+    config = TrainConfig(milestones=(2,), schedule="step", p_schedule=((0, 0.5),))
+    assert TrainConfig(**json.loads(json.dumps(config.to_json()))) == config
+    assert config.differences(config.to_json()) == []
+    old = {name: value for name, value in config.to_json().items() if name not in ("accumulate", "precision")}
+    assert config.differences(old) == []
+    assert TrainConfig(accumulate=2).differences({"accumulate": 1}) == ["accumulate: 1 there, 2 now"]
+    assert TrainConfig(workers=2, tensorboard=True, keep_last=3).differences({}) == []
+
+
+# ---- parts of a batch
+
+
+@pytest.mark.parametrize("warmup", [0, 1])
+def test_accumulated_parts_equal_the_whole_batch(warmup: int) -> None:
+    models = []
+    for parts in (1, 4):
+        torch.manual_seed(0)
+        models.append(plain_model().double())
+        data = blobs(32)
+        data.images, data.masks = data.images.double(), data.masks.double()
+        config = TrainConfig(epochs=1, warmup=warmup, batch_size=16, accumulate=parts, log_every=1, p=0.5)
+        log = train(models[-1], config, "selective", data=data)
+    assert_close_models(*models, tolerance=1e-9)
+    assert [entry["step"] for entry in log if entry["kind"] == "step"] == list(range(1, 3 + 2 * warmup))
+
+
+def test_noise_of_parts_is_the_batchs() -> None:
+    data = blobs(12)
+    whole = replace_background(data.images, data.masks, torch.Generator().manual_seed(1))
+    part = replace_background(data.images[4:8], data.masks[4:8], torch.Generator().manual_seed(1), first=4, total=12)
+    assert torch.equal(whole[4:8], part)
+
+
+def test_noise_range_per_channel() -> None:
+    images, masks = torch.full((2, 2, 8, 8), 7.0), torch.zeros(2, 1, 8, 8)
+    noisy = replace_background(images, masks, torch.Generator().manual_seed(0), [0.0, -2.0], [1.0, -1.0])
+    assert noisy[:, 0].min() >= 0 and noisy[:, 0].max() <= 1
+    assert noisy[:, 1].min() >= -2 and noisy[:, 1].max() <= -1
+
+
+def test_indivisible_batch_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match="batch_size: 16 images cannot be shared out evenly among 1 processes, each in 3"
+    ):
+        train(small_model(), TrainConfig(batch_size=16, accumulate=3))
+
+
+# ---- precision
+
+
+@pytest.mark.parametrize(("precision", "variant"), [("bfloat16", "selective"), ("float16", None)])
+def test_half_precision_follows_float32(precision: Any, variant: str | None) -> None:
+    results = []
+    for chosen in ("float32", precision):
+        torch.manual_seed(0)
+        model = plain_model()
+        config = TrainConfig(epochs=2, batch_size=16, lr=1e-2, precision=chosen, log_every=1, p=0.5)
+        log = train(model, config, variant)
+        assert next(model.parameters()).dtype == torch.float32
+        results.append(torch.tensor([entry["loss"] for entry in log if entry["kind"] == "step"]))
+    torch.testing.assert_close(results[1], results[0], rtol=0.05, atol=0.02)
+    assert not torch.equal(results[0], results[1])
+
+
+def test_isnet_in_float16_needs_a_gpu() -> None:
+    with pytest.raises(ValueError, match="float16 needs a GPU"):
+        train(small_model(), TrainConfig(precision="float16"), "selective")
+
+
+def test_float16_overflow_skips_the_step_and_shrinks_the_scale(tmp_path: Path) -> None:
+    class Steep(nn.Module):
+        """A gradient that overflows float32 once it is multiplied by the loss scale of 65536."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (self.weight * 1e17 * 1e17).expand(len(x), 3).float() * 3e3 + 0 * x.flatten(1)[:, :3]
+
+    model = Steep()
+    train(model, TrainConfig(epochs=1, batch_size=32, precision="float16", save_every=1), run_dir=tmp_path)
+    scaler = load_checkpoint(tmp_path / CHECKPOINT_NAME).settings["scaler"]
+    assert scaler["scale"] == 65536 / 2**3
+    assert torch.equal(model.weight, torch.zeros(3))
+
+
+# ---- moving average
+
+
+def test_moving_average_by_hand(tmp_path: Path) -> None:
+    snapshots: list[Tensor] = []
+
+    class Watched(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            snapshots.append(self[-1].weight.detach().clone())
+            return super().forward(x)
+
+    torch.manual_seed(0)
+    model, data = Watched(*plain_model()), blobs(48)
+    config = TrainConfig(epochs=1, batch_size=16, lr=1e-2, ema=0.8)
+    log = train(model, config, data=data, run_dir=tmp_path, validation={"train": data})
+    after = [*snapshots[1:3], model[-1].weight.detach()]  # the weights after each of the three steps
+    expected = after[0]
+    for weight in after[1:]:
+        expected = 0.8 * expected + 0.2 * weight
+    state = load_checkpoint(tmp_path / CHECKPOINT_NAME)
+    assert state.ema is not None
+    torch.testing.assert_close(state.ema["4.weight"], expected)
+    assert torch.equal(state.model["4.weight"], model[-1].weight)
+    averaged = plain_model()
+    load_model_state(averaged, state, "", averaged=True)
+    assert log[-1]["accuracy"]["train"] == accuracy(averaged, data)
+
+
+# ---- validation, best checkpoint, early stopping
+
+
+def test_watch() -> None:
+    watch = Watch("loss", 2)
+    assert [watch.see(score) for score in (3.0, 2.0, 2.0)] == [True, True, False]
+    other = Watch("loss", 2)
+    other.restore(json.loads(json.dumps(watch.state())))
+    assert not other.is_over and not other.see(2.5) and other.is_over
+    rising = Watch("accuracy", None)
+    assert [rising.see(score) for score in (0.5, 0.4, 0.6)] == [True, False, True]
+    assert not rising.is_over
+
+
+def test_validation_losses_are_those_of_training() -> None:
+    model, data = small_model().train(), blobs(40)
+    network, criterion = ISNet(model, "selective"), ISNetLoss(p=0.6)
+    found = losses(model, data, World(), isnet=network, criterion=criterion, p=0.6, batch_size=16)
+    assert model.training and all(module.training for module in model.modules())
+    network.train()
+    model.eval()
+    sums = torch.zeros(3)
+    for start, stop in ((0, 16), (16, 32), (32, 40)):
+        rows = slice(start, stop)
+        terms = criterion(network(data.images[rows]), data.labels[rows], data.masks[rows])
+        sums += (stop - start) * torch.stack([terms.total, terms.classification, terms.heatmap]).detach()
+    assert [found["loss"], found["classification"], found["heatmap"]] == pytest.approx((sums / 40).tolist(), rel=1e-5)
+    plain = losses(model, data, World(), p=0.0)
+    assert plain["heatmap"] == 0 and plain["loss"] == plain["classification"]
+
+
+def test_early_stopping_keeps_the_best(tmp_path: Path) -> None:
+    data, held_out = blobs(48), blobs(24, seed=3)
+    # The labels of the held-out set are wrong: the better the network, the higher its loss there.
+    held_out.labels = (held_out.labels + 1) % 3
+    config = TrainConfig(epochs=30, batch_size=16, lr=1e-2, monitor="loss", patience=3)
+    folder = tmp_path / "run"
+    log = train(small_model(), config, "selective", data=data, validation={"val": held_out}, run_dir=folder)
+    epochs = [entry for entry in log if entry["kind"] == "epoch"]
+    assert len(epochs) < 30
+    scores = [entry["validation"]["loss"] for entry in epochs]
+    best = scores.index(min(scores))
+    assert len(epochs) == best + 1 + 3
+    assert load_checkpoint(folder / BEST_NAME).step == epochs[best]["step"]
+    assert [entry["best"] for entry in epochs][best:] == [True, False, False, False]
+    # Taken up again, it stays stopped.
+    again = train(
+        small_model(), config, "selective", data=data, validation={"val": held_out}, run_dir=folder, resume=True
+    )
+    assert again == log
+
+
+def test_monitor_needs_validation() -> None:
+    with pytest.raises(ValueError, match="monitor: needs a validation set"):
+        train(small_model(), TrainConfig(monitor="loss"))
+    with pytest.raises(ValueError, match="patience: needs monitor"):
+        TrainConfig(patience=2)
+
+
+def test_last_checkpoints_are_kept(tmp_path: Path) -> None:
+    train(small_model(), TrainConfig(epochs=4, batch_size=48, keep_last=2), run_dir=tmp_path)
+    kept = sorted(path.name for path in tmp_path.glob("*.safetensors"))
+    assert kept == ["epoch-0003.safetensors", "epoch-0004.safetensors", CHECKPOINT_NAME]
+    assert load_checkpoint(tmp_path / kept[0]).step == 6
+
+
+# ---- everything at once, killed and resumed
+
+
+@pytest.mark.parametrize(
+    ("variant", "precision", "died_at"),
+    [("stochastic", "bfloat16", 5), ("stochastic", "bfloat16", 9), (None, "float16", 13)],
+)
+def test_resumed_run_with_every_option_equals_an_uninterrupted_one(
+    tmp_path: Path, variant: str | None, precision: Any, died_at: int
+) -> None:
+    data, held_out = blobs(64), blobs(24, seed=3)
+    config = TrainConfig(
+        epochs=3, warmup=1, batch_size=16, accumulate=2, precision=precision, ema=0.9, monitor="loss", patience=9,
+        keep_last=2, save_every=3, log_every=1, lr_rampup=1.0, p_schedule=((1, 0.4),), deterministic=True,
+    )  # fmt: skip
+    options: dict[str, Any] = {"validation": {"val": held_out}}
+    whole = train(small_model(dropout=0.2), config, variant, data=data, run_dir=tmp_path / "whole", **options)
+    folder = tmp_path / "killed"
+    with pytest.raises(KilledError):
+        train(small_model(dropout=0.2), config, variant, data=Dying(data, 16 * died_at), run_dir=folder, **options)
+    resumed = train(
+        small_model(seed=7, dropout=0.2), config, variant, data=data, run_dir=folder, resume=True, **options
+    )
+    assert [{**entry, "seconds": 0} for entry in whole] == [{**entry, "seconds": 0} for entry in resumed]
+    for name in (CHECKPOINT_NAME, BEST_NAME, "epoch-0003.safetensors"):
+        one, other = load_checkpoint(tmp_path / "whole" / name), load_checkpoint(folder / name)
+        assert one.settings == other.settings and one.ema is not None and other.ema is not None
+        for key, value in one.model.items():
+            assert torch.equal(value, other.model[key]) and torch.equal(one.ema[key], other.ema[key])
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+# ---- logs
+
+
+def test_log_as_table(tmp_path: Path) -> None:
+    data = blobs(48)
+    log = train(
+        small_model(), TrainConfig(epochs=1, batch_size=16, log_every=2), "selective", data=data, run_dir=tmp_path,
+        validation={"train": data},
+    )  # fmt: skip
+    with (tmp_path / "log.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(log) == 2
+    assert float(rows[0]["layers.input.background"]) == log[0]["layers"]["input"]["background"]
+    assert set(log[0]["layers"]["input"]) == {"background", "foreground", "foreground_relevance"}
+    assert float(rows[1]["accuracy.train"]) == log[1]["accuracy"]["train"]
+    assert rows[0]["accuracy.train"] == ""
+
+
+def test_tensorboard(tmp_path: Path) -> None:
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    config = TrainConfig(epochs=1, batch_size=16, log_every=2, tensorboard=True)
+    log = train(small_model(), config, data=blobs(64), run_dir=tmp_path)
+    events = reader.EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    written = events.Scalars("step/loss")
+    assert [event.step for event in written] == [2, 4]
+    assert [event.value for event in written] == pytest.approx([entry["loss"] for entry in log[:2]])
+
+
+def test_log_of_a_future_that_did_not_happen_is_dropped(tmp_path: Path) -> None:
+    log = RunLog(tmp_path)
+    log.start()
+    for step in (1, 2, 3):
+        log.add({"kind": "step", "step": step, "loss": 0.5})
+    other = RunLog(tmp_path)
+    other.restore(2)
+    other.start()
+    assert [entry["step"] for entry in read_log(tmp_path / "log.jsonl")] == [1, 2]
+
+
+# ---- several labels per image
+
+
+def test_multi_label_training_from_end_to_end() -> None:
+    data = blobs(48)
+    classes = data.labels
+    data.labels = torch.stack([classes == 0, classes >= 1, classes == 2], 1).float()
+    model, criterion = small_model(), ISNetLoss(p=0.5)
+    before = accuracy(model, data)
+    log = fit(
+        ISNet(model, "original"), data, TrainConfig(epochs=12, batch_size=16, lr=2e-2, p=0.3), criterion=criterion,
+        validation={"train": data}, progress=False,
+    )  # fmt: skip
+    assert accuracy(model, data) == log[-1]["accuracy"]["train"] > max(0.9, before)
+
+
+def test_non_finite_gradient_stops(tmp_path: Path) -> None:
+    class Root(nn.Module):
+        """Finite at zero, with an infinite slope."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.weight.sqrt().expand(len(x), 3)
+
+    with pytest.raises(NonFiniteLossError, match=r"step 1: the gradient norm is (inf|nan)\. The batch is in"):
+        train(Root(), TrainConfig(batch_size=16), run_dir=tmp_path)
+    assert (tmp_path / "non-finite-batch.safetensors").exists()
+
+
+def test_models_of_the_same_seed_are_the_same() -> None:
+    one, other = small_model(), small_model()
+    for model in (one, other):
+        train(model, TrainConfig(epochs=1, batch_size=32, workers=0, deterministic=True))
+    assert_same_model(one, other)
