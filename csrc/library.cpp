@@ -17,4 +17,26 @@ STABLE_TORCH_LIBRARY(lrpkernels, m) {
   m.def(
       "ratio_backward(Tensor grad, Tensor multiplier, Tensor value, Tensor denominator, float epsilon) "
       "-> (Tensor, Tensor, Tensor)");
+  m.def(
+      "max_pool_winner(Tensor multiplier, Tensor indices, int[] input_size, int[] kernel_size, int[] stride, "
+      "int[] padding, int[] dilation) -> Tensor");
+  m.def("max_pool_winner_backward(Tensor grad, Tensor indices) -> Tensor");
+  m.def(
+      "average_pool(Tensor input, int[] output_size, int[] kernel_size, int[] stride, int[] padding, "
+      "bool count_include_pad, int? divisor_override) -> Tensor");
+  m.def(
+      "average_pool_transpose(Tensor multiplier, int[] input_size, int[] kernel_size, int[] stride, int[] padding, "
+      "bool count_include_pad, int? divisor_override) -> Tensor");
+  m.def(
+      "conv_relevance(Tensor multiplier, Tensor? addend, Tensor? output, Tensor? scale, Tensor? value, "
+      "Tensor? denominator, Tensor weight, int weights, Tensor? input, Tensor? low, Tensor? high, int[] input_size, "
+      "int[] stride, int[] padding, int[] dilation, int groups, float epsilon, float leak, bool tensor_cores) "
+      "-> Tensor");
+  m.def(
+      "conv_apply(Tensor input, Tensor weight, int weights, int[] stride, int[] padding, int[] dilation, int groups, "
+      "bool tensor_cores) -> Tensor");
+  m.def(
+      "conv_weight_gradient(Tensor multiplier, Tensor? addend, Tensor? output, Tensor? scale, Tensor? value, "
+      "Tensor? denominator, Tensor input, int[] kernel_size, int[] stride, int[] padding, int[] dilation, int groups, "
+      "float epsilon, float leak) -> Tensor");
 }

@@ -6,16 +6,19 @@ channels-last.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 
-def _memory_format(leader: Tensor) -> torch.memory_format:
+def memory_format(leader: Tensor) -> torch.memory_format:
+    """The layout in which an op runs: that of ``leader``, contiguous where it has both or neither."""
     if leader.is_contiguous():
         return torch.contiguous_format
-    for dimensions, memory_format in ((4, torch.channels_last), (5, torch.channels_last_3d)):
-        if leader.dim() == dimensions and leader.is_contiguous(memory_format=memory_format):
-            return memory_format
+    for dimensions, format in ((4, torch.channels_last), (5, torch.channels_last_3d)):
+        if leader.dim() == dimensions and leader.is_contiguous(memory_format=format):
+            return format
     return torch.contiguous_format
 
 
@@ -56,7 +59,7 @@ def _epsilon_scale(
 ) -> Tensor:
     _check_epsilon_scale("epsilon_scale", multiplier, addend, output, scale)
     leader = multiplier if output is None else output
-    return torch.empty_like(multiplier, memory_format=_memory_format(leader))
+    return torch.empty_like(multiplier, memory_format=memory_format(leader))
 
 
 @torch.library.register_fake("lrpkernels::epsilon_scale_backward")
@@ -73,10 +76,10 @@ def _epsilon_scale_backward(
     op = "epsilon_scale_backward"
     _check_like_multiplier(op, "grad", grad, multiplier)
     _check_epsilon_scale(op, multiplier, addend, output, scale)
-    memory_format = _memory_format(multiplier if output is None else output)
-    grad_output = multiplier.new_empty(0) if output is None else torch.empty_like(output, memory_format=memory_format)
+    format = memory_format(multiplier if output is None else output)
+    grad_output = multiplier.new_empty(0) if output is None else torch.empty_like(output, memory_format=format)
     grad_scale = torch.empty_like(scale) if need_scale and scale is not None else multiplier.new_empty(0)
-    return torch.empty_like(multiplier, memory_format=memory_format), grad_output, grad_scale
+    return torch.empty_like(multiplier, memory_format=format), grad_output, grad_scale
 
 
 def _check_ratio(op: str, multiplier: Tensor, value: Tensor, denominator: Tensor) -> None:
@@ -90,7 +93,7 @@ def _check_ratio(op: str, multiplier: Tensor, value: Tensor, denominator: Tensor
 @torch.library.register_fake("lrpkernels::ratio")
 def _ratio(multiplier: Tensor, value: Tensor, denominator: Tensor, epsilon: float) -> Tensor:
     _check_ratio("ratio", multiplier, value, denominator)
-    return torch.empty_like(multiplier, memory_format=_memory_format(denominator))
+    return torch.empty_like(multiplier, memory_format=memory_format(denominator))
 
 
 @torch.library.register_fake("lrpkernels::ratio_backward")
@@ -100,9 +103,134 @@ def _ratio_backward(
     op = "ratio_backward"
     _check_like_multiplier(op, "grad", grad, multiplier)
     _check_ratio(op, multiplier, value, denominator)
-    memory_format = _memory_format(denominator)
+    format = memory_format(denominator)
     return (
-        torch.empty_like(multiplier, memory_format=memory_format),
-        torch.empty_like(value, memory_format=memory_format),
-        torch.empty_like(denominator, memory_format=memory_format),
+        torch.empty_like(multiplier, memory_format=format),
+        torch.empty_like(value, memory_format=format),
+        torch.empty_like(denominator, memory_format=format),
     )
+
+
+def _spatial(images: int, channels: int, spatial: Sequence[int], like: Tensor, format: torch.memory_format) -> Tensor:
+    return like.new_empty((images, channels, *spatial)).contiguous(memory_format=format)
+
+
+@torch.library.register_fake("lrpkernels::max_pool_winner")
+def _max_pool_winner(
+    multiplier: Tensor,
+    indices: Tensor,
+    input_size: Sequence[int],
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:
+    _check_indices("max_pool_winner", indices, multiplier)
+    return _spatial(multiplier.shape[0], multiplier.shape[1], input_size, multiplier, memory_format(indices))
+
+
+@torch.library.register_fake("lrpkernels::max_pool_winner_backward")
+def _max_pool_winner_backward(grad: Tensor, indices: Tensor) -> Tensor:
+    _check_indices("max_pool_winner_backward", indices, grad)
+    return _spatial(grad.shape[0], grad.shape[1], indices.shape[2:], grad, memory_format(indices))
+
+
+def _check_indices(op: str, indices: Tensor, other: Tensor) -> None:
+    torch._check(
+        indices.dim() == other.dim() and indices.shape[1] == other.shape[1],
+        lambda: (
+            f"{op}: indices must have shape [B, C, ...] beside [T * B, C, ...] = {list(other.shape)}, "
+            f"got {list(indices.shape)}"
+        ),
+    )
+
+
+@torch.library.register_fake("lrpkernels::average_pool")
+def _average_pool(
+    input: Tensor,
+    output_size: Sequence[int],
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    count_include_pad: bool,
+    divisor_override: int | None,
+) -> Tensor:
+    return _spatial(input.shape[0], input.shape[1], output_size, input, memory_format(input))
+
+
+@torch.library.register_fake("lrpkernels::average_pool_transpose")
+def _average_pool_transpose(
+    multiplier: Tensor,
+    input_size: Sequence[int],
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    count_include_pad: bool,
+    divisor_override: int | None,
+) -> Tensor:
+    return _spatial(multiplier.shape[0], multiplier.shape[1], input_size, multiplier, memory_format(multiplier))
+
+
+@torch.library.register_fake("lrpkernels::conv_relevance")
+def _conv_relevance(
+    multiplier: Tensor,
+    addend: Tensor | None,
+    output: Tensor | None,
+    scale: Tensor | None,
+    value: Tensor | None,
+    denominator: Tensor | None,
+    weight: Tensor,
+    weights: int,
+    input: Tensor | None,
+    low: Tensor | None,
+    high: Tensor | None,
+    input_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    epsilon: float,
+    leak: float,
+    tensor_cores: bool,
+) -> Tensor:
+    _check_epsilon_scale("conv_relevance", multiplier, addend, output, scale)
+    format = memory_format(multiplier if output is None else output)
+    return _spatial(multiplier.shape[0], weight.shape[1] * groups, input_size, multiplier, format)
+
+
+@torch.library.register_fake("lrpkernels::conv_apply")
+def _conv_apply(
+    input: Tensor,
+    weight: Tensor,
+    weights: int,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    tensor_cores: bool,
+) -> Tensor:
+    kernel = weight.shape[2:]
+    geometry = zip(input.shape[2:], kernel, stride, padding, dilation, strict=True)
+    spatial = [max(0, (size + 2 * p - d * (k - 1) - 1) // s + 1) for size, k, s, p, d in geometry]
+    return _spatial(input.shape[0], weight.shape[0], spatial, input, memory_format(input))
+
+
+@torch.library.register_fake("lrpkernels::conv_weight_gradient")
+def _conv_weight_gradient(
+    multiplier: Tensor,
+    addend: Tensor | None,
+    output: Tensor | None,
+    scale: Tensor | None,
+    value: Tensor | None,
+    denominator: Tensor | None,
+    input: Tensor,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    epsilon: float,
+    leak: float,
+) -> Tensor:
+    _check_epsilon_scale("conv_weight_gradient", multiplier, addend, output, scale)
+    return multiplier.new_empty((multiplier.shape[1], input.shape[1] // groups, *kernel_size))

@@ -14,8 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import functional
+from . import functional, tuning
+from ._layer_samples import CONV_OPS, POOL_OPS, REFERENCES, conv_samples, pool_samples
+from .tuning import Mode, Tuner
 
+POINTWISE_OPS = ("epsilon_scale", "epsilon_scale_backward", "ratio", "ratio_backward")
+OPS = (*POINTWISE_OPS, *POOL_OPS, *CONV_OPS)
 LAYOUTS = ("contiguous", "channels_last", "strided", "offset")
 
 # Odd sizes, vector tails, batch 0 and 1, one channel, [N, C], volumes, planes longer than a parallel task, many channels.
@@ -86,7 +90,7 @@ def samples(
         dtype: storage dtype.
         layout: one of `LAYOUTS`.
         targets: explanations per image, T.
-        shapes: forward shapes [B, C, ...].
+        shapes: forward shapes [B, C, ...] of the pointwise ops; the others have tables of layers.
         generator: source of the values; a fixed seed if None.
     """
     generator = generator or torch.Generator().manual_seed(0)
@@ -94,6 +98,11 @@ def samples(
     def values(shape: tuple[int, ...]) -> Tensor:
         return lay_out(torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype), layout)
 
+    if op in POOL_OPS or op in CONV_OPS:
+        found = pool_samples(op, values, targets) if op in POOL_OPS else conv_samples(op, dtype, values, targets)
+        for arguments, label in found:
+            yield Sample(op, arguments, label)
+        return
     for shape in shapes:
         many = (targets * shape[0], *shape[1:])
         grad = (values(many),) if op.endswith("_backward") else ()
@@ -138,7 +147,11 @@ def ratio_reference(multiplier: Tensor, value: Tensor, denominator: Tensor, epsi
     return multiplier * _stretch(value / (denominator + epsilon * sign), multiplier)
 
 
-_FORWARD: dict[str, Callable[..., Tensor]] = {"epsilon_scale": epsilon_scale_reference, "ratio": ratio_reference}
+_FORWARD: dict[str, Callable[..., Tensor]] = {
+    "epsilon_scale": epsilon_scale_reference,
+    "ratio": ratio_reference,
+    **REFERENCES,
+}
 
 
 def reference(op: str, arguments: tuple[Any, ...], dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:
@@ -152,8 +165,10 @@ def reference(op: str, arguments: tuple[Any, ...], dtype: torch.dtype = torch.fl
     Returns:
         All results in ``dtype``, the optional ones that were not asked for with zero elements.
     """
-    cast = [a.detach().to(dtype, copy=True) if isinstance(a, Tensor) else a for a in arguments]
-    if not op.endswith("_backward"):
+    cast = [
+        a.detach().to(dtype, copy=True) if isinstance(a, Tensor) and a.is_floating_point() else a for a in arguments
+    ]
+    if op in _FORWARD:
         return (_FORWARD[op](*cast),)
     forward = _FORWARD[op.removesuffix("_backward")]
     grad, inputs = cast[0], cast[1:]
@@ -208,11 +223,18 @@ def error_ratio(actual: Tensor, plain: Tensor, exact: Tensor) -> float:
 
 
 @contextmanager
-def emulated_cuda() -> Iterator[None]:
+def emulated_cuda(conv: Mode | Tuner = "fused") -> Iterator[Tuner]:
     """While active, the engine's own ops are the CUDA kernels, run thread by thread on the CPU, on CPU tensors of any dtype.
 
     Needs the emulated kernels as ``torch.ops.lrpkernels_emulated``; the tests compile them from ``csrc/cuda`` (see
-    ``tests/test_emulated_ops.py``). Convolutions stay ATen's.
+    ``tests/test_emulated_ops.py``).
+
+    Args:
+        conv: the path of convolutions: "fused" kernels, ATen's with the elementwise kernels ("vendor"), tuned per shape ("auto"), or
+            a tuner.
+
+    Yields:
+        The tuner in use.
 
     Raises:
         RuntimeError: the emulated kernels are not loaded.
@@ -222,12 +244,15 @@ def emulated_cuda() -> Iterator[None]:
         raise RuntimeError(
             "emulated_cuda: torch.ops.lrpkernels_emulated is not loaded; tests/test_emulated_ops.py compiles it"
         )
-    modules = (functional.pointwise, functional.conv)
-    before = [vars(module)["ops"] for module in modules]
-    for module in modules:
-        vars(module)["ops"] = emulated
+    tuner = conv if isinstance(conv, Tuner) else Tuner(conv)
+    modules = (functional.pointwise, functional.pool, functional.conv, functional._vendor)
+    replaced: list[tuple[Any, str, Any]] = [(module, "ops", emulated) for module in modules]
+    replaced += [(functional.conv, "fused_device", "cpu"), (tuning, "tuner", tuner)]
+    before = [getattr(module, name) for module, name, _ in replaced]
     try:
-        yield
+        for module, name, value in replaced:
+            setattr(module, name, value)
+        yield tuner
     finally:
-        for module, ops in zip(modules, before, strict=True):
-            vars(module)["ops"] = ops
+        for (module, name, _), value in zip(replaced, before, strict=True):
+            setattr(module, name, value)

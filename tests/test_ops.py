@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from lrpkernels._extension import build_info
-from lrpkernels.testing import LAYOUTS, error_ratio, lay_out, reference, samples
+from lrpkernels.testing import LAYOUTS, OPS, POINTWISE_OPS, POOL_OPS, error_ratio, lay_out, reference, samples
 
-OPS = ("epsilon_scale", "epsilon_scale_backward", "ratio", "ratio_backward")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 
 
@@ -37,7 +36,7 @@ def test_agrees_with_float64(op: str, dtype: torch.dtype, layout: str, targets: 
             assert error_ratio(a, p, e) <= 1, f"{sample.label}, result {i}"
 
 
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", POINTWISE_OPS)
 def test_results_lie_like_the_forward_value(op: str) -> None:
     for layout, memory_format in (("contiguous", torch.contiguous_format), ("channels_last", torch.channels_last)):
         for sample in samples(op, layout=layout, targets=2, shapes=[(2, 3, 5, 7)]):
@@ -57,7 +56,7 @@ def test_mixed_layouts_are_brought_together() -> None:
     assert torch.equal(result, torch.ops.lrpkernels.epsilon_scale(*sample.arguments))
 
 
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", (*POINTWISE_OPS, *POOL_OPS))  # convolutions are the vendor's on the CPU
 def test_bitwise_repeatable_and_independent_of_the_number_of_threads(op: str) -> None:
     shapes = [(2, 5, 97, 101), (3, 64, 31, 30)]
     for layout in ("contiguous", "channels_last"):

@@ -17,10 +17,9 @@ from typer.testing import CliRunner
 import lrpkernels as lrp
 from lrpkernels.__main__ import app
 from lrpkernels._extension import build_info, has_cuda_kernels
-from lrpkernels.testing import samples
+from lrpkernels.testing import OPS, samples
 
 ops = torch.ops.lrpkernels
-OPS = ("epsilon_scale", "epsilon_scale_backward", "ratio", "ratio_backward")
 OPCHECKS = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
 
 

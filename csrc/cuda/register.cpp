@@ -2,6 +2,7 @@
 // the CUDA sources under the CPU shim, the same file registers them as torch.ops.lrpkernels_emulated for CPU tensors.
 #include <torch/csrc/stable/library.h>
 
+#include "../common/conv_ops.h"
 #include "../common/pointwise_ops.h"
 #include "launchers.h"
 
@@ -80,15 +81,65 @@ struct Backend {
   static void ratio_backward(Args... args) {
     check_launch("ratio_backward", lrp_ratio_backward(args...));
   }
+
+  static void max_pool_winner(LrpDtype dtype, const void* multiplier, const int64_t* indices, void* result,
+                              LrpPool pool, void* stream) {
+    check_launch("max_pool_winner", lrp_max_pool_winner(dtype, multiplier, indices, result, pool, stream));
+  }
+
+  static void max_pool_winner_backward(LrpDtype dtype, const void* grad, const int64_t* indices, void* result,
+                                       LrpPool pool, void* stream) {
+    check_launch("max_pool_winner_backward", lrp_max_pool_winner_backward(dtype, grad, indices, result, pool, stream));
+  }
+
+  static void average_pool(LrpDtype dtype, const void* input, void* result, LrpPool pool, void* stream) {
+    check_launch("average_pool", lrp_average_pool(dtype, input, result, pool, stream));
+  }
+
+  static void average_pool_transpose(LrpDtype dtype, const void* multiplier, void* result, LrpPool pool, void* stream) {
+    check_launch("average_pool_transpose", lrp_average_pool_transpose(dtype, multiplier, result, pool, stream));
+  }
+
+  static int64_t conv_workspace(LrpDtype dtype, LrpConv conv, LrpConvWeights weights, int transposed) {
+    return lrp_conv_workspace(dtype, conv, weights, transposed);
+  }
+
+  template <typename... Args>
+  static void conv_relevance(Args... args) {
+    check_launch("conv_relevance", lrp_conv_relevance(args...));
+  }
+
+  template <typename... Args>
+  static void conv(Args... args) {
+    check_launch("conv_apply", lrp_conv(args...));
+  }
+
+  static int64_t conv_weight_gradient_workspace(LrpDtype dtype, LrpConv conv) {
+    return lrp_conv_weight_gradient_workspace(dtype, conv);
+  }
+
+  template <typename... Args>
+  static void conv_weight_gradient(Args... args) {
+    check_launch("conv_weight_gradient", lrp_conv_weight_gradient(args...));
+  }
 };
 
 using Ops = PointwiseOps<Backend>;
+using Pools = PoolOps<Backend>;
+using Convs = ConvOps<Backend>;
 
 void register_all(torch::stable::detail::StableLibrary& m) {
   m.impl("epsilon_scale", TORCH_BOX(&Ops::epsilon_scale));
   m.impl("epsilon_scale_backward", TORCH_BOX(&Ops::epsilon_scale_backward));
   m.impl("ratio", TORCH_BOX(&Ops::ratio));
   m.impl("ratio_backward", TORCH_BOX(&Ops::ratio_backward));
+  m.impl("max_pool_winner", TORCH_BOX(&Pools::max_pool_winner));
+  m.impl("max_pool_winner_backward", TORCH_BOX(&Pools::max_pool_winner_backward));
+  m.impl("average_pool", TORCH_BOX(&Pools::average_pool));
+  m.impl("average_pool_transpose", TORCH_BOX(&Pools::average_pool_transpose));
+  m.impl("conv_relevance", TORCH_BOX(&Convs::conv_relevance));
+  m.impl("conv_apply", TORCH_BOX(&Convs::conv_apply));
+  m.impl("conv_weight_gradient", TORCH_BOX(&Convs::conv_weight_gradient));
 }
 
 }  // namespace

@@ -7,10 +7,11 @@ raises), which is what training through a heatmap needs: the heatmap itself is a
 from .conv import ConvGeometry, conv_epsilon, conv_known, conv_transpose
 from .maps import linear_adjoint, scatter_winner, uncat
 from .pointwise import epsilon_scale, ratio
-from .pool import max_pool_winner
+from .pool import average_pool_transpose, max_pool_winner
 
 __all__ = [
     "ConvGeometry",
+    "average_pool_transpose",
     "conv_epsilon",
     "conv_known",
     "conv_transpose",

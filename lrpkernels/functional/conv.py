@@ -1,77 +1,122 @@
-"""Relevance operations of convolutions. The convolutions themselves are the vendor's (oneDNN, cuDNN), called through ATen."""
+"""Relevance operations of convolutions: the vendor's convolutions (oneDNN, cuDNN) through ATen, or our fused CUDA kernels.
+
+On the CPU the vendor's always; on CUDA tensors :mod:`lrpkernels.tuning` chooses per shape.
+"""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .._extension import ops
+from .. import tuning
+from .._extension import has_cuda_kernels, ops
+from . import _vendor
 from ._autograd import first_order
+from ._vendor import ConvGeometry, Weights
 
-_convolution = torch.ops.aten.convolution.default
 _convolution_backward = torch.ops.aten.convolution_backward.default
-_DATA, _WEIGHT = [True, False, False], [False, True, False]
+
+# The type of device whose tensors have fused kernels (lrpkernels.testing.emulated_cuda makes it the CPU).
+fused_device: str | None = "cuda" if has_cuda_kernels() else None
 
 
-class ConvGeometry(NamedTuple):
-    """How a convolution slides: every entry per spatial dimension, as ``torch.ops.aten.convolution`` takes them."""
-
-    stride: tuple[int, ...]
-    padding: tuple[int, ...]
-    dilation: tuple[int, ...]
-    transposed: bool
-    output_padding: tuple[int, ...]
-    groups: int
+def _has_fused(weight: Tensor, geometry: ConvGeometry) -> bool:
+    return weight.device.type == fused_device and not geometry.transposed and weight.dim() in (3, 4)
 
 
-def _data_gradient(s: Tensor, weight: Tensor, input: Tensor, geometry: ConvGeometry) -> Tensor:
-    """W^T s for a convolution whose input looked like ``input`` (only its sizes and layout are read)."""
-    if _is_pointwise(s, weight, geometry):
-        return _pointwise(weight.flatten(1).t(), s)
-    channels = weight.shape[0] if geometry.transposed else weight.shape[1] * geometry.groups
-    if input.shape[0] != s.shape[0] or input.shape[1] != channels or input.dtype != s.dtype:
-        # Several targets (the batch is that of s), stacked weights, or autocast: an uninitialized tensor of the right form will do.
-        format = torch.channels_last if _is_channels_last(input) else torch.contiguous_format
-        shape = (s.shape[0], channels, *input.shape[2:])
-        input = torch.empty(shape, dtype=s.dtype, device=s.device, memory_format=format)
-    return _convolution_backward(s, input, weight, None, *geometry, _DATA)[0]
+def _tensor_cores(dtype: torch.dtype) -> bool:
+    return dtype != torch.float32 or tuning.allows_tf32()
+
+
+def _key(op: str, values: Tensor, weight: Tensor, geometry: ConvGeometry, *rest: Any) -> tuple[Any, ...]:
+    """All that the speed of a convolution depends on."""
+    layout = "NHWC" if _vendor.is_channels_last(values) else "NCHW"
+    cores = _tensor_cores(values.dtype)
+    return (
+        op,
+        values.device.index,
+        values.dtype,
+        layout,
+        values.shape,
+        weight.shape,
+        *geometry[:3],
+        geometry[5],
+        cores,
+        *rest,
+    )
+
+
+def _relevance(
+    multiplier: Tensor,
+    factors: tuple[Tensor | None, Tensor | None, Tensor | None],
+    weight: Tensor,
+    input: Tensor,
+    geometry: ConvGeometry,
+    epsilon: float,
+    leak: float,
+) -> tuple[Tensor, Tensor | None]:
+    """W^T s on a device with fused kernels, and s if it was computed."""
+    s: Tensor | None = None
+
+    def fused() -> Tensor:
+        return ops.conv_relevance(
+            multiplier, *factors, None, None, weight, Weights.ALL, None, None, None, input.shape[2:], *geometry[:3],
+            geometry.groups, epsilon, leak, _tensor_cores(multiplier.dtype),
+        )  # fmt: skip
+
+    def vendor() -> Tensor:
+        nonlocal s
+        s = _vendor.scaled(multiplier, *factors, None, None, epsilon, leak)
+        return _vendor.data_gradient(s, weight, input, geometry)
+
+    batch = next((f.shape[0] for f in factors[1:2] if f is not None), 0)
+    key = _key("relevance", multiplier, weight, geometry, input.shape[2:], batch, *(f is not None for f in factors))
+    result, path = tuning.tuner.run(key, multiplier, fused, vendor)
+    return result, s if path == "vendor" else None
 
 
 def _apply(input: Tensor, weight: Tensor, geometry: ConvGeometry) -> Tensor:
     """W a, without bias."""
-    if _is_pointwise(input, weight, geometry):
-        return _pointwise(weight.flatten(1), input)
-    return _convolution(input, weight, None, *geometry)
+    if not _has_fused(weight, geometry):
+        return _vendor.apply(input, weight, geometry)
+
+    def fused() -> Tensor:
+        return ops.conv_apply(input, weight, Weights.ALL, *geometry[:3], geometry.groups, _tensor_cores(input.dtype))
+
+    key = _key("apply", input, weight, geometry)
+    return tuning.tuner.run(key, input, fused, lambda: _vendor.apply(input, weight, geometry))[0]
 
 
-def _pointwise(matrix: Tensor, values: Tensor) -> Tensor:
-    # bmm, not matmul, which would fold batch and positions together and copy both ways.
-    product = torch.bmm(matrix.expand(values.shape[0], -1, -1), values.flatten(2))
-    return product.view(values.shape[0], -1, *values.shape[2:])
+def _weight_gradient(
+    multiplier: Tensor,
+    factors: tuple[Tensor | None, Tensor | None, Tensor | None],
+    s: Tensor | None,
+    input: Tensor,
+    weight: Tensor,
+    geometry: ConvGeometry,
+    epsilon: float,
+    leak: float,
+) -> Tensor:
+    """The gradient of <s, W input> for W, s made from the multiplier where it is not known."""
+    if s is not None:
+        multiplier, factors = s, (None, None, None)
+    if not _has_fused(weight, geometry):
+        return _vendor.weight_gradient(multiplier, input, weight, geometry)
 
+    def fused() -> Tensor:
+        return ops.conv_weight_gradient(
+            multiplier, *factors, None, None, input, weight.shape[2:], *geometry[:3], geometry.groups, epsilon, leak
+        )
 
-def _is_pointwise(values: Tensor, weight: Tensor, geometry: ConvGeometry) -> bool:
-    """A 1x1 convolution on the CPU: there a plain matrix product is ahead of every convolution routine (docs/performance.md)."""
-    return (
-        weight[0, 0].numel() == 1
-        and values.device.type == "cpu"
-        and values.dtype in (torch.float32, torch.float64)
-        and values.is_contiguous()
-        and not geometry.transposed
-        and geometry.groups == 1
-        and max(geometry.stride) == 1
-        and max(geometry.padding) == 0
-    )
+    def vendor() -> Tensor:
+        made = _vendor.scaled(multiplier, *factors, None, None, epsilon, leak)
+        return _vendor.weight_gradient(made, input, weight, geometry)
 
-
-def _is_channels_last(tensor: Tensor) -> bool:
-    return tensor.dim() == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)
-
-
-def _weight_gradient(grad_output: Tensor, input: Tensor, weight: Tensor, geometry: ConvGeometry) -> Tensor:
-    return _convolution_backward(grad_output, input, weight, None, *geometry, _WEIGHT)[1]
+    batch = next((f.shape[0] for f in factors[1:2] if f is not None), 0)
+    key = _key("weight", multiplier, weight, geometry, input.shape[2:], batch, *(f is not None for f in factors))
+    return tuning.tuner.run(key, multiplier, fused, vendor)[0]
 
 
 class _ConvEpsilon(torch.autograd.Function):
@@ -89,17 +134,25 @@ class _ConvEpsilon(torch.autograd.Function):
         leak: float,
     ) -> Tensor:
         ctx.pointwise = addend is not None or output is not None or scale is not None
-        s = ops.epsilon_scale(multiplier, addend, output, scale, epsilon, leak) if ctx.pointwise else multiplier
-        ctx.save_for_backward(multiplier if ctx.pointwise else None, addend, output, scale, weight, s)
         ctx.geometry, ctx.epsilon, ctx.leak = geometry, epsilon, leak
-        return _data_gradient(s, weight, input, geometry)
+        if _has_fused(weight, geometry):
+            result, s = _relevance(multiplier, (addend, output, scale), weight, input, geometry, epsilon, leak)
+        else:
+            s = ops.epsilon_scale(multiplier, addend, output, scale, epsilon, leak) if ctx.pointwise else multiplier
+            result = _vendor.data_gradient(s, weight, input, geometry)
+        ctx.save_for_backward(multiplier if ctx.pointwise or s is None else None, addend, output, scale, weight, s)
+        return result
 
     @staticmethod
     @first_order
     def backward(ctx: Any, grad: Tensor) -> Any:
         multiplier, addend, output, scale, weight, s = ctx.saved_tensors
         need = ctx.needs_input_grad
-        grad_weight = _weight_gradient(s, grad, weight, ctx.geometry) if need[4] else None
+        grad_weight = None
+        if need[4]:
+            grad_weight = _weight_gradient(
+                multiplier, (addend, output, scale), s, grad, weight, ctx.geometry, ctx.epsilon, ctx.leak
+            )
         grads: tuple[Tensor | None, ...] = (None, None, None, None)
         if any(need[:4]):
             t = _apply(grad, weight, ctx.geometry)
@@ -154,14 +207,18 @@ class _ConvTranspose(torch.autograd.Function):
     def forward(ctx: Any, s: Tensor, weight: Tensor, input: Tensor, geometry: ConvGeometry) -> Tensor:
         ctx.save_for_backward(s, weight)
         ctx.geometry = geometry
-        return _data_gradient(s, weight, input, geometry)
+        if _has_fused(weight, geometry):
+            return _relevance(s, (None, None, None), weight, input, geometry, 0.0, 0.0)[0]
+        return _vendor.data_gradient(s, weight, input, geometry)
 
     @staticmethod
     @first_order
     def backward(ctx: Any, grad: Tensor) -> Any:
         s, weight = ctx.saved_tensors
         grad_s = _apply(grad, weight, ctx.geometry) if ctx.needs_input_grad[0] else None
-        grad_weight = _weight_gradient(s, grad, weight, ctx.geometry) if ctx.needs_input_grad[1] else None
+        grad_weight = None
+        if ctx.needs_input_grad[1]:
+            grad_weight = _weight_gradient(s, (None, None, None), s, grad, weight, ctx.geometry, 0.0, 0.0)
         return grad_s, grad_weight, None, None
 
 

@@ -2,55 +2,93 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
+from torch.autograd import Function
 
+from .._extension import ops
 from ._autograd import first_order
 
-_MAX_BACKWARD: dict[int, Callable[..., Tensor]] = {
-    2: torch.ops.aten.max_pool2d_with_indices_backward.default,
-    3: torch.ops.aten.max_pool3d_with_indices_backward.default,
-}
 
-
-class _MaxPoolWinner(torch.autograd.Function):
+class _MaxPoolWinner(Function):
     @staticmethod
     def forward(ctx: Any, multiplier: Tensor, indices: Tensor, input: Tensor, arguments: tuple[Any, ...]) -> Tensor:
         ctx.save_for_backward(indices)
-        targets = multiplier.shape[0] // indices.shape[0]
-        scatter = _MAX_BACKWARD[indices.dim() - 2]
-        if targets == 1:
-            return scatter(multiplier, input, *arguments, indices)
-        parts = multiplier.chunk(targets)
-        return torch.cat([scatter(part, input, *arguments, indices) for part in parts])
+        kernel, stride, padding, dilation, _ = arguments
+        return ops.max_pool_winner(multiplier, indices, input.shape[2:], kernel, stride, padding, dilation)
 
     @staticmethod
     @first_order
     def backward(ctx: Any, grad: Tensor) -> Any:
         (indices,) = ctx.saved_tensors
-        targets = grad.shape[0] // indices.shape[0]
-        parts = grad.flatten(2).unflatten(0, (targets, -1))
-        index = indices.flatten(2).expand(targets, -1, -1, -1)
-        return parts.gather(3, index).reshape(grad.shape[0], *indices.shape[1:]), None, None, None
+        return ops.max_pool_winner_backward(grad, indices), None, None, None
 
 
 def max_pool_winner(multiplier: Tensor, indices: Tensor, input: Tensor, arguments: tuple[Any, ...]) -> Tensor:
     """The multiplier at the input of a max pooling layer: everything goes to the winner of each window.
 
     Args:
-        multiplier: G at the layer's output, (T*B, C, ...), T targets of one batch, target-major.
+        multiplier: G at the layer's output, (T*B, C, ...), T targets of one batch, target-major, 1 to 3 spatial dimensions.
         indices: the winners, (B, C, ...), int64, as ``return_indices=True`` gives them.
-        input: the layer's input, (B, C, ...).
-        arguments: (kernel_size, stride, padding, dilation, ceil_mode) of the layer.
+        input: the layer's input, (B, C, ...); only its sizes are read.
+        arguments: (kernel_size, stride, padding, dilation, ceil_mode) of the layer, the first four as tuples.
 
     Returns:
         G at the input, (T*B, C, ...); overlapping windows add up.
 
     Gradients: multiplier; first order only.
+    Deterministic: yes.
+
+    Raises:
+        RuntimeError: a shape, dtype or device does not fit; on the CPU also an index outside its plane.
 
     Source: Bach et al. 2015 (winner-takes-all); docs/method.md section 1.
     """
     return _MaxPoolWinner.apply(multiplier, indices, input, arguments)
+
+
+class _AveragePoolTranspose(Function):
+    @staticmethod
+    def forward(ctx: Any, multiplier: Tensor, input_size: Sequence[int], *windows: Any) -> Tensor:
+        ctx.output_size, ctx.windows = multiplier.shape[2:], windows
+        return ops.average_pool_transpose(multiplier, input_size, *windows)
+
+    @staticmethod
+    @first_order
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return ops.average_pool(grad, ctx.output_size, *ctx.windows), *(None,) * 6
+
+
+def average_pool_transpose(
+    multiplier: Tensor,
+    input_size: Sequence[int],
+    kernel_size: Sequence[int] = (),
+    stride: Sequence[int] = (),
+    padding: Sequence[int] = (),
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Tensor:
+    """The transposed map of an average pooling layer: every output's multiplier, divided, at all inputs of its window.
+
+    Args:
+        multiplier: at the layer's output, (N, C, ...), 1 to 3 spatial dimensions.
+        input_size: spatial sizes of the layer's input.
+        kernel_size, stride, padding: of the layer, one entry per spatial dimension; all empty: adaptive pooling.
+        count_include_pad, divisor_override: of the layer. Its ``ceil_mode`` shows in the multiplier's sizes.
+
+    Returns:
+        At the layer's input, (N, C, *input_size).
+
+    Gradients: multiplier, by the layer's own map; first order only.
+    Deterministic: yes.
+
+    Raises:
+        RuntimeError: a shape or dtype does not fit.
+
+    Source: docs/method.md section 1.
+    """
+    return _AveragePoolTranspose.apply(
+        multiplier, input_size, kernel_size, stride, padding, count_include_pad, divisor_override
+    )

@@ -1,0 +1,285 @@
+// Host side of the convolution ops of the CUDA kernels (emulated or not): checks, layout, allocation. On CPU tensors
+// the same schemas are implemented in lrpkernels/functional/vendor.py. One or two spatial dimensions.
+#pragma once
+#include "pointwise_ops.h"
+#include "pool_ops.h"
+
+namespace lrpkernels {
+
+// What turns a multiplier into s while it is loaded; see LrpConvScale.
+struct ConvFactors {
+  const OptionalTensor& addend;
+  const OptionalTensor& output;
+  const OptionalTensor& scale;
+  const OptionalTensor& value;
+  const OptionalTensor& denominator;
+  double epsilon;
+  double leak;
+};
+
+struct ConvWindows {
+  const Sizes& kernel;
+  const Sizes& stride;
+  const Sizes& padding;
+  const Sizes& dilation;
+  int64_t groups;
+};
+
+inline void check_images(const char* op, const char* name, const Tensor& tensor) {
+  if (tensor.dim() != 3 && tensor.dim() != 4)
+    fail(op, ": ", name, " must have shape [N, C, L] or [N, C, H, W], got ", format_sizes(sizes_of(tensor)));
+}
+
+inline void check_conv_factors(const char* op, const Tensor& multiplier, const ConvFactors& factors) {
+  check_epsilon_scale(op, multiplier, factors.addend, factors.output, factors.scale, factors.epsilon, factors.leak);
+  if (factors.value.has_value() != factors.denominator.has_value())
+    fail(op, ": value and denominator must be given together, got only ", factors.value ? "value" : "denominator");
+  if (factors.value) check_ratio(op, multiplier, *factors.value, *factors.denominator, factors.epsilon);
+}
+
+inline void check_geometry(const char* op, const Sizes& input, const Sizes& output, const ConvWindows& windows) {
+  const size_t dimensions = output.size();
+  check_entries(op, "kernel_size", windows.kernel, dimensions, 1);
+  check_entries(op, "stride", windows.stride, dimensions, 1);
+  check_entries(op, "padding", windows.padding, dimensions, 0);
+  check_entries(op, "dilation", windows.dilation, dimensions, 1);
+  check_entries(op, "input_size", input, dimensions, 0);
+  for (size_t d = 0; d < dimensions; ++d) {
+    const int64_t reach = windows.dilation[d] * (windows.kernel[d] - 1);
+    const int64_t room = input[d] + 2 * windows.padding[d] - reach - 1;
+    const int64_t expected = room < 0 ? 0 : room / windows.stride[d] + 1;
+    if (output[d] != expected)
+      fail(op, ": input sizes ", format_sizes(input), " give ", expected, " output positions in dimension ", d,
+           ", got ", format_sizes(output));
+  }
+}
+
+inline LrpConv conv_of(const Sizes& input, const Sizes& output, const ConvWindows& windows, int64_t targets,
+                       int64_t batch, int64_t channels_in, int64_t channels_out, Layout layout, bool tensor_cores) {
+  LrpConv conv{};
+  conv.targets = targets;
+  conv.batch = batch;
+  conv.channels_in = channels_in;
+  conv.channels_out = channels_out;
+  conv.groups = windows.groups;
+  conv.channels_last = layout == Layout::kChannelsLast;
+  conv.tensor_cores = tensor_cores;
+  const size_t missing = 2 - output.size();
+  const auto entry = [missing](const Sizes& values, size_t d, int64_t otherwise) {
+    return d < missing ? otherwise : values[d - missing];
+  };
+  for (size_t d = 0; d < 2; ++d) {
+    conv.input[d] = entry(input, d, 1);
+    conv.output[d] = entry(output, d, 1);
+    conv.kernel[d] = entry(windows.kernel, d, 1);
+    conv.stride[d] = entry(windows.stride, d, 1);
+    conv.padding[d] = entry(windows.padding, d, 0);
+    conv.dilation[d] = entry(windows.dilation, d, 1);
+  }
+  return conv;
+}
+
+template <typename Backend>
+struct ConvOps {
+  // multiplier [T * B, C_out, output] -> [T * B, C_in, input]; weight [C_out, C_in / groups, kernel]
+  static Tensor conv_relevance(const Tensor& multiplier, const OptionalTensor& addend, const OptionalTensor& output,
+                               const OptionalTensor& scale, const OptionalTensor& value,
+                               const OptionalTensor& denominator, const Tensor& weight, int64_t weights,
+                               const OptionalTensor& input, const OptionalTensor& low, const OptionalTensor& high,
+                               const Sizes& input_size, const Sizes& stride, const Sizes& padding,
+                               const Sizes& dilation, int64_t groups, double epsilon, double leak, bool tensor_cores) {
+    constexpr const char* kOp = "conv_relevance";
+    const LrpDtype dtype = storage_dtype(kOp, multiplier, Backend::kDtypes);
+    const ConvFactors factors{addend, output, scale, value, denominator, epsilon, leak};
+    check_images(kOp, "multiplier", multiplier);
+    check_conv_factors(kOp, multiplier, factors);
+    check_weight(kOp, weight, multiplier, multiplier.size(1), groups, false);
+    const Sizes kernel = spatial_sizes(weight), output_size = spatial_sizes(multiplier);
+    const ConvWindows windows{kernel, stride, padding, dilation, groups};
+    check_geometry(kOp, input_size, output_size, windows);
+    const LrpConvWeights part = weights_of(kOp, weights, kBox);
+    const int64_t images = multiplier.size(0), channels_in = weight.size(1) * groups;
+    const bool needs_input = part == kSameSign || part == kOppositeSign || part == kBox;
+    if (needs_input != input.has_value())
+      fail(kOp, ": input must be ", needs_input ? "given" : "None", " for weights ", weights);
+    const int64_t batch = batch_of(images, factors, input);
+    if (input) check_input(kOp, *input, multiplier, {batch, channels_in}, input_size);
+    for (const OptionalTensor* bound : {&low, &high}) {
+      const char* const name = bound == &low ? "low" : "high";
+      if (bound->has_value() != (part == kBox))
+        fail(kOp, ": ", name, " must be ", part == kBox ? "given" : "None", " for weights ", weights);
+      if (bound->has_value()) check_bound(kOp, name, **bound, multiplier, channels_in);
+    }
+    const typename Backend::Guard guard(multiplier);
+    const Layout layout = layout_of(output ? *output : multiplier);
+    Tensor result =
+        new_dense(multiplier, with_channels(images, channels_in, input_size), layout, multiplier.scalar_type());
+    if (result.numel() == 0) return result;
+    if (multiplier.numel() == 0) return torch::stable::zero_(result);
+    const LrpConv conv = conv_of(input_size, output_size, windows, images / batch, batch, channels_in,
+                                 multiplier.size(1), layout, tensor_cores);
+    const Laid laid(factors, layout);
+    const Tensor g = to_layout(multiplier, layout), w = to_layout(weight, Layout::kContiguous);
+    const OptionalTensor a = detail::to_layout(input, layout);
+    const OptionalTensor l = detail::to_layout(low, Layout::kContiguous),
+                         h = detail::to_layout(high, Layout::kContiguous);
+    const LrpConvResult combine{detail::const_data(a), detail::const_data(l), detail::const_data(h), 0, 0};
+    const Tensor workspace = bytes(multiplier, Backend::conv_workspace(dtype, conv, part, 1));
+    Backend::conv_relevance(dtype, g.const_data_ptr(), laid.pointers(), w.const_data_ptr(), part, combine,
+                            result.mutable_data_ptr(), workspace.mutable_data_ptr(), conv, guard.stream());
+    return result;
+  }
+
+  // input [N, C_in, input] -> [N, C_out, output], without bias
+  static Tensor conv_apply(const Tensor& input, const Tensor& weight, int64_t weights, const Sizes& stride,
+                           const Sizes& padding, const Sizes& dilation, int64_t groups, bool tensor_cores) {
+    constexpr const char* kOp = "conv_apply";
+    const LrpDtype dtype = storage_dtype(kOp, input, Backend::kDtypes);
+    check_images(kOp, "input", input);
+    check_weight(kOp, weight, input, input.size(1), groups, true);
+    const Sizes kernel = spatial_sizes(weight), input_size = spatial_sizes(input);
+    Sizes output_size;
+    const size_t dimensions = input_size.size();
+    check_entries(kOp, "stride", stride, dimensions, 1);
+    check_entries(kOp, "padding", padding, dimensions, 0);
+    check_entries(kOp, "dilation", dilation, dimensions, 1);
+    for (size_t d = 0; d < dimensions; ++d) {
+      const int64_t room = input_size[d] + 2 * padding[d] - dilation[d] * (kernel[d] - 1) - 1;
+      output_size.push_back(room < 0 ? 0 : room / stride[d] + 1);
+    }
+    const LrpConvWeights part = weights_of(kOp, weights, kNegativeWeight);
+    const typename Backend::Guard guard(input);
+    const Layout layout = layout_of(input);
+    Tensor result =
+        new_dense(input, with_channels(input.size(0), weight.size(0), output_size), layout, input.scalar_type());
+    if (result.numel() == 0) return result;
+    const LrpConv conv = conv_of(input_size, output_size, {kernel, stride, padding, dilation, groups}, 1, input.size(0),
+                                 input.size(1), weight.size(0), layout, tensor_cores);
+    const Tensor a = to_layout(input, layout), w = to_layout(weight, Layout::kContiguous);
+    const Tensor workspace = bytes(input, Backend::conv_workspace(dtype, conv, part, 0));
+    Backend::conv(dtype, a.const_data_ptr(), w.const_data_ptr(), part, result.mutable_data_ptr(),
+                  workspace.mutable_data_ptr(), conv, guard.stream());
+    return result;
+  }
+
+  // multiplier [T * B, C_out, output], input [T * B, C_in, input] -> [C_out, C_in / groups, kernel]
+  static Tensor conv_weight_gradient(const Tensor& multiplier, const OptionalTensor& addend,
+                                     const OptionalTensor& output, const OptionalTensor& scale,
+                                     const OptionalTensor& value, const OptionalTensor& denominator,
+                                     const Tensor& input, const Sizes& kernel_size, const Sizes& stride,
+                                     const Sizes& padding, const Sizes& dilation, int64_t groups, double epsilon,
+                                     double leak) {
+    constexpr const char* kOp = "conv_weight_gradient";
+    const LrpDtype dtype = storage_dtype(kOp, multiplier, Backend::kDtypes);
+    const ConvFactors factors{addend, output, scale, value, denominator, epsilon, leak};
+    check_images(kOp, "multiplier", multiplier);
+    check_conv_factors(kOp, multiplier, factors);
+    check_images(kOp, "input", input);
+    const int64_t images = multiplier.size(0), channels_out = multiplier.size(1), channels_in = input.size(1);
+    check_groups(kOp, groups, channels_in, channels_out);
+    const Sizes input_size = spatial_sizes(input), output_size = spatial_sizes(multiplier);
+    check_input(kOp, input, multiplier, {images, channels_in}, input_size);
+    const ConvWindows windows{kernel_size, stride, padding, dilation, groups};
+    check_geometry(kOp, input_size, output_size, windows);
+    const typename Backend::Guard guard(multiplier);
+    const Layout layout = layout_of(input);
+    Tensor result = new_dense(multiplier, with_channels(channels_out, channels_in / groups, kernel_size),
+                              Layout::kContiguous, multiplier.scalar_type());
+    if (result.numel() == 0) return result;
+    if (multiplier.numel() == 0) return torch::stable::zero_(result);
+    const int64_t batch = batch_of(images, factors, std::nullopt);
+    const LrpConv conv =
+        conv_of(input_size, output_size, windows, images / batch, batch, channels_in, channels_out, layout, false);
+    const Laid laid(factors, layout);
+    const Tensor g = to_layout(multiplier, layout), a = to_layout(input, layout);
+    const Tensor workspace = bytes(multiplier, Backend::conv_weight_gradient_workspace(dtype, conv));
+    Backend::conv_weight_gradient(dtype, g.const_data_ptr(), laid.pointers(), a.const_data_ptr(),
+                                  result.mutable_data_ptr(), workspace.mutable_data_ptr(), conv, guard.stream());
+    return result;
+  }
+
+ private:
+  // The factors' tensors in one layout, kept alive.
+  struct Laid {
+    OptionalTensor addend, output, scale, value, denominator;
+    double epsilon, leak;
+
+    Laid(const ConvFactors& factors, Layout layout)
+        : addend(detail::to_layout(factors.addend, layout)),
+          output(detail::to_layout(factors.output, layout)),
+          scale(detail::to_layout(factors.scale, Layout::kContiguous)),
+          value(detail::to_layout(factors.value, layout)),
+          denominator(detail::to_layout(factors.denominator, layout)),
+          epsilon(factors.epsilon),
+          leak(factors.leak) {}
+
+    LrpConvScale pointers() const {
+      return {detail::const_data(addend),
+              detail::const_data(output),
+              detail::const_data(scale),
+              detail::const_data(value),
+              detail::const_data(denominator),
+              epsilon,
+              leak};
+    }
+  };
+
+  static Tensor bytes(const Tensor& like, int64_t count) {
+    return new_dense(like, {count}, Layout::kContiguous, ScalarType::Byte);
+  }
+
+  static Sizes with_channels(int64_t images, int64_t channels, const Sizes& spatial) {
+    Sizes sizes = {images, channels};
+    sizes.insert(sizes.end(), spatial.begin(), spatial.end());
+    return sizes;
+  }
+
+  // Images of the forward values: all of the multiplier's where there are none.
+  static int64_t batch_of(int64_t images, const ConvFactors& factors, const OptionalTensor& input) {
+    if (factors.output) return factors.output->size(0);
+    if (factors.value) return factors.value->size(0);
+    return input ? input->size(0) : images;
+  }
+
+  static LrpConvWeights weights_of(const char* op, int64_t weights, LrpConvWeights last) {
+    if (weights < 0 || weights > last) fail(op, ": weights must be 0 to ", static_cast<int>(last), ", got ", weights);
+    return static_cast<LrpConvWeights>(weights);
+  }
+
+  static void check_groups(const char* op, int64_t groups, int64_t channels_in, int64_t channels_out) {
+    if (groups < 1 || channels_in % groups != 0 || channels_out % groups != 0)
+      fail(op, ": groups must divide the ", channels_in, " input and ", channels_out, " output channels, got ", groups);
+  }
+
+  // `channels`: those of `other`, the input's (forward) or the output's.
+  static void check_weight(const char* op, const Tensor& weight, const Tensor& other, int64_t channels, int64_t groups,
+                           bool forward) {
+    check_same_device(op, "weight", weight, other);
+    check_dtype(op, "weight", weight, other.scalar_type());
+    if (groups < 1) fail(op, ": groups must be >= 1, got ", groups);
+    const bool fits = weight.dim() == other.dim() && weight.size(0) % groups == 0 &&
+                      (forward ? weight.size(1) * groups : weight.size(0)) == channels;
+    if (!fits)
+      fail(op, ": weight must have shape [C_out, C_in / groups, ...] for ", forward ? "C_in" : "C_out", " = ", channels,
+           " and groups = ", groups, ", got ", format_sizes(sizes_of(weight)));
+  }
+
+  static void check_input(const char* op, const Tensor& input, const Tensor& multiplier, const Sizes& leading,
+                          const Sizes& spatial) {
+    check_same_device(op, "input", input, multiplier);
+    check_dtype(op, "input", input, multiplier.scalar_type());
+    const Sizes expected = with_channels(leading[0], leading[1], spatial), got = sizes_of(input);
+    if (expected != got) fail(op, ": input must have shape ", format_sizes(expected), ", got ", format_sizes(got));
+  }
+
+  static void check_bound(const char* op, const char* name, const Tensor& bound, const Tensor& multiplier,
+                          int64_t channels) {
+    check_same_device(op, name, bound, multiplier);
+    check_dtype(op, name, bound, arithmetic_dtype(multiplier.scalar_type()));
+    const Sizes expected = {channels}, got = sizes_of(bound);
+    if (expected != got)
+      fail(op, ": ", name, " must have shape [C_in] = ", format_sizes(expected), ", got ", format_sizes(got));
+  }
+};
+
+}  // namespace lrpkernels

@@ -1,0 +1,215 @@
+// Host side of the pooling ops, the same for every backend: checks, layout, allocation, early return for empty tensors.
+// A Backend offers the launchers of csrc/cuda/launchers.h, a device guard, and kDtypes, the storage dtypes it computes.
+#pragma once
+#include <vector>
+
+#include "dispatch.h"
+
+namespace lrpkernels {
+
+using Sizes = std::vector<int64_t>;
+
+// The largest plane, padding included, that 32-bit positions allow.
+constexpr int64_t kMostPositions = int64_t(1) << 30;
+
+inline Sizes spatial_sizes(const Tensor& tensor) {
+  Sizes sizes = sizes_of(tensor);
+  sizes.erase(sizes.begin(), sizes.begin() + 2);
+  return sizes;
+}
+
+inline Sizes with_spatial(const Tensor& tensor, int64_t images, const Sizes& spatial) {
+  Sizes sizes = {images, tensor.size(1)};
+  sizes.insert(sizes.end(), spatial.begin(), spatial.end());
+  return sizes;
+}
+
+inline void check_planes(const char* op, const char* name, const Tensor& tensor) {
+  if (tensor.dim() < 3 || tensor.dim() > 5)
+    fail(op, ": ", name, " must have shape [N, C, ...] with 1 to 3 spatial dimensions, got ",
+         format_sizes(sizes_of(tensor)));
+}
+
+inline void check_entries(const char* op, const char* name, const Sizes& values, size_t dimensions, int64_t least) {
+  bool fits = values.size() == dimensions;
+  for (const int64_t value : values) fits = fits && value >= least && value < kMostPositions;
+  if (!fits) fail(op, ": ", name, " must be ", dimensions, " numbers >= ", least, ", got ", format_sizes(values));
+}
+
+// Winners, [B, C, ...] int64 beside a tensor [T * B, C, ...] of the same rank.
+inline void check_indices(const char* op, const Tensor& indices, const Tensor& other) {
+  check_same_device(op, "indices", indices, other);
+  if (indices.scalar_type() != ScalarType::Long)
+    fail(op, ": indices must have dtype int64, got ", dtype_name(indices.scalar_type()));
+  const int64_t batch = indices.dim() > 0 ? indices.size(0) : 0, images = other.size(0);
+  const bool fits = indices.dim() == other.dim() && indices.size(1) == other.size(1) &&
+                    (batch == 0 ? images == 0 : images % batch == 0);
+  if (!fits)
+    fail(op, ": indices must have shape [B, C, ...] beside [T * B, C, ...] = ", format_sizes(sizes_of(other)), ", got ",
+         format_sizes(sizes_of(indices)));
+}
+
+// How windows lie; kernel, stride, padding empty: adaptive.
+struct PoolWindows {
+  const Sizes& input;
+  const Sizes& output;
+  Sizes kernel = {};
+  Sizes stride = {};
+  Sizes padding = {};
+  Sizes dilation = {};
+};
+
+inline LrpPool pool_of(const char* op, const PoolWindows& windows, int64_t targets, int64_t batch, int64_t channels,
+                       Layout layout) {
+  LrpPool pool{};
+  pool.targets = targets;
+  pool.batch = batch;
+  pool.channels = channels;
+  pool.channels_last = layout == Layout::kChannelsLast;
+  pool.adaptive = windows.kernel.empty();
+  const size_t missing = 3 - windows.input.size();
+  const auto entry = [missing](const Sizes& values, size_t d, int64_t otherwise) {
+    return d < missing || values.empty() ? otherwise : values[d - missing];
+  };
+  int64_t in = 1, out = 1;
+  for (size_t d = 0; d < 3; ++d) {
+    pool.input[d] = entry(windows.input, d, 1);
+    pool.output[d] = entry(windows.output, d, 1);
+    pool.kernel[d] = entry(windows.kernel, d, 1);
+    pool.stride[d] = entry(windows.stride, d, 1);
+    pool.padding[d] = entry(windows.padding, d, 0);
+    pool.dilation[d] = entry(windows.dilation, d, 1);
+    in *= pool.input[d] + 2 * pool.padding[d];
+    out *= pool.output[d];
+    if (in >= kMostPositions || out >= kMostPositions)
+      fail(op, ": a plane must have fewer than 2^30 positions, got input ", format_sizes(windows.input), ", output ",
+           format_sizes(windows.output));
+  }
+  return pool;
+}
+
+template <typename Backend>
+struct PoolOps {
+  // multiplier [T * B, C, output], indices [B, C, output] -> [T * B, C, input]
+  static Tensor max_pool_winner(const Tensor& multiplier, const Tensor& indices, const Sizes& input_size,
+                                const Sizes& kernel_size, const Sizes& stride, const Sizes& padding,
+                                const Sizes& dilation) {
+    constexpr const char* kOp = "max_pool_winner";
+    const LrpDtype dtype = storage_dtype(kOp, multiplier, Backend::kDtypes);
+    check_planes(kOp, "multiplier", multiplier);
+    check_indices(kOp, indices, multiplier);
+    const Sizes output = spatial_sizes(indices);
+    if (spatial_sizes(multiplier) != output)
+      fail(kOp, ": indices must have the multiplier's spatial sizes ", format_sizes(spatial_sizes(multiplier)),
+           ", got ", format_sizes(output));
+    check_entries(kOp, "input_size", input_size, output.size(), 0);
+    check_entries(kOp, "kernel_size", kernel_size, output.size(), 1);
+    check_entries(kOp, "stride", stride, output.size(), 1);
+    check_entries(kOp, "padding", padding, output.size(), 0);
+    check_entries(kOp, "dilation", dilation, output.size(), 1);
+    const typename Backend::Guard guard(multiplier);
+    const Layout layout = layout_of(indices);
+    Tensor result = new_dense(multiplier, with_spatial(multiplier, multiplier.size(0), input_size), layout,
+                              multiplier.scalar_type());
+    if (result.numel() == 0) return result;
+    const LrpPool pool = pool_of(kOp, {input_size, output, kernel_size, stride, padding, dilation},
+                                 multiplier.size(0) / indices.size(0), indices.size(0), indices.size(1), layout);
+    const Tensor g = to_layout(multiplier, layout), winners = to_layout(indices, layout);
+    Backend::max_pool_winner(dtype, g.const_data_ptr(), static_cast<const int64_t*>(winners.const_data_ptr()),
+                             result.mutable_data_ptr(), pool, guard.stream());
+    return result;
+  }
+
+  // grad [T * B, C, input], indices [B, C, output] -> [T * B, C, output]
+  static Tensor max_pool_winner_backward(const Tensor& grad, const Tensor& indices) {
+    constexpr const char* kOp = "max_pool_winner_backward";
+    const LrpDtype dtype = storage_dtype(kOp, grad, Backend::kDtypes);
+    check_planes(kOp, "grad", grad);
+    check_indices(kOp, indices, grad);
+    const typename Backend::Guard guard(grad);
+    const Layout layout = layout_of(indices);
+    const Sizes input = spatial_sizes(grad), output = spatial_sizes(indices);
+    Tensor result = new_dense(grad, with_spatial(grad, grad.size(0), output), layout, grad.scalar_type());
+    if (result.numel() == 0) return result;
+    if (grad.numel() == 0)
+      fail(kOp, ": indices of shape ", format_sizes(sizes_of(indices)), " cannot point into an empty grad");
+    const Sizes ones(input.size(), 1), zeros(input.size(), 0);
+    const LrpPool pool = pool_of(kOp, {input, output, ones, ones, zeros, ones}, grad.size(0) / indices.size(0),
+                                 indices.size(0), indices.size(1), layout);
+    const Tensor t = to_layout(grad, layout), winners = to_layout(indices, layout);
+    Backend::max_pool_winner_backward(dtype, t.const_data_ptr(), static_cast<const int64_t*>(winners.const_data_ptr()),
+                                      result.mutable_data_ptr(), pool, guard.stream());
+    return result;
+  }
+
+  // input [N, C, input] -> [N, C, output]; kernel_size, stride and padding empty: adaptive
+  static Tensor average_pool(const Tensor& input, const Sizes& output_size, const Sizes& kernel_size,
+                             const Sizes& stride, const Sizes& padding, bool count_include_pad,
+                             std::optional<int64_t> divisor_override) {
+    constexpr const char* kOp = "average_pool";
+    const LrpDtype dtype = storage_dtype(kOp, input, Backend::kDtypes);
+    check_planes(kOp, "input", input);
+    const Sizes input_size = spatial_sizes(input);
+    check_entries(kOp, "output_size", output_size, input_size.size(), 0);
+    check_average(kOp, input_size, output_size, kernel_size, stride, padding, divisor_override);
+    return average<false>(kOp, dtype, input, input_size, output_size, kernel_size, stride, padding, count_include_pad,
+                          divisor_override);
+  }
+
+  // multiplier [N, C, output] -> [N, C, input]
+  static Tensor average_pool_transpose(const Tensor& multiplier, const Sizes& input_size, const Sizes& kernel_size,
+                                       const Sizes& stride, const Sizes& padding, bool count_include_pad,
+                                       std::optional<int64_t> divisor_override) {
+    constexpr const char* kOp = "average_pool_transpose";
+    const LrpDtype dtype = storage_dtype(kOp, multiplier, Backend::kDtypes);
+    check_planes(kOp, "multiplier", multiplier);
+    const Sizes output_size = spatial_sizes(multiplier);
+    check_entries(kOp, "input_size", input_size, output_size.size(), 0);
+    check_average(kOp, input_size, output_size, kernel_size, stride, padding, divisor_override);
+    return average<true>(kOp, dtype, multiplier, input_size, output_size, kernel_size, stride, padding,
+                         count_include_pad, divisor_override);
+  }
+
+ private:
+  static void check_average(const char* op, const Sizes& input, const Sizes& output, const Sizes& kernel,
+                            const Sizes& stride, const Sizes& padding, std::optional<int64_t> divisor_override) {
+    if (divisor_override && (*divisor_override == 0 || std::abs(*divisor_override) >= kMostPositions))
+      fail(op, ": divisor_override must not be 0 and be below 2^30 in size, got ", *divisor_override);
+    const size_t dimensions = input.size();
+    if (kernel.empty()) {
+      check_entries(op, "stride (adaptive)", stride, 0, 1);
+      check_entries(op, "padding (adaptive)", padding, 0, 0);
+      if (divisor_override) fail(op, ": divisor_override must be None for adaptive pooling, got ", *divisor_override);
+      return;
+    }
+    check_entries(op, "kernel_size", kernel, dimensions, 1);
+    check_entries(op, "stride", stride, dimensions, 1);
+    check_entries(op, "padding", padding, dimensions, 0);
+    for (size_t d = 0; d < dimensions; ++d)
+      if (output[d] > 0 && (output[d] - 1) * stride[d] >= input[d] + padding[d])
+        fail(op, ": the last window must start inside the input or the padding ahead of it, got input ",
+             format_sizes(input), ", output ", format_sizes(output), ", stride ", format_sizes(stride), ", padding ",
+             format_sizes(padding));
+  }
+
+  template <bool kTranspose>
+  static Tensor average(const char* op, LrpDtype dtype, const Tensor& from, const Sizes& input_size,
+                        const Sizes& output_size, const Sizes& kernel_size, const Sizes& stride, const Sizes& padding,
+                        bool count_include_pad, std::optional<int64_t> divisor_override) {
+    const typename Backend::Guard guard(from);
+    const Layout layout = layout_of(from);
+    Tensor result = new_dense(from, with_spatial(from, from.size(0), kTranspose ? input_size : output_size), layout,
+                              from.scalar_type());
+    if (result.numel() == 0) return result;
+    LrpPool pool =
+        pool_of(op, {input_size, output_size, kernel_size, stride, padding}, 1, from.size(0), from.size(1), layout);
+    pool.count_include_pad = count_include_pad;
+    pool.divisor_override = divisor_override.value_or(0);
+    const Tensor x = to_layout(from, layout);
+    (kTranspose ? Backend::average_pool_transpose : Backend::average_pool)(
+        dtype, x.const_data_ptr(), result.mutable_data_ptr(), pool, guard.stream());
+    return result;
+  }
+};
+
+}  // namespace lrpkernels

@@ -1,0 +1,221 @@
+"""Convolutions of the vendor (oneDNN, cuDNN) through ATen with our elementwise kernels around them.
+
+The path that the fused CUDA kernels compete with, and the convolution ops of ``torch.ops.lrpkernels`` on CPU tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import IntEnum
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .._extension import ops
+from .._fake import memory_format
+
+_convolution = torch.ops.aten.convolution.default
+_convolution_backward = torch.ops.aten.convolution_backward.default
+_DATA, _WEIGHT = [True, False, False], [False, True, False]
+
+
+class ConvGeometry(NamedTuple):
+    """How a convolution slides: every entry per spatial dimension, as ``torch.ops.aten.convolution`` takes them."""
+
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    transposed: bool
+    output_padding: tuple[int, ...]
+    groups: int
+
+
+class Weights(IntEnum):
+    """Which weights a convolution op uses and how their results combine, a the layer's input (``LrpConvWeights`` in C++)."""
+
+    ALL = 0
+    POSITIVE = 1
+    NEGATIVE = 2
+    SAME_SIGN = 3  # W+ where a >= 0, W- elsewhere
+    OPPOSITE_SIGN = 4  # W- where a >= 0, W+ elsewhere
+    BOX = 5  # relevance a * (W^T s) - low * (W+^T s) - high * (W-^T s)
+
+
+def scaled(
+    multiplier: Tensor,
+    addend: Tensor | None,
+    output: Tensor | None,
+    scale: Tensor | None,
+    value: Tensor | None,
+    denominator: Tensor | None,
+    epsilon: float,
+    leak: float,
+) -> Tensor:
+    """s = (G + addend) * m(output) * scale_c * value / (denominator + eps sgn denominator); None drops its factor."""
+    s = multiplier
+    if addend is not None or output is not None or scale is not None:
+        s = ops.epsilon_scale(s, addend, output, scale, epsilon, leak)
+    if denominator is not None:
+        s = ops.ratio(s, value, denominator, epsilon)
+    return s
+
+
+def data_gradient(s: Tensor, weight: Tensor, input: Tensor, geometry: ConvGeometry) -> Tensor:
+    """W^T s for a convolution whose input looked like ``input`` (only its sizes and layout are read)."""
+    if _is_pointwise(s, weight, geometry):
+        return _pointwise(weight.flatten(1).t(), s)
+    channels = weight.shape[0] if geometry.transposed else weight.shape[1] * geometry.groups
+    if input.shape[0] != s.shape[0] or input.shape[1] != channels or input.dtype != s.dtype:
+        # Several targets (the batch is that of s), stacked weights, or autocast: an uninitialized tensor of the right form will do.
+        format = torch.channels_last if is_channels_last(input) else torch.contiguous_format
+        shape = (s.shape[0], channels, *input.shape[2:])
+        input = torch.empty(shape, dtype=s.dtype, device=s.device, memory_format=format)
+    return _convolution_backward(s, input, weight, None, *geometry, _DATA)[0]
+
+
+def apply(input: Tensor, weight: Tensor, geometry: ConvGeometry) -> Tensor:
+    """W a, without bias."""
+    if _is_pointwise(input, weight, geometry):
+        return _pointwise(weight.flatten(1), input)
+    return _convolution(input, weight, None, *geometry)
+
+
+def weight_gradient(grad_output: Tensor, input: Tensor, weight: Tensor, geometry: ConvGeometry) -> Tensor:
+    """The gradient of <grad_output, W input> for W; of ``weight`` only sizes and layout are read."""
+    return _convolution_backward(grad_output, input, weight, None, *geometry, _WEIGHT)[1]
+
+
+def is_channels_last(tensor: Tensor) -> bool:
+    """Whether a tensor is channels-last and not contiguous as well."""
+    return tensor.dim() == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)
+
+
+def _pointwise(matrix: Tensor, values: Tensor) -> Tensor:
+    # bmm, not matmul, which would fold batch and positions together and copy both ways.
+    product = torch.bmm(matrix.expand(values.shape[0], -1, -1), values.flatten(2))
+    return product.view(values.shape[0], -1, *values.shape[2:])
+
+
+def _is_pointwise(values: Tensor, weight: Tensor, geometry: ConvGeometry) -> bool:
+    """A 1x1 convolution on the CPU: there a plain matrix product is ahead of every convolution routine (docs/performance.md)."""
+    return (
+        weight[0, 0].numel() == 1
+        and values.device.type == "cpu"
+        and values.dtype in (torch.float32, torch.float64)
+        and values.is_contiguous()
+        and not geometry.transposed
+        and geometry.groups == 1
+        and max(geometry.stride) == 1
+        and max(geometry.padding) == 0
+    )
+
+
+def part_of(weight: Tensor, weights: int) -> Tensor:
+    """W, W+ or W-."""
+    if weights == Weights.POSITIVE:
+        return weight.clamp(min=0)
+    return weight.clamp(max=0) if weights == Weights.NEGATIVE else weight
+
+
+def _geometry(stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int) -> ConvGeometry:
+    return ConvGeometry(tuple(stride), tuple(padding), tuple(dilation), False, (0,) * len(stride), groups)
+
+
+def _times(values: Tensor, factor: Tensor) -> Tensor:
+    """values [T * B, C, ...] times factor [B, C, ...]."""
+    return (values.unflatten(0, (-1, factor.shape[0])) * factor).flatten(0, 1)
+
+
+@torch.library.impl("lrpkernels::conv_relevance", "CPU")
+def conv_relevance(
+    multiplier: Tensor,
+    addend: Tensor | None,
+    output: Tensor | None,
+    scale: Tensor | None,
+    value: Tensor | None,
+    denominator: Tensor | None,
+    weight: Tensor,
+    weights: int,
+    input: Tensor | None,
+    low: Tensor | None,
+    high: Tensor | None,
+    input_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    epsilon: float,
+    leak: float,
+    tensor_cores: bool,
+) -> Tensor:
+    """The op of the same name, by the vendor's convolution."""
+    format = memory_format(multiplier if output is None else output)
+    shape = (multiplier.shape[0], weight.shape[1] * groups, *input_size)
+    geometry = _geometry(stride, padding, dilation, groups)
+    like = torch.empty(shape, dtype=multiplier.dtype, device=multiplier.device, memory_format=format)
+    if multiplier.numel() == 0:
+        return like.zero_()
+    s = scaled(multiplier, addend, output, scale, value, denominator, epsilon, leak)
+
+    def pulled(part: int) -> Tensor:
+        return data_gradient(s, part_of(weight, part), like, geometry)
+
+    if weights in (Weights.ALL, Weights.POSITIVE, Weights.NEGATIVE):
+        result = pulled(weights)
+    else:
+        if input is None:
+            raise RuntimeError(f"conv_relevance: input must be given for weights {weights}")
+        up, down = pulled(Weights.POSITIVE), pulled(Weights.NEGATIVE)
+        if weights == Weights.BOX:
+            if low is None or high is None:
+                raise RuntimeError("conv_relevance: low and high must be given for weights 5")
+            bounds = [b.to(s.dtype).view(1, -1, *(1,) * (s.dim() - 2)) for b in (low, high)]
+            result = _times(pulled(Weights.ALL), input) - bounds[0] * up - bounds[1] * down
+        else:
+            if weights == Weights.OPPOSITE_SIGN:
+                up, down = down, up
+            places = (input >= 0).repeat(multiplier.shape[0] // input.shape[0], *(1,) * (input.dim() - 1))
+            result = torch.where(places, up, down)
+    return result.contiguous(memory_format=format)
+
+
+@torch.library.impl("lrpkernels::conv_apply", "CPU")
+def conv_apply(
+    input: Tensor,
+    weight: Tensor,
+    weights: int,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    tensor_cores: bool,
+) -> Tensor:
+    """The op of the same name, by the vendor's convolution."""
+    result = apply(input, part_of(weight, weights), _geometry(stride, padding, dilation, groups))
+    return result.contiguous(memory_format=memory_format(input))
+
+
+@torch.library.impl("lrpkernels::conv_weight_gradient", "CPU")
+def conv_weight_gradient(
+    multiplier: Tensor,
+    addend: Tensor | None,
+    output: Tensor | None,
+    scale: Tensor | None,
+    value: Tensor | None,
+    denominator: Tensor | None,
+    input: Tensor,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    epsilon: float,
+    leak: float,
+) -> Tensor:
+    """The op of the same name, by the vendor's convolution."""
+    weight = multiplier.new_empty((multiplier.shape[1], input.shape[1] // groups, *kernel_size))
+    if multiplier.numel() == 0:
+        return weight.zero_()
+    s = scaled(multiplier, addend, output, scale, value, denominator, epsilon, leak)
+    return weight_gradient(s, input, weight, _geometry(stride, padding, dilation, groups)).contiguous()

@@ -1,0 +1,227 @@
+"""The choice between fused and vendor convolutions: measured once, verified first, remembered, fixed where it must be."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from networks import NETWORKS, build
+from test_emulated_ops import load_emulated_ops
+from torch import Tensor
+
+import lrpkernels as lrp
+from lrpkernels import functional, tuning
+from lrpkernels.functional import ConvGeometry
+from lrpkernels.testing import emulated_cuda
+from lrpkernels.tuning import Choice, FusedKernelWarning, Tuner, describe
+
+X = torch.ones(3)
+CPU = torch.device("cpu")
+
+
+class Calls:
+    """Two ways to the same tensor that count their calls, and a timer that knows what each costs."""
+
+    def __init__(self, fused_ms: float, vendor_ms: float, wrong: float = 0.0) -> None:
+        self.costs = {"fused": fused_ms, "vendor": vendor_ms}
+        self.wrong = wrong
+        self.fused_calls = self.vendor_calls = 0
+
+    def fused(self) -> Tensor:
+        self.fused_calls += 1
+        return X * (1 + self.wrong)
+
+    def vendor(self) -> Tensor:
+        self.vendor_calls += 1
+        return X.clone()
+
+    def timer(self, call: Callable[[], object], device: torch.device) -> float:
+        return self.costs["fused" if call == self.fused else "vendor"]
+
+
+@pytest.mark.parametrize(("fused_ms", "vendor_ms", "expected"), [(1.0, 2.0, "fused"), (2.0, 1.0, "vendor")])
+def test_keeps_the_faster_and_measures_once(fused_ms: float, vendor_ms: float, expected: str) -> None:
+    calls = Calls(fused_ms, vendor_ms)
+    tuner = Tuner("auto", calls.timer)
+    result, path = tuner.run(("a", 1), X, calls.fused, calls.vendor)
+    assert path == expected and torch.equal(result, X)
+    assert (calls.fused_calls, calls.vendor_calls) == (1, 1)
+    tuner.run(("a", 1), X, calls.fused, calls.vendor)
+    assert (calls.fused_calls, calls.vendor_calls) == ((2, 1) if expected == "fused" else (1, 2))
+    assert tuner.choices == {("a", 1): Choice(expected, fused_ms, vendor_ms, 0.0)}
+
+
+@pytest.mark.parametrize("wrong", [1e-3, float("nan"), float("inf")])
+def test_refuses_a_wrong_kernel_and_says_so_once(wrong: float) -> None:
+    calls = Calls(1.0, 2.0, wrong)
+    tuner = Tuner("auto", calls.timer)
+    with pytest.warns(
+        FusedKernelWarning, match=r"the fused kernel for cpu: relevance \(4, 3\) differs .* by"
+    ) as warned:
+        result, path = tuner.run(("relevance", torch.Size((4, 3))), X, calls.fused, calls.vendor)
+    assert path == "vendor" and torch.equal(result, X) and len(warned) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert tuner.run(("relevance", torch.Size((4, 3))), X, calls.fused, calls.vendor)[1] == "vendor"
+    assert calls.fused_calls == 1
+
+
+def test_accepts_rounding() -> None:
+    calls = Calls(1.0, 2.0, 1e-5)
+    assert Tuner("auto", calls.timer).run(("a",), X, calls.fused, calls.vendor)[1] == "fused"
+
+
+def test_a_kernel_that_fails_is_refused() -> None:
+    def fused() -> Tensor:
+        raise RuntimeError("no kernel image is available")
+
+    with pytest.warns(FusedKernelWarning, match="failed: no kernel image"):
+        assert Tuner("auto").run(("a",), X, fused, X.clone)[1] == "vendor"
+
+
+@pytest.mark.parametrize("mode", ["fused", "vendor"])
+def test_a_fixed_mode_runs_nothing_else(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LRPKERNELS_CONV", mode.upper())
+    calls = Calls(1.0, 2.0)
+    assert Tuner().run(("a",), X, calls.fused, calls.vendor)[1] == mode
+    assert (calls.fused_calls, calls.vendor_calls) == ((1, 0) if mode == "fused" else (0, 1))
+
+
+def test_an_unknown_mode_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LRPKERNELS_CONV", "fastest")
+    with pytest.raises(ValueError, match="LRPKERNELS_CONV must be auto, fused or vendor, got 'fastest'"):
+        Tuner()
+
+
+def test_deterministic_algorithms_fix_the_choice() -> None:
+    calls = Calls(1.0, 2.0)
+    tuner = Tuner("auto", calls.timer)
+    assert tuner.run(("a",), X, calls.fused, calls.vendor)[1] == "fused"
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert tuner.run(("a",), X, calls.fused, calls.vendor)[1] == "vendor"
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert tuner.run(("a",), X, calls.fused, calls.vendor)[1] == "fused"
+
+
+def test_nothing_is_tuned_under_graph_capture(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    calls = Calls(1.0, 2.0)
+    tuner = Tuner("auto", calls.timer)
+
+    class OnGpu:
+        dtype, device = torch.float32, torch.device("cuda", 0)
+
+    assert tuner.run(("a",), OnGpu(), calls.fused, calls.vendor)[1] == "vendor"  # type: ignore[arg-type]
+    assert (calls.fused_calls, calls.vendor_calls, tuner.choices) == (0, 1, {})
+
+
+def test_choices_survive_in_a_file(tmp_path: Path) -> None:
+    calls, file = Calls(1.0, 2.0), tmp_path / "choices.json"
+    key = ("relevance", None, torch.float32, torch.Size((2, 3)), (1, 1))
+    first = Tuner("auto", calls.timer)
+    first.run(key, X, calls.fused, calls.vendor)
+    first.save(file)
+    again = Calls(5.0, 1.0)
+    second = Tuner("auto", again.timer)
+    assert second.load(file) == 1
+    assert second.run(key, X, again.fused, again.vendor)[1] == "fused"
+    assert (again.fused_calls, again.vendor_calls) == (1, 0)
+    second.save(file)
+    content = json.loads(file.read_text())
+    assert content["choices"][describe(key, CPU)] == {"path": "fused", "fused_ms": 1.0, "vendor_ms": 2.0, "error": 0.0}
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{}", '{"lrpkernels": "0", "torch": "0", "choices": {"a": {"path": "quick"}}}', '{"lrpkernels": 1'],
+)
+def test_a_file_that_is_no_cache_is_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "choices.json").write_text(text)
+    with pytest.raises(ValueError, match=r"choices\.json: not a file of tuned convolutions"):
+        Tuner("auto").load(tmp_path / "choices.json")
+
+
+def test_a_file_of_another_version_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "choices.json").write_text(json.dumps({"lrpkernels": lrp.__version__, "torch": "1.0", "choices": {}}))
+    with pytest.raises(ValueError, match=r"and torch 1\.0, this is"):
+        Tuner("auto").load(tmp_path / "choices.json")
+
+
+class TestThroughTheEmulatedKernels:
+    """The dispatch of real convolutions, with the CUDA sources on CPU tensors."""
+
+    geometry = ConvGeometry((1, 1), (1, 1), (1, 1), False, (0, 0), 1)
+
+    @pytest.fixture(autouse=True)
+    def _kernels(self) -> None:
+        load_emulated_ops()
+
+    def _run(self) -> list[Tensor]:
+        torch.manual_seed(3)
+        g = torch.randn(4, 5, 6, 6, requires_grad=True)
+        u = torch.randn(2, 5, 6, 6).relu().requires_grad_()
+        k, w = torch.randn(5, requires_grad=True), torch.randn(5, 3, 3, 3, requires_grad=True)
+        result = functional.conv_epsilon(g, w, torch.randn(2, 3, 6, 6), u, k, geometry=self.geometry, epsilon=0.1)
+        return [result, *torch.autograd.grad(result.square().sum(), (g, u, k, w))]
+
+    @pytest.mark.parametrize("faster", ["fused", "vendor"])
+    def test_every_path_gives_the_same_gradients(self, faster: str) -> None:
+        expected = self._run()
+        ticks = iter((1.0, 2.0) * 3 if faster == "fused" else (2.0, 1.0) * 3)
+        with emulated_cuda(Tuner("auto", lambda call, device: next(ticks))) as tuner:
+            tuned, remembered = self._run(), self._run()
+        assert sorted(key[0] for key in tuner.choices) == ["apply", "relevance", "weight"]
+        assert {choice.path for choice in tuner.choices.values()} == {faster}
+        for a, b, c in zip(expected, tuned, remembered, strict=True):
+            torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(c, a, rtol=1e-4, atol=1e-4)
+
+    def test_mixed_paths_give_the_same_gradients(self) -> None:
+        expected = self._run()
+        ticks = iter((1.0, 2.0, 2.0, 1.0, 1.0, 2.0))  # relevance fused, weight gradient by the vendor, map fused
+        with emulated_cuda(Tuner("auto", lambda call, device: next(ticks))) as tuner:
+            tuned, remembered = self._run(), self._run()
+        assert {key[0]: c.path for key, c in tuner.choices.items()} == {
+            "relevance": "fused", "weight": "vendor", "apply": "fused"
+        }  # fmt: skip
+        for a, b, c in zip(expected, tuned, remembered, strict=True):
+            torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(c, a, rtol=1e-4, atol=1e-4)
+
+    def test_a_wrong_kernel_is_caught_and_the_result_is_right(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        expected = self._run()
+        right = torch.ops.lrpkernels_emulated
+
+        class Wrong:
+            def __getattr__(self, name: str) -> object:
+                op = getattr(right, name)
+                return (lambda *args: op(*args) * 1.01) if name == "conv_relevance" else op
+
+        with emulated_cuda("auto"):
+            monkeypatch.setattr(functional.conv, "ops", Wrong())
+            with pytest.warns(FusedKernelWarning, match="relevance"):
+                results = self._run()
+            monkeypatch.undo()
+        for a, b in zip(expected, results, strict=True):
+            torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-4)
+
+    def test_a_network_is_tuned_shape_by_shape(self) -> None:
+        net = build(NETWORKS["residual"]).float()
+        x = torch.rand(1, 3, 12, 12)
+        expected = lrp.LRP(net, lrp.Epsilon(1e-2))(x, 1)[1]
+        with emulated_cuda("auto") as tuner, torch.no_grad():
+            heatmap = lrp.LRP(net, lrp.Epsilon(1e-2))(x, 1)[1]
+        torch.testing.assert_close(heatmap, expected, rtol=1e-3, atol=1e-5)
+        assert len(tuner.choices) >= 5 and all(key[0] == "relevance" for key in tuner.choices)
+
+
+def test_on_the_cpu_nothing_is_tuned() -> None:
+    before = dict(tuning.tuner.choices)
+    lrp.LRP(build(NETWORKS["vgg"]), lrp.Epsilon(1e-2))(torch.rand(1, 3, 12, 12, dtype=torch.float64), 1)
+    assert tuning.tuner.choices == before
