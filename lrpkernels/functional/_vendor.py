@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .._extension import ops
 from .._fake import memory_format
+from . import _cpu_conv
 
 _convolution = torch.ops.aten.convolution.default
 _convolution_backward = torch.ops.aten.convolution_backward.default
@@ -63,8 +64,9 @@ def scaled(
 
 def data_gradient(s: Tensor, weight: Tensor, input: Tensor, geometry: ConvGeometry) -> Tensor:
     """W^T s for a convolution whose input looked like ``input`` (only its sizes and layout are read)."""
-    if _is_pointwise(s, weight, geometry):
-        return _pointwise(weight.flatten(1).t(), s)
+    ours = _cpu_conv.data_gradient(s, weight, input.shape[2:], geometry)
+    if ours is not None:
+        return ours
     channels = weight.shape[0] if geometry.transposed else weight.shape[1] * geometry.groups
     if input.shape[0] != s.shape[0] or input.shape[1] != channels or input.dtype != s.dtype:
         # Several targets (the batch is that of s), stacked weights, or autocast: an uninitialized tensor of the right form will do.
@@ -76,39 +78,23 @@ def data_gradient(s: Tensor, weight: Tensor, input: Tensor, geometry: ConvGeomet
 
 def apply(input: Tensor, weight: Tensor, geometry: ConvGeometry) -> Tensor:
     """W a, without bias."""
-    if _is_pointwise(input, weight, geometry):
-        return _pointwise(weight.flatten(1), input)
+    ours = _cpu_conv.apply(input, weight, geometry)
+    if ours is not None:
+        return ours
     return _convolution(input, weight, None, *geometry)
 
 
 def weight_gradient(grad_output: Tensor, input: Tensor, weight: Tensor, geometry: ConvGeometry) -> Tensor:
     """The gradient of <grad_output, W input> for W; of ``weight`` only sizes and layout are read."""
+    ours = _cpu_conv.weight_gradient(grad_output, input, weight, geometry)
+    if ours is not None:
+        return ours
     return _convolution_backward(grad_output, input, weight, None, *geometry, _WEIGHT)[1]
 
 
 def is_channels_last(tensor: Tensor) -> bool:
     """Whether a tensor is channels-last and not contiguous as well."""
     return tensor.dim() == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)
-
-
-def _pointwise(matrix: Tensor, values: Tensor) -> Tensor:
-    # bmm, not matmul, which would fold batch and positions together and copy both ways.
-    product = torch.bmm(matrix.expand(values.shape[0], -1, -1), values.flatten(2))
-    return product.view(values.shape[0], -1, *values.shape[2:])
-
-
-def _is_pointwise(values: Tensor, weight: Tensor, geometry: ConvGeometry) -> bool:
-    """A 1x1 convolution on the CPU: there a plain matrix product is ahead of every convolution routine (docs/performance.md)."""
-    return (
-        weight[0, 0].numel() == 1
-        and values.device.type == "cpu"
-        and values.dtype in (torch.float32, torch.float64)
-        and values.is_contiguous()
-        and not geometry.transposed
-        and geometry.groups == 1
-        and max(geometry.stride) == 1
-        and max(geometry.padding) == 0
-    )
 
 
 def part_of(weight: Tensor, weights: int) -> Tensor:
