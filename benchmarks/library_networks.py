@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -107,9 +106,10 @@ _TORCHVISION = (
 
 
 def _torchvision() -> dict[str, LibraryNetwork]:
-    if importlib.util.find_spec("torchvision") is None:
+    try:
+        from torchvision.models import get_model
+    except Exception:  # none, or one that does not fit this torch and fails with errors of its own
         return {}
-    from torchvision import models
 
     sizes = {"inception_v3": 96, "vit_b_16": 224, "maxvit_t": 224}
     extra = {
@@ -131,7 +131,7 @@ def _torchvision() -> dict[str, LibraryNetwork]:
     for name in _TORCHVISION:
         size = sizes.get(name, 64)
         networks[f"torchvision {name}"] = LibraryNetwork(
-            lambda name=name: models.get_model(name, weights=None, num_classes=3, **extra.get(name, {})),
+            lambda name=name: get_model(name, weights=None, num_classes=3, **extra.get(name, {})),
             (1, 3, size, size),
             relu_only=name in relu_only,
             conserves=name not in transformers,

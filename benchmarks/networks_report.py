@@ -1,7 +1,7 @@
 """Writes docs/networks.md: what each network of the field's libraries does under the engine.
 
-python -m benchmarks.networks_report            # writes docs/networks.md
-python -m benchmarks.networks_report --stdout
+python -m benchmarks.networks_report                           # writes all rows of docs/networks.md
+python -m benchmarks.networks_report --only "torchvision *"    # these rows alone, the others stay
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import copy
 import warnings
+from fnmatch import fnmatch
 from pathlib import Path
 
 import torch
@@ -35,8 +36,11 @@ imported. What is tested of each: `tests/test_networks.py`.
 - *step*: ISNet-like step (heatmap and a loss on it) / plain step, float32, one thread, tiny inputs, where fixed costs weigh most.
 - *fallbacks*: functions without a rule, whose gradient is used.
 
-| network | runs | exact | trains | conservation error | bf16, autocast | step | fallbacks |
-| --- | --- | --- | --- | --- | --- | --- | --- |
+MONAI and transformers install beside torch 2.13; torchvision's rows come from an environment of its own (`pip install torch==2.14.1
+torchvision==0.29.1 monai transformers`, then `pip install --no-build-isolation .`).
+
+| network | runs | exact | trains | conservation error | bf16, autocast | step | fallbacks | torch |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- |
 """
 
 
@@ -65,7 +69,9 @@ def row(name: str) -> str:
         low = lrp.LRP(single)(x.float(), 1)[1]
     precision = f"{float((low.double() - heatmap.detach()).abs().max() / heatmap.detach().abs().max()):.0e}"
     exact = "yes" if NETWORKS[name].relu_only else "-"
-    return f"| {name} | yes | {exact} | {trains} | {error} | {precision} | {_step_ratio(single, x.float()):.2f} | {fallbacks} |"
+    step = f"{_step_ratio(single, x.float()):.2f}"
+    cells = (name, "yes", exact, trains, error, precision, step, fallbacks, torch.__version__)
+    return f"| {' | '.join(cells)} |"
 
 
 def _step_ratio(model: nn.Module, x: Tensor) -> float:
@@ -83,20 +89,29 @@ def _step_ratio(model: nn.Module, x: Tensor) -> float:
     return alternate({"plain": plain, "heatmap": with_heatmap}, repeats=9)[1].ratio
 
 
+def _rows_of(page: str) -> dict[str, str]:
+    """Network -> its row on a page written earlier."""
+    lines = [line for line in page.splitlines() if line.startswith("| ")][2:]
+    return {line.split(" | ")[0].removeprefix("| "): line for line in lines}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="*", metavar="GLOB", help="networks to run; the others keep their rows")
     parser.add_argument("--stdout", action="store_true", help="print instead of writing docs/networks.md")
     options = parser.parse_args()
     torch.set_num_threads(1)
     steady_allocator()
-    lines = []
+    rows = {} if options.only == "*" else _rows_of(PAGE.read_text())
     for name in NETWORKS:
-        lines.append(row(name))
-        print(lines[-1], flush=True)
+        if fnmatch(name, options.only):
+            rows[name] = row(name)
+            print(rows[name], flush=True)
     info = environment("cpu")
-    page = HEAD + "\n".join(lines) + f"\n\nMeasured on {info['device']}, torch {info['torch']}, {info['date']}.\n"
     if not options.stdout:
-        PAGE.write_text(page)
+        PAGE.write_text(
+            HEAD + "\n".join(rows.values()) + f"\n\nLast rows measured on {info['device']}, {info['date']}.\n"
+        )
 
 
 if __name__ == "__main__":

@@ -17,8 +17,11 @@ def _import_zennit() -> Any:
     """zennit imports torchvision's ResNet classes for its canonizers; where torchvision is missing, empty ones will do."""
     try:
         import torchvision  # noqa: F401
+
+        stand_ins = ()
     except Exception:  # a torchvision that does not fit this torch fails with errors of its own
-        for name in ("torchvision", "torchvision.models", "torchvision.models.resnet", "torchvision.models.vgg"):
+        stand_ins = ("torchvision", "torchvision.models", "torchvision.models.resnet", "torchvision.models.vgg")
+        for name in stand_ins:
             sys.modules[name] = types.ModuleType(name)
         for name in ("Bottleneck", "BasicBlock"):
             setattr(sys.modules["torchvision.models.resnet"], name, type(name, (nn.Module,), {}))
@@ -28,6 +31,8 @@ def _import_zennit() -> Any:
     import zennit.rules
     import zennit.types
 
+    for name in stand_ins:  # nobody else shall take them for torchvision
+        del sys.modules[name]
     return zennit
 
 
