@@ -102,16 +102,25 @@ def dispatch(tape: Tape, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any
     return _dispatch(tape, func, args, kwargs)
 
 
-_CUSTOM_FUNCTION = torch.autograd.Function.apply.__func__.__code__  # type: ignore[attr-defined]
-
-
 def _in_custom_function() -> bool:
-    frame = sys._getframe(2)
+    frame, forwards = sys._getframe(2), None
     while frame is not None:
-        if frame.f_code is _CUSTOM_FUNCTION:
-            return True
+        if frame.f_code.co_name == "forward":
+            forwards = _custom_forwards() if forwards is None else forwards
+            if frame.f_code in forwards:
+                return True
         frame = frame.f_back  # type: ignore[assignment]
     return False
+
+
+def _custom_forwards() -> set[Any]:
+    """The code of every ``forward`` of a custom function; ``Function.apply`` itself leaves no frame in newer versions of PyTorch."""
+    codes: set[Any] = set()
+    pending: list[Any] = [torch.autograd.Function]
+    while pending:
+        pending += pending.pop().__subclasses__()
+        codes.update(getattr(cls.forward, "__code__", None) for cls in pending)
+    return codes - {None}
 
 
 def _dispatch(tape: Tape, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
