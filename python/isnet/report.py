@@ -5,30 +5,37 @@ from __future__ import annotations
 import base64
 import io
 import os
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence, Sized
+from typing import Any, NamedTuple, cast
 
 import jinja2
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from isnet._files import write_text
-from isnet.data import BiasedMNIST, BiasedMNISTSplits
-from isnet.evaluation import background_share, heatmaps
+from isnet.evaluation import Example, background_share, heatmaps
 from isnet.pictures import curves_figure, gallery_figure
+from isnet.run_config import DataConfig
+from isnet.run_data import RunData, load_data
 from isnet.runlog import LOG_NAME, read_log
-from isnet.runs import Run, evaluate_run, load_data, load_evaluation
+from isnet.runs import Run, evaluate_run, load_evaluation
 
-TESTS = ("biased", "unbiased", "deceiving")
+_BIASED_MNIST = (
+    "Every training image carries a mark in its background that tells the class. Accuracy is measured on the same test images "
+    "three times: with the right mark (biased), without a mark (unbiased), and with the mark of another class (deceiving). A network "
+    "that looks at the digit alone scores the same on all three."
+)
 
 
 class Row(NamedTuple):
-    """The scores of one run, in percent."""
+    """The scores of one run, in percent: test -> score; ``scores`` as :func:`isnet.runs.evaluate_run` returns them."""
 
     title: str
     accuracy: dict[str, float]
     background_attention: dict[str, float]
+    scores: dict[str, Any]
 
 
 def score_rows(runs: Sequence[Run]) -> list[Row]:
@@ -36,8 +43,11 @@ def score_rows(runs: Sequence[Run]) -> list[Row]:
     rows = []
     for title, run in titled(runs).items():
         scores = load_evaluation(run.folder) or evaluate_run(run)
-        percent = {kind: {name: 100 * value for name, value in scores[kind].items()} for kind in scores}
-        rows.append(Row(title, percent["accuracy"], percent["background_attention"]))
+        percent = {
+            kind: {name: 100 * value for name, value in scores[kind].items()}
+            for kind in ("accuracy", "background_attention")
+        }
+        rows.append(Row(title, percent["accuracy"], percent["background_attention"], scores.get("scores", {})))
     return rows
 
 
@@ -51,29 +61,60 @@ def titled(runs: Sequence[Run]) -> dict[str, Run]:
 
 
 def markdown_table(rows: Sequence[Row]) -> str:
-    """Accuracies on the three tests, and the share of relevance in the background, as a Markdown table."""
+    """Accuracies on the tests, and the share of relevance in the background on the last, as a Markdown table."""
+    tests = list(rows[0].accuracy)
     lines = [
-        "| network | biased test | unbiased test | deceiving test | relevance in the background |",
-        "| --- | ---: | ---: | ---: | ---: |",
+        f"| network | {' | '.join(f'{test} test' for test in tests)} | relevance in the background |",
+        f"| --- |{' ---: |' * (len(tests) + 1)}",
     ]
     for row in rows:
-        cells = [f"{row.accuracy[test]:.1f} %" for test in TESTS] + [f"{row.background_attention['deceiving']:.1f} %"]
+        cells = [f"{row.accuracy[test]:.1f} %" for test in tests] + [f"{row.background_attention[tests[-1]]:.1f} %"]
         lines.append(f"| {row.title} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
-def one_per_class(dataset: BiasedMNIST, count: int) -> list[int]:
-    """Indices of the first images of the classes 0, 1, 2, ..., ``count`` in all."""
-    order = torch.argsort(dataset.labels, stable=True)
-    labels = dataset.labels[order]
-    first = torch.cat([torch.ones(1, dtype=torch.bool), labels[1:] != labels[:-1]])
-    return order[first][:count].tolist()
+def score_table(rows: Sequence[Row]) -> list[dict[str, str]]:
+    """Scores per network, test and source, as texts: ``{"network", "test", "source", "accuracy", "macro F1", "AUC"}``."""
+    table = []
+    for row in rows:
+        for test, sources in row.scores.items():
+            for source, found in sources.items():
+                cells = {
+                    name: _cell(found[key])
+                    for name, key in (("accuracy", "accuracy"), ("macro F1", "macro_f1"), ("AUC", "auc"))
+                }
+                table.append({"network": row.title, "test": test, "source": source or "all", **cells})
+    return table
 
 
-def gallery(runs: Sequence[Run], dataset: BiasedMNIST, count: int = 8) -> Figure:
+def _cell(score: dict[str, float | None]) -> str:
+    if score["value"] is None:
+        return "-"
+    interval = "" if score["low"] is None else f" ({score['low']:.3f} to {score['high']:.3f})"
+    return f"{score['value']:.3f}{interval}"
+
+
+def one_per_class(labels: Tensor, count: int) -> list[int]:
+    """Indices of ``count`` images: the first of each class, then the second of each, and so on.
+
+    Args:
+        labels: [N] classes, or [N, K] 0/1; each combination then counts as a class.
+        count: How many, at most N.
+    """
+    classes = labels if labels.dim() == 1 else labels.unique(dim=0, return_inverse=True)[1]
+    seen: dict[int, int] = {}
+    turns = []
+    for index, label in enumerate(classes.tolist()):
+        turns.append((seen.get(label, 0), label, index))
+        seen[label] = seen.get(label, 0) + 1
+    return [index for _, _, index in sorted(turns)[:count]]
+
+
+def gallery(runs: Sequence[Run], dataset: Dataset[Example], count: int = 8) -> Figure:
     """Heatmaps of the predicted class for one image per class, a row for each run."""
-    rows = one_per_class(dataset, count)
-    images, labels, masks = dataset.images[rows], dataset.labels[rows], dataset.masks[rows]
+    rows = one_per_class(cast(Any, dataset).labels, count)
+    images, labels, masks = (torch.stack(parts) for parts in zip(*(dataset[row] for row in rows), strict=True))
+    classes = runs[0].config.data.classes
     maps: dict[str, Tensor] = {}
     captions: dict[str, list[str]] = {}
     for title, run in titled(runs).items():
@@ -82,25 +123,37 @@ def gallery(runs: Sequence[Run], dataset: BiasedMNIST, count: int = 8) -> Figure
         logits, found = heatmaps(run.model, images.to(device), eps=settings.eps, input_range=settings.input_range)
         maps[title] = found.cpu()
         shares = background_share(maps[title], masks).tolist()
-        answers = logits.argmax(1).tolist()
+        answers = logits.cpu().argmax(1)
+        right = labels.gather(1, answers[:, None])[:, 0] > 0 if labels.dim() == 2 else answers == labels
         captions[title] = [
-            f"{'✓' if answer == label else '✗'} says {answer}, bg {100 * share:.0f} %"
-            for answer, label, share in zip(answers, labels.tolist(), shares, strict=True)
+            f"{'✓' if good else '✗'} says {classes[answer]}, bg {100 * share:.0f} %"
+            for answer, good, share in zip(answers.tolist(), right.tolist(), shares, strict=True)
         ]
-    marks = dataset.marks[rows].tolist()
-    told = [
-        f"{label}, no mark" if mark < 0 else f"{label}, mark of {mark}"
-        for label, mark in zip(labels.tolist(), marks, strict=True)
-    ]
-    return gallery_figure(images, masks, maps, captions, image_captions=told)
+    marks = getattr(dataset, "marks", None)
+    told = [""] * len(rows)
+    if marks is not None:
+        told = [", no mark" if mark < 0 else f", mark of {mark}" for mark in marks[rows].tolist()]
+    names = [label_text(label, classes) for label in labels]
+    low, high = (torch.as_tensor(end).float().reshape(-1, 1, 1) for end in runs[0].config.data.pixel_range)
+    shown = (images - low) / (high - low)
+    return gallery_figure(
+        shown, masks, maps, captions, image_captions=[n + t for n, t in zip(names, told, strict=True)]
+    )
+
+
+def label_text(label: Tensor, classes: Sequence[str]) -> str:
+    """The name of a class, or the names of the labels that an image has."""
+    if label.dim() == 0:
+        return classes[int(label)]
+    return ", ".join(name for name, value in zip(classes, label.tolist(), strict=True) if value) or "none"
 
 
 def write_report(
     path: str | os.PathLike[str],
     runs: Sequence[Run],
-    data: BiasedMNISTSplits | None = None,
+    data: RunData | None = None,
     *,
-    title: str = "ISNet on biased MNIST",
+    title: str = "ISNet",
     notes: Sequence[str] = (),
 ) -> None:
     """Writes the page to ``path``, atomically. It needs no other file and no network.
@@ -123,15 +176,20 @@ def write_report(
         for title, run in titled(runs).items()
         if (run.folder / LOG_NAME).exists()
     }
+    rows = score_rows(runs)
+    tests = list(rows[0].accuracy)
+    test_set = data.tests[tests[-1]]
     page = _TEMPLATE.render(
         title=title,
+        introduction=_BIASED_MNIST if isinstance(runs[0].config.data, DataConfig) else "",
         notes=notes,
-        tests=TESTS,
-        rows=score_rows(runs),
-        gallery=_png(gallery(runs, data.deceiving)),
+        tests=tests,
+        rows=rows,
+        scores=score_table(rows),
+        gallery=_png(gallery(runs, test_set)),
         curves=_png(curves_figure(logs)) if any(logs.values()) else None,
         settings=[(title, _flatten(run.config.to_json())) for title, run in titled(runs).items()],
-        images=len(data.deceiving),
+        images=len(cast(Sized, test_set)),
         torch=torch.__version__,
     )
     write_text(path, page)
@@ -173,9 +231,7 @@ _TEMPLATE = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=
 </head>
 <body>
 <h1>{{ title }}</h1>
-<p>Every training image carries a mark in its background that tells the class. Accuracy is measured on
-{{ images }} test images three times: with the right mark (biased), without a mark (unbiased), and with the mark of
-another class (deceiving). A network that looks at the digit alone scores the same on all three.</p>
+{% if introduction %}<p>{{ introduction }}</p>{% endif %}
 
 <h2>Accuracy</h2>
 <div class="scroll"><table>
@@ -184,18 +240,28 @@ another class (deceiving). A network that looks at the digit alone scores the sa
 {% for row in rows %}
 <tr><td>{{ row.title }}</td>
 {% for test in tests %}<td class="number">{{ "%.1f"|format(row.accuracy[test]) }} %</td>{% endfor %}
-<td class="number">{{ "%.1f"|format(row.background_attention["deceiving"]) }} %</td></tr>
+<td class="number">{{ "%.1f"|format(row.background_attention[tests[-1]]) }} %</td></tr>
 {% endfor %}
 </table></div>
 <p class="small">Relevance in the background: share of absolute LRP relevance outside the foreground mask, for the
-predicted class, on the deceiving test.</p>
+predicted class, on the {{ tests[-1] }} test ({{ images }} images).</p>
 {% for note in notes %}<p>{{ note }}</p>
 {% endfor %}
 
 <h2>What the networks look at</h2>
-<p>Images of the deceiving test and LRP heatmaps of the predicted class: red speaks for it, blue against it, the green
+<p>Images of the {{ tests[-1] }} test and LRP heatmaps of the predicted class: red speaks for it, blue against it, the green
 outline is the foreground mask. Each heatmap has its own colour scale; bg is its share outside the mask.</p>
 <img alt="Test images and, for each network, their heatmaps" src="{{ gallery }}">
+
+{% if scores %}
+<h2>Scores</h2>
+<div class="scroll"><table>
+<tr>{% for name in scores[0] %}<th>{{ name }}</th>{% endfor %}</tr>
+{% for line in scores %}<tr>{% for value in line.values() %}<td>{{ value }}</td>{% endfor %}</tr>
+{% endfor %}
+</table></div>
+<p class="small">In parentheses: 95 % bootstrap intervals over the images, where they were asked for (isnet evaluate --resamples).</p>
+{% endif %}
 
 {% if curves %}
 <h2>Training</h2>

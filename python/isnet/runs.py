@@ -1,137 +1,37 @@
 """Training runs as folders: settings, log, checkpoint and scores, each in its own file.
 
-``config.json`` (the settings), ``log.jsonl``, ``last.safetensors`` (model and optimizer), ``evaluation.json``.
+``config.json`` (the settings), ``ranges.json`` (C1 and C2, if they were measured), ``log.jsonl``, ``last.safetensors`` (model and
+optimizer), ``best.safetensors`` (if a validation score chooses), ``evaluation.json``.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.utils.data import Dataset
 
 from isnet._files import write_json
 from isnet.architectures import build_architecture
 from isnet.checkpoints import CheckpointError, load_checkpoint, load_model_state
-from isnet.data import BiasedMNISTSplits, biased_mnist_splits, load_mnist
-from isnet.data.biased_mnist import Mark, MaskKind
-from isnet.evaluation import evaluate
-from isnet.loss import Foreground, ISNetLoss
+from isnet.distributed import current_world
+from isnet.evaluation import Example, evaluate, predict
+from isnet.loss import ISNetLoss
+from isnet.metrics import as_json, classification_scores
 from isnet.model import ISNet
-from isnet.train_config import TrainConfig
-from isnet.training import CHECKPOINT_NAME, fit
+from isnet.ranges import RANGES_NAME, load_ranges, save_ranges, tune
+from isnet.run_config import RunConfig
+from isnet.run_data import RunData, load_data
+from isnet.sensitivity import bias_sensitivity
+from isnet.training import BEST_NAME, CHECKPOINT_NAME, fit
 
 CONFIG_NAME = "config.json"
 EVALUATION_NAME = "evaluation.json"
-NUM_CLASSES = 10
-
-Variant = Literal["standard", "selective", "stochastic", "original", "dual", "gradient_times_input"]
-
-# A residual network narrow enough for a CPU: 40 x 40 images become 20 x 20 in the first convolution.
-NARROW_RESNET = "monai:ResNet"
-NARROW_RESNET_ARGUMENTS: dict[str, Any] = {
-    "block": "basic",
-    "layers": [1, 1, 1, 1],
-    "block_inplanes": [16, 32, 64, 64],
-    "conv1_t_size": 3,
-    "conv1_t_stride": 2,
-    "no_max_pool": True,
-}
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """Which biased MNIST; see :class:`isnet.data.BiasedMNIST`."""
-
-    folder: str = "data/mnist"
-    train_size: int | None = None
-    test_size: int | None = None
-    mark: Mark = "place"
-    mask: MaskKind = "box"
-    canvas: int = 40
-    shift: int = 2
-    noise: float = 0.1
-    channels: int = 1
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class HeatmapConfig:
-    """The ISNet and its loss; see :class:`isnet.ISNet` and :class:`isnet.ISNetLoss`."""
-
-    eps: float = 1e-2
-    input_range: tuple[float, float] | None = (0.0, 1.0)
-    layers: tuple[str, ...] = ()
-    d: float = 0.9
-    e: float = 1.0
-    c1: float = 1.0
-    c2: float = 25.0
-    w_background: float = 1.0
-    w_foreground: float = 1.0
-    foreground: Foreground = "hybrid"
-    layer_decay: float = 0.8
-
-
-@dataclass(frozen=True)
-class RunConfig:
-    """All settings of a run.
-
-    Attributes:
-        variant: ``"standard"`` (no heatmap loss) or an ISNet variant.
-        arch: Architecture name, as for :func:`isnet.architectures.build_architecture`.
-        arch_arguments: Its keyword arguments.
-        data, heatmap, train: The settings of the parts.
-        name: What to call the run in tables; the variant by default.
-    """
-
-    variant: Variant = "standard"
-    arch: str = NARROW_RESNET
-    arch_arguments: dict[str, Any] = field(default_factory=lambda: dict(NARROW_RESNET_ARGUMENTS))
-    data: DataConfig = DataConfig()
-    heatmap: HeatmapConfig = HeatmapConfig()
-    train: TrainConfig = field(default_factory=TrainConfig)
-    name: str = ""
-
-    def __post_init__(self) -> None:
-        if self.variant not in get_args(Variant):
-            raise ValueError(f"variant: expected one of {', '.join(get_args(Variant))}, got {self.variant!r}")
-
-    @property
-    def title(self) -> str:
-        """What to call the run."""
-        return self.name or self.variant
-
-    def to_json(self) -> dict[str, Any]:
-        """JSON values from which :meth:`from_json` rebuilds the settings."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> RunConfig:
-        """Rebuilds the settings.
-
-        Raises:
-            ValueError: unknown or invalid settings.
-        """
-        parts = dict(values)
-        try:
-            heatmap: dict[str, Any] = {
-                key: tuple(value) if isinstance(value, list) else value
-                for key, value in parts.pop("heatmap", {}).items()
-            }
-            return cls(
-                data=DataConfig(**parts.pop("data", {})),
-                heatmap=HeatmapConfig(**heatmap),
-                train=TrainConfig(**parts.pop("train", {})),
-                **parts,
-            )
-        except TypeError as error:
-            raise ValueError(f"settings do not fit this version of isnet: {error}") from error
+_TUNING_FOLDER = "tuning"
 
 
 class Run(NamedTuple):
@@ -142,13 +42,6 @@ class Run(NamedTuple):
     model: nn.Module
 
 
-def load_data(config: DataConfig, *, progress: bool = True) -> BiasedMNISTSplits:
-    """The training set and the three test sets; fetches MNIST if needed."""
-    values = dataclasses.asdict(config)
-    mnist = load_mnist(values.pop("folder"), progress=progress)
-    return biased_mnist_splits(mnist, **values)
-
-
 def build_model(config: RunConfig) -> nn.Module:
     """The untrained classifier, initialised from the training seed."""
     with torch.random.fork_rng(devices=[]):
@@ -156,48 +49,65 @@ def build_model(config: RunConfig) -> nn.Module:
         return build_architecture(
             config.arch,
             config.arch_arguments,
-            image_shape=(config.data.channels, config.data.canvas, config.data.canvas),
-            num_classes=NUM_CLASSES,
+            image_shape=config.data.image_shape,
+            num_classes=len(config.data.classes),
         )
 
 
-def build_network(config: RunConfig, model: nn.Module) -> tuple[nn.Module, ISNetLoss | None]:
-    """What :func:`isnet.training.fit` trains: ``model`` itself, or an ISNet around it with its loss."""
+def build_isnet(config: RunConfig, model: nn.Module) -> ISNet:
+    """The ISNet of a run around its classifier.
+
+    Raises:
+        ValueError: a standard run, or settings that do not fit the classifier.
+    """
     if config.variant == "standard":
-        return model, None
+        raise ValueError("variant: a standard run has no heatmaps")
     heatmap = config.heatmap
-    network = ISNet(
+    layers = list(heatmap.layers)
+    return ISNet(
         model,
         config.variant,
         eps=heatmap.eps,
         input_range=heatmap.input_range,
-        layers=list(heatmap.layers),
+        layers=layers,
         generator=torch.Generator(),
     )
-    criterion = ISNetLoss(
+
+
+def build_criterion(config: RunConfig, folder: Path | None = None) -> ISNetLoss:
+    """The heatmap loss of a run, with the ranges measured in its folder if there are any."""
+    heatmap = config.heatmap
+    c1: Any = heatmap.c1
+    c2: Any = heatmap.c2
+    if folder is not None and (folder / RANGES_NAME).exists():
+        ranges = load_ranges(folder / RANGES_NAME)
+        c1, c2 = ({name: getattr(found, key) for name, found in ranges.items()} for key in ("c1", "c2"))
+    return ISNetLoss(
         p=config.train.p,
         d=heatmap.d,
         e=heatmap.e,
-        c1=heatmap.c1,
-        c2=heatmap.c2,
+        c1=c1,
+        c2=c2,
         w_background=heatmap.w_background,
         w_foreground=heatmap.w_foreground,
         foreground=heatmap.foreground,
         layer_decay=heatmap.layer_decay,
     )
-    return network, criterion
 
 
 def train_run(
     folder: str | os.PathLike[str],
     config: RunConfig,
     *,
-    data: BiasedMNISTSplits | None = None,
+    data: RunData | None = None,
     device: str = "cpu",
     resume: bool = False,
     progress: bool = True,
 ) -> Run:
     """Trains a run in ``folder`` and keeps settings, log and checkpoint there.
+
+    With ``config.tune`` the natural range of relevance is measured first, as :func:`tune_run` does. In processes started by torchrun
+    each calls this with the same arguments.
 
     Args:
         folder: Made if needed. Without ``resume`` it must not hold a run.
@@ -211,29 +121,87 @@ def train_run(
         FileExistsError: ``folder`` holds a run and ``resume`` is off.
         ValueError: ``resume`` with other settings.
     """
-    folder = Path(folder)
-    path = folder / CONFIG_NAME
-    if path.exists():
-        if not resume:
-            raise FileExistsError(f"{folder} holds a run: resume it, or choose another folder")
-        _require_same_run(load_config(folder), config, path)
-    write_json(path, config.to_json())
+    folder = _open(Path(folder), config, resume)
     data = data or load_data(config.data, progress=progress)
     model = build_model(config).to(device)
-    network, criterion = build_network(config, model)
+    network: nn.Module = model
+    criterion = None
+    if config.variant != "standard":
+        network = build_isnet(config, model)
+        _measure(folder, config, network, data, resume=resume, progress=progress)
+        criterion = build_criterion(config, folder)
     fit(
         network,
         data.train,
         config.train,
         criterion=criterion,
-        input_range=config.heatmap.input_range or (0.0, 1.0),
-        validation=data.tests,
+        input_range=config.data.pixel_range,
+        validation=data.validation,
         run_dir=folder,
         resume=resume,
         title=config.title,
         progress=progress,
     )
-    return Run(folder, config, model.eval())
+    return load_run(folder, device=device)
+
+
+def tune_run(
+    folder: str | os.PathLike[str],
+    config: RunConfig,
+    *,
+    data: RunData | None = None,
+    device: str = "cpu",
+    resume: bool = False,
+    progress: bool = True,
+) -> Path:
+    """Measures the natural range of relevance alone (``config.tune`` epochs) and returns the file of ranges; see :func:`train_run`.
+
+    Raises:
+        FileExistsError: ``folder`` holds a run and ``resume`` is off.
+        ValueError: a standard run, ``config.tune`` = 0, or no range can be told.
+    """
+    if config.tune < 1:
+        raise ValueError(f"tune: expected at least one epoch, got {config.tune}")
+    network = build_isnet(config, build_model(config).to(device))
+    folder = _open(Path(folder), config, resume)
+    _measure(
+        folder, config, network, data or load_data(config.data, progress=progress), resume=resume, progress=progress
+    )
+    return folder / RANGES_NAME
+
+
+def _open(folder: Path, config: RunConfig, resume: bool) -> Path:
+    """The folder of a run, with its settings written."""
+    world, path = current_world(), folder / CONFIG_NAME
+    exists = world.from_main(path.exists())
+    if exists:
+        if not resume:
+            raise FileExistsError(f"{folder} holds a run: resume it, or choose another folder")
+        _require_same_run(load_config(folder), config, path)
+    world.barrier()
+    if world.is_main:
+        write_json(path, config.to_json())
+    world.barrier()
+    return folder
+
+
+def _measure(folder: Path, config: RunConfig, network: ISNet, data: RunData, *, resume: bool, progress: bool) -> None:
+    """Writes the ranges of ``network`` unless they are there or not wanted."""
+    world = current_world()
+    if config.tune == 0 or world.from_main((folder / RANGES_NAME).exists()):
+        return
+    ranges = tune(
+        network,
+        data.train,
+        config.train,
+        epochs=config.tune,
+        run_dir=folder / _TUNING_FOLDER,
+        resume=resume,
+        progress=progress,
+    )
+    if world.is_main:
+        save_ranges(folder / RANGES_NAME, ranges)
+    world.barrier()
 
 
 def load_config(folder: str | os.PathLike[str]) -> RunConfig:
@@ -253,7 +221,7 @@ def load_config(folder: str | os.PathLike[str]) -> RunConfig:
 
 
 def load_run(folder: str | os.PathLike[str], *, device: str = "cpu") -> Run:
-    """The trained classifier in ``folder``, in evaluation mode.
+    """The trained classifier in ``folder``, in evaluation mode: its best checkpoint, if a validation score chose one, else its last.
 
     Raises:
         FileNotFoundError: no run, or none that has reached its first checkpoint.
@@ -261,19 +229,51 @@ def load_run(folder: str | os.PathLike[str], *, device: str = "cpu") -> Run:
     """
     folder = Path(folder)
     config = load_config(folder)
-    path = folder / CHECKPOINT_NAME
+    path = folder / (BEST_NAME if (folder / BEST_NAME).exists() else CHECKPOINT_NAME)
     model = build_model(config)
-    load_model_state(model, load_checkpoint(path), path)
+    load_model_state(model, load_checkpoint(path), path, averaged=config.train.ema is not None)
     return Run(folder, config, model.to(device).eval())
 
 
-def evaluate_run(run: Run, data: BiasedMNISTSplits | None = None, *, progress: bool = True) -> dict[str, Any]:
-    """Scores a run on the three test sets and writes them into its folder."""
+def evaluate_run(
+    run: Run, data: RunData | None = None, *, resamples: int = 0, sensitivity: bool = False, progress: bool = True
+) -> dict[str, Any]:
+    """Scores a run on its test sets and writes the scores into its folder.
+
+    Args:
+        run: The run.
+        data: Its data sets, if already built.
+        resamples: Of the bootstrap that gives the intervals; 0: none.
+        sensitivity: Score with removed and swapped backgrounds, too.
+        progress: Show progress on the terminal while data are fetched.
+
+    Returns:
+        ``{"accuracy": {test: [0, 1]}, "background_attention": {test: [0, 1]}, "scores": {test: {source or "": {score: {value, low,
+        high}}}}, "sensitivity": {test: {change: ...}}}``, the last if asked for; the accuracy is over all sources.
+    """
     data = data or load_data(run.config.data, progress=progress)
     heatmap = run.config.heatmap
-    scores = evaluate(run.model, data.tests, eps=heatmap.eps, input_range=heatmap.input_range)
+    scores: dict[str, Any] = evaluate(run.model, data.tests, eps=heatmap.eps, input_range=heatmap.input_range)
+    scores["scores"] = {name: _by_source(run.model, dataset, resamples) for name, dataset in data.tests.items()}
+    if sensitivity:
+        pixel_range = run.config.data.pixel_range
+        scores["sensitivity"] = {
+            name: {change: found._asdict() for change, found in bias_sensitivity(run.model, test, pixel_range).items()}
+            for name, test in data.tests.items()
+        }
     write_json(run.folder / EVALUATION_NAME, scores)
     return scores
+
+
+def _by_source(model: nn.Module, dataset: Dataset[Example], resamples: int) -> dict[str, Any]:
+    """Scores of all images ("") and, if there are several, of each source."""
+    logits, labels = predict(model, dataset)
+    sources = getattr(dataset, "sources", [""] * len(labels))
+    found = {"": as_json(classification_scores(logits, labels, resamples=resamples))}
+    for source in sorted(set(sources)) if len(set(sources)) > 1 else []:
+        rows = torch.tensor([place for place, name in enumerate(sources) if name == source])
+        found[source] = as_json(classification_scores(logits[rows], labels[rows], resamples=resamples))
+    return found
 
 
 def load_evaluation(folder: str | os.PathLike[str]) -> dict[str, Any] | None:

@@ -30,8 +30,10 @@ from rich.table import Table
 from isnet._files import atomic_path, write_text
 from isnet.data import load_mnist
 from isnet.report import Row, gallery, markdown_table, score_rows, write_report
+from isnet.run_config import DataConfig, HeatmapConfig, RunConfig
+from isnet.run_data import load_data
 from isnet.runlog import LOG_NAME, read_log
-from isnet.runs import DataConfig, HeatmapConfig, RunConfig, evaluate_run, load_data, load_run, train_run
+from isnet.runs import evaluate_run, load_run, train_run
 from isnet.train_config import TrainConfig
 from isnet.training import CHECKPOINT_NAME
 
@@ -186,7 +188,7 @@ def run_demo(config: DemoConfig, *, resume: bool = False, console: Console | Non
     if not mnist.complete:
         notes.insert(0, f"Not the full MNIST: {mnist.source}.")
     write_text(folder / "table.md", markdown_table(list(rows.values())))
-    gallery(list(loaded.values()), data.deceiving, count=6).savefig(folder / "demo.png", dpi=110)
+    gallery(list(loaded.values()), data.tests["deceiving"], count=6).savefig(folder / "demo.png", dpi=110)
     write_report(folder / "report.html", list(loaded.values()), data, notes=notes)
     _print_results(console, list(rows.values()), claims, folder, seconds)
     return DemoResult(rows, claims, mnist.complete)

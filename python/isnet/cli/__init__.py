@@ -1,0 +1,234 @@
+"""Command line: train, tune, evaluate, compare, explain, report, data, demo."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from isnet.cli import data as data_commands
+from isnet.cli.options import Device, Options, RunFolder, configure
+
+app = typer.Typer(
+    name="isnet",
+    help="Train image classifiers that ignore the background.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+_errors = Console(stderr=True)
+
+
+def main() -> None:
+    """Runs the command line; expected errors end it with one line and status 1."""
+    try:
+        app()
+    except ModuleNotFoundError as error:
+        _fail(f"{error}. The command line needs: pip install 'lrpkernels[isnet]'")
+    except (ValueError, OSError, RuntimeError, ArithmeticError) as error:
+        _fail(str(error))
+
+
+def _fail(message: str) -> None:
+    _errors.print(f"[bold red]isnet:[/] {escape(message)}", soft_wrap=True)
+    raise SystemExit(1)
+
+
+def _with_settings(name: str, action: Callable[[Options], None]) -> None:
+    """A command that takes all options of a run."""
+
+    @functools.wraps(configure)
+    def command(**options: Any) -> None:
+        action(configure(**options))
+
+    command.__doc__ = action.__doc__
+    app.command(name)(command)
+
+
+def _train(options: Options) -> None:
+    """Trains a network on your own images (--data) or on biased MNIST and scores it; several processes with torchrun."""
+    from isnet import runs
+    from isnet.distributed import launched_world
+    from isnet.run_data import load_data
+
+    with launched_world(options.device) as (world, device):
+        data = load_data(options.config.data, progress=world.is_main)
+        trained = runs.train_run(options.folder, options.config, data=data, device=device, resume=options.resume)
+        if world.is_main and data.tests:
+            runs.evaluate_run(trained, data)
+            _print_scores([trained])
+    if world.is_main:
+        typer.echo(f"Run: {options.folder}")
+
+
+def _tune(options: Options) -> None:
+    """Measures C1 and C2, the natural range of relevance, in plain training; `isnet train RUN --resume` then uses them."""
+    import dataclasses
+
+    from isnet import runs
+    from isnet.distributed import launched_world
+
+    config = options.config if options.config.tune else dataclasses.replace(options.config, tune=2)
+    with launched_world(options.device) as (world, device):
+        path = runs.tune_run(options.folder, config, device=device, resume=options.resume)
+    if world.is_main:
+        typer.echo(path.read_text())
+        typer.echo(f"Ranges: {path}")
+
+
+_with_settings("train", _train)
+_with_settings("tune", _tune)
+app.add_typer(data_commands.app, name="data")
+
+
+@app.command()
+def evaluate(
+    run: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of the runs.")],
+    resamples: Annotated[int, typer.Option(help="Bootstrap resamples of the intervals; 0 = none.", min=0)] = 200,
+    sensitivity: Annotated[bool, typer.Option(help="Score with removed and swapped backgrounds, too.")] = True,
+    device: Device = "cpu",
+) -> None:
+    """Scores runs on their tests: accuracy, macro F1, AUC with intervals, per source, and relevance in the background."""
+    from isnet import runs
+    from isnet.report import score_rows, score_table
+
+    loaded = [runs.load_run(folder, device=device) for folder in run]
+    for trained in loaded:
+        scores = runs.evaluate_run(trained, resamples=resamples, sensitivity=sensitivity)
+        for test, changes in scores.get("sensitivity", {}).items():
+            for change, found in changes.items():
+                typer.echo(
+                    f"{trained.config.title}, {test} test, background {change}: accuracy {100 * found['accuracy']:.1f} % to "
+                    f"{100 * found['accuracy_after']:.1f} %, {100 * found['changed']:.1f} % of the answers change"
+                )
+    _print_scores(loaded)
+    table = score_table(score_rows(loaded))
+    typer.echo("\n| " + " | ".join(table[0]) + " |\n|" + " --- |" * len(table[0]))
+    for line in table:
+        typer.echo("| " + " | ".join(line.values()) + " |")
+
+
+@app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="RUN_A", help="Folder of a run.")],
+    second: Annotated[Path, typer.Argument(metavar="RUN_B", help="Folder of the other, on the same data.")],
+    resamples: Annotated[int, typer.Option(help="Bootstrap resamples.", min=1)] = 1000,
+    device: Device = "cpu",
+) -> None:
+    """Paired tests between two runs on the same test images: McNemar, and bootstrap of accuracy and AUC differences."""
+    import torch
+
+    from isnet import metrics, runs
+    from isnet.evaluation import predict
+    from isnet.run_data import load_data
+
+    a, b = (runs.load_run(folder, device=device) for folder in (first, second))
+    tests_a, tests_b = (load_data(run.config.data).tests for run in (a, b))
+    for test in tests_a:
+        (logits_a, labels), (logits_b, others) = (
+            predict(a.model, tests_a[test]),
+            predict(b.model, tests_b.get(test, tests_a[test])),
+        )
+        if test not in tests_b or not torch.equal(labels, others):
+            raise ValueError(f"{first} and {second} do not share the {test} test")
+        found = metrics.compare(logits_a, logits_b, labels, resamples=resamples)
+        for name in ("accuracy", "auc"):
+            value, low, high = found[f"{name}_difference"]
+            typer.echo(
+                f"{test} test: {name} of {second.name} - {first.name} = {value:+.4f} ({low:+.4f} to {high:+.4f})"
+            )
+        typer.echo(f"{test} test: McNemar's p = {found['mcnemar_p']:.3g}")
+
+
+@app.command()
+def explain(
+    run: RunFolder,
+    out: Annotated[Path, typer.Option(help="Picture to write: .png, .pdf or .svg.")] = Path("explanation.png"),
+    split: Annotated[str | None, typer.Option(help="Test set.", show_default="the last")] = None,
+    index: Annotated[int, typer.Option(help="Which of its images.", min=0)] = 0,
+    target: Annotated[
+        int | None, typer.Option(help="Class to explain.", show_default="the predicted class", min=0)
+    ] = None,
+    device: Device = "cpu",
+) -> None:
+    """Draws a test image, its LRP heatmap and its foreground mask."""
+    import torch
+
+    from isnet import runs
+    from isnet._files import atomic_path
+    from isnet.evaluation import background_share, heatmaps
+    from isnet.pictures import explanation_figure
+    from isnet.report import label_text
+    from isnet.run_data import load_data
+
+    trained = runs.load_run(run, device=device)
+    tests, classes = load_data(trained.config.data).tests, trained.config.data.classes
+    split = list(tests)[-1] if split is None else split
+    if split not in tests:
+        raise ValueError(f"--split: expected one of {', '.join(tests)}, got {split}")
+    dataset: Any = tests[split]
+    if index >= len(dataset):
+        raise ValueError(f"--index: the {split} test has images 0 to {len(dataset) - 1}, got {index}")
+    if target is not None and target >= len(classes):
+        raise ValueError(f"--target: expected a class from 0 to {len(classes) - 1}, got {target}")
+    image, label, mask = dataset[index]
+    settings = trained.config.heatmap
+    logits, heatmap = heatmaps(
+        trained.model, image[None].to(device), target=target, eps=settings.eps, input_range=settings.input_range
+    )
+    share = background_share(heatmap.cpu(), mask[None]).item()
+    marks = getattr(dataset, "marks", None)
+    told = f" with the mark of {classes[marks[index]]}" if marks is not None and marks[index] >= 0 else ""
+    title = (
+        f"{trained.config.title}, {split} test, image {index}: {label_text(label, classes)}{told}, "
+        f"answered {classes[int(logits.argmax())]}{f'; explained: {classes[target]}' if target is not None else ''}"
+    )
+    low, high = (torch.as_tensor(end).float().reshape(-1, 1, 1) for end in trained.config.data.pixel_range)
+    figure = explanation_figure(
+        (image - low) / (high - low), heatmap[0].cpu(), mask, title=title, background_share=share
+    )
+    with atomic_path(out) as temporary:
+        figure.savefig(temporary, format=out.suffix.removeprefix(".") or "png", dpi=150)
+    typer.echo(f"{title}; {100 * share:.1f} % of the relevance outside the mask. Picture: {out}")
+
+
+@app.command()
+def report(
+    run: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of the runs, in the table's order.")],
+    out: Annotated[Path, typer.Option(help="Page to write.")] = Path("report.html"),
+    title: Annotated[str, typer.Option(help="Its heading.")] = "ISNet",
+) -> None:
+    """Writes one self-contained HTML page: accuracies, heatmap gallery and training curves."""
+    from isnet import runs
+    from isnet.report import write_report
+
+    write_report(out, [runs.load_run(folder) for folder in run], title=title)
+    typer.echo(f"Report: {out}")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for runs, report, table and picture.")] = Path("runs/demo"),
+    data_folder: Annotated[Path, typer.Option(help="Folder of the MNIST files.")] = Path("data/mnist"),
+    resume: Annotated[bool, typer.Option(help="Continue an interrupted demonstration.")] = False,
+) -> None:
+    """Trains a standard network and two ISNets on biased MNIST and compares them; minutes on two cores.
+
+    Ends with status 1 when the figures of the full MNIST fall short of what is to be shown.
+    """
+    from isnet.experiments.demo import DemoConfig, run_demo
+
+    result = run_demo(DemoConfig(folder=str(out), data_folder=str(data_folder)), resume=resume)
+    if not all(claim.holds for claim in result.claims) and result.complete:
+        raise typer.Exit(1)
+
+
+def _print_scores(loaded: list[Any]) -> None:
+    from isnet.report import markdown_table, score_rows
+
+    typer.echo(markdown_table(score_rows(loaded)), nl=False)

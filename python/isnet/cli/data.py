@@ -1,0 +1,43 @@
+"""isnet data: looking at a set of images before training on it."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+app = typer.Typer(help="Images and masks.", no_args_is_help=True)
+
+
+@app.command()
+def check(
+    data: Annotated[Path, typer.Argument(help="Image folder, .csv/.tsv/.parquet manifest or .tar shards.")],
+    masks: Annotated[Path | None, typer.Option(help="Folder of the masks.", show_default="DATA/masks")] = None,
+    label: Annotated[list[str] | None, typer.Option(help="Label column of a multi-label manifest; repeatable.")] = None,
+    size: Annotated[int, typer.Option(help="Side for the network: a mask must survive it.", min=1)] = 224,
+    segmenter: Annotated[str | None, typer.Option(help="package.module:callable that makes missing masks.")] = None,
+) -> None:
+    """Reads every image and mask; lists what cannot be used and ends with status 1 if there is anything."""
+    from isnet.data import audit, describe
+    from isnet.run_config import ImagesConfig
+    from isnet.run_data import _progress, image_set, load_table
+
+    config = ImagesConfig(str(data), None if masks is None else str(masks), tuple(label or ()), segmenter=segmenter)
+    config = dataclasses.replace(config, size=(size, size), channels=1)
+    table = load_table(config)
+    console = Console()
+    summary = Table("split", "source", "images", *table.classes, title=str(data))
+    for split, source, count, classes in describe(table):
+        summary.add_row(split, source or "-", str(count), *(str(number) for number in classes.values()))
+    console.print(summary)
+    problems = audit(image_set(config, table), _progress("reading images and masks", True))
+    for problem in problems:
+        console.print(f"[red]{problem.trouble}[/]: {problem.text}", soft_wrap=True, highlight=False)
+    bad = len({problem.row for problem in problems})
+    console.print(f"{len(table.records) - bad} of {len(table.records)} images can be used as they are.")
+    if problems:
+        raise typer.Exit(1)

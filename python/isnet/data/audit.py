@@ -1,0 +1,84 @@
+"""Looking at every image and mask of a set before training on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Literal, NamedTuple
+
+import torch
+
+from isnet.data.files import UnreadableFileError, read_image
+from isnet.data.masked_images import MaskedImages, MaskError, MaskPolicy
+from isnet.data.records import DataError, ImageTable
+
+Trouble = Literal["image", "mask"]
+
+
+class Problem(NamedTuple):
+    """An image that cannot be used as it is: ``text`` names the file, ``row`` its place in the table."""
+
+    row: int
+    trouble: Trouble
+    text: str
+
+
+def audit(
+    images: MaskedImages, progress: Callable[[Iterable[int]], Iterable[int]] = lambda rows: rows
+) -> list[Problem]:
+    """Reads every image and mask of a set.
+
+    Args:
+        images: The set; its own policy and augmentation do not matter here.
+        progress: Wraps the indices, to show how far it is.
+
+    Returns:
+        What is wrong: images that cannot be read or are constant, and masks that are missing, unreadable, of another shape or empty.
+    """
+    strict = MaskedImages(
+        images.table, images.size, channels=images.channels, segmenter=images.segmenter, resize=images.resize
+    )
+    problems = []
+    for index in progress(range(len(strict))):
+        record = images.table.records[index]
+        try:
+            image = read_image(record.image, images.channels)
+            if not bool(torch.isfinite(image).all()):
+                raise UnreadableFileError(f"{record.image}: pixels are not finite")
+            if bool(image.max() == image.min()):
+                raise UnreadableFileError(f"{record.image}: every pixel has the same value")
+        except UnreadableFileError as error:
+            problems.append(Problem(index, "image", str(error)))
+            continue
+        try:
+            strict[index]
+        except MaskError as error:
+            problems.append(Problem(index, "mask", str(error)))
+    return problems
+
+
+def apply_policy(table: ImageTable, problems: Iterable[Problem], policy: MaskPolicy) -> ImageTable:
+    """The table that training may use.
+
+    Args:
+        table: The set that was looked at.
+        problems: What :func:`audit` found.
+        policy: ``"error"``: any problem raises; ``"skip"``: images with a mask problem are dropped; ``"full"``: they stay, with the whole
+            image as foreground. Unreadable images raise under every policy but ``"skip"``.
+
+    Raises:
+        DataError: a problem that the policy does not forgive; the text lists the first ones.
+    """
+    problems = list(problems)
+    fatal = [p for p in problems if policy == "error" or (policy == "full" and p.trouble == "image")]
+    if fatal:
+        shown = "; ".join(p.text for p in fatal[:5])
+        more = f"; and {len(fatal) - 5} more" if len(fatal) > 5 else ""
+        raise DataError(f"{len(fatal)} of {len(table.records)} images cannot be used: {shown}{more}")
+    if policy != "skip":
+        return table
+    dropped = {p.row for p in problems}
+    kept = tuple(record for index, record in enumerate(table.records) if index not in dropped)
+    if not kept:
+        raise DataError("no image is left: every mask is missing, unreadable, mismatched or empty")
+    return replace(table, records=kept)

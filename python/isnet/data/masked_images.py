@@ -1,0 +1,185 @@
+"""Images with labels and foreground masks, as the training loop takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from isnet._seeds import stream_seed
+from isnet.data.files import FileRef, UnreadableFileError, read_image, read_mask
+from isnet.data.records import DataError, ImageTable, Record
+
+MaskPolicy = Literal["error", "skip", "full"]
+Resize = Literal["stretch", "pad"]
+Segmenter = Callable[[Tensor], Tensor]
+JointTransform = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+class MaskError(ValueError):
+    """A foreground mask that is missing, unreadable, of another shape than its image, or empty; the text names the file."""
+
+
+class MaskedImages(Dataset[tuple[Tensor, Tensor, Tensor]]):
+    """The images of a table, read when they are asked for.
+
+    Args:
+        table: The images.
+        size: (height, width) they are brought to; an int: square.
+        channels: 1 or 3.
+        mask_policy: What a missing, unreadable, mismatched or empty mask does: ``"error"``; ``"full"``: the whole image counts as
+            foreground; ``"skip"`` is settled beforehand by :func:`isnet.data.audit`, which drops such images.
+        segmenter: Makes the mask of an image that has none: from [C, H, W] in [0, 1], before resizing, to [1, H, W] or [H, W],
+            foreground where it is > 0.5.
+        resize: ``"stretch"`` to the size, or ``"pad"`` with zeros to keep the aspect ratio.
+        mean, std: Per channel; pixels become (x - mean) / std at the very end.
+        transform: Augmentation of image [C, H, W] in [0, 1] and mask [1, H, W] together, after resizing; see
+            :func:`isnet.data.augmentation`. Its draws follow from seed, epoch and image alone.
+        seed: Of the augmentation.
+
+    Attributes:
+        labels: int64 [N], or float32 [N, K] for a multi-label table.
+        sources: Where each image comes from.
+
+    Raises:
+        DataError: a table without images, or another argument out of range.
+    """
+
+    def __init__(
+        self,
+        table: ImageTable,
+        size: int | tuple[int, int],
+        *,
+        channels: int = 1,
+        mask_policy: MaskPolicy = "error",
+        segmenter: Segmenter | None = None,
+        resize: Resize = "stretch",
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        transform: JointTransform | None = None,
+        seed: int = 0,
+    ) -> None:
+        if not table.records:
+            raise DataError("table: expected at least one image")
+        self.size: tuple[int, int] = (size, size) if isinstance(size, int) else (size[0], size[1])
+        if min(self.size) < 1:
+            raise DataError(f"size: expected a positive number or (height, width), got {size!r}")
+        for name, value, choices in (("mask_policy", mask_policy, MaskPolicy), ("resize", resize, Resize)):
+            if value not in get_args(choices):
+                raise DataError(f"{name}: expected one of {', '.join(get_args(choices))}, got {value!r}")
+        if (mean is None) != (std is None) or any(len(v) != channels for v in (mean, std) if v is not None):
+            raise DataError(f"mean, std: expected both, with {channels} numbers each, got {mean!r} and {std!r}")
+        self.table, self.channels, self.mask_policy, self.segmenter = table, channels, mask_policy, segmenter
+        self.resize, self.transform, self.seed, self.epoch = resize, transform, seed, 0
+        self.mean = None if mean is None else torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1)
+        self.std = None if std is None else torch.tensor(std, dtype=torch.float32).view(-1, 1, 1)
+        self.sources = [record.source for record in table.records]
+        labels = [record.label for record in table.records]
+        self.labels = torch.tensor(labels, dtype=torch.float32 if table.multi_label else torch.int64)
+
+    def __len__(self) -> int:
+        return len(self.table.records)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the draws of the augmentation."""
+        self.epoch = epoch
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
+        """(image [channels, H, W], label [] or [K], mask [1, H, W]).
+
+        Raises:
+            UnreadableFileError: the image cannot be read.
+            MaskError: the mask cannot be used and ``mask_policy`` is not ``"full"``.
+        """
+        record = self.table.records[index]
+        image = read_image(record.image, self.channels)
+        try:
+            mask = self._mask(record, image)
+            image, mask = self._fit(image, mask)
+            if not bool(mask.any()):
+                raise MaskError(f"{_mask_name(record)}: no foreground")
+        except MaskError:
+            if self.mask_policy != "full":
+                raise
+            image = self._fit(image, torch.ones_like(image[:1]))[0]
+            mask = torch.ones_like(image[:1])
+        if self.transform is not None:
+            image, mask = self._augment(image, mask, index)
+        if self.mean is not None and self.std is not None:
+            image = (image - self.mean) / self.std
+        return image.contiguous(), self.labels[index], mask.contiguous()
+
+    def _mask(self, record: Record, image: Tensor) -> Tensor:
+        if record.mask is None:
+            if self.segmenter is None:
+                raise MaskError(f"{record.image}: no mask")
+            mask = torch.as_tensor(self.segmenter(image)).detach().float().cpu()
+            mask = (mask[None] if mask.dim() == 2 else mask) > 0.5
+            if mask.shape != image[:1].shape:
+                raise MaskError(
+                    f"{record.image}: the segmenter gave a mask of shape {list(mask.shape)} for an image of {list(image.shape)}"
+                )
+            return mask.float()
+        try:
+            mask = read_mask(record.mask)
+        except UnreadableFileError as error:
+            raise MaskError(str(error)) from error
+        if mask.shape[1:] != image.shape[1:]:
+            raise MaskError(
+                f"{record.mask}: a mask of {_sides(mask)} pixels for an image of {_sides(image)} pixels ({record.image})"
+            )
+        return mask
+
+    def _fit(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Both at the size of the set; a pixel is foreground if at least half of it was."""
+        height, width = image.shape[1:]
+        if self.resize == "pad":
+            scale = min(self.size[0] / height, self.size[1] / width)
+            inner = (max(1, round(height * scale)), max(1, round(width * scale)))
+        else:
+            inner = (self.size[0], self.size[1])
+        if inner != (height, width):
+            image = F.interpolate(image[None], inner, mode="bilinear", antialias=True, align_corners=False)[0].clamp(
+                0, 1
+            )
+            shrunk = F.interpolate(mask[None], inner, mode="bilinear", antialias=True, align_corners=False)[0]
+            mask = (shrunk >= 0.5).float()
+        rows, columns = self.size[0] - inner[0], self.size[1] - inner[1]
+        if rows or columns:
+            around = (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2)
+            image, mask = F.pad(image, around), F.pad(mask, around)
+        return image, mask
+
+    def _augment(self, image: Tensor, mask: Tensor, index: int) -> tuple[Tensor, Tensor]:
+        assert self.transform is not None
+        seed = stream_seed(self.seed, "augmentation", self.epoch, index)
+        set_state = getattr(self.transform, "set_random_state", None)  # of MONAI's transforms
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            if set_state is not None:
+                set_state(seed=seed % 2**32)
+            changed, moved = self.transform(image, mask)
+        moved = (moved > 0.5).to(mask)
+        # A foreground that has left the picture teaches nothing: the image stays as it was.
+        return (changed, moved) if bool(moved.any()) else (image, mask)
+
+
+def _mask_name(record: Record) -> FileRef:
+    return record.image if record.mask is None else record.mask
+
+
+def _sides(tensor: Tensor) -> str:
+    return "x".join(str(side) for side in tensor.shape[1:])
+
+
+def pixel_range(mean: Sequence[float] | None, std: Sequence[float] | None) -> tuple[Any, Any]:
+    """The range of pixels of [0, 1] after (x - mean) / std: numbers, or one per channel."""
+    if mean is None or std is None:
+        return 0.0, 1.0
+    return tuple(-m / s for m, s in zip(mean, std, strict=True)), tuple(
+        (1 - m) / s for m, s in zip(mean, std, strict=True)
+    )

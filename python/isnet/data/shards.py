@@ -1,0 +1,77 @@
+"""WebDataset shards: uncompressed tar files whose members of one stem are one sample.
+
+``000123.png`` (the image), ``000123.mask.png``, and either ``000123.cls`` (a class) or ``000123.json`` (``label`` and, optionally,
+``source``, ``split``, ``group``). The members' places are noted once, so that any sample can be read at any time: training keeps its
+exact order and resumes exactly, which a stream could not.
+"""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from isnet.data.files import IMAGE_SUFFIXES, FileRef, suffix_of
+
+
+class Sample(NamedTuple):
+    """One sample of a shard; ``label`` is a class name or number, or a list of 0/1 numbers."""
+
+    image: FileRef
+    mask: FileRef | None
+    label: Any
+    source: str
+    split: str
+    group: str
+
+
+class ShardError(ValueError):
+    """A shard that is broken or incomplete; the text names it and the sample."""
+
+
+def read_shards(path: Path) -> list[Sample]:
+    """The samples of a ``.tar`` file or of all such files of a folder, in the order of their names.
+
+    Raises:
+        ShardError: a file is no plain tar archive, or a sample lacks its image or label.
+    """
+    shards = sorted(path.glob("*.tar")) if path.is_dir() else [path]
+    samples = [sample for shard in shards for sample in _samples(shard)]
+    if not samples:
+        raise ShardError(f"{path}: no samples")
+    return samples
+
+
+def _samples(shard: Path) -> list[Sample]:
+    found: dict[str, dict[str, tarfile.TarInfo]] = {}
+    try:
+        with tarfile.open(shard, "r:") as archive:
+            for member in archive:
+                if member.isfile():
+                    folder, _, name = member.name.rpartition("/")
+                    stem, _, kind = name.partition(".")
+                    found.setdefault(f"{folder}/{stem}" if folder else stem, {})[kind.lower()] = member
+    except tarfile.TarError as error:
+        raise ShardError(f"{shard}: no uncompressed tar file ({error})") from error
+    return [_sample(shard, key, members) for key, members in found.items()]
+
+
+def _sample(shard: Path, key: str, members: dict[str, tarfile.TarInfo]) -> Sample:
+    def reference(kind: str) -> FileRef:
+        member = members[kind]
+        return FileRef(shard, member.offset_data, member.size, member.name)
+
+    image = next((kind for kind in members if f".{kind}" in IMAGE_SUFFIXES), None)
+    mask = next((kind for kind in members if kind.startswith("mask.") and suffix_of(kind) in IMAGE_SUFFIXES), None)
+    if image is None:
+        raise ShardError(f"{shard}: sample {key} has no image among {', '.join(sorted(members))}")
+    try:
+        values = json.loads(reference("json").read()) if "json" in members else {}
+        label = reference("cls").read().decode().strip() if "cls" in members else values.get("label")
+    except (ValueError, AttributeError) as error:
+        raise ShardError(f"{shard}: sample {key}: {error}") from error
+    if label is None or label == "":
+        raise ShardError(f"{shard}: sample {key} has neither .cls nor a label in .json")
+    texts = (str(values.get(name, "")) for name in ("source", "split", "group"))
+    return Sample(reference(image), None if mask is None else reference(mask), label, *texts)

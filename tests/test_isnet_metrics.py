@@ -1,0 +1,123 @@
+"""Scores, intervals, paired tests and bias sensitivity."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from isnet.metrics import Score, as_json, classification_scores, compare, macro_auc, mcnemar
+from isnet.sensitivity import OtherBackground, bias_sensitivity
+
+
+def two_classes(n: int = 400, gap: float = 1.0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(n) % 2
+    scores = torch.randn(n, generator=generator) + gap * labels
+    return torch.stack([-scores + gap / 2, scores - gap / 2], 1), labels
+
+
+def test_auc_is_the_rank_statistic() -> None:
+    logits, labels = two_classes()
+    positive, negative = logits[labels == 1, 1].numpy(), logits[labels == 0, 1].numpy()
+    expected = stats.mannwhitneyu(positive, negative).statistic / (len(positive) * len(negative))
+    assert classification_scores(logits, labels, resamples=0)["auc"].value == pytest.approx(expected, abs=1e-12)
+
+
+def test_scores_of_several_classes_by_hand() -> None:
+    logits = torch.eye(3)[[0, 1, 2, 0, 1, 1]] * 4
+    labels = torch.tensor([0, 1, 2, 0, 1, 2])
+    scores = classification_scores(logits, labels, resamples=0)
+    assert scores["accuracy"].value == pytest.approx(5 / 6)
+    assert scores["macro_f1"].value == pytest.approx((1 + 4 / 5 + 2 / 3) / 3)
+    assert math.isnan(scores["accuracy"].low)
+    assert as_json(scores)["accuracy"] == {"value": pytest.approx(5 / 6), "low": None, "high": None}
+
+
+def test_several_labels_per_image() -> None:
+    logits = torch.tensor([[2.0, -1.0], [-1.0, -1.0], [1.0, 3.0]])
+    labels = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    scores = classification_scores(logits, labels, resamples=0)
+    assert scores["accuracy"].value == pytest.approx(4 / 6)
+    assert scores["auc"].value == pytest.approx((0.5 + 1) / 2)
+
+
+def test_classes_that_do_not_occur_have_no_curve() -> None:
+    chances = np.array([[0.9, 0.1, 0.0], [0.2, 0.8, 0.0]])
+    assert macro_auc(chances, np.array([0, 1])) == 1.0
+    assert math.isnan(macro_auc(chances, np.array([0, 0])))
+
+
+def test_intervals_cover_the_true_value_about_as_often_as_promised() -> None:
+    covered = 0
+    for seed in range(60):
+        right = torch.rand(120, generator=torch.Generator().manual_seed(seed)) < 0.8
+        logits = torch.stack([right.float(), 1 - right.float()], 1)
+        score = classification_scores(logits, torch.zeros(120, dtype=torch.int64), resamples=200, seed=seed)["accuracy"]
+        assert score.low <= score.value <= score.high
+        covered += score.low <= 0.8 <= score.high
+    assert 51 <= covered <= 60
+
+
+def test_paired_tests() -> None:
+    logits, labels = two_classes(gap=2.0)
+    noise = torch.randn(logits.shape, generator=torch.Generator().manual_seed(1))
+    found = compare(logits, logits, labels, resamples=50)
+    assert found["accuracy_difference"] == Score(0, 0, 0) and found["mcnemar_p"] == 1
+    worse = compare(logits, 0.3 * logits + noise, labels, resamples=200)
+    assert worse["accuracy_difference"].high < 0 and worse["auc_difference"].high < 0 and worse["mcnemar_p"] < 1e-3
+
+
+def test_mcnemar_is_the_sign_test_on_disagreements() -> None:
+    a = torch.tensor([True] * 8 + [False] * 2 + [True] * 5)
+    b = torch.tensor([False] * 8 + [True] * 2 + [True] * 5)
+    assert mcnemar(a, b) == pytest.approx(stats.binomtest(8, 10).pvalue)
+
+
+class Corners(Dataset):
+    """A class in the middle of the image (foreground) and, alike, in its corner (background)."""
+
+    def __init__(self) -> None:
+        self.labels = torch.arange(40) % 2
+
+    def __len__(self) -> int:
+        return 40
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
+        label = self.labels[index]
+        image, mask = torch.zeros(1, 8, 8), torch.zeros(1, 8, 8)
+        image[:, 3:5, 3:5] = image[:, 0, 0] = 0.2 + 0.6 * label
+        mask[:, 2:6, 2:6] = 1
+        return image, label, mask
+
+
+class Looks(nn.Module):
+    def __init__(self, row: int, column: int) -> None:
+        super().__init__()
+        self.place, self.gain = (row, column), nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        pixel = self.gain * x[:, 0, self.place[0], self.place[1]]
+        return torch.stack([0.5 - pixel, pixel - 0.5], 1)
+
+
+def test_sensitivity_tells_where_a_network_looks() -> None:
+    at_foreground, at_corner = (bias_sensitivity(Looks(*place), Corners()) for place in ((3, 3), (0, 0)))
+    assert at_foreground["removed"] == at_foreground["swapped"] == (1.0, 1.0, 0.0)
+    assert at_corner["swapped"] == (1.0, 0.0, 1.0)
+    assert at_corner["removed"].changed > 0.2
+
+
+def test_other_backgrounds_leave_the_foreground() -> None:
+    plain = Corners()
+    for change in ("removed", "swapped"):
+        changed = OtherBackground(plain, change)
+        for index in (0, 7):
+            (image, label, mask), (other, same, unmoved) = plain[index], changed[index]
+            assert label == same and mask.equal(unmoved) and other.equal(changed[index][0])
+            assert torch.equal(image * mask, other * mask) and not torch.equal(image, other)
+    with pytest.raises(ValueError, match="change: expected"):
+        OtherBackground(plain, "moved")

@@ -1,0 +1,196 @@
+"""isnet train, evaluate, compare, explain, report and data check on the user's own images, through the command line."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from typer.testing import CliRunner
+
+from isnet import cli
+from isnet.runs import load_config, load_run
+
+runner = CliRunner()
+SIDE = 16
+
+
+class Tiny(nn.Module):
+    """A small network with a named hidden layer."""
+
+    def __init__(self, in_channels: int = 1, num_classes: int = 2) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(in_channels, 6, 3, padding=1), nn.ReLU())
+        self.second = nn.Sequential(nn.Conv2d(6, 8, 3, stride=2), nn.ReLU())
+        self.head = nn.Linear(8, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.second(self.first(x)).mean((2, 3)))
+
+
+def bright(image: Tensor) -> Tensor:
+    return (image > 0.4).float()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A bright or dark square in the middle tells the class; so does, in training, the corner."""
+    root = tmp_path / "set"
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 12), ("test", 6)):
+        for label, name in enumerate(("dark", "light")):
+            for number in range(count):
+                pixels = rng.integers(0, 90, (SIDE, SIDE), dtype=np.uint8)
+                pixels[5:11, 5:11] = 120 + 120 * label
+                if split == "train":
+                    pixels[:2, :2] = 255 * label
+                mask = np.zeros((SIDE, SIDE), np.uint8)
+                mask[4:12, 4:12] = 255
+                for kind, content in (("images", pixels), ("masks", mask)):
+                    path = root / kind / split / name / f"{number}.png"
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    Image.fromarray(content).save(path)
+    return root
+
+
+ARCH = ["--arch", f"{__name__}:Tiny", "--channels", "1", "--size", str(SIDE)]
+SHORT = ["--epochs", "1", "--batch-size", "8", "--tune", "1", *ARCH]
+
+
+def run(*arguments: object, code: int = 0) -> str:
+    result = runner.invoke(cli.app, [str(argument) for argument in arguments])
+    assert result.exit_code == code, f"{result.output}\n{result.exception!r}"
+    return result.output
+
+
+def test_from_images_to_report(folder: Path, tmp_path: Path) -> None:
+    guarded, plain = tmp_path / "guarded", tmp_path / "plain"
+    printed = run("train", guarded, "--data", folder, "--variant", "selective", *SHORT, "--augment", "flip=0.5")
+    assert "| selective |" in printed and "test test" in printed
+    config = load_config(guarded)
+    assert config.data.classes == ("dark", "light") and config.tune == 1 and config.train.monitor == "loss"
+    ranges = json.loads((guarded / "ranges.json").read_text())
+    assert 0 < ranges["input"]["c1"][0] < ranges["input"]["c2"][0]
+    assert (guarded / "best.safetensors").exists()
+
+    run("train", plain, "--data", folder, "--epochs", "1", "--batch-size", "8", *ARCH)
+    assert not (plain / "ranges.json").exists()
+    table = run("evaluate", guarded, plain, "--resamples", "20")
+    assert "background swapped" in table and "| macro F1 |" in table and " to " in table
+    scores = json.loads((guarded / "evaluation.json").read_text())
+    assert set(scores["sensitivity"]["test"]) == {"removed", "swapped"}
+    assert "McNemar" in run("compare", plain, guarded, "--resamples", "20")
+    told = run("explain", guarded, "--index", "7", "--out", tmp_path / "one.png")
+    assert "image 7: light, answered" in told and (tmp_path / "one.png").stat().st_size > 1000
+    run("report", plain, guarded, "--out", tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert "AUC" in page and "data:image/png" in page and "mark" not in page
+
+
+@pytest.mark.parametrize("layers", [[], ["first"]], ids=["input", "deep supervision"])
+@pytest.mark.parametrize("variant", ["selective", "stochastic", "original", "dual", "gradient_times_input"])
+def test_every_variant_trains(folder: Path, tmp_path: Path, variant: str, layers: list[str]) -> None:
+    chosen = [argument for layer in layers for argument in ("--layer", layer)]
+    run("train", tmp_path / "run", "--data", folder, "--variant", variant, *SHORT, *chosen)
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert log[-1]["epoch"] == 1
+    assert set(json.loads((tmp_path / "run" / "ranges.json").read_text())) == {"input", *layers}
+    before = Tiny()
+    torch.manual_seed(0)
+    assert not torch.equal(load_run(tmp_path / "run").model.first[0].weight, before.first[0].weight)
+
+
+@pytest.mark.parametrize("variant", ["standard", "selective", "stochastic"])
+def test_several_labels_per_image(folder: Path, tmp_path: Path, variant: str) -> None:
+    rows = []
+    for split in ("train", "test"):
+        for label, name in enumerate(("dark", "light")):
+            for path in sorted((folder / "images" / split / name).iterdir()):
+                mask = Path(str(path).replace("/images/", "/masks/"))
+                rows.append(
+                    {
+                        "image": path,
+                        "mask": mask,
+                        "light": label,
+                        "dark": 1 - label,
+                        "source": f"H{len(rows) % 2}",
+                        "split": split,
+                    }
+                )
+    with (tmp_path / "set.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    run(
+        "train",
+        tmp_path / "run",
+        "--data",
+        tmp_path / "set.csv",
+        "--label",
+        "light",
+        "--label",
+        "dark",
+        "--variant",
+        variant,
+        *SHORT,
+    )
+    scores = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert set(scores["scores"]["test"]) == {"", "H0", "H1"}
+    assert load_config(tmp_path / "run").data.multi_label
+
+
+def test_segmenter_normalisation_and_tuning_alone(folder: Path, tmp_path: Path) -> None:
+    for path in (folder / "masks").rglob("*.png"):
+        path.unlink()
+    options = ["--segmenter", f"{__name__}:bright", "--normalize", "0.5/0.2", "--variant", "stochastic", *SHORT]
+    printed = run("tune", tmp_path / "run", "--data", folder, *options)
+    assert '"c1"' in printed and not (tmp_path / "run" / "last.safetensors").exists()
+    assert load_config(tmp_path / "run").heatmap.input_range == ((-2.5,), (2.5,))
+    before = (tmp_path / "run" / "ranges.json").read_text()
+    run("train", tmp_path / "run", "--resume")
+    assert (tmp_path / "run" / "ranges.json").read_text() == before
+    assert (tmp_path / "run" / "last.safetensors").exists()
+
+
+def test_data_check(folder: Path) -> None:
+    assert "36 of 36 images can be used" in run("data", "check", folder, "--size", SIDE)
+    (folder / "masks" / "train" / "dark" / "3.png").unlink()
+    (folder / "images" / "test" / "light" / "2.png").write_bytes(b"no picture")
+    printed = run("data", "check", folder, "--size", SIDE, code=1)
+    assert "34 of 36 images can be used" in printed
+    assert "mask: " in printed and "dark/3.png" in printed and "image: " in printed and "light/2.png" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--mark", "place"], "--mark: only for biased MNIST"),
+        (["--size", "0x3"], "--size: expected"),
+        (["--normalize", "1,2/3"], "--normalize: expected 1 means"),
+        (["--augment", "tilt=3"], "--augment: expected flip"),
+        (["--segmenter", "nowhere:x"], "segmenter: nowhere:x cannot be imported"),
+        (["--layer", "firts"], "near matches: first"),
+    ],
+)
+def test_faulty_options(folder: Path, tmp_path: Path, arguments: list[str], text: str) -> None:
+    result = runner.invoke(
+        cli.app, ["train", str(tmp_path / "run"), "--data", str(folder), "--variant", "selective", *SHORT, *arguments]
+    )
+    assert text in str(result.exception)
+
+
+def test_a_bad_mask_stops_training_with_its_name(folder: Path, tmp_path: Path) -> None:
+    (folder / "masks" / "train" / "dark" / "3.png").unlink()
+    result = runner.invoke(cli.app, ["train", str(tmp_path / "run"), "--data", str(folder), *SHORT])
+    assert "dark/3.png: no mask" in str(result.exception)
+    run("train", tmp_path / "skipped", "--data", folder, *SHORT, "--mask-policy", "skip")
+
+
+def test_changed_classes_are_refused(folder: Path, tmp_path: Path) -> None:
+    run("train", tmp_path / "run", "--data", folder, *SHORT)
+    (folder / "images" / "test" / "light").rename(folder / "images" / "test" / "bright")
+    result = runner.invoke(cli.app, ["evaluate", str(tmp_path / "run")])
+    assert "the run was made with the classes" in str(result.exception)
