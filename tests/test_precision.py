@@ -62,3 +62,28 @@ def test_an_isnet_step_under_autocast_has_the_gradients_of_full_precision(name: 
     a, b = (torch.cat([g.double().flatten() for g in gs]) for gs in (exact, mixed))
     cosine = float(nn.functional.cosine_similarity(a, b, dim=0))
     assert cosine > 0.97, cosine
+
+
+class _Attention(nn.Module):
+    """Softmax gives float32 under autocast, the values are bfloat16: their product mixes dtypes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maps = nn.Linear(6, 18)
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.maps(x).chunk(3, -1)
+        return self.head((torch.softmax(q @ k.transpose(1, 2), -1) @ v).mean(1))
+
+
+def test_products_of_mixed_dtypes_under_autocast() -> None:
+    torch.manual_seed(0)
+    net, x = _Attention().double(), torch.rand(2, 5, 6, dtype=torch.float64)
+    exact = lrp.LRP(net)(x, 1)[1].detach()
+    net.float()
+    with torch.autocast("cpu", torch.bfloat16):
+        _, heatmap = lrp.LRP(net)(x.float(), 1)
+    assert heatmap.dtype == torch.float32 and _error(heatmap.detach(), exact) < 0.1
+    heatmap.abs().sum().backward()
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in (net.maps.weight, net.head.weight))

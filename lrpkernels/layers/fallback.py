@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,6 +31,8 @@ class Replayed(Op):
     def __init__(self, inputs: Sequence[Value], func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         super().__init__(*inputs)
         self.func = func
+        device = inputs[0].tensor.device.type
+        self._autocast = (device, torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else None
         leaves, self._spec = tree_flatten((args, kwargs))
         positions = {id(value.tensor): index for index, value in enumerate(inputs)}
         self._slots = [(at, positions[id(leaf)]) for at, leaf in enumerate(leaves) if id(leaf) in positions]
@@ -58,7 +61,10 @@ class Replayed(Op):
         for at, index in self._slots:
             leaves[at] = tensors[index]
         args, kwargs = tree_unflatten(leaves, self._spec)
-        return [t for t in tree_leaves(self.func(*args, **kwargs)) if isinstance(t, Tensor)]
+        # The relevance pass itself runs without autocast; a function that mixed dtypes under it would fail here.
+        autocast = nullcontext() if self._autocast is None else torch.autocast(*self._autocast, cache_enabled=False)
+        with autocast:
+            return [t for t in tree_leaves(self.func(*args, **kwargs)) if isinstance(t, Tensor)]
 
     def _vjp(self, multipliers: Sequence[Tensor | None]) -> Multipliers:
         keep = torch.is_grad_enabled()
