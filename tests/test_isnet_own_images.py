@@ -2,6 +2,9 @@
 
 import csv
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -194,3 +197,17 @@ def test_changed_classes_are_refused(folder: Path, tmp_path: Path) -> None:
     (folder / "images" / "test" / "light").rename(folder / "images" / "test" / "bright")
     result = runner.invoke(cli.app, ["evaluate", str(tmp_path / "run")])
     assert "the run was made with the classes" in str(result.exception)
+
+
+def test_torchrun_trains_what_one_process_trains(folder: Path, tmp_path: Path) -> None:
+    options = ["--data", folder, "--variant", "selective", *SHORT, "--precision", "float32", "--clip-norm", "0"]
+    run("train", tmp_path / "one", *options)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "isnet"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
+    words = [str(word) for word in (*command, "train", tmp_path / "many", *options)]
+    done = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("Run: ") == 1
+    one, many = (load_run(tmp_path / name).model.state_dict() for name in ("one", "many"))
+    for key in one:
+        torch.testing.assert_close(many[key], one[key], rtol=1e-4, atol=1e-5)

@@ -142,6 +142,7 @@ def train_run(
         title=config.title,
         progress=progress,
     )
+    current_world().barrier()  # the checkpoint is rank 0's
     return load_run(folder, device=device)
 
 

@@ -1,0 +1,132 @@
+"""Several gloo processes train the same network as one; a killed one ends the job and leaves a checkpoint to resume from."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).resolve().parents[1]
+TRAIN = """
+import os, pathlib, sys, torch
+torch.set_num_threads(1)
+import isnet, isnet.training
+from isnet.distributed import launched_world
+from isnet.ranges import tune
+from isnet.train_config import TrainConfig
+
+folder, batches, slow = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
+
+class Images(torch.utils.data.Dataset):
+    def __init__(self):
+        generator = torch.Generator().manual_seed(0)
+        self.images = torch.rand(8 * batches, 1, 10, 10, generator=generator, dtype=torch.float64)
+        self.labels = torch.arange(8 * batches) % 3
+        self.masks = torch.zeros(8 * batches, 1, 10, 10, dtype=torch.float64)
+        self.masks[..., 2:8, 2:8] = 1
+        self.images[..., 0, 0] = self.labels.double()[:, None] / 2
+    def __len__(self):
+        return len(self.labels)
+    def __getitem__(self, i):
+        if slow:
+            import time
+            time.sleep(slow)
+        return self.images[i], self.labels[i], self.masks[i]
+
+torch.manual_seed(1)
+model = torch.nn.Sequential(
+    torch.nn.Conv2d(1, 6, 3), torch.nn.ReLU(), torch.nn.MaxPool2d(2), torch.nn.Conv2d(6, 8, 3), torch.nn.ReLU(),
+    torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(8, 3),
+).double()
+net = isnet.ISNet(model, "VARIANT", layers=["3"], generator=torch.Generator())
+config = TrainConfig(epochs=2, warmup=1, batch_size=8, lr=1e-2, p=0.6, ema=0.9, monitor="loss", save_every=1, log_every=2)
+with launched_world("cpu") as (world, _):
+    (pathlib.Path(folder) / f"pid-{world.rank}").write_text(str(os.getpid()))
+    ranges = tune(net, Images(), config, epochs=1, progress=False)
+    c1, c2 = ({name: getattr(r, key) for name, r in ranges.items()} for key in ("c1", "c2"))
+    isnet.training.fit(net, Images(), config, criterion=isnet.ISNetLoss(c1=c1, c2=c2), validation={"v": Images()},
+                       run_dir=folder, resume=True, progress=False)
+    if world.is_main:
+        print("done", world.size)
+"""
+
+
+def launch(
+    folder: Path, processes: int, variant: str = "selective", batches: int = 4, slow: float = 0
+) -> subprocess.Popen[str]:
+    folder.mkdir(parents=True, exist_ok=True)
+    script = folder / "train.py"
+    script.write_text(TRAIN.replace("VARIANT", variant))
+    run = [str(script), str(folder), str(batches), str(slow)]
+    command = [sys.executable, *run]
+    if processes > 1:
+        command = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node",
+            str(processes),
+            *run,
+        ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+        cwd=ROOT,
+        start_new_session=True,
+    )
+
+
+def finish(job: subprocess.Popen[str]) -> str:
+    output, _ = job.communicate(timeout=300)
+    assert job.returncode == 0, output[-3000:]
+    return output
+
+
+@pytest.mark.parametrize(("variant", "processes"), [("selective", 2), ("selective", 4), ("dual", 2)])
+def test_processes_train_the_network_of_one(tmp_path: Path, variant: str, processes: int) -> None:
+    finish(launch(tmp_path / "one", 1, variant))
+    assert f"done {processes}" in finish(launch(tmp_path / "many", processes, variant))
+    for name in ("last", "best"):
+        one, many = (load_file(tmp_path / part / f"{name}.safetensors") for part in ("one", "many"))
+        assert one.keys() == many.keys() and any(key.startswith("ema.") for key in one)
+        for key in one:
+            torch.testing.assert_close(
+                many[key], one[key], rtol=1e-8, atol=1e-10, msg=lambda text, key=key: f"{key}: {text}"
+            )
+    logs = [
+        [json.loads(line) for line in (tmp_path / part / "log.jsonl").read_text().splitlines()]
+        for part in ("one", "many")
+    ]
+    assert len(logs[0]) == len(logs[1])
+    for a, b in zip(*logs, strict=True):
+        assert (a["kind"], a["epoch"]) == (b["kind"], b["epoch"])
+        if a["kind"] == "step":
+            assert a["loss"] == pytest.approx(b["loss"], rel=1e-8)
+
+
+def test_a_killed_process_ends_the_job_and_its_checkpoint_is_taken_up(tmp_path: Path) -> None:
+    finish(launch(tmp_path / "whole", 2))
+    job = launch(tmp_path / "killed", 2, slow=0.01)
+    checkpoint = tmp_path / "killed" / "last.safetensors"
+    deadline = time.monotonic() + 120
+    while not checkpoint.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert checkpoint.exists()
+    os.kill(int((tmp_path / "killed" / "pid-1").read_text()), signal.SIGKILL)
+    output, _ = job.communicate(timeout=120)
+    assert job.returncode != 0 and "Signal 9 (SIGKILL)" in output
+    assert "done" not in output
+    assert "done 2" in finish(launch(tmp_path / "killed", 2))
+    whole, resumed = (load_file(tmp_path / part / "last.safetensors") for part in ("whole", "killed"))
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
