@@ -131,8 +131,8 @@ class Tape:
         """Whether :meth:`current` has anything to do."""
         return bool(self._replaced)
 
-    def current(self, tensor: Tensor) -> Tensor:
-        """What ``tensor`` stands for after the in-place calls so far.
+    def current(self, tensor: Any) -> Any:
+        """What ``tensor`` stands for after the in-place calls so far; anything but a tensor stands for itself.
 
         Raises:
             InPlaceError: it is a view of a tensor that was changed in place after the view had been taken.
@@ -219,7 +219,10 @@ class Tape:
         return propagate(self, target, composite, at, output, memory_budget)
 
     def clear(self) -> None:
-        """Release every recorded tensor."""
+        """Release every recorded tensor, now and not when Python's garbage collector comes round."""
+        for op in self.ops:
+            for value in op.outputs:
+                value.producer = None  # values and operations refer to each other
         self.output = None
         self.ops = []
         self._values, self._replaced, self._calls, self._keep = {}, {}, {}, []
@@ -304,7 +307,13 @@ def record(model: nn.Module, x: Tensor | tuple[Tensor, ...], **kwargs: Any) -> T
     tape = Tape(model, inputs)
     with _module_tracking(tape), _Recorder(tape):
         output = model(*inputs, **kwargs)
-    tape.output = torch.utils._pytree.tree_map_only(Tensor, tape.current, output)
+    tape.output = output
+    if tape.changed_in_place:
+        tape.output = (
+            tape.current(output)
+            if isinstance(output, Tensor)
+            else torch.utils._pytree.tree_map_only(Tensor, tape.current, output)
+        )
     if not tape.ops:
         raise UnusedInputError(
             f"{type(model).__name__}: the model called no PyTorch function on its input (exported and compiled-extension models hide "

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from ..errors import UnsupportedOperationError
 from .base import Arrived, Multipliers, Op, bind, records
 from .fallback import Replayed
 from .linear_maps import Linear, _unrecorded
+from .nested import leaves
 from .structure import record_call
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def _attention(tape: Tape, func: Any, args: Any, kwargs: Any) -> Tensor:
 
 
 def _distinct(tape: Tape, args: Any, kwargs: Any) -> list[Value]:
-    return list({id(v): v for v in map(tape.value, tree_leaves((args, kwargs))) if v is not None}.values())
+    return list({id(v): v for v in map(tape.value, leaves((args, kwargs))) if v is not None}.values())
 
 
 @records(
@@ -129,7 +129,7 @@ def _matmul(tape: Tape, func: Any, args: Any, kwargs: Any) -> Tensor:
 
 def _twice(inputs: list[Value], args: Any, kwargs: Any) -> bool:
     """Whether a product's two operands are the same tensor."""
-    return sum(leaf is inputs[0].tensor for leaf in tree_leaves((args, kwargs))) > 1
+    return sum(leaf is inputs[0].tensor for leaf in leaves((args, kwargs))) > 1
 
 
 _PLAIN_PRODUCTS = (torch.matmul, Tensor.matmul, Tensor.__matmul__, Tensor.__rmatmul__, torch.mm, Tensor.mm)

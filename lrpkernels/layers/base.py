@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InPlaceError, UnsupportedOperationError
+from .nested import leaves, map_leaves
 
 if TYPE_CHECKING:
     from ..rules.base import Rule
@@ -125,7 +126,7 @@ def _custom_forwards() -> set[Any]:
 
 def _dispatch(tape: Tape, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if tape.changed_in_place:
-        args, kwargs = torch.utils._pytree.tree_map_only(Tensor, tape.current, (args, kwargs))
+        args, kwargs = map_leaves(tape.current, args), map_leaves(tape.current, kwargs)
     recorder = _RECORDERS.get(func)
     if recorder is not None:
         if _reads_recorded(tape, args) | _reads_recorded(tape, kwargs.values()):
@@ -156,15 +157,15 @@ _PLAIN = (int, float, bool, str, torch.Size, torch.dtype, torch.device, type(Non
 def _record_unknown(tape: Tape, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
     from .fallback import Unknown
 
-    leaves = torch.utils._pytree.tree_leaves((args, kwargs))
-    inputs = [value for value in map(tape.value, leaves) if value is not None]
+    given = leaves((args, kwargs))
+    inputs = [value for value in map(tape.value, given) if value is not None]
     if not inputs:
         return out
-    outputs = [t for t in torch.utils._pytree.tree_leaves(out) if isinstance(t, Tensor)]
+    outputs = [t for t in leaves(out) if isinstance(t, Tensor)]
     if not any(t.is_floating_point() for t in outputs):
         return out  # comparisons, indices, sizes: constants, as for gradients
     if any(tape.value(t) is not None for t in outputs):
-        if getattr(func, "__name__", "").endswith("_") and leaves[0] is outputs[0]:
+        if getattr(func, "__name__", "").endswith("_") and given[0] is outputs[0]:
             raise InPlaceError(
                 f"{tape.path()}: {func.__name__} changes a recorded tensor in place and has no recorder; "
                 "use the out-of-place form in the model"

@@ -9,14 +9,21 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from ..errors import FallbackWarning, RelevanceError, UnsupportedOperationError
 from .base import Arrived, Multipliers, Op
+from .nested import leaves, map_leaves
 
 if TYPE_CHECKING:
     from ..rules.base import Rule
     from ..tape import Value
+
+
+class _Place:
+    """Where an operation's input goes in its call."""
+
+    def __init__(self, index: int) -> None:
+        self.index = index
 
 
 class Replayed(Op):
@@ -33,12 +40,8 @@ class Replayed(Op):
         self.func = func
         device = inputs[0].tensor.device.type
         self._autocast = (device, torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else None
-        leaves, self._spec = tree_flatten((args, kwargs))
-        positions = {id(value.tensor): index for index, value in enumerate(inputs)}
-        self._slots = [(at, positions[id(leaf)]) for at, leaf in enumerate(leaves) if id(leaf) in positions]
-        for at, _ in self._slots:
-            leaves[at] = None
-        self._leaves = leaves
+        places = {id(value.tensor): _Place(index) for index, value in enumerate(inputs)}
+        self._call = map_leaves(lambda leaf: places.get(id(leaf), leaf), (args, kwargs))
 
     @property
     def name(self) -> str:
@@ -57,14 +60,11 @@ class Replayed(Op):
         return tensors
 
     def _run(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        leaves = list(self._leaves)
-        for at, index in self._slots:
-            leaves[at] = tensors[index]
-        args, kwargs = tree_unflatten(leaves, self._spec)
+        args, kwargs = map_leaves(lambda leaf: tensors[leaf.index] if type(leaf) is _Place else leaf, self._call)
         # The relevance pass itself runs without autocast; a function that mixed dtypes under it would fail here.
         autocast = nullcontext() if self._autocast is None else torch.autocast(*self._autocast, cache_enabled=False)
         with autocast:
-            return [t for t in tree_leaves(self.func(*args, **kwargs)) if isinstance(t, Tensor)]
+            return [t for t in leaves(self.func(*args, **kwargs)) if isinstance(t, Tensor)]
 
     def _vjp(self, multipliers: Sequence[Tensor | None]) -> Multipliers:
         keep = torch.is_grad_enabled()

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from .. import functional
 from ..errors import InPlaceError
@@ -15,6 +14,7 @@ from .arithmetic import Scale
 from .base import Arrived, Multipliers, Op, bind, records
 from .fallback import Replayed
 from .linear_maps import _unrecorded
+from .nested import leaves
 
 if TYPE_CHECKING:
     from ..rules.base import Rule
@@ -143,19 +143,19 @@ def _cat(tape: Tape, func: Any, args: Any, kwargs: Any) -> Tensor:
 )  # fmt: skip
 def _movement(tape: Tape, func: Any, args: Any, kwargs: Any) -> Any:
     out = func(*args, **kwargs)
-    outputs = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
+    outputs = [t for t in leaves(out) if isinstance(t, Tensor)]
     if any(tape.value(t) is not None for t in outputs):
         return out
     if any(t.dim() == 0 for t in outputs):  # the maximum of a whole batch, say
         return _unrecorded(tape, func, args, kwargs)
-    inputs = list({id(v): v for v in map(tape.value, tree_leaves((args, kwargs))) if v is not None}.values())
+    inputs = list({id(v): v for v in map(tape.value, leaves((args, kwargs))) if v is not None}.values())
     tape.add(Movement(inputs, func, args, kwargs), *outputs, nonnegative=all(v.nonnegative for v in inputs))
     return out
 
 
 @records(torch.cumsum, Tensor.cumsum, F.interpolate, F.upsample, F.grid_sample, torch.lerp, Tensor.lerp)
 def _linear_function(tape: Tape, func: Any, args: Any, kwargs: Any) -> Any:
-    inputs = list({id(v): v for v in map(tape.value, tree_leaves((args, kwargs))) if v is not None}.values())
+    inputs = list({id(v): v for v in map(tape.value, leaves((args, kwargs))) if v is not None}.values())
     how = args[2] if len(args) > 2 else kwargs.get("weight")  # of lerp
     where = args[1] if len(args) > 1 else kwargs.get("grid")
     if tape.value(how) is not None or (func is F.grid_sample and tape.value(where) is not None):
