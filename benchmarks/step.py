@@ -4,7 +4,8 @@
     python -m benchmarks.step --networks resnet50 densenet121 --size 224 --json step.json
 
 A plain step is forward, cross-entropy, backward; an ISNet step adds the heatmap and its loss, all terms of them. The floor at equal
-precision is 2.0: one forward-sized relevance pass and its two-fold backward beside a plain step's three (docs/method.md).
+precision is 2.0 for one epsilon heatmap: a forward-sized relevance pass and its two-fold backward beside a plain step's three
+(docs/method.md).
 """
 
 from __future__ import annotations
@@ -17,20 +18,35 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 import isnet
 from benchmarks.gradient_trick import gradient_trick_step
 from benchmarks.networks import NETWORKS
 from benchmarks.timing import alternate, as_rows, environment, steady_allocator
 
-FLOOR = 2.0
+VARIANTS = ("selective", "stochastic", "dual", "original")
+
+
+def floor(variant: str, classes: int, every: int) -> float:
+    """The least cost of a step in plain ones, at equal precision and efficiency (docs/method.md, section 6)."""
+    relevance = {"dual": 3.0, "original": float(classes)}.get(variant, 1.0)
+    return 1 + relevance / every
 
 
 def steps(
-    network: str, variant: str, *, batch: int, size: int, classes: int, training: bool, device: str, trick: bool
+    network: str,
+    variant: str,
+    *,
+    batch: int,
+    size: int,
+    classes: int,
+    training: bool,
+    device: str,
+    trick: bool = False,
+    every: int = 1,
+    autocast: bool = False,
 ) -> dict[str, Callable[[], object]]:
-    """The steps to compare, the plain one first."""
+    """The steps to compare, the plain one first; with ``every`` K a run is K steps, of both kinds, the last with a heatmap."""
     torch.manual_seed(0)
     model = NETWORKS[network](classes).to(device).train(training)
     x, labels = torch.rand(batch, 3, size, size, device=device), torch.randint(0, classes, (batch,), device=device)
@@ -39,20 +55,22 @@ def steps(
     net = isnet.ISNet(model, variant, input_range=(0.0, 1.0), generator=torch.Generator().manual_seed(0))  # type: ignore[arg-type]
     criterion = isnet.ISNetLoss()
 
-    def plain() -> Tensor:
-        model.zero_grad()
-        loss = F.cross_entropy(model(x), labels)
-        loss.backward()
-        return loss
+    def plain() -> None:
+        for _ in range(every):
+            model.zero_grad()
+            F.cross_entropy(model(x), labels).backward()
 
-    def isnet_step() -> Tensor:
-        model.zero_grad()
+    def isnet_step() -> None:
         net.training = True
-        loss = criterion(net(x), labels, masks).total
-        loss.backward()
-        return loss
+        for index in range(every):
+            model.zero_grad()
+            with torch.autocast(device, torch.bfloat16, enabled=autocast):
+                out = net(x, heatmaps=index == every - 1)
+            loss = criterion(out, labels, masks).total if out.heatmaps else F.cross_entropy(out.logits.float(), labels)
+            loss.backward()
 
-    runs: dict[str, Callable[[], object]] = {"plain step": plain, f"ISNet {variant} step": isnet_step}
+    name = f"ISNet {variant}{' bf16' if autocast else ''}{f', every {every}' if every > 1 else ''} step"
+    runs: dict[str, Callable[[], object]] = {"plain step": plain, name: isnet_step}
     if trick:
         runs["gradient trick step"] = gradient_trick_step(model, x, labels, masks, criterion)
     return runs
@@ -61,10 +79,16 @@ def steps(
 def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", default=["resnet18", "vgg11"], choices=list(NETWORKS))
-    parser.add_argument("--variant", default="selective", choices=["selective", "stochastic"])
+    parser.add_argument("--variant", default="selective", choices=VARIANTS)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--size", type=int, default=112)
     parser.add_argument("--classes", type=int, default=10)
+    parser.add_argument(
+        "--every", type=int, default=1, metavar="K", help="lazy heatmap loss: a heatmap in every K-th step"
+    )
+    parser.add_argument(
+        "--autocast", action="store_true", help="the ISNet step under bfloat16 autocast, the plain one in float32"
+    )
     parser.add_argument("--repeats", type=int, default=11)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--eval", action="store_true", help="batch norm with running statistics")
@@ -78,18 +102,19 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     torch.set_num_threads(options.threads)
     steady_allocator()
     rows: list[dict[str, Any]] = []
-    print(f"{'network':<12} {'step':<24} {'seconds':>9} {'ratio':>7}   10 % - 90 %   floor {FLOOR:.1f}")
+    least = floor(options.variant, options.classes, options.every)
+    print(f"{'network':<12} {'step':<24} {'seconds':>9} {'ratio':>7}   10 % - 90 %   floor {least:.2f}")
     for network in options.networks:
         runs = steps(
             network, options.variant, batch=options.batch, size=options.size, classes=options.classes,
-            training=not options.eval, device=options.device, trick=options.trick,
+            training=not options.eval, device=options.device, trick=options.trick, every=options.every, autocast=options.autocast,
         )  # fmt: skip
         for row in as_rows(
             alternate(runs, options.repeats, wall=options.wall),
             network=network,
             batch=options.batch,
             size=options.size,
-            floor=FLOOR,
+            floor=least,
         ):
             rows.append(row)
             print(

@@ -73,7 +73,7 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     for classes in options.classes:
         runs = steps(
             options.network, "selective", batch=options.batch, size=options.size, classes=classes, training=True,
-            device="cpu", trick=False,
+            device="cpu",
         )  # fmt: skip
         report(runs, f"{classes} classes", 2.0)
     result = {"environment": environment("cpu"), "clock": "wall" if options.wall else "process", "rows": rows}

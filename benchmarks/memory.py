@@ -1,0 +1,96 @@
+"""Peak memory of training steps and heatmaps, above what the model itself holds.
+
+    python -m benchmarks.memory
+    python -m benchmarks.memory --networks resnet18 vgg16 densenet121 --size 224 --json memory.json
+
+Each run happens in a process of its own whose allocator returns freed memory to the system at once; the peak of its resident memory
+counts (on a GPU, PyTorch's own count).
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import gc
+import json
+import multiprocessing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import lrpkernels as lrp
+from benchmarks.heatmap import heatmap, input_gradient
+from benchmarks.networks import NETWORKS
+from benchmarks.step import steps
+from benchmarks.timing import environment
+
+STEPS = ("selective", "dual", "original")
+HEATMAPS: dict[str, Callable[[], Any]] = {"epsilon": lambda: lrp.Epsilon(1e-2), "EpsilonPlus": lrp.EpsilonPlus}
+
+
+def _run(kind: str, network: str, batch: int, size: int, classes: int, device: str) -> Callable[[], object]:
+    if kind == "plain" or kind in STEPS:
+        variant = "selective" if kind == "plain" else kind
+        runs = steps(network, variant, batch=batch, size=size, classes=classes, training=True, device=device)
+        return list(runs.values())[0 if kind == "plain" else 1]
+    torch.manual_seed(0)
+    model = NETWORKS[network](classes).to(device).eval().requires_grad_(False)
+    x = torch.rand(batch, 3, size, size, device=device)
+    return input_gradient(model, x) if kind == "input gradient" else heatmap(model, x, HEATMAPS[kind]())
+
+
+def _measure(arguments: tuple[Any, ...]) -> float:
+    """Bytes at the peak of the second run, gradients included, above those of the model before the first."""
+    torch.set_num_threads(1)
+    device = arguments[-1]
+    if device == "cpu":
+        ctypes.CDLL(None).mallopt(-3, 64 << 10)  # M_MMAP_THRESHOLD: freed blocks go back at once
+    run = _run(*arguments)
+    gc.collect()
+    before = torch.cuda.memory_allocated() if device == "cuda" else _status("VmRSS")
+    run()
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        run()
+        return torch.cuda.max_memory_allocated() - before
+    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+    run()
+    return _status("VmHWM") - before
+
+
+def _status(key: str) -> float:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
+    return 1024 * float(line.split()[1])
+
+
+def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", nargs="+", default=["resnet18", "vgg16", "densenet121"], choices=list(NETWORKS))
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--size", type=int, default=112)
+    parser.add_argument("--classes", type=int, default=10)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--json", type=Path, help="also write the rows to this file")
+    options = parser.parse_args(arguments)
+    rows: list[dict[str, Any]] = []
+    print(f"{'network':<12} {'what':<18} {'MiB':>8} {'ratio':>7}")
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+        for network in options.networks:
+            for kinds in (("plain", *STEPS), ("input gradient", *HEATMAPS)):
+                base = None
+                for kind in kinds:
+                    shape = (options.batch, options.size, options.classes, options.device)
+                    (peak,) = pool.map(_measure, [(kind, network, *shape)])
+                    base = base or peak
+                    rows.append({"network": network, "what": kind, "bytes": peak, "ratio": peak / base})
+                    print(f"{network:<12} {kind:<18} {peak / 2**20:8.1f} {peak / base:7.2f}", flush=True)
+    result = {"environment": environment(options.device), "rows": rows}
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=2) + "\n")
+    return rows
+
+
+if __name__ == "__main__":
+    main()
