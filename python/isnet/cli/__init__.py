@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from isnet.cli import data as data_commands
+from isnet.cli import experiment as experiment_commands
 from isnet.cli.options import Device, Options, RunFolder, configure
 
 app = typer.Typer(
@@ -84,6 +85,7 @@ def _tune(options: Options) -> None:
 _with_settings("train", _train)
 _with_settings("tune", _tune)
 app.add_typer(data_commands.app, name="data")
+app.add_typer(experiment_commands.app, name="experiment")
 
 
 @app.command()

@@ -1,0 +1,53 @@
+"""isnet experiment: what the figures of the documentation come from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(help="Experiments that a single command repeats.", no_args_is_help=True)
+
+
+@app.command()
+def mnist(
+    preset: Annotated[
+        str, typer.Option(help="quick (about 20 minutes on two cores) or full (all digits, three seeds: hours).")
+    ] = "quick",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of cells and tables.", show_default="runs/mnist or runs/mnist-quick")
+    ] = None,
+    data_folder: Annotated[Path, typer.Option(help="Folder of the MNIST files.")] = Path("data/mnist"),
+    method: Annotated[list[str] | None, typer.Option(help="Only this method; repeatable.", show_default="all")] = None,
+    seeds: Annotated[int | None, typer.Option(help="Number of seeds.", min=1)] = None,
+    processes: Annotated[int, typer.Option(help="Trainings at a time.", min=1)] = 2,
+) -> None:
+    """Every method on biased MNIST, two kinds of mark; goes on where it was interrupted."""
+    from isnet.experiments import mnist as experiment
+
+    changes: dict[str, Any] = {"data_folder": str(data_folder), "methods": tuple(method or ())}
+    if out is not None:
+        changes["folder"] = str(out)
+    if seeds is not None:
+        changes["seeds"] = tuple(range(seeds))
+    config = experiment.preset(preset, **changes)
+    typer.echo(experiment.table(experiment.run_experiment(config, processes=processes)))
+    typer.echo(f"Cells and tables: {config.folder}")
+
+
+@app.command()
+def classes(
+    out: Annotated[Path, typer.Option(help="Folder of figure and table.")] = Path("runs/classes"),
+    count: Annotated[
+        list[int] | None, typer.Option(help="Number of classes; repeatable.", show_default="2 10 50 200 1000")
+    ] = None,
+    repeats: Annotated[int, typer.Option(help="Pairs of steps.", min=1)] = 5,
+) -> None:
+    """Training time against the number of classes."""
+    from isnet.experiments import classes as experiment
+
+    rows = experiment.measure(count or (2, 10, 50, 200, 1000), repeats=repeats)
+    experiment.write(out, rows)
+    typer.echo(experiment.table(rows))
+    typer.echo(f"Figure and table: {out}")

@@ -1,0 +1,275 @@
+"""Experiment 1: MNIST with background bias. Every method, with its accuracy on the three tests and its cost.
+
+Each cell (method, mark, seed) is trained in a process of its own and leaves one JSON file; an interrupted experiment goes on where it
+stopped, within a cell, too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import multiprocessing
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from rich.progress import Progress
+from torch import nn
+from torch.utils.data import Dataset
+
+from isnet._files import write_json, write_text
+from isnet.data import BiasedMNIST, load_mnist
+from isnet.data.biased_mnist import Mark
+from isnet.evaluation import Example, accuracy, background_attention
+from isnet.experiments.baselines import InputGradients, Segmented, WithMask
+from isnet.run_config import DataConfig, RunConfig, Variant
+from isnet.run_data import RunData, load_data
+from isnet.runs import build_criterion, build_isnet, build_model
+from isnet.train_config import TrainConfig
+from isnet.training import fit
+
+TESTS = ("biased", "unbiased", "deceiving")
+_GRADIENT_STRENGTH = 1.0
+_ATTENTION_IMAGES = 200
+
+
+@dataclass(frozen=True)
+class MNISTConfig:
+    """How large the experiment is.
+
+    Attributes:
+        folder: Where cells and tables go.
+        data_folder: Where the MNIST files are kept.
+        train_size, test_size: Digits; None: all.
+        warmup, epochs: Of each method that has them; all methods see warmup + epochs epochs.
+        heatmap_every: K of the ISNets.
+        lazy: Further K, of the Selective ISNet after the warm-up.
+        marks, seeds: One cell each.
+        methods: Names to run; empty: all.
+    """
+
+    folder: str = "runs/mnist"
+    data_folder: str = "data/mnist"
+    train_size: int | None = None
+    test_size: int | None = None
+    warmup: int = 3
+    epochs: int = 7
+    heatmap_every: int = 1
+    lazy: tuple[int, ...] = (2, 4, 8, 16)
+    marks: tuple[Mark, ...] = ("place", "texture")
+    seeds: tuple[int, ...] = (0, 1, 2)
+    methods: tuple[str, ...] = ()
+
+
+PRESETS: Mapping[str, MNISTConfig] = {
+    "full": MNISTConfig(),
+    "quick": MNISTConfig(
+        folder="runs/mnist-quick",
+        train_size=6000,
+        test_size=2000,
+        warmup=2,
+        epochs=4,
+        heatmap_every=4,
+        lazy=(1, 16),
+        seeds=(0,),
+    ),
+}
+
+
+class Method(NamedTuple):
+    """A way to train: a variant (or a rival's name) with or without the warm-up, and K."""
+
+    variant: Variant
+    warm: bool = False
+    every: int = 1
+    rival: str = ""
+
+
+class Cell(NamedTuple):
+    """One training: its method's name, mark and seed."""
+
+    method: str
+    mark: Mark
+    seed: int
+
+    @property
+    def key(self) -> str:
+        """Name of its file."""
+        return f"{self.method}, {self.mark}, {self.seed}".replace(" ", "_").replace(",", "")
+
+
+def methods(config: MNISTConfig) -> dict[str, Method]:
+    """Every method by name, rivals first."""
+    found = {
+        "trained without bias": Method("standard", rival="unbiased"),
+        "standard": Method("standard"),
+        "control (warm-up, then standard)": Method("standard", warm=True),
+        "background noise": Method("standard", rival="noise"),
+        "segmentation, then classification": Method("standard", rival="segmented"),
+        "input gradients": Method("standard", rival="gradients"),
+    }
+    variants: tuple[Variant, ...] = ("selective", "stochastic", "dual", "original")
+    for variant in variants:
+        found[f"{variant} from scratch"] = Method(variant, every=config.heatmap_every)
+        found[f"{variant} after warm-up"] = Method(variant, warm=True, every=config.heatmap_every)
+    for every in config.lazy:
+        if every != config.heatmap_every:
+            found[f"selective after warm-up, K = {every}"] = Method("selective", warm=True, every=every)
+    unknown = set(config.methods) - set(found)
+    if unknown:
+        raise ValueError(f"methods: no {', '.join(sorted(unknown))}; there are {', '.join(found)}")
+    return {name: method for name, method in found.items() if not config.methods or name in config.methods}
+
+
+def run_experiment(config: MNISTConfig, *, processes: int = 2, progress: bool = True) -> list[dict[str, Any]]:
+    """Trains every cell that has no result yet and writes ``table.md`` and ``results.json``.
+
+    Args:
+        config: The experiment.
+        processes: Cells at a time, each with one thread.
+        progress: Show a progress bar.
+
+    Returns:
+        One row per method and mark, as :func:`table_rows` returns them.
+    """
+    folder = Path(config.folder)
+    load_mnist(config.data_folder, progress=progress)  # once, not in every process
+    cells = [Cell(name, mark, seed) for seed in config.seeds for mark in config.marks for name in methods(config)]
+    missing = [cell for cell in cells if not _path(folder, cell).exists()]
+    context = multiprocessing.get_context("spawn")
+    with Progress(disable=not progress) as display, ProcessPoolExecutor(processes, mp_context=context) as pool:
+        task = display.add_task("cells", total=len(cells), completed=len(cells) - len(missing))
+        for future in as_completed([pool.submit(train_cell, config, cell) for cell in missing]):
+            future.result()
+            display.advance(task)
+    rows = table_rows(config, cells)
+    write_json(folder / "results.json", rows)
+    write_text(folder / "table.md", table(rows))
+    return rows
+
+
+def train_cell(config: MNISTConfig, cell: Cell) -> None:
+    """Trains one cell and writes its scores."""
+    torch.set_num_threads(1)
+    method, folder = methods(config)[cell.method], Path(config.folder)
+    run = run_config(config, cell)
+    data = cell_data(run, method)
+    model = build_model(run)
+    network: nn.Module = model
+    options: dict[str, Any] = {}
+    if run.variant != "standard":
+        network, options = build_isnet(run, model), {"criterion": build_criterion(run)}
+    elif method.rival == "gradients":
+        network = InputGradients(model, _GRADIENT_STRENGTH)
+        options = {"classification_loss": network.loss}
+    started = time.process_time()
+    train_set = WithMask(data.train) if method.rival == "gradients" else data.train
+    log = fit(network, train_set, run.train, run_dir=folder / "runs" / cell.key, resume=True, progress=False, **options)
+    seconds = time.process_time() - started
+    scores = {test: accuracy(model, dataset) for test, dataset in data.tests.items()}
+    shown = background_attention(model, data.tests["deceiving"], max_images=_ATTENTION_IMAGES)
+    write_json(
+        _path(folder, cell),
+        {**cell._asdict(), "accuracy": scores, "background": shown, "cpu_seconds": seconds, "steps": log[-1]["step"]},
+    )
+
+
+def run_config(config: MNISTConfig, cell: Cell) -> RunConfig:
+    """The settings of a cell."""
+    method = methods(config)[cell.method]
+    total = config.warmup + config.epochs
+    warmup = total if method.rival == "noise" else config.warmup if method.warm else 0
+    train = TrainConfig(
+        epochs=total - warmup, warmup=warmup, lr_after_warmup=1.0, heatmap_every=method.every, seed=cell.seed
+    )
+    data = DataConfig(config.data_folder, config.train_size, config.test_size, mark=cell.mark, seed=cell.seed)
+    return RunConfig(method.variant, data=data, train=train)
+
+
+def cell_data(run: RunConfig, method: Method) -> RunData:
+    """The data sets of a cell: biased training images, but for the methods that see others."""
+    assert isinstance(run.data, DataConfig)
+    data = load_data(run.data, progress=False)
+    if method.rival == "unbiased":
+        return data._replace(train=_without_marks(run.data))
+    if method.rival == "segmented":
+        tests: dict[str, Dataset[Example]] = {name: Segmented(test) for name, test in data.tests.items()}
+        return RunData(Segmented(data.train), {}, tests)
+    return data
+
+
+def _without_marks(config: DataConfig) -> BiasedMNIST:
+    import numpy as np
+
+    mnist = load_mnist(config.folder, progress=False)
+    order = np.sort(np.random.default_rng([config.seed, 0]).permutation(len(mnist.train_labels))[: config.train_size])
+    images, labels = mnist.train_images[order], mnist.train_labels[order]
+    return BiasedMNIST(images, labels, bias="unbiased", mark=config.mark, seed=1000 * config.seed)
+
+
+def table_rows(config: MNISTConfig, cells: Sequence[Cell]) -> list[dict[str, Any]]:
+    """Mean and standard deviation over the seeds, per mark and method; cost: processor time over that of the standard network."""
+    found = [json.loads(_path(Path(config.folder), cell).read_text()) for cell in cells]
+    rows = []
+    for mark in config.marks:
+        plain = _mean(found, "standard", mark, lambda result: result["cpu_seconds"] / result["steps"])
+        for name in methods(config):
+            row: dict[str, Any] = {"mark": mark, "method": name}
+            for test in TESTS:
+                row[test] = _mean(found, name, mark, partial(_percent, test))
+            row["background"] = _mean(found, name, mark, lambda result: 100 * result["background"])
+            cost = _mean(found, name, mark, lambda result: result["cpu_seconds"] / result["steps"])
+            row["cost"] = None if plain is None or cost is None else cost[0] / plain[0]
+            rows.append(row)
+    return rows
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows in Markdown, mean ± standard deviation in per cent."""
+    lines = [
+        "| mark | method | biased | unbiased | deceiving | relevance in the background | cost |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for row in rows:
+        cells = [_cell(row[key]) for key in (*TESTS, "background")]
+        cost = "-" if row["cost"] is None else f"{row['cost']:.2f}"
+        lines.append(f"| {row['mark']} | {row['method']} | {' | '.join(cells)} | {cost} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(score: tuple[float, float] | None) -> str:
+    return "-" if score is None else f"{score[0]:.1f} ± {score[1]:.1f}" if score[1] else f"{score[0]:.1f}"
+
+
+def _mean(
+    results: Sequence[Mapping[str, Any]], method: str, mark: str, value: Callable[[Mapping[str, Any]], float]
+) -> tuple[float, float] | None:
+    values = [value(result) for result in results if result["method"] == method and result["mark"] == mark]
+    if not values:
+        return None
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def _percent(test: str, result: Mapping[str, Any]) -> float:
+    return 100 * float(result["accuracy"][test])
+
+
+def _path(folder: Path, cell: Cell) -> Path:
+    return folder / "cells" / f"{cell.key}.json"
+
+
+def preset(name: str, **changes: Any) -> MNISTConfig:
+    """A preset with some settings changed.
+
+    Raises:
+        ValueError: no such preset.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"preset: expected one of {', '.join(PRESETS)}, got {name!r}")
+    return dataclasses.replace(PRESETS[name], **changes)

@@ -1,0 +1,146 @@
+"""The experiments at toy size: every method runs, an interrupted experiment goes on, tables say what was measured."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+from torch import nn
+from typer.testing import CliRunner
+
+from isnet import cli
+from isnet.data import MNIST, BiasedMNIST
+from isnet.experiments import classes, mnist
+from isnet.experiments.baselines import InputGradients, Segmented, WithMask
+
+
+@pytest.fixture
+def digits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few digits of random strokes in place of MNIST."""
+    rng = np.random.default_rng(0)
+
+    def part(count: int) -> tuple[np.ndarray, np.ndarray]:
+        labels = np.arange(count) % 10
+        images = rng.integers(0, 60, (count, 28, 28))
+        images[np.arange(count), 4 + 2 * labels] = 255
+        return images.astype(np.uint8), labels.astype(np.uint8)
+
+    few = MNIST(*part(140), *part(40), source="test")
+    monkeypatch.setattr(mnist, "load_mnist", lambda *_, **__: few)
+    monkeypatch.setattr("isnet.run_data.load_mnist", lambda *_, **__: few)
+
+
+def toy(folder: Path, **changes: object) -> mnist.MNISTConfig:
+    small = {
+        "folder": str(folder),
+        "train_size": 128,
+        "test_size": 30,
+        "warmup": 1,
+        "epochs": 1,
+        "lazy": (2,),
+        "marks": ("place",),
+    }
+    return dataclasses.replace(mnist.preset("quick"), **{**small, **changes})
+
+
+def test_every_method_gives_a_cell(digits: None, tmp_path: Path) -> None:
+    config = toy(tmp_path)
+    cells = [mnist.Cell(name, "place", 0) for name in mnist.methods(config)]
+    assert len(cells) == 15
+    for cell in cells:
+        mnist.train_cell(config, cell)
+    rows = mnist.table_rows(config, cells)
+    assert [row["method"] for row in rows] == list(mnist.methods(config))
+    for row in rows:
+        assert all(0 <= row[test][0] <= 100 for test in mnist.TESTS) and row["cost"] > 0
+    standard = next(row for row in rows if row["method"] == "standard")
+    assert standard["cost"] == 1
+    text = mnist.table(rows)
+    assert len(text.splitlines()) == 2 + len(rows) and "| place | segmentation, then classification |" in text
+
+
+def test_tables_are_means_over_seeds(tmp_path: Path) -> None:
+    config = toy(tmp_path, seeds=(0, 1), methods=("standard",))
+    cells = [mnist.Cell("standard", "place", seed) for seed in (0, 1)]
+    for cell, value in zip(cells, (0.5, 0.7), strict=True):
+        result = {
+            **cell._asdict(),
+            "accuracy": dict.fromkeys(mnist.TESTS, value),
+            "background": 0.2,
+            "cpu_seconds": 3,
+            "steps": 2,
+        }
+        (tmp_path / "cells").mkdir(exist_ok=True)
+        (tmp_path / "cells" / f"{cell.key}.json").write_text(json.dumps(result))
+    (row,) = mnist.table_rows(config, cells)
+    assert row["biased"] == pytest.approx((60, 100 * 0.02**0.5)) and row["cost"] == 1
+    assert "60.0 ± 14.1" in mnist.table([row])
+    assert mnist.run_experiment(config, progress=False) == [row]  # nothing is left to train
+    with pytest.raises(ValueError, match="methods: no magic; there are"):
+        mnist.methods(toy(tmp_path, methods=("magic",)))
+    with pytest.raises(ValueError, match="preset: expected one of full, quick"):
+        mnist.preset("fast")
+
+
+def test_the_reference_has_no_marks_and_segmented_images_no_background(digits: None, tmp_path: Path) -> None:
+    config = toy(tmp_path)
+    for name, what in (("trained without bias", "marks"), ("segmentation, then classification", "background")):
+        method = mnist.methods(config)[name]
+        data = mnist.cell_data(mnist.run_config(config, mnist.Cell(name, "place", 0)), method)
+        if what == "marks":
+            assert isinstance(data.train, BiasedMNIST) and bool((data.train.marks == -1).all())
+            biased = mnist.cell_data(
+                mnist.run_config(config, mnist.Cell("standard", "place", 0)), mnist.Method("standard")
+            ).train
+            assert torch.equal(data.train.labels, biased.labels)
+            assert torch.equal(data.train.images * data.train.masks, biased.images * biased.masks)
+        else:
+            assert isinstance(data.train, Segmented)
+            image, _, mask = data.train[3]
+            assert bool((image[mask == 0] == 0).all()) and bool((image[mask > 0] > 0).any())
+
+
+def test_input_gradients_are_penalised_outside_the_mask() -> None:
+    torch.manual_seed(0)
+    network = InputGradients(nn.Sequential(nn.Flatten(), nn.Linear(9, 3)).double(), strength=2.0)
+    images, labels, masks = torch.rand(2, 1, 3, 3).double(), torch.tensor([0, 2]), torch.zeros(2, 1, 3, 3).double()
+    masks[:, :, 0] = 1
+    given = torch.cat([images, masks], 1)
+    loss = network.loss(network(given), labels)
+    expected = nn.functional.cross_entropy(network.model(images), labels)
+    for image, mask in zip(images, masks, strict=True):
+        image = image[None].clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(torch.log_softmax(network.model(image), 1).sum(), image)
+        expected = expected + 2.0 / 2 * (gradient[0] * (1 - mask)).square().sum()
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    assert network.model[1].weight.grad is not None
+    assert torch.equal(network.eval()(given), network.model(images))
+
+
+def test_mask_channel(digits: None, tmp_path: Path) -> None:
+    data = mnist.cell_data(
+        mnist.run_config(toy(tmp_path), mnist.Cell("standard", "place", 0)), mnist.Method("standard")
+    ).train
+    image, label, mask = WithMask(data)[1]
+    assert torch.equal(image, torch.cat([data[1][0], mask])) and label == data[1][1]
+
+
+def test_classes(tmp_path: Path) -> None:
+    rows = classes.measure((2, 6), batch=2, size=32, repeats=1, most_heatmaps=2, progress=False)
+    assert [(row["variant"], row["classes"]) for row in rows if row["variant"] == "original"] == [("original", 2)]
+    assert len(rows) == 7 and all(row["ratio"] > 0 for row in rows)
+    classes.write(tmp_path, rows)
+    assert classes.read(tmp_path) == rows and (tmp_path / "classes.png").stat().st_size > 1000
+    assert "| original | " in classes.table(rows) and classes.table(rows).splitlines()[2].endswith("| - |")
+    assert isinstance(classes.figure(rows), Figure)
+
+
+def test_command_line(tmp_path: Path) -> None:
+    result = CliRunner().invoke(
+        cli.app, ["experiment", "classes", "--out", str(tmp_path), "--count", "2", "--repeats", "1"]
+    )
+    assert result.exit_code == 0 and "| selective |" in result.output, result.output
