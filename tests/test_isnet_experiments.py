@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from isnet import cli
 from isnet.data import MNIST, BiasedMNIST
 from isnet.experiments import classes, mnist
-from isnet.experiments.baselines import InputGradients, Segmented, WithMask
+from isnet.experiments.baselines import Altered, InputGradients, with_mask
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def test_the_reference_has_no_marks_and_segmented_images_no_background(digits: N
             assert torch.equal(data.train.labels, biased.labels)
             assert torch.equal(data.train.images * data.train.masks, biased.images * biased.masks)
         else:
-            assert isinstance(data.train, Segmented)
+            assert isinstance(data.train, Altered)
             image, _, mask = data.train[3]
             assert bool((image[mask == 0] == 0).all()) and bool((image[mask > 0] > 0).any())
 
@@ -125,7 +125,7 @@ def test_mask_channel(digits: None, tmp_path: Path) -> None:
     data = mnist.cell_data(
         mnist.run_config(toy(tmp_path), mnist.Cell("standard", "place", 0)), mnist.Method("standard")
     ).train
-    image, label, mask = WithMask(data)[1]
+    image, label, mask = Altered(data, with_mask)[1]
     assert torch.equal(image, torch.cat([data[1][0], mask])) and label == data[1][1]
 
 

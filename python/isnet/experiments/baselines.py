@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -12,36 +13,35 @@ from isnet.evaluation import Example
 from isnet.loss import classification_loss
 
 
-class Segmented(Dataset[Example]):
-    """A set with everything outside the foreground set to zero: what a perfect segmenter ahead of the classifier would leave."""
+class Altered(Dataset[Example]):
+    """A set with another image in place of each.
 
-    def __init__(self, dataset: Dataset[Example]) -> None:
-        self.dataset = dataset
+    Args:
+        dataset: Items (image, label, mask), with an attribute ``labels``.
+        change: From image [C, H, W] and mask [1, H, W] to the new image.
+    """
+
+    def __init__(self, dataset: Dataset[Example], change: Callable[[Tensor, Tensor], Tensor]) -> None:
+        self.dataset, self.change = dataset, change
         self.labels = cast(Any, dataset).labels
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> Example:
-        """(image times mask, label, mask)."""
+        """(changed image, label, mask)."""
         image, label, mask = self.dataset[index]
-        return image * mask, label, mask
+        return self.change(image, mask), label, mask
 
 
-class WithMask(Dataset[Example]):
-    """A set whose images carry their mask as one more channel, for :class:`InputGradients`."""
+def segmented(image: Tensor, mask: Tensor) -> Tensor:
+    """What a perfect segmenter ahead of the classifier would leave: zero outside the foreground."""
+    return image * mask
 
-    def __init__(self, dataset: Dataset[Example]) -> None:
-        self.dataset = dataset
-        self.labels = cast(Any, dataset).labels
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> Example:
-        """(image and mask [C + 1, H, W], label, mask)."""
-        image, label, mask = self.dataset[index]
-        return torch.cat([image, mask]), label, mask
+def with_mask(image: Tensor, mask: Tensor) -> Tensor:
+    """The mask as one more channel, for :class:`InputGradients`."""
+    return torch.cat([image, mask])
 
 
 class InputGradients(nn.Module):

@@ -27,7 +27,7 @@ from isnet._files import write_json, write_text
 from isnet.data import BiasedMNIST, load_mnist
 from isnet.data.biased_mnist import Mark
 from isnet.evaluation import Example, accuracy, background_attention
-from isnet.experiments.baselines import InputGradients, Segmented, WithMask
+from isnet.experiments.baselines import Altered, InputGradients, segmented, with_mask
 from isnet.run_config import DataConfig, RunConfig, Variant
 from isnet.run_data import RunData, load_data
 from isnet.runs import build_criterion, build_isnet, build_model
@@ -169,7 +169,7 @@ def train_cell(config: MNISTConfig, cell: Cell) -> None:
         network = InputGradients(model, _GRADIENT_STRENGTH)
         options = {"classification_loss": network.loss}
     started = time.process_time()
-    train_set = WithMask(data.train) if method.rival == "gradients" else data.train
+    train_set = Altered(data.train, with_mask) if method.rival == "gradients" else data.train
     log = fit(network, train_set, run.train, run_dir=folder / "runs" / cell.key, resume=True, progress=False, **options)
     seconds = time.process_time() - started
     scores = {test: accuracy(model, dataset) for test, dataset in data.tests.items()}
@@ -199,8 +199,8 @@ def cell_data(run: RunConfig, method: Method) -> RunData:
     if method.rival == "unbiased":
         return data._replace(train=_without_marks(run.data))
     if method.rival == "segmented":
-        tests: dict[str, Dataset[Example]] = {name: Segmented(test) for name, test in data.tests.items()}
-        return RunData(Segmented(data.train), {}, tests)
+        tests: dict[str, Dataset[Example]] = {name: Altered(test, segmented) for name, test in data.tests.items()}
+        return RunData(Altered(data.train, segmented), {}, tests)
     return data
 
 
