@@ -57,3 +57,30 @@ def test_the_cpu_kernels_are_back_afterwards() -> None:
     with emulated_cuda():
         assert lrp.functional.pointwise.ops is torch.ops.lrpkernels_emulated
     assert lrp.functional.pointwise.ops is before
+
+
+POOLS = {
+    "average": torch.nn.AvgPool2d(3, 2, 1, count_include_pad=False),
+    "ceil": torch.nn.AvgPool2d(3, 2, ceil_mode=True, divisor_override=5),
+    "adaptive": torch.nn.AdaptiveAvgPool2d((3, 5)),
+    "3-D": torch.nn.AvgPool3d(2, (1, 2, 2)),
+}
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_average_pooling_runs_through_the_cuda_sources(pool: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.rand((2, 2, 4, 8, 8) if pool == "3-D" else (2, 2, 8, 8), dtype=torch.float64)
+    conv = torch.nn.Conv3d(2, 4, 3, padding=1) if pool == "3-D" else torch.nn.Conv2d(2, 4, 3, padding=1)
+    net = torch.nn.Sequential(conv, torch.nn.ReLU(), POOLS[pool], torch.nn.Flatten(), torch.nn.LazyLinear(3)).double()
+    net(x)
+    expected = lrp.LRP(net, lrp.Epsilon(1e-2))(x, 1)[1]
+    (expected_gradient,) = torch.autograd.grad(expected.square().sum(), conv.weight)
+    called = []
+    original = lrp.functional.average_pool_transpose
+    monkeypatch.setattr(lrp.functional, "average_pool_transpose", lambda *a: called.append(1) or original(*a))
+    with emulated_cuda():
+        heatmap = lrp.LRP(net, lrp.Epsilon(1e-2))(x, 1)[1]
+        (gradient,) = torch.autograd.grad(heatmap.square().sum(), conv.weight)
+    assert called
+    torch.testing.assert_close(heatmap, expected, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-10, atol=1e-12)

@@ -22,6 +22,11 @@ _convolution_backward = torch.ops.aten.convolution_backward.default
 fused_device: str | None = "cuda" if has_cuda_kernels() else None
 
 
+def has_fused_kernels(tensor: Tensor) -> bool:
+    """Whether this tensor's device has kernels of ours that replace PyTorch's own (CUDA, or its emulation)."""
+    return tensor.device.type == fused_device
+
+
 def _has_fused(weight: Tensor, geometry: ConvGeometry) -> bool:
     return weight.device.type == fused_device and not geometry.transposed and weight.dim() in (3, 4)
 

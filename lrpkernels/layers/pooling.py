@@ -41,15 +41,28 @@ class MaxPool(Op):
 
 
 class AveragePool(Op):
-    """A parameter-free linear map with non-negative weights: average pooling, adaptive average pooling, mean over positions."""
+    """A parameter-free linear map with non-negative weights: average pooling, adaptive average pooling, mean over positions.
+
+    Attributes:
+        forward, adjoint: the map and its transpose, by PyTorch's functions.
+        windows: what ``functional.average_pool_transpose`` takes after the sizes, for devices with kernels of ours; None: PyTorch's.
+    """
 
     kind = "avg_pool"
 
-    def __init__(self, input: Value, forward: Callable[[Tensor], Tensor], adjoint: Callable[[Tensor], Tensor]) -> None:
+    def __init__(
+        self,
+        input: Value,
+        forward: Callable[[Tensor], Tensor],
+        adjoint: Callable[[Tensor], Tensor],
+        windows: tuple[Any, ...] | None = None,
+    ) -> None:
         super().__init__(input)
-        self.forward, self.adjoint = forward, adjoint
+        self.forward, self.adjoint, self.windows = forward, adjoint, windows
 
     def transpose(self, s: Tensor) -> Tensor:
+        if self.windows is not None and functional.has_fused_kernels(s):
+            return functional.average_pool_transpose(s, self.inputs[0].shape[2:], *self.windows)
         return functional.linear_adjoint(s, self.adjoint, self.forward)
 
     def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
@@ -156,7 +169,8 @@ def _average_pool(tape: Tape, func: Any, args: Any, kwargs: Any) -> Tensor:
     backward = (aten.avg_pool2d_backward if spatial == 2 else aten.avg_pool3d_backward).default
     shape = x.shape
     out = func(x, *arguments)
-    op = AveragePool(value, lambda v: func(v, *arguments), lambda g: backward(g, _sized(shape, g), *arguments))
+    windows = (*arguments[:3], count_include_pad, divisor)
+    op = AveragePool(value, lambda v: func(v, *arguments), lambda g: backward(g, _sized(shape, g), *arguments), windows)
     tape.add(op, out, nonnegative=value.nonnegative)
     return out
 
@@ -175,7 +189,7 @@ def _adaptive_average_pool(tape: Tape, func: Any, args: Any, kwargs: Any) -> Ten
     else:
         aten = torch.ops.aten
         backward = (aten._adaptive_avg_pool2d_backward if spatial == 2 else aten._adaptive_avg_pool3d_backward).default
-        op = AveragePool(value, lambda v: func(v, size), lambda g: backward(g, _sized(shape, g)))
+        op = AveragePool(value, lambda v: func(v, size), lambda g: backward(g, _sized(shape, g)), windows=())
     tape.add(op, out, nonnegative=value.nonnegative)
     return out
 
