@@ -8,7 +8,7 @@ export LRPKERNELS_CUDA ?= 0
 SOURCES := $(shell find csrc -type f) setup.py lrpkernels/_build_config.py
 CPP_FILES := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help build demo test lint format kernels linked clean
+.PHONY: help build demo test lint format kernels linked ratios clean
 
 help:
 	@echo "make build    environment in $(VENV) and the package in it, editable"
@@ -16,6 +16,7 @@ help:
 	@echo "make test     all tests"
 	@echo "make lint     ruff, mypy, clang-format"
 	@echo "make format   what make lint can mend"
+	@echo "make ratios   cost of an ISNet step beside the accepted figures"
 	@echo "make kernels  every CUDA kernel through nvcc for every architecture; no spills, no warnings"
 
 $(BIN)/.environment: pyproject.toml
@@ -57,6 +58,11 @@ kernels: build
 linked: build
 	LRPKERNELS_CUDA=1 TORCH_CUDA_ARCH_LIST=9.0 $(BIN)/python setup.py -q build --build-base build/linked
 	cd build/linked/lib* && ../../../$(BIN)/python -c "import lrpkernels; from lrpkernels._extension import has_cuda_kernels as k; assert k(); print(lrpkernels.show_config())"
+
+# A few alternating steps beside the accepted ratios: a report, since speed is never asserted here.
+ratios: build
+	$(BIN)/python -m benchmarks.step --repeats 7 --json build/step.json
+	$(BIN)/python -m benchmarks.compare build/step.json
 
 clean:
 	rm -rf build dist *.egg-info $(BIN)/.built lrpkernels/_C.*.so

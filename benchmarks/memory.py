@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 import lrpkernels as lrp
 from benchmarks.heatmap import heatmap, input_gradient
@@ -30,34 +31,41 @@ STEPS = ("selective", "dual", "original")
 HEATMAPS: dict[str, Callable[[], Any]] = {"epsilon": lambda: lrp.Epsilon(1e-2), "EpsilonPlus": lrp.EpsilonPlus}
 
 
-def _run(kind: str, network: str, batch: int, size: int, classes: int, device: str) -> Callable[[], object]:
+def _run(
+    kind: str, network: str, batch: int, size: int, classes: int, device: str
+) -> tuple[Callable[[], object], nn.Module]:
+    torch.manual_seed(0)
+    model = NETWORKS[network](classes).to(device)
     if kind == "plain" or kind in STEPS:
         variant = "selective" if kind == "plain" else kind
-        runs = steps(network, variant, batch=batch, size=size, classes=classes, training=True, device=device)
-        return list(runs.values())[0 if kind == "plain" else 1]
-    torch.manual_seed(0)
-    model = NETWORKS[network](classes).to(device).eval().requires_grad_(False)
+        shape = {"batch": batch, "size": size, "classes": classes}
+        runs = steps(network, variant, **shape, training=True, device=device, model=model)
+        return list(runs.values())[0 if kind == "plain" else 1], model
+    model.eval().requires_grad_(False)
     x = torch.rand(batch, 3, size, size, device=device)
-    return input_gradient(model, x) if kind == "input gradient" else heatmap(model, x, HEATMAPS[kind]())
+    return input_gradient(model, x) if kind == "input gradient" else heatmap(model, x, HEATMAPS[kind]()), model
 
 
 def _measure(arguments: tuple[Any, ...]) -> float:
-    """Bytes at the peak of the second run, gradients included, above those of the model before the first."""
+    """Bytes at the peak of the second run, gradients included, above those of the model between the runs."""
     torch.set_num_threads(1)
-    device = arguments[-1]
+    allocator, device = ctypes.CDLL(None), arguments[-1]
     if device == "cpu":
-        ctypes.CDLL(None).mallopt(-3, 64 << 10)  # M_MMAP_THRESHOLD: freed blocks go back at once
-    run = _run(*arguments)
+        allocator.mallopt(-3, 64 << 10)  # M_MMAP_THRESHOLD: freed blocks go back at once
+    run, model = _run(*arguments)
+    run()  # brings the code that it needs into memory, too
+    model.zero_grad()
     gc.collect()
-    before = torch.cuda.memory_allocated() if device == "cuda" else _status("VmRSS")
-    run()
     if device == "cuda":
+        before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         run()
         return torch.cuda.max_memory_allocated() - before
+    allocator.malloc_trim(0)
+    resident = _status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
     run()
-    return _status("VmHWM") - before
+    return _status("VmHWM") - resident
 
 
 def _status(key: str) -> float:

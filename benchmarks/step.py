@@ -45,10 +45,11 @@ def steps(
     trick: bool = False,
     every: int = 1,
     autocast: bool = False,
+    model: torch.nn.Module | None = None,
 ) -> dict[str, Callable[[], object]]:
     """The steps to compare, the plain one first; with ``every`` K a run is K steps, of both kinds, the last with a heatmap."""
     torch.manual_seed(0)
-    model = NETWORKS[network](classes).to(device).train(training)
+    model = (model or NETWORKS[network](classes)).to(device).train(training)
     x, labels = torch.rand(batch, 3, size, size, device=device), torch.randint(0, classes, (batch,), device=device)
     masks = torch.zeros(batch, 1, size, size, device=device)
     masks[..., size // 4 : 3 * size // 4, size // 4 : 3 * size // 4] = 1

@@ -13,7 +13,7 @@ app = typer.Typer(help="Experiments that a single command repeats.", no_args_is_
 @app.command()
 def mnist(
     preset: Annotated[
-        str, typer.Option(help="quick (about 20 minutes on two cores) or full (all digits, three seeds: hours).")
+        str, typer.Option(help="quick (about half an hour on two cores) or full (all digits, three seeds: hours).")
     ] = "quick",
     out: Annotated[
         Path | None, typer.Option(help="Folder of cells and tables.", show_default="runs/mnist or runs/mnist-quick")
