@@ -245,9 +245,17 @@ def emulated_cuda(conv: Mode | Tuner = "fused") -> Iterator[Tuner]:
             "emulated_cuda: torch.ops.lrpkernels_emulated is not loaded; tests/test_emulated_ops.py compiles it"
         )
     tuner = conv if isinstance(conv, Tuner) else Tuner(conv)
-    modules = (functional.pointwise, functional.pool, functional.conv, functional._vendor)
+    routes = functional._conv_routes
+    modules = (
+        functional.pointwise,
+        functional.pool,
+        functional.conv,
+        functional.conv_parts,
+        functional._vendor,
+        routes,
+    )
     replaced: list[tuple[Any, str, Any]] = [(module, "ops", emulated) for module in modules]
-    replaced += [(functional.conv, "fused_device", "cpu"), (tuning, "tuner", tuner)]
+    replaced += [(routes, "fused_device", "cpu"), (tuning, "tuner", tuner)]
     before = [getattr(module, name) for module, name, _ in replaced]
     try:
         for module, name, value in replaced:

@@ -32,7 +32,16 @@ def _run(name: str, rule: lrp.Rule, dtype: torch.dtype, emulated: bool) -> tuple
     return heatmap.detach(), torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None])
 
 
-@pytest.mark.parametrize("rule", [lrp.Epsilon(1e-2, first=lrp.ZBox(0, 1)), lrp.ZPlus(1e-2)], ids=["epsilon", "z+"])
+RULES = {
+    "epsilon, z^B": lrp.Epsilon(1e-2, first=lrp.ZBox(0, 1)),
+    "z^B per channel": lrp.Epsilon(1e-2, first=lrp.ZBox((-1.0, -2.0, 0.0), (1.0, 2.0, 3.0))),
+    "z+": lrp.ZPlus(1e-2),
+    "alpha-beta": lrp.AlphaBeta(2.0, 1.0, 1e-2),
+    "z+, scaled": lrp.ZPlus(1e-2, scaled=True),
+}
+
+
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_networks_through_the_cuda_sources_equal_the_cpu_backend(name: str, dtype: torch.dtype, rule: lrp.Rule) -> None:
@@ -84,3 +93,24 @@ def test_average_pooling_runs_through_the_cuda_sources(pool: str, monkeypatch: p
     assert called
     torch.testing.assert_close(heatmap, expected, rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(gradient, expected_gradient, rtol=1e-10, atol=1e-12)
+
+
+def test_the_rules_use_the_parts_of_the_weights_in_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """W+ and W- are picked inside the kernels: every kind of part occurs among the calls, none is made beforehand."""
+    seen: set[int] = set()
+
+    class Spy:
+        def __getattr__(self, name: str) -> object:
+            op = getattr(torch.ops.lrpkernels_emulated, name)
+            if name not in ("conv_relevance", "conv_apply"):
+                return op
+            place = 7 if name == "conv_relevance" else 2
+            return lambda *args: (seen.add(int(args[place])), op(*args))[1]
+
+    net = build(NETWORKS["vgg"]).float()
+    with emulated_cuda():
+        monkeypatch.setattr(lrp.functional._conv_routes, "ops", Spy())
+        for rule in (lrp.Epsilon(1e-2, first=lrp.ZBox(0, 1)), lrp.AlphaBeta(2.0, 1.0, 1e-2)):
+            lrp.LRP(net, rule)(X.float(), 1)[1].square().sum().backward()
+        lrp.LRP(net, rule)(X.float() - 0.5, 1)
+    assert seen == {weights.value for weights in lrp.functional.Weights}

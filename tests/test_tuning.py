@@ -204,7 +204,7 @@ class TestThroughTheEmulatedKernels:
                 return (lambda *args: op(*args) * 1.01) if name == "conv_relevance" else op
 
         with emulated_cuda("auto"):
-            monkeypatch.setattr(functional.conv, "ops", Wrong())
+            monkeypatch.setattr(functional._conv_routes, "ops", Wrong())
             with pytest.warns(FusedKernelWarning, match="relevance"):
                 results = self._run()
             monkeypatch.undo()

@@ -4,18 +4,26 @@ Each is an ``autograd.Function`` around one kernel or one vendor convolution. Th
 raises), which is what training through a heatmap needs: the heatmap itself is a forward operation here.
 """
 
-from .conv import ConvGeometry, conv_epsilon, conv_known, conv_transpose, has_fused_kernels
+from ._conv_routes import has_fused_conv, has_fused_kernels
+from ._vendor import ConvGeometry, Weights
+from .conv import conv_epsilon, conv_known, conv_transpose
+from .conv_parts import conv_box, conv_part, conv_share
 from .maps import linear_adjoint, scatter_winner, uncat
 from .pointwise import epsilon_scale, ratio
 from .pool import average_pool_transpose, max_pool_winner
 
 __all__ = [
     "ConvGeometry",
+    "Weights",
     "average_pool_transpose",
+    "conv_box",
     "conv_epsilon",
     "conv_known",
+    "conv_part",
+    "conv_share",
     "conv_transpose",
     "epsilon_scale",
+    "has_fused_conv",
     "has_fused_kernels",
     "linear_adjoint",
     "max_pool_winner",

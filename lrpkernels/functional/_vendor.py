@@ -104,6 +104,35 @@ def part_of(weight: Tensor, weights: int) -> Tensor:
     return weight.clamp(max=0) if weights == Weights.NEGATIVE else weight
 
 
+def pulled(
+    s: Tensor,
+    weight: Tensor,
+    weights: int,
+    input: Tensor | None,
+    low: Tensor | None,
+    high: Tensor | None,
+    like: Tensor,
+    geometry: ConvGeometry,
+) -> Tensor:
+    """W^T s with the weights that ``weights`` names; ``input``, ``low`` and ``high`` as in :class:`Weights`, ``like`` for its sizes."""
+    if weights in (Weights.ALL, Weights.POSITIVE, Weights.NEGATIVE):
+        return data_gradient(s, part_of(weight, weights), like, geometry)
+    if input is None:
+        raise RuntimeError(f"conv_relevance: input must be given for weights {int(weights)}")
+    up, down = (
+        data_gradient(s, part_of(weight, part), like, geometry) for part in (Weights.POSITIVE, Weights.NEGATIVE)
+    )
+    if weights == Weights.BOX:
+        if low is None or high is None:
+            raise RuntimeError("conv_relevance: low and high must be given for weights 5")
+        bounds = [b.to(s.dtype).view(1, -1, *(1,) * (s.dim() - 2)) for b in (low, high)]
+        return _times(data_gradient(s, weight, like, geometry), input) - bounds[0] * up - bounds[1] * down
+    if weights == Weights.OPPOSITE_SIGN:
+        up, down = down, up
+    places = (input >= 0).repeat(s.shape[0] // input.shape[0], *(1,) * (input.dim() - 1))
+    return torch.where(places, up, down)
+
+
 def _geometry(stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int) -> ConvGeometry:
     return ConvGeometry(tuple(stride), tuple(padding), tuple(dilation), False, (0,) * len(stride), groups)
 
@@ -143,27 +172,7 @@ def conv_relevance(
     if multiplier.numel() == 0:
         return like.zero_()
     s = scaled(multiplier, addend, output, scale, value, denominator, epsilon, leak)
-
-    def pulled(part: int) -> Tensor:
-        return data_gradient(s, part_of(weight, part), like, geometry)
-
-    if weights in (Weights.ALL, Weights.POSITIVE, Weights.NEGATIVE):
-        result = pulled(weights)
-    else:
-        if input is None:
-            raise RuntimeError(f"conv_relevance: input must be given for weights {weights}")
-        up, down = pulled(Weights.POSITIVE), pulled(Weights.NEGATIVE)
-        if weights == Weights.BOX:
-            if low is None or high is None:
-                raise RuntimeError("conv_relevance: low and high must be given for weights 5")
-            bounds = [b.to(s.dtype).view(1, -1, *(1,) * (s.dim() - 2)) for b in (low, high)]
-            result = _times(pulled(Weights.ALL), input) - bounds[0] * up - bounds[1] * down
-        else:
-            if weights == Weights.OPPOSITE_SIGN:
-                up, down = down, up
-            places = (input >= 0).repeat(multiplier.shape[0] // input.shape[0], *(1,) * (input.dim() - 1))
-            result = torch.where(places, up, down)
-    return result.contiguous(memory_format=format)
+    return pulled(s, weight, weights, input, low, high, like, geometry).contiguous(memory_format=format)
 
 
 @torch.library.impl("lrpkernels::conv_apply", "CPU")

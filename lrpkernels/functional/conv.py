@@ -1,7 +1,4 @@
-"""Relevance operations of convolutions: the vendor's convolutions (oneDNN, cuDNN) through ATen, or our fused CUDA kernels.
-
-On the CPU the vendor's always; on CUDA tensors :mod:`lrpkernels.tuning` chooses per shape.
-"""
+"""Relevance of convolutions under the epsilon rule, and the transposed map for rules that make their own s and weights."""
 
 from __future__ import annotations
 
@@ -10,118 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import tuning
-from .._extension import has_cuda_kernels, ops
-from . import _vendor
+from .._extension import ops
+from . import _conv_routes, _vendor
 from ._autograd import first_order
-from ._vendor import ConvGeometry, Weights
+from ._conv_routes import NO_FACTORS, Factors, has_fused_conv
+from ._vendor import ConvGeometry
 
 _convolution_backward = torch.ops.aten.convolution_backward.default
-
-# The type of device whose tensors have fused kernels (lrpkernels.testing.emulated_cuda makes it the CPU).
-fused_device: str | None = "cuda" if has_cuda_kernels() else None
-
-
-def has_fused_kernels(tensor: Tensor) -> bool:
-    """Whether this tensor's device has kernels of ours that replace PyTorch's own (CUDA, or its emulation)."""
-    return tensor.device.type == fused_device
-
-
-def _has_fused(weight: Tensor, geometry: ConvGeometry) -> bool:
-    return weight.device.type == fused_device and not geometry.transposed and weight.dim() in (3, 4)
-
-
-def _tensor_cores(dtype: torch.dtype) -> bool:
-    return dtype != torch.float32 or tuning.allows_tf32()
-
-
-def _key(op: str, values: Tensor, weight: Tensor, geometry: ConvGeometry, *rest: Any) -> tuple[Any, ...]:
-    """All that the speed of a convolution depends on."""
-    layout = "NHWC" if _vendor.is_channels_last(values) else "NCHW"
-    cores = _tensor_cores(values.dtype)
-    return (
-        op,
-        values.device.index,
-        values.dtype,
-        layout,
-        values.shape,
-        weight.shape,
-        *geometry[:3],
-        geometry[5],
-        cores,
-        *rest,
-    )
-
-
-def _relevance(
-    multiplier: Tensor,
-    factors: tuple[Tensor | None, Tensor | None, Tensor | None],
-    weight: Tensor,
-    input: Tensor,
-    geometry: ConvGeometry,
-    epsilon: float,
-    leak: float,
-) -> tuple[Tensor, Tensor | None]:
-    """W^T s on a device with fused kernels, and s if it was computed."""
-    s: Tensor | None = None
-
-    def fused() -> Tensor:
-        return ops.conv_relevance(
-            multiplier, *factors, None, None, weight, Weights.ALL, None, None, None, input.shape[2:], *geometry[:3],
-            geometry.groups, epsilon, leak, _tensor_cores(multiplier.dtype),
-        )  # fmt: skip
-
-    def vendor() -> Tensor:
-        nonlocal s
-        s = _vendor.scaled(multiplier, *factors, None, None, epsilon, leak)
-        return _vendor.data_gradient(s, weight, input, geometry)
-
-    batch = next((f.shape[0] for f in factors[1:2] if f is not None), 0)
-    key = _key("relevance", multiplier, weight, geometry, input.shape[2:], batch, *(f is not None for f in factors))
-    result, path = tuning.tuner.run(key, multiplier, fused, vendor)
-    return result, s if path == "vendor" else None
-
-
-def _apply(input: Tensor, weight: Tensor, geometry: ConvGeometry) -> Tensor:
-    """W a, without bias."""
-    if not _has_fused(weight, geometry):
-        return _vendor.apply(input, weight, geometry)
-
-    def fused() -> Tensor:
-        return ops.conv_apply(input, weight, Weights.ALL, *geometry[:3], geometry.groups, _tensor_cores(input.dtype))
-
-    key = _key("apply", input, weight, geometry)
-    return tuning.tuner.run(key, input, fused, lambda: _vendor.apply(input, weight, geometry))[0]
-
-
-def _weight_gradient(
-    multiplier: Tensor,
-    factors: tuple[Tensor | None, Tensor | None, Tensor | None],
-    s: Tensor | None,
-    input: Tensor,
-    weight: Tensor,
-    geometry: ConvGeometry,
-    epsilon: float,
-    leak: float,
-) -> Tensor:
-    """The gradient of <s, W input> for W, s made from the multiplier where it is not known."""
-    if s is not None:
-        multiplier, factors = s, (None, None, None)
-    if not _has_fused(weight, geometry):
-        return _vendor.weight_gradient(multiplier, input, weight, geometry)
-
-    def fused() -> Tensor:
-        return ops.conv_weight_gradient(
-            multiplier, *factors, None, None, input, weight.shape[2:], *geometry[:3], geometry.groups, epsilon, leak
-        )
-
-    def vendor() -> Tensor:
-        made = _vendor.scaled(multiplier, *factors, None, None, epsilon, leak)
-        return _vendor.weight_gradient(made, input, weight, geometry)
-
-    batch = next((f.shape[0] for f in factors[1:2] if f is not None), 0)
-    key = _key("weight", multiplier, weight, geometry, input.shape[2:], batch, *(f is not None for f in factors))
-    return tuning.tuner.run(key, multiplier, fused, vendor)[0]
 
 
 class _ConvEpsilon(torch.autograd.Function):
@@ -140,8 +32,9 @@ class _ConvEpsilon(torch.autograd.Function):
     ) -> Tensor:
         ctx.pointwise = addend is not None or output is not None or scale is not None
         ctx.geometry, ctx.epsilon, ctx.leak = geometry, epsilon, leak
-        if _has_fused(weight, geometry):
-            result, s = _relevance(multiplier, (addend, output, scale), weight, input, geometry, epsilon, leak)
+        if has_fused_conv(weight, geometry):
+            factors = Factors(addend, output, scale)
+            result, s = _conv_routes.relevance(multiplier, factors, weight, input, geometry, epsilon, leak)
         else:
             s = ops.epsilon_scale(multiplier, addend, output, scale, epsilon, leak) if ctx.pointwise else multiplier
             result = _vendor.data_gradient(s, weight, input, geometry)
@@ -155,12 +48,12 @@ class _ConvEpsilon(torch.autograd.Function):
         need = ctx.needs_input_grad
         grad_weight = None
         if need[4]:
-            grad_weight = _weight_gradient(
-                multiplier, (addend, output, scale), s, grad, weight, ctx.geometry, ctx.epsilon, ctx.leak
+            grad_weight = _conv_routes.weight_gradient(
+                multiplier, Factors(addend, output, scale), s, grad, weight, ctx.geometry, ctx.epsilon, ctx.leak
             )
         grads: tuple[Tensor | None, ...] = (None, None, None, None)
         if any(need[:4]):
-            t = _apply(grad, weight, ctx.geometry)
+            t = _conv_routes.apply(grad, weight, ctx.geometry)
             if ctx.pointwise:
                 g, u, k = ops.epsilon_scale_backward(
                     t, multiplier, addend, output, scale, ctx.epsilon, ctx.leak, need[3]
@@ -212,18 +105,18 @@ class _ConvTranspose(torch.autograd.Function):
     def forward(ctx: Any, s: Tensor, weight: Tensor, input: Tensor, geometry: ConvGeometry) -> Tensor:
         ctx.save_for_backward(s, weight)
         ctx.geometry = geometry
-        if _has_fused(weight, geometry):
-            return _relevance(s, (None, None, None), weight, input, geometry, 0.0, 0.0)[0]
+        if has_fused_conv(weight, geometry):
+            return _conv_routes.relevance(s, NO_FACTORS, weight, input, geometry)[0]
         return _vendor.data_gradient(s, weight, input, geometry)
 
     @staticmethod
     @first_order
     def backward(ctx: Any, grad: Tensor) -> Any:
         s, weight = ctx.saved_tensors
-        grad_s = _apply(grad, weight, ctx.geometry) if ctx.needs_input_grad[0] else None
+        grad_s = _conv_routes.apply(grad, weight, ctx.geometry) if ctx.needs_input_grad[0] else None
         grad_weight = None
         if ctx.needs_input_grad[1]:
-            grad_weight = _weight_gradient(s, (None, None, None), s, grad, weight, ctx.geometry, 0.0, 0.0)
+            grad_weight = _conv_routes.weight_gradient(s, NO_FACTORS, s, grad, weight, ctx.geometry)
         return grad_s, grad_weight, None, None
 
 

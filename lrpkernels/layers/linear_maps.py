@@ -65,6 +65,10 @@ class LinearMap(Op):
         """W^T s for several weights that share s."""
         return [self.transpose(s, weight) for weight in weights]
 
+    def fused_geometry(self, weight: Tensor) -> ConvGeometry | None:
+        """The convolution's geometry where fused kernels pick W+ and W- as they load ``weight``, else None."""
+        return None
+
     def per_channel(self, vector: Tensor) -> Tensor:
         """A vector over output channels, shaped to scale the weight."""
         raise NotImplementedError
@@ -121,6 +125,9 @@ class Conv(LinearMap):
 
     def transpose(self, s: Tensor, weight: Tensor) -> Tensor:
         return functional.conv_transpose(s, weight, self.inputs[0].tensor.detach(), self.geometry)
+
+    def fused_geometry(self, weight: Tensor) -> ConvGeometry | None:
+        return self.geometry if functional.has_fused_conv(weight, self.geometry) else None
 
     def transpose_each(self, s: Tensor, weights: Sequence[Tensor]) -> Sequence[Tensor]:
         # A first layer has few input channels: stacked, the weights share one pass over s and fill the vector registers better.

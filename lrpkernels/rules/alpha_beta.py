@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .base import Rule, layer_input, positive, select_by_sign, stabilized_ratio, total
+from ..functional import Weights, conv_part, conv_share
+from .base import Rule, layer_input, normalized, positive, select_by_sign, stabilized_ratio, total
 
 if TYPE_CHECKING:
+    from ..functional import ConvGeometry
     from ..fuse import Block
     from ..layers.arithmetic import Add
     from ..layers.base import Multipliers
@@ -28,6 +30,9 @@ def signed_share(block: Block, g: Tensor, eps: float, sign: int, bias: bool, sca
     b = block.bias() if bias else None
     b = None if b is None else b.clamp(**same)
     a = layer_input(block)
+    geometry = block.map.fused_geometry(weight)
+    if geometry is not None:
+        return _fused_share(block, g, a, weight, b, eps, sign, scaled, geometry)
     w = weight.clamp(**same)
     if block.input.nonnegative:
         d = block.map.forward(a, w, b)
@@ -36,6 +41,30 @@ def signed_share(block: Block, g: Tensor, eps: float, sign: int, bias: bool, sca
     d = block.map.forward(a.clamp(min=0), w, b) + block.map.forward(a.clamp(max=0), w_other, None)
     s = stabilized_ratio(g, block.output.tensor, d, eps, scaled)
     return select_by_sign(a, block.map.transpose(s, w), block.map.transpose(s, w_other))
+
+
+def _fused_share(
+    block: Block,
+    g: Tensor,
+    a: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    eps: float,
+    sign: int,
+    scaled: bool,
+    geometry: ConvGeometry,
+) -> Tensor:
+    """:func:`signed_share` by kernels that pick the parts of the weights themselves."""
+    same, other = (Weights.POSITIVE, Weights.NEGATIVE) if sign > 0 else (Weights.NEGATIVE, Weights.POSITIVE)
+    if block.input.nonnegative:
+        d, weights = conv_part(a, weight, same, geometry), same
+    else:
+        d = conv_part(a.clamp(min=0), weight, same, geometry) + conv_part(a.clamp(max=0), weight, other, geometry)
+        weights = Weights.SAME_SIGN if sign > 0 else Weights.OPPOSITE_SIGN
+    if bias is not None:
+        d = d + bias.view(-1, *(1,) * (d.dim() - 2))
+    value, d = normalized(block.output.tensor, d, scaled)
+    return conv_share(g, value, d, weight, a.detach(), weights=weights, geometry=geometry, epsilon=eps)
 
 
 @dataclass(frozen=True)

@@ -39,13 +39,17 @@ def stabilized_ratio(g: Tensor, value: Tensor, denominator: Tensor, eps: float, 
     """s = G v / (d + eps sgn d); with ``scaled`` eps counts in units of each sample's root mean square of d."""
     from ..functional import ratio
 
-    if scaled:
-        square = denominator.square().mean(tuple(range(1, denominator.dim())), keepdim=True)
-        norm = torch.where(
-            square > 0, square, torch.ones_like(square)
-        ).sqrt()  # ahead of the root, whose slope at 0 is infinite
-        value, denominator = value / norm, denominator / norm
-    return ratio(g, value, denominator, epsilon=eps)
+    return ratio(g, *normalized(value, denominator, scaled), epsilon=eps)
+
+
+def normalized(value: Tensor, denominator: Tensor, scaled: bool) -> tuple[Tensor, Tensor]:
+    """Value and denominator, with ``scaled`` in units of each sample's root mean square of the denominator."""
+    if not scaled:
+        return value, denominator
+    square = denominator.square().mean(tuple(range(1, denominator.dim())), keepdim=True)
+    # Ahead of the root, whose slope at 0 is infinite.
+    norm = torch.where(square > 0, square, torch.ones_like(square)).sqrt()
+    return value / norm, denominator / norm
 
 
 def select_by_sign(a: Tensor, where_positive: Tensor, where_negative: Tensor | None) -> Tensor:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..functional import ratio
+from ..functional import conv_box, ratio
 from .base import Rule, layer_input, positive
 
 if TYPE_CHECKING:
@@ -68,6 +68,10 @@ class ZBox(Rule):
             level = sum(_numbers(numbers)) / len(_numbers(numbers))
             b = None if bias is None else level * bias.clamp(**clamp)
             z = z - block.map.forward(bound, w, b)
+        geometry = block.map.fused_geometry(weight)
+        if geometry is not None:
+            bounds = (self._bound_of_channels(numbers, x) for numbers in (self.low, self.high))
+            return conv_box(g, block.output.tensor, z, weight, x, *bounds, geometry=geometry, epsilon=self.eps)
         s = ratio(g, block.output.tensor, z, epsilon=self.eps)
         targets = s.shape[0] // x.shape[0]
         pulled = block.map.transpose_each(s, [w for _, w in parts])
@@ -88,6 +92,11 @@ class ZBox(Rule):
             )
         image = torch.tensor(numbers, dtype=x.dtype, device=x.device).view(1, -1, *(1,) * (x.dim() - 2))
         return image.expand(shape).contiguous()
+
+    def _bound_of_channels(self, bound: float | tuple[float, ...], x: Tensor) -> Tensor:
+        """(C,) in the arithmetic dtype."""
+        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        return torch.tensor(_numbers(bound), dtype=dtype, device=x.device).expand(x.shape[1]).contiguous()
 
 
 def _numbers(bound: float | tuple[float, ...]) -> tuple[float, ...]:
