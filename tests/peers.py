@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import types
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -12,31 +10,9 @@ import torch
 from networks import Dense, MakeRelu, Residual, VGGLike, _Residual, build
 from torch import Tensor, nn
 
+from benchmarks.zennit_import import import_zennit
 
-def _import_zennit() -> Any:
-    """zennit imports torchvision's ResNet classes for its canonizers; where torchvision is missing, empty ones will do."""
-    try:
-        import torchvision  # noqa: F401
-
-        stand_ins = ()
-    except Exception:  # a torchvision that does not fit this torch fails with errors of its own
-        stand_ins = ("torchvision", "torchvision.models", "torchvision.models.resnet", "torchvision.models.vgg")
-        for name in stand_ins:
-            sys.modules[name] = types.ModuleType(name)
-        for name in ("Bottleneck", "BasicBlock"):
-            setattr(sys.modules["torchvision.models.resnet"], name, type(name, (nn.Module,), {}))
-    import zennit.canonizers
-    import zennit.composites
-    import zennit.layer
-    import zennit.rules
-    import zennit.types
-
-    for name in stand_ins:  # nobody else shall take them for torchvision
-        del sys.modules[name]
-    return zennit
-
-
-zennit = _import_zennit()
+zennit = import_zennit()
 
 
 class _ZennitBlock(_Residual):

@@ -51,3 +51,38 @@ def classes(
     experiment.write(out, rows)
     typer.echo(experiment.table(rows))
     typer.echo(f"Figure and table: {out}")
+
+
+@app.command()
+def xray(
+    preset: Annotated[str, typer.Option(help="quick (under an hour on two cores) or full (hours).")] = "quick",
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="Your own manifest (columns image, mask, label, source, split) in place of the rendered set, or the folder to "
+            "render into.",
+            show_default="data/xray or data/xray-quick",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of runs and tables.", show_default="runs/xray or runs/xray-quick")
+    ] = None,
+    ct_folder: Annotated[Path, typer.Option(help="Folder of the chest CTs.")] = Path("data/chest-ct"),
+    held_out: Annotated[
+        list[str] | None, typer.Option(help="Patient that only tests see; repeatable.", show_default="totalsegmentator")
+    ] = None,
+    method: Annotated[list[str] | None, typer.Option(help="Only this method; repeatable.", show_default="all")] = None,
+    processes: Annotated[int, typer.Option(help="Trainings at a time.", min=1)] = 2,
+) -> None:
+    """Chest radiographs out of distribution: rendered from four CTs (semi-synthetic), or your own; goes on where it stopped."""
+    from isnet.experiments import xray as experiment
+
+    changes: dict[str, Any] = {"ct_folder": str(ct_folder), "methods": tuple(method or ())}
+    for name, value in (("images", data), ("folder", out)):
+        if value is not None:
+            changes[name] = str(value)
+    if held_out:
+        changes["held_out"] = tuple(held_out)
+    config = experiment.preset(preset, **changes)
+    typer.echo(experiment.table(experiment.run_experiment(config, processes=processes)))
+    typer.echo(f"Runs and tables: {config.folder}")

