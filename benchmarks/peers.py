@@ -48,7 +48,7 @@ def _plain(model: nn.Module) -> nn.Module:
 
 
 def zennit_heatmap(model: nn.Module, x: Tensor, name: str, stack: ExitStack) -> Callable[[], Tensor]:
-    """zennit's heatmap of the highest logit; batch norms merged beforehand, hooks kept."""
+    """zennit's heatmap of the highest logit; batch norms merged beforehand where it can, hooks kept."""
     zennit = import_zennit()
     merge = [zennit.canonizers.SequentialMergeBatchNorm()]
     box = {"low": torch.zeros_like(x), "high": torch.ones_like(x)}
@@ -63,7 +63,14 @@ def zennit_heatmap(model: nn.Module, x: Tensor, name: str, stack: ExitStack) -> 
     else:
         composite = zennit.composites.EpsilonGammaBox(**box, canonizers=merge)
     net = _plain(model)
-    modified = stack.enter_context(composite.context(net))
+    try:
+        modified = stack.enter_context(composite.context(net))
+    except (
+        RuntimeError
+    ):  # pre-activation networks: the canonizer takes a convolution and the next layer's batch norm for a pair
+        composite.canonizers = []
+        net = _plain(model)
+        modified = stack.enter_context(composite.context(net))
 
     def run() -> Tensor:
         image = x.detach().requires_grad_()
