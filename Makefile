@@ -8,12 +8,13 @@ export LRPKERNELS_CUDA ?= 0
 SOURCES := $(shell find csrc -type f) setup.py lrpkernels/_build_config.py
 CPP_FILES := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help build demo test lint format kernels linked ratios clean
+.PHONY: help build demo test test-slow lint format kernels linked ratios clean
 
 help:
 	@echo "make build    environment in $(VENV) and the package in it, editable"
 	@echo "make demo     standard network and ISNets on biased MNIST, with a report"
 	@echo "make test     all tests"
+	@echo "make test-slow the tests left out there: whole networks and the full product of cases on the CUDA sources, every mutant"
 	@echo "make lint     ruff, mypy, clang-format"
 	@echo "make format   what make lint can mend"
 	@echo "make ratios   cost of an ISNet step beside the accepted figures"
@@ -38,6 +39,9 @@ demo: build
 
 test: build
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
+
+test-slow: build
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m slow
 
 lint: build
 	$(BIN)/ruff check .

@@ -8,18 +8,16 @@ The floor of an epsilon heatmap is 1.0 (it is a backward pass of the same size),
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import lrpkernels as lrp
+from benchmarks import command_line
 from benchmarks.networks import NETWORKS
-from benchmarks.timing import alternate, as_rows, environment, steady_allocator
+from benchmarks.timing import alternate, as_rows
 
 COMPOSITES: dict[str, tuple[float, lrp.Composite | lrp.Rule]] = {
     "epsilon": (1.0, lrp.Epsilon(1e-2)),
@@ -50,19 +48,10 @@ def heatmap(model: nn.Module, x: Tensor, composite: lrp.Composite | lrp.Rule) ->
 
 
 def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--networks", nargs="+", default=["resnet18", "vgg16", "densenet121"], choices=list(NETWORKS))
+    parser = command_line.parser(__doc__, ["resnet18", "vgg16", "densenet121"])
     parser.add_argument("--composites", nargs="+", default=list(COMPOSITES), choices=list(COMPOSITES))
-    parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--size", type=int, default=112)
-    parser.add_argument("--repeats", type=int, default=11)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--wall", action="store_true", help="wall-clock instead of processor time")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--json", type=Path, help="also write the rows to this file")
     options = parser.parse_args(arguments)
-    torch.set_num_threads(options.threads)
-    steady_allocator()
+    command_line.begin(options)
     rows: list[dict[str, Any]] = []
     print(f"{'network':<12} {'heatmap':<24} {'seconds':>9} {'ratio':>7} {'floor':>6}   10 % - 90 %")
     for network in options.networks:
@@ -78,11 +67,7 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
                 f"{network:<12} {row['name']:<24} {row['seconds']:9.4f} {row['ratio']:7.3f} {row['floor']:6.1f}   "
                 f"{row['low']:.3f} - {row['high']:.3f}"
             )
-    result = {"environment": environment(options.device), "clock": "wall" if options.wall else "process", "rows": rows}
-    print(", ".join(f"{k} {v}" for k, v in result["environment"].items()))
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=2) + "\n")
-    return rows
+    return command_line.finish(options, rows)
 
 
 if __name__ == "__main__":

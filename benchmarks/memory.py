@@ -9,10 +9,8 @@ counts (on a GPU, PyTorch's own count).
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import gc
-import json
 import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
@@ -22,10 +20,10 @@ import torch
 from torch import nn
 
 import lrpkernels as lrp
+from benchmarks import command_line
 from benchmarks.heatmap import heatmap, input_gradient
 from benchmarks.networks import NETWORKS
 from benchmarks.step import steps
-from benchmarks.timing import environment
 
 STEPS = ("selective", "dual", "original")
 HEATMAPS: dict[str, Callable[[], Any]] = {"epsilon": lambda: lrp.Epsilon(1e-2), "EpsilonPlus": lrp.EpsilonPlus}
@@ -74,13 +72,8 @@ def _status(key: str) -> float:
 
 
 def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--networks", nargs="+", default=["resnet18", "vgg16", "densenet121"], choices=list(NETWORKS))
-    parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--size", type=int, default=112)
+    parser = command_line.parser(__doc__, ["resnet18", "vgg16", "densenet121"], repeats=None)
     parser.add_argument("--classes", type=int, default=10)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--json", type=Path, help="also write the rows to this file")
     options = parser.parse_args(arguments)
     rows: list[dict[str, Any]] = []
     print(f"{'network':<12} {'what':<18} {'MiB':>8} {'ratio':>7}")
@@ -94,10 +87,7 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
                     base = base or peak
                     rows.append({"network": network, "what": kind, "bytes": peak, "ratio": peak / base})
                     print(f"{network:<12} {kind:<18} {peak / 2**20:8.1f} {peak / base:7.2f}", flush=True)
-    result = {"environment": environment(options.device), "rows": rows}
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=2) + "\n")
-    return rows
+    return command_line.finish(options, rows)
 
 
 if __name__ == "__main__":

@@ -9,22 +9,20 @@ a ratio of 2 means that the peer takes twice as long. zennit and captum are inst
 
 from __future__ import annotations
 
-import argparse
 import copy
-import json
 import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import lrpkernels as lrp
+from benchmarks import command_line
 from benchmarks.heatmap import heatmap, input_gradient
 from benchmarks.networks import NETWORKS
-from benchmarks.timing import alternate, as_rows, environment, steady_allocator
+from benchmarks.timing import Ratio, alternate, as_rows
 from benchmarks.zennit_import import import_zennit
 
 OURS: dict[str, lrp.Composite | lrp.Rule] = {
@@ -104,20 +102,10 @@ def captum_heatmap(model: nn.Module, x: Tensor, name: str) -> Callable[[], Tenso
 
 
 def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--networks", nargs="+", default=["resnet18", "resnet50", "vgg16", "densenet121"], choices=list(NETWORKS)
-    )
+    parser = command_line.parser(__doc__, ["resnet18", "resnet50", "vgg16", "densenet121"], repeats=7)
     parser.add_argument("--heatmaps", nargs="+", default=list(OURS), choices=list(OURS))
-    parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--size", type=int, default=112)
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--json", type=Path, help="also write the rows to this file")
     options = parser.parse_args(arguments)
-    torch.set_num_threads(options.threads)
-    steady_allocator()
+    command_line.begin(options)
     rows: list[dict[str, Any]] = []
     print(f"{'network':<12} {'heatmap':<16} {'by':<26} {'seconds':>9} {'x ours':>7}   10 % - 90 %")
     for network in options.networks:
@@ -131,20 +119,16 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
                 if name != "EpsilonGammaBox":  # captum has neither gamma for both signs nor a box rule
                     runs["captum"] = captum_heatmap(model, x, name)
                 runs["forward + input gradient"] = input_gradient(model, x)
-                for row in as_rows(_measured(runs, options.repeats), network=network, heatmap=name):
+                for row in as_rows(_measured(runs, options.repeats, options.wall), network=network, heatmap=name):
                     rows.append(row)
                     print(
                         f"{network:<12} {name:<16} {row['name']:<26} {row['seconds']:9.4f} {row['ratio']:7.2f}   "
                         f"{row['low']:.2f} - {row['high']:.2f}"
                     )
-    result = {"environment": environment(options.device), "clock": "process", "rows": rows}
-    print(", ".join(f"{k} {v}" for k, v in result["environment"].items()))
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=2) + "\n")
-    return rows
+    return command_line.finish(options, rows)
 
 
-def _measured(runs: dict[str, Callable[[], object]], repeats: int) -> Any:
+def _measured(runs: dict[str, Callable[[], object]], repeats: int, wall: bool) -> list[Ratio]:
     """The runs that work, in turn; a peer that cannot explain the network is named with its error."""
     able = {}
     for name, run in runs.items():
@@ -153,7 +137,7 @@ def _measured(runs: dict[str, Callable[[], object]], repeats: int) -> Any:
             able[name] = run
         except Exception as error:  # whatever a peer raises
             print(f"  {name} fails: {type(error).__name__}: {str(error).splitlines()[0][:90]}")
-    return alternate(able, repeats, warmup=1)
+    return alternate(able, repeats, warmup=1, wall=wall)
 
 
 if __name__ == "__main__":

@@ -10,19 +10,17 @@ precision is 2.0 for one epsilon heatmap: a forward-sized relevance pass and its
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 import isnet
+from benchmarks import command_line
 from benchmarks.gradient_trick import gradient_trick_step
 from benchmarks.networks import NETWORKS
-from benchmarks.timing import alternate, as_rows, environment, steady_allocator
+from benchmarks.timing import alternate, as_rows
 
 VARIANTS = ("selective", "stochastic", "dual", "original")
 
@@ -78,11 +76,8 @@ def steps(
 
 
 def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--networks", nargs="+", default=["resnet18", "vgg11"], choices=list(NETWORKS))
+    parser = command_line.parser(__doc__, ["resnet18", "vgg11"])
     parser.add_argument("--variant", default="selective", choices=VARIANTS)
-    parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--size", type=int, default=112)
     parser.add_argument("--classes", type=int, default=10)
     parser.add_argument(
         "--every", type=int, default=1, metavar="K", help="lazy heatmap loss: a heatmap in every K-th step"
@@ -90,18 +85,12 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument(
         "--autocast", action="store_true", help="the ISNet step under bfloat16 autocast, the plain one in float32"
     )
-    parser.add_argument("--repeats", type=int, default=11)
-    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--eval", action="store_true", help="batch norm with running statistics")
-    parser.add_argument("--wall", action="store_true", help="wall-clock instead of processor time")
     parser.add_argument(
         "--trick", action="store_true", help="also plain autograd LRP: modified ReLU and double backward"
     )
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--json", type=Path, help="also write the rows to this file")
     options = parser.parse_args(arguments)
-    torch.set_num_threads(options.threads)
-    steady_allocator()
+    command_line.begin(options)
     rows: list[dict[str, Any]] = []
     least = floor(options.variant, options.classes, options.every)
     print(f"{'network':<12} {'step':<24} {'seconds':>9} {'ratio':>7}   10 % - 90 %   floor {least:.2f}")
@@ -121,11 +110,7 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
             print(
                 f"{network:<12} {row['name']:<24} {row['seconds']:9.4f} {row['ratio']:7.3f}   {row['low']:.3f} - {row['high']:.3f}"
             )
-    result = {"environment": environment(options.device), "clock": "wall" if options.wall else "process", "rows": rows}
-    print(", ".join(f"{k} {v}" for k, v in result["environment"].items()))
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=2) + "\n")
-    return rows
+    return command_line.finish(options, rows)
 
 
 if __name__ == "__main__":

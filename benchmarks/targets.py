@@ -9,26 +9,24 @@ for z+. A Selective or Stochastic ISNet step makes one heatmap whatever the numb
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 
 import lrpkernels as lrp
+from benchmarks import command_line
 from benchmarks.networks import NETWORKS
 from benchmarks.step import steps
-from benchmarks.timing import alternate, as_rows, environment, steady_allocator
+from benchmarks.timing import alternate, as_rows
 
 
 def many_targets(
-    network: str, composite: lrp.Composite | lrp.Rule, targets: int, batch: int, size: int
+    network: str, composite: lrp.Composite | lrp.Rule, targets: int, batch: int, size: int, device: str
 ) -> dict[str, Callable[[], object]]:
     torch.manual_seed(0)
-    model = NETWORKS[network](targets).eval().requires_grad_(False)
-    x = torch.rand(batch, 3, size, size)
+    model = NETWORKS[network](targets).to(device).eval().requires_grad_(False)
+    x = torch.rand(batch, 3, size, size, device=device)
     attribution = lrp.LRP(model, composite)
 
     def explain(target: Any) -> Callable[[], object]:
@@ -42,19 +40,12 @@ def many_targets(
 
 
 def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line.parser(__doc__, batch=2, repeats=7)
     parser.add_argument("--network", default="resnet18", choices=list(NETWORKS))
     parser.add_argument("--targets", type=int, default=10)
     parser.add_argument("--classes", nargs="+", type=int, default=[2, 10, 50, 1000], help="of the training step")
-    parser.add_argument("--batch", type=int, default=2)
-    parser.add_argument("--size", type=int, default=112)
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--wall", action="store_true", help="wall-clock instead of processor time")
-    parser.add_argument("--json", type=Path, help="also write the rows to this file")
     options = parser.parse_args(arguments)
-    torch.set_num_threads(options.threads)
-    steady_allocator()
+    command_line.begin(options)
     rows: list[dict[str, Any]] = []
 
     def report(runs: dict[str, Callable[[], object]], label: str, floor: float | None) -> None:
@@ -69,18 +60,14 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
 
     T = options.targets
     for label, composite, floor in (("epsilon", lrp.Epsilon(1e-2), (1 + T) / 2), ("z+", lrp.ZPlus(1e-2), (2 + T) / 3)):
-        report(many_targets(options.network, composite, T, options.batch, options.size), label, floor)
+        report(many_targets(options.network, composite, T, options.batch, options.size, options.device), label, floor)
     for classes in options.classes:
         runs = steps(
             options.network, "selective", batch=options.batch, size=options.size, classes=classes, training=True,
-            device="cpu",
+            device=options.device,
         )  # fmt: skip
         report(runs, f"{classes} classes", 2.0)
-    result = {"environment": environment("cpu"), "clock": "wall" if options.wall else "process", "rows": rows}
-    print(", ".join(f"{k} {v}" for k, v in result["environment"].items()))
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=2) + "\n")
-    return rows
+    return command_line.finish(options, rows)
 
 
 if __name__ == "__main__":

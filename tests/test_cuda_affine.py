@@ -11,18 +11,12 @@ import math
 
 import numpy as np
 import pytest
-from cuda_on_cpu import DTYPES, SLOW, Buffer, Dtype, Extent, assert_close, load
+from cuda_on_cpu import DTYPES, Buffer, Dtype, Extent, assert_close, load, runs
 
 SHAPES = [(0, 3, 4), (1, 1, 1), (5, 3, 5), (2, 7, 49), (5, 131, 3), (3, 64, 16), (33, 40, 1), (1, 2, 2100)]
-ORDERS = (0, 1, 5)
 EPSILON = 0.05
 STEP = 1e-30  # of the complex derivative: no difference is taken, so it may be tiny
-RUNS = [
-    pytest.param(dtype, order, id=f"{name}-{order}")
-    for name, dtype in DTYPES.items()
-    for order in ORDERS
-    if SLOW or order == 0 or name == "float32"
-]
+RUNS = runs()
 
 
 def values(seed: int, *shape: int) -> np.ndarray:

@@ -6,17 +6,23 @@ import itertools
 
 import numpy as np
 import pytest
-from cuda_on_cpu import DTYPES, SLOW, Buffer, ConvResult, ConvScale, Dtype, arranged, assert_close, load, restored
+from cuda_on_cpu import (
+    DTYPES,
+    Buffer,
+    ConvResult,
+    ConvScale,
+    Dtype,
+    arranged,
+    assert_close,
+    load,
+    restored,
+    taken,
+    thin_runs,
+)
 from cuda_on_cpu.conv_reference import LAYERS, Inputs, Layer
 
 WEIGHT, POSITIVE, NEGATIVE, SAME_SIGN, OPPOSITE_SIGN, BOX = range(6)
-ORDERS = (0, 1, 5)
-RUNS = [
-    pytest.param(dtype, order, id=f"{name}-{order}")
-    for name, dtype in DTYPES.items()
-    for order in ORDERS
-    if SLOW or order == 0 or name == "float32"
-]
+RUNS = thin_runs()
 # (weights, parts of the scale, times the input, accumulate): every weight set and every part of the scale at least once.
 MODES = [
     (WEIGHT, "", False, False),
@@ -87,12 +93,10 @@ def run_relevance(
     return restored(result, shape, channels_last), expected, magnitude
 
 
-@pytest.mark.parametrize(("dtype", "order"), RUNS)
-def test_conv_relevance(dtype: Dtype, order: int) -> None:
+@pytest.mark.parametrize(("dtype", "order", "share"), RUNS)
+def test_conv_relevance(dtype: Dtype, order: int, share: int) -> None:
     load("conv").configure(order)
-    for number, (layer, mode) in enumerate(itertools.product(LAYERS, MODES)):
-        if not SLOW and order and number % 3 != order % 3:
-            continue
+    for number, (layer, mode) in taken(itertools.product(LAYERS, MODES), order, share):
         targets, channels_last, shift = [(1, False, 0), (2, True, 1), (1, True, 0), (3, False, 3)][number % 4]
         got, expected, magnitude = run_relevance(layer, dtype, mode, targets, channels_last, shift)
         assert_close(got, expected, dtype, magnitude, 40)
@@ -101,26 +105,22 @@ def test_conv_relevance(dtype: Dtype, order: int) -> None:
 TENSOR_CORE_RUNS = [run for run in RUNS if not run.id.startswith("float64")]
 
 
-@pytest.mark.parametrize(("dtype", "order"), TENSOR_CORE_RUNS)
-def test_tensor_cores(dtype: Dtype, order: int) -> None:
+@pytest.mark.parametrize(("dtype", "order", "share"), TENSOR_CORE_RUNS)
+def test_tensor_cores(dtype: Dtype, order: int, share: int) -> None:
     """As test_conv_relevance, up to the rounding of both factors to tf32 or to the storage type."""
     load("conv").configure(order)
     unit = 2.0**-11 if dtype.name == "float32" else dtype.unit
-    for number, (layer, mode) in enumerate(itertools.product(LAYERS, MODES)):
-        if not SLOW and order and number % 3 != order % 3:
-            continue
+    for number, (layer, mode) in taken(itertools.product(LAYERS, MODES), order, share):
         targets, channels_last, shift = [(1, False, 0), (2, True, 1), (1, True, 0), (3, False, 3)][number % 4]
         got, expected, magnitude = run_relevance(layer, dtype, mode, targets, channels_last, shift, tensor_cores=True)
         assert_close(got, expected, dtype, magnitude * (2.1 * unit / dtype.arithmetic_unit + 40), 1)
 
 
-@pytest.mark.parametrize(("dtype", "order"), RUNS)
-def test_conv(dtype: Dtype, order: int) -> None:
+@pytest.mark.parametrize(("dtype", "order", "share"), RUNS)
+def test_conv(dtype: Dtype, order: int, share: int) -> None:
     kernels = load("conv")
     kernels.configure(order)
-    for number, (layer, weights) in enumerate(itertools.product(LAYERS, (WEIGHT, POSITIVE, NEGATIVE))):
-        if not SLOW and order and number % 3 != order % 3:
-            continue
+    for number, (layer, weights) in taken(itertools.product(LAYERS, (WEIGHT, POSITIVE, NEGATIVE)), order, share):
         channels_last, shift = [(False, 0), (True, 1)][number % 2]
         x = Buffer(arranged(values(1, *layer.input_shape(layer.batch)), channels_last), dtype, shift)
         weight = Buffer(values(2, *layer.weight_shape), dtype, shift)

@@ -6,27 +6,19 @@ import itertools
 
 import numpy as np
 import pytest
-from cuda_on_cpu import DTYPES, SLOW, Buffer, Dtype, arranged, assert_close, load, restored
+from cuda_on_cpu import DTYPES, ORDERS, Buffer, Dtype, arranged, assert_close, load, restored, taken, thin_runs
 from cuda_on_cpu.conv_reference import LAYERS, Inputs, Layer
 
-ORDERS = (0, 1, 5)
-RUNS = [
-    pytest.param(dtype, order, id=f"{name}-{order}")
-    for name, dtype in DTYPES.items()
-    for order in ORDERS
-    if SLOW or order == 0 or name == "float32"
-]
+RUNS = thin_runs()
 # Several parts: more than twice 256 positions.
 SPLIT = [Layer(2, 3, 5, (17, 19), (3, 3), (1, 1), (1, 1)), Layer(1, 4, 6, (50, 41), (2, 1), (2, 1), (1, 0))]
 
 
-@pytest.mark.parametrize(("dtype", "order"), RUNS)
-def test_weight_gradient(dtype: Dtype, order: int) -> None:
+@pytest.mark.parametrize(("dtype", "order", "share"), RUNS)
+def test_weight_gradient(dtype: Dtype, order: int, share: int) -> None:
     kernels = load("conv_weight")
     kernels.configure(order)
-    for number, (layer, has) in enumerate(itertools.product([*LAYERS, *SPLIT], ("", "auk", "d"))):
-        if not SLOW and order and number % 3 != order % 3:
-            continue
+    for number, (layer, has) in taken(itertools.product([*LAYERS, *SPLIT], ("", "auk", "d")), order, share):
         targets, channels_last, shift = [(1, False, 0), (2, True, 1), (1, True, 0), (3, False, 3)][number % 4]
         inputs = Inputs(layer, dtype, targets, channels_last, shift)
         images = layer.input_shape(targets * layer.batch)

@@ -7,15 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from cuda_on_cpu import DTYPES, INT32, SLOW, Buffer, Dtype, Heatmap, assert_close, load
+from cuda_on_cpu import DTYPES, INT32, Buffer, Dtype, Heatmap, assert_close, load, runs
 
-ORDERS = (0, 1, 5)
-RUNS = [
-    pytest.param(dtype, order, id=f"{name}-{order}")
-    for name, dtype in DTYPES.items()
-    for order in ORDERS
-    if SLOW or order == 0 or name == "float32"
-]
+RUNS = runs()
 
 
 class Case(NamedTuple):

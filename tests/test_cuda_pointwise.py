@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 import pytest
-from cuda_on_cpu import DTYPES, SLOW, Buffer, Dtype, Extent, assert_close, load
+from cuda_on_cpu import DTYPES, ORDERS, Buffer, Dtype, Extent, assert_close, load, runs
 
 # (batch, channels, pixels): empty, tails of every vector width, odd channels, more than one block, slab and chunk.
 SHAPES = [
@@ -24,14 +24,7 @@ SHAPES = [
     (33, 40, 1),
     (70, 3, 1),
 ]
-ORDERS = (0, 1, 5)
-# Every dtype in ascending order, and float32 in the others; SLOW adds the rest of the product.
-RUNS = [
-    pytest.param(dtype, order, id=f"{name}-{order}")
-    for name, dtype in DTYPES.items()
-    for order in ORDERS
-    if SLOW or order == 0 or name == "float32"
-]
+RUNS = runs()
 EPSILON, LEAK = 1e-2, 0.125
 
 

@@ -7,15 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from cuda_on_cpu import DTYPES, INT64, SLOW, Buffer, Dtype, Pool, arranged, assert_close, load, restored
+from cuda_on_cpu import DTYPES, INT64, Buffer, Dtype, Pool, arranged, assert_close, load, restored, runs
 
-ORDERS = (0, 1, 5)
-RUNS = [
-    pytest.param(dtype, order, id=f"{name}-{order}")
-    for name, dtype in DTYPES.items()
-    for order in ORDERS
-    if SLOW or order == 0 or name == "float32"
-]
+RUNS = runs()
 
 
 class Layer(NamedTuple):

@@ -9,17 +9,16 @@ import sysconfig
 from pathlib import Path
 
 import pytest
-from cuda_on_cpu import CUDA_SOURCES, SLOW
+from cuda_on_cpu import CUDA_SOURCES, slow_unless
 from cuda_on_cpu import resources as table
 
 pytestmark = pytest.mark.skipif(table.nvcc() is None, reason="nvcc is not installed")
 
 # Quick runs look at the source that compiles fastest.
 JOBS = [
-    (source, architecture)
+    pytest.param(source, architecture, marks=slow_unless((source, architecture) == ("conv_weight", "90")))
     for source in table.sources()
     for architecture in table.ARCHITECTURES
-    if SLOW or (source, architecture) == ("conv_weight", "90")
 ]
 
 

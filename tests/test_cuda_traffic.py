@@ -6,14 +6,20 @@ import sys
 from pathlib import Path
 
 import pytest
-from cuda_on_cpu import SLOW
+from cuda_on_cpu import slow_unless
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.traffic import calls, measure
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float64"] if SLOW else ["float32"])
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        pytest.param(name, marks=slow_unless(name == "float32"))
+        for name in ("float32", "bfloat16", "float16", "float64")
+    ],
+)
 def test_traffic(dtype: str) -> None:
     for call in calls([dtype]):
         if call.family == "heatmap_loss":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from networks import NETWORKS, build
@@ -9,6 +11,7 @@ from test_emulated_ops import load_emulated_ops
 from torch import Tensor
 
 import lrpkernels as lrp
+from benchmarks.networks import NETWORKS as FULL_NETWORKS
 from lrpkernels.testing import emulated_cuda
 
 X = torch.rand(2, 3, 12, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
@@ -114,3 +117,26 @@ def test_the_rules_use_the_parts_of_the_weights_in_the_kernels(monkeypatch: pyte
             lrp.LRP(net, rule)(X.float(), 1)[1].square().sum().backward()
         lrp.LRP(net, rule)(X.float() - 0.5, 1)
     assert seen == {weights.value for weights in lrp.functional.Weights}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "rule", [lrp.Epsilon(1e-2, first=lrp.ZBox(0, 1)), lrp.EpsilonPlus()], ids=["epsilon", "EpsilonPlus"]
+)
+@pytest.mark.parametrize("name", ["resnet18", "vgg11", "densenet121"])
+def test_full_networks_through_the_cuda_sources(name: str, rule: lrp.Composite | lrp.Rule) -> None:
+    """ResNet18, VGG11 and DenseNet121 of their real widths at 32x32: heatmap and training gradients."""
+    torch.manual_seed(0)
+    net = FULL_NETWORKS[name](10).eval()
+    x = torch.rand(1, 3, 32, 32)
+    results = []
+    for backend in (emulated_cuda, nullcontext):
+        net.zero_grad()
+        with backend():
+            heatmap = lrp.LRP(net, rule)(x, 1)[1]
+            heatmap.square().sum().backward()
+        results.append(
+            (heatmap.detach(), torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None]))
+        )
+    for ours, expected in zip(*results, strict=True):
+        assert float((ours - expected).abs().max()) <= 1e-4 * float(expected.abs().max())

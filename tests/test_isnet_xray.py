@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from isnet.checkpoints import CheckpointError
 from isnet.data import DataError, audit, read_table, sources
 from isnet.data import chest_ct as ct
 from isnet.experiments import radiographs, xray
@@ -133,8 +134,11 @@ def test_methods_are_trained_scored_and_taken_up_again(
     text = (Path(config.folder) / "table.md").read_text()
     assert text == xray.table(rows) and "relevance outside the lungs" in text
     assert json.loads((Path(config.folder) / "results.json").read_text()) == rows
-    own = dataclasses.replace(config, images=str(tmp_path / "images" / "manifest.csv"))
-    assert xray.run_config(own, "standard").data == xray.run_config(config, "standard").data
+    # The user's own manifest trains the same way, without the method that needs unmarked images; other runs are not passed off as these.
+    own = dataclasses.replace(config, data=str(tmp_path / "images" / "manifest.csv"), images="unused")
+    assert xray.run_experiment(own, processes=1, progress=False) == rows
+    with pytest.raises(CheckpointError, match=r"other settings .*lr"):
+        xray.run_experiment(dataclasses.replace(config, lr=1e-4), processes=1, progress=False)
     with pytest.raises(ValueError, match="methods: no magic; there are"):
         xray.run_experiment(dataclasses.replace(config, methods=("magic",)), progress=False)
     with pytest.raises(ValueError, match="held_out: expected some, not all"):
@@ -180,5 +184,5 @@ def test_cts_are_fetched_once_and_checked(tmp_path: Path, monkeypatch: pytest.Mo
         assert list(ct.load_chest_cts(tmp_path / "data", progress=False)) == ["one"]
     assert fetched == [True]
     (tmp_path / "data" / "one.nii.gz").write_bytes(b"something else")
-    with pytest.raises(DataError, match=r"one.nii.gz: expected SHA-256 .*; the file is kept as it is"):
+    with pytest.raises(DataError, match=r"one.nii.gz, which is kept as it is: expected SHA-256"):
         ct.load_chest_cts(tmp_path / "data", progress=False)

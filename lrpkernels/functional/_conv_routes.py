@@ -37,15 +37,15 @@ class Factors(NamedTuple):
 NO_FACTORS = Factors()
 
 
-class Signs(NamedTuple):
-    """The layer's input a [B, C_in, ...] and, for ``Weights.BOX``, the pixels' bounds [C_in]."""
+class Epilogue(NamedTuple):
+    """What W^T s meets before it is written: the layer's input a [B, C_in, ...] and, for ``Weights.BOX``, the pixels' bounds [C_in]."""
 
     input: Tensor | None = None
     low: Tensor | None = None
     high: Tensor | None = None
 
 
-NO_SIGNS = Signs()
+NO_EPILOGUE = Epilogue()
 
 
 def has_fused_kernels(tensor: Tensor) -> bool:
@@ -79,21 +79,21 @@ def relevance(
     epsilon: float = 0.0,
     leak: float = 0.0,
     weights: Weights = Weights.ALL,
-    signs: Signs = NO_SIGNS,
+    epilogue: Epilogue = NO_EPILOGUE,
 ) -> tuple[Tensor, Tensor | None]:
     """W^T s where the device has fused kernels, and s if it was computed; of ``input`` sizes and layout are read."""
     s: Tensor | None = None
 
     def fused() -> Tensor:
         return ops.conv_relevance(
-            multiplier, *factors, weight, weights, *signs, input.shape[2:], *geometry[:3], geometry.groups, epsilon, leak,
+            multiplier, *factors, weight, weights, *epilogue, input.shape[2:], *geometry[:3], geometry.groups, epsilon, leak,
             _tensor_cores(multiplier.dtype),
         )  # fmt: skip
 
     def vendor() -> Tensor:
         nonlocal s
         s = _vendor.scaled(multiplier, *factors, epsilon, leak)
-        return _vendor.pulled(s, weight, weights, *signs, input, geometry)
+        return _vendor.pulled(s, weight, weights, *epilogue, input, geometry)
 
     given = (*(f is not None for f in factors), weights)
     key = _key("relevance", multiplier, weight, geometry, input.shape[2:], factors.batch, *given)

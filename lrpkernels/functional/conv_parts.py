@@ -6,7 +6,7 @@ neither W+ nor W- nor s is ever written to memory.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,10 +14,11 @@ from torch import Tensor
 from .._extension import ops
 from . import _conv_routes
 from ._autograd import first_order
-from ._conv_routes import NO_FACTORS, Factors, Signs
+from ._conv_routes import NO_FACTORS, Epilogue, Factors
 from ._vendor import ConvGeometry, Weights
 
-_OPPOSITE = {
+# The part of W where a >= 0, and elsewhere.
+_BY_SIGN = {
     Weights.SAME_SIGN: (Weights.POSITIVE, Weights.NEGATIVE),
     Weights.OPPOSITE_SIGN: (Weights.NEGATIVE, Weights.POSITIVE),
 }
@@ -28,6 +29,37 @@ def _within(gradient: Tensor, weight: Tensor, part: Weights) -> Tensor:
     if part == Weights.ALL:
         return gradient
     return gradient * (weight >= 0 if part == Weights.POSITIVE else weight <= 0)
+
+
+class _Term(NamedTuple):
+    """One of the linear maps that a combination of weights adds up: its share of the gradient at the input, the part of W, its sign."""
+
+    grad: Tensor
+    part: Weights
+    sign: int = 1
+
+
+def _combined_backward(ctx: Any, terms: list[_Term]) -> tuple[Tensor | None, ...]:
+    """Gradients of multiplier, value, denominator and weight, the first four tensors that ``ctx`` saved."""
+    multiplier, value, denominator, weight = ctx.saved_tensors[:4]
+    factors = Factors(value=value, denominator=denominator)
+    need, geometry, epsilon = ctx.needs_input_grad, ctx.geometry, ctx.epsilon
+    grad_weight = pushed = None
+    for grad, part, sign in terms:
+        if need[3]:
+            full = _conv_routes.weight_gradient(multiplier, factors, None, grad, weight, geometry, epsilon)
+            grad_weight = _added(grad_weight, _within(full, weight, part), sign)
+        if any(need[:3]):
+            pushed = _added(pushed, _conv_routes.apply(grad, weight, geometry, part), sign)
+    if pushed is None:
+        return None, None, None, grad_weight
+    return (*ops.ratio_backward(pushed, multiplier, value, denominator, epsilon), grad_weight)
+
+
+def _added(so_far: Tensor | None, term: Tensor, sign: int) -> Tensor:
+    if so_far is None:
+        return term if sign > 0 else -term
+    return so_far.add_(term, alpha=sign)
 
 
 def _repeated(values: Tensor, like: Tensor) -> Tensor:
@@ -89,36 +121,18 @@ class _ConvShare(torch.autograd.Function):
         ctx.save_for_backward(multiplier, value, denominator, weight, input)
         ctx.weights, ctx.geometry, ctx.epsilon = weights, geometry, epsilon
         factors = Factors(value=value, denominator=denominator)
-        signs = Signs(input) if weights in _OPPOSITE else _conv_routes.NO_SIGNS
-        return _conv_routes.relevance(multiplier, factors, weight, input, geometry, epsilon, 0.0, weights, signs)[0]
+        epilogue = Epilogue(input) if weights in _BY_SIGN else _conv_routes.NO_EPILOGUE
+        return _conv_routes.relevance(multiplier, factors, weight, input, geometry, epsilon, 0.0, weights, epilogue)[0]
 
     @staticmethod
     @first_order
     def backward(ctx: Any, grad: Tensor) -> Any:
-        multiplier, value, denominator, weight, input = ctx.saved_tensors
-        if ctx.weights in _OPPOSITE:
-            places = _repeated(input >= 0, grad)
-            parts = [(grad * places, _OPPOSITE[ctx.weights][0]), (grad * ~places, _OPPOSITE[ctx.weights][1])]
-        else:
-            parts = [(grad, ctx.weights)]
-        need, geometry = ctx.needs_input_grad, ctx.geometry
-        grad_weight = None
-        if need[3]:
-            factors = Factors(value=value, denominator=denominator)
-            grad_weight = sum(
-                _within(
-                    _conv_routes.weight_gradient(multiplier, factors, None, h, weight, geometry, ctx.epsilon),
-                    weight,
-                    part,
-                )
-                for h, part in parts
-            )
-        if not any(need[:3]):
-            return None, None, None, grad_weight, None, None, None, None
-        pushed = [_conv_routes.apply(h, weight, geometry, part) for h, part in parts]
-        t = pushed[0] if len(pushed) == 1 else pushed[0] + pushed[1]
-        g, v, d = ops.ratio_backward(t, multiplier, value, denominator, ctx.epsilon)
-        return g, v, d, grad_weight, None, None, None, None
+        input = ctx.saved_tensors[4]
+        terms = [_Term(grad, ctx.weights)]
+        if ctx.weights in _BY_SIGN:
+            places, (up, down) = _repeated(input >= 0, grad), _BY_SIGN[ctx.weights]
+            terms = [_Term(grad * places, up), _Term(grad * ~places, down)]
+        return *_combined_backward(ctx, terms), None, None, None, None
 
 
 def conv_share(
@@ -173,36 +187,26 @@ class _ConvBox(torch.autograd.Function):
         ctx.save_for_backward(multiplier, value, denominator, weight, input, low, high)
         ctx.geometry, ctx.epsilon = geometry, epsilon
         factors = Factors(value=value, denominator=denominator)
-        signs = Signs(input, low, high)
-        return _conv_routes.relevance(multiplier, factors, weight, input, geometry, epsilon, 0.0, Weights.BOX, signs)[0]
+        epilogue = Epilogue(input, low, high)
+        return _conv_routes.relevance(
+            multiplier, factors, weight, input, geometry, epsilon, 0.0, Weights.BOX, epilogue
+        )[0]
 
     @staticmethod
     @first_order
     def backward(ctx: Any, grad: Tensor) -> Any:
         multiplier, value, denominator, weight, input, low, high = ctx.saved_tensors
-        need, geometry = ctx.needs_input_grad, ctx.geometry
-        factors = Factors(value=value, denominator=denominator)
         shape = (1, -1, *(1,) * (grad.dim() - 2))
-        parts = [(grad * _repeated(input, grad), Weights.ALL, 1)]
+        terms = [_Term(grad * _repeated(input, grad), Weights.ALL)]
         for bound, part in ((low, Weights.POSITIVE), (high, Weights.NEGATIVE)):
-            parts.append((grad * bound.to(grad.dtype).view(shape), part, -1))
-        grad_weight = grad_input = None
-        if need[3]:
-            grad_weight = sum(
-                sign
-                * _within(
-                    _conv_routes.weight_gradient(multiplier, factors, None, h, weight, geometry, ctx.epsilon),
-                    weight,
-                    part,
-                )
-                for h, part, sign in parts
-            )
-        if need[4]:
-            pulled, _ = _conv_routes.relevance(multiplier, factors, weight, input, geometry, ctx.epsilon)
+            terms.append(_Term(grad * bound.to(grad.dtype).view(shape), part, -1))
+        grads = _combined_backward(ctx, terms)
+        grad_input = None
+        if ctx.needs_input_grad[4]:
+            factors = Factors(value=value, denominator=denominator)
+            pulled, _ = _conv_routes.relevance(multiplier, factors, weight, input, ctx.geometry, ctx.epsilon)
             grad_input = (grad * pulled).unflatten(0, (-1, input.shape[0])).sum(0)
-        t = sum(sign * _conv_routes.apply(h, weight, geometry, part) for h, part, sign in parts)
-        g, v, d = ops.ratio_backward(t, multiplier, value, denominator, ctx.epsilon)
-        return g, v, d, grad_weight, grad_input, None, None, None, None
+        return *grads, grad_input, None, None, None, None
 
 
 def conv_box(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -22,7 +23,7 @@ Arrived = Sequence[
 ]  # one multiplier per output; None where nothing arrived (only operations with several outputs see it)
 
 
-class Op:
+class Op(ABC):
     """One recorded operation.
 
     Subclasses say how the multiplier G (R = a * G) at the outputs goes to the inputs. Multipliers may carry T targets: their first
@@ -45,13 +46,13 @@ class Op:
         """What this operation is called in tables."""
         return self.kind
 
+    @abstractmethod
     def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
         """Multipliers at the inputs, given those at the outputs (None: nothing arrives there).
 
         Raises:
             UnsupportedOperationError: this operation has no rule.
         """
-        raise NotImplementedError
 
     def propagate_relevance(self, relevance: Tensor) -> Multipliers:
         """Relevance R itself at the inputs, for operations ahead of a first-layer rule.

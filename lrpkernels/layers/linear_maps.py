@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -30,13 +31,14 @@ class LinearMap(Op):
     bias: Tensor | None
 
     @property
+    @abstractmethod
     def channels(self) -> int:
         """Number of output channels."""
-        raise NotImplementedError
 
     def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
         raise AssertionError("linear maps are propagated as blocks; see lrpkernels.fuse")
 
+    @abstractmethod
     def epsilon(
         self,
         multiplier: Tensor,
@@ -47,19 +49,18 @@ class LinearMap(Op):
         leak: float,
     ) -> Tensor:
         """Multiplier at the input under the epsilon rule; see :func:`lrpkernels.functional.conv_epsilon`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """W a + b with other weights than the recorded ones."""
-        raise NotImplementedError
 
     def reuse(self, input: Tensor, weight: Tensor, bias: Tensor | None, known: Tensor) -> Tensor:
         """:meth:`forward` when its value is ``known`` already, for maps that are worth not computing twice."""
         return self.forward(input, weight, bias)
 
+    @abstractmethod
     def transpose(self, s: Tensor, weight: Tensor) -> Tensor:
         """W^T s with other weights than the recorded ones."""
-        raise NotImplementedError
 
     def transpose_each(self, s: Tensor, weights: Sequence[Tensor]) -> Sequence[Tensor]:
         """W^T s for several weights that share s."""
@@ -69,9 +70,9 @@ class LinearMap(Op):
         """The convolution's geometry where fused kernels pick W+ and W- as they load ``weight``, else None."""
         return None
 
+    @abstractmethod
     def per_channel(self, vector: Tensor) -> Tensor:
         """A vector over output channels, shaped to scale the weight."""
-        raise NotImplementedError
 
     def _weight(self, like: Tensor) -> Tensor:
         return self.weight if self.weight.dtype == like.dtype else self.weight.to(like.dtype)

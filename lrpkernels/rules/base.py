@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from math import isfinite
 from typing import TYPE_CHECKING
@@ -61,7 +62,7 @@ def select_by_sign(a: Tensor, where_positive: Tensor, where_negative: Tensor | N
 
 
 @dataclass(frozen=True)
-class Rule:
+class Rule(ABC):
     """Base of all rules. A rule works on multipliers G (R = a * G); what it does not define passes G on unchanged.
 
     Attributes:
@@ -75,6 +76,7 @@ class Rule:
         """The rule of the first layer when this rule is used as a composite; None: this rule itself."""
         return None
 
+    @abstractmethod
     def linear(self, block: Block, multipliers: tuple[Tensor, Tensor | None]) -> Tensor:
         """Through convolution, linear layer or batch norm, with the batch norm merged into it and the ReLU behind it.
 
@@ -85,7 +87,6 @@ class Rule:
         Returns:
             G at the block's input (R itself if ``yields_relevance``).
         """
-        raise NotImplementedError
 
     def relu(self, op: Relu, multiplier: Tensor) -> Tensor:
         """Through a ReLU that stands alone (behind a sum, say): R is unchanged, so G meets ReLU's own derivative."""

@@ -178,7 +178,7 @@ def _open(folder: Path, config: RunConfig, resume: bool) -> Path:
     if exists:
         if not resume:
             raise FileExistsError(f"{folder} holds a run: resume it, or choose another folder")
-        _require_same_run(load_config(folder), config, path)
+        require_same_run(folder, config)
     world.barrier()
     if world.is_main:
         write_json(path, config.to_json())
@@ -283,8 +283,14 @@ def load_evaluation(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.is_file() else None
 
 
-def _require_same_run(found: RunConfig, asked: RunConfig, path: Path) -> None:
-    """Raises CheckpointError unless ``asked`` continues the run that was ``found``."""
+def require_same_run(folder: str | os.PathLike[str], asked: RunConfig) -> None:
+    """Compares the settings of the run in ``folder`` with others.
+
+    Raises:
+        CheckpointError: ``asked`` would not continue that run.
+        FileNotFoundError: ``folder`` holds no run.
+    """
+    found, path = load_config(folder), Path(folder) / CONFIG_NAME
     ours, theirs = asked.to_json(), found.to_json()
     differences = asked.train.differences(theirs["train"])
     differences += [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +26,7 @@ def _first(eps: float, input_range: tuple[Any, Any] | None) -> lrp.Rule | None:
 
 
 @dataclass(frozen=True)
-class Variant:
+class Variant(ABC):
     """Base of the variants.
 
     Args:
@@ -42,9 +43,9 @@ class Variant:
         """Epsilon in the form of LRP-Flex, z^B at the input if its range is known."""
         return lrp.Epsilon(self.eps, first=_first(self.eps, self.input_range))
 
+    @abstractmethod
     def explained(self, logits: Tensor) -> list[Explained]:
         """The relevance passes of one batch; their maps are stacked along M."""
-        raise NotImplementedError
 
 
 class Selective(Variant):

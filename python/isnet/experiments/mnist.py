@@ -6,20 +6,16 @@ stopped, within a cell, too.
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import multiprocessing
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from rich.progress import Progress
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -27,6 +23,7 @@ from isnet._files import write_json, write_text
 from isnet.data import BiasedMNIST, load_mnist
 from isnet.data.biased_mnist import Mark
 from isnet.evaluation import Example, accuracy, background_attention
+from isnet.experiments import trainings
 from isnet.experiments.baselines import Altered, InputGradients, segmented, with_mask
 from isnet.run_config import DataConfig, RunConfig, Variant
 from isnet.run_data import RunData, load_data
@@ -121,10 +118,7 @@ def methods(config: MNISTConfig) -> dict[str, Method]:
     for every in config.lazy:
         if every != config.heatmap_every:
             found[f"selective after warm-up, K = {every}"] = Method("selective", warm=True, every=every)
-    unknown = set(config.methods) - set(found)
-    if unknown:
-        raise ValueError(f"methods: no {', '.join(sorted(unknown))}; there are {', '.join(found)}")
-    return {name: method for name, method in found.items() if not config.methods or name in config.methods}
+    return trainings.chosen(found, config.methods)
 
 
 def run_experiment(config: MNISTConfig, *, processes: int = 2, progress: bool = True) -> list[dict[str, Any]]:
@@ -141,13 +135,9 @@ def run_experiment(config: MNISTConfig, *, processes: int = 2, progress: bool = 
     folder = Path(config.folder)
     load_mnist(config.data_folder, progress=progress)  # once, not in every process
     cells = [Cell(name, mark, seed) for seed in config.seeds for mark in config.marks for name in methods(config)]
-    missing = [cell for cell in cells if not _path(folder, cell).exists()]
-    context = multiprocessing.get_context("spawn")
-    with Progress(disable=not progress) as display, ProcessPoolExecutor(processes, mp_context=context) as pool:
-        task = display.add_task("cells", total=len(cells), completed=len(cells) - len(missing))
-        for future in as_completed([pool.submit(train_cell, config, cell) for cell in missing]):
-            future.result()
-            display.advance(task)
+    trainings.train_missing(
+        train_cell, config, cells, lambda cell: _path(folder, cell).exists(), processes=processes, progress=progress
+    )
     rows = table_rows(config, cells)
     write_json(folder / "results.json", rows)
     write_text(folder / "table.md", table(rows))
@@ -270,6 +260,4 @@ def preset(name: str, **changes: Any) -> MNISTConfig:
     Raises:
         ValueError: no such preset.
     """
-    if name not in PRESETS:
-        raise ValueError(f"preset: expected one of {', '.join(PRESETS)}, got {name!r}")
-    return dataclasses.replace(PRESETS[name], **changes)
+    return trainings.preset(PRESETS, name, changes)

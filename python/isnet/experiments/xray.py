@@ -7,12 +7,10 @@ The reproducible set is semi-synthetic (:mod:`isnet.experiments.radiographs`), r
 from __future__ import annotations
 
 import csv
-import dataclasses
 import io
 import json
-import multiprocessing
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,15 +19,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from PIL import Image
-from rich.progress import Progress, track
+from rich.progress import track
 
 from isnet._files import atomic_path, write_json, write_text
 from isnet.data.chest_ct import CT_SOURCES, ChestCT, load_chest_cts
+from isnet.experiments import trainings
 from isnet.experiments.markings import HOSPITALS, mark
 from isnet.experiments.radiographs import Radiograph, render
 from isnet.run_config import ImagesConfig, RunConfig, Variant
 from isnet.run_data import with_classes
-from isnet.runs import evaluate_run, load_evaluation, load_run, train_run
+from isnet.runs import evaluate_run, load_evaluation, load_run, require_same_run, train_run
 from isnet.train_config import TrainConfig
 
 CLASSES = tuple(HOSPITALS)  # "normal", "opacity"
@@ -44,7 +43,8 @@ class XrayConfig:
 
     Attributes:
         folder: Where runs and tables go.
-        images: Folder of the rendered images, or the user's own manifest.
+        data: The user's own image folder, manifest or shards; None: the rendered images.
+        images: Folder to render into.
         ct_folder: Where the CTs are kept.
         train, validation, test: Images rendered of the training patients (train, validation, test) and of the others (test again).
         held_out: Patients that only tests see.
@@ -58,6 +58,7 @@ class XrayConfig:
     """
 
     folder: str = "runs/xray"
+    data: str | None = None
     images: str = "data/xray"
     ct_folder: str = "data/chest-ct"
     train: int = 3000
@@ -165,12 +166,10 @@ def render_images(config: XrayConfig, *, processes: int = 2, progress: bool = Tr
     if missing:
         chests = load_chest_cts(config.ct_folder, progress=progress)
         work = partial(_render, folder, config, chests)
-        # Threads: the kernels that take the time leave the interpreter's lock.
-        from concurrent.futures import ThreadPoolExecutor
-
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
+            # Threads: the kernels that take the time leave the interpreter's lock.
             with ThreadPoolExecutor(processes) as pool:
                 for _ in track(pool.map(work, missing), "rendering", len(missing), disable=not progress):
                     pass
@@ -233,23 +232,17 @@ def run_experiment(config: XrayConfig, *, processes: int = 2, progress: bool = T
     Raises:
         DataError: the CTs or the user's images cannot be used.
         ValueError: unknown methods.
+        CheckpointError: the folder holds runs with other settings.
     """
-    own = Path(config.images).suffix in (".csv", ".tsv", ".parquet")
-    names = [name for name in METHODS if not config.methods or name in config.methods]
-    unknown = set(config.methods) - set(METHODS)
-    if unknown:
-        raise ValueError(f"methods: no {', '.join(sorted(unknown))}; there are {', '.join(METHODS)}")
-    if own:  # what the user's training images would look like without marks, nobody knows
-        names = [name for name in names if not METHODS[name].unmarked]
-    else:
+    methods = trainings.chosen(METHODS, config.methods)
+    if config.data is None:
         render_images(config, processes=processes, progress=progress)
-    missing = [name for name in names if load_evaluation(_folder(config, name)) is None]
-    context = multiprocessing.get_context("spawn")
-    with Progress(disable=not progress) as display, ProcessPoolExecutor(processes, mp_context=context) as pool:
-        task = display.add_task("trainings", total=len(names), completed=len(names) - len(missing))
-        for future in as_completed([pool.submit(train_method, config, name) for name in missing]):
-            future.result()
-            display.advance(task)
+    else:  # what the user's training images would look like without marks, nobody knows
+        methods = {name: method for name, method in methods.items() if not method.unmarked}
+    names = list(methods)
+    trainings.train_missing(
+        train_method, config, names, lambda name: _finished(config, name), processes=processes, progress=progress
+    )
     rows = [_row(config, name) for name in names]
     write_json(Path(config.folder) / "results.json", rows)
     write_text(Path(config.folder) / "table.md", table(rows))
@@ -261,9 +254,7 @@ def run_config(config: XrayConfig, name: str) -> RunConfig:
     method = METHODS[name]
     total = config.warmup + config.epochs
     warmup = total if method.only_noise else config.warmup if method.warm else 0
-    path = Path(config.images)
-    if path.suffix == "":
-        path = path / (UNMARKED if method.unmarked else MANIFEST)
+    path = Path(config.data or Path(config.images) / (UNMARKED if method.unmarked else MANIFEST))
     data = ImagesConfig(
         str(path), size=(config.size, config.size), channels=1, flip=0.5, shift=0.04 * config.size, seed=config.seed
     )
@@ -288,6 +279,19 @@ def train_method(config: XrayConfig, name: str) -> None:
     folder = _folder(config, name)
     train_run(folder, run_config(config, name), resume=True, progress=False)
     evaluate_run(load_run(folder), resamples=_RESAMPLES, progress=False)
+
+
+def _finished(config: XrayConfig, name: str) -> bool:
+    """Whether a method has its scores.
+
+    Raises:
+        CheckpointError: those are of a run with other settings.
+    """
+    folder = _folder(config, name)
+    if load_evaluation(folder) is None:
+        return False
+    require_same_run(folder, run_config(config, name))
+    return True
 
 
 def _folder(config: XrayConfig, name: str) -> Path:
@@ -328,6 +332,4 @@ def preset(name: str, **changes: Any) -> XrayConfig:
     Raises:
         ValueError: no such preset.
     """
-    if name not in PRESETS:
-        raise ValueError(f"preset: expected one of {', '.join(PRESETS)}, got {name!r}")
-    return dataclasses.replace(PRESETS[name], **changes)
+    return trainings.preset(PRESETS, name, changes)

@@ -1,0 +1,67 @@
+"""What the experiments share: presets, methods chosen by name, and trainings side by side in processes of their own."""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from typing import Any, TypeVar
+
+from rich.progress import Progress
+
+ConfigT = TypeVar("ConfigT")
+MethodT = TypeVar("MethodT")
+JobT = TypeVar("JobT")
+
+
+def preset(presets: Mapping[str, ConfigT], name: str, changes: Mapping[str, Any]) -> ConfigT:
+    """The settings called ``name``, with some of them changed.
+
+    Raises:
+        ValueError: no such preset.
+    """
+    if name not in presets:
+        raise ValueError(f"preset: expected one of {', '.join(presets)}, got {name!r}")
+    return dataclasses.replace(presets[name], **changes)  # type: ignore[type-var]
+
+
+def chosen(methods: Mapping[str, MethodT], wanted: Collection[str]) -> dict[str, MethodT]:
+    """Those methods that are wanted, in their own order; all if none is named.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    unknown = set(wanted) - set(methods)
+    if unknown:
+        raise ValueError(f"methods: no {', '.join(sorted(unknown))}; there are {', '.join(methods)}")
+    return {name: method for name, method in methods.items() if not wanted or name in wanted}
+
+
+def train_missing(
+    train: Callable[[Any, JobT], None],
+    config: Any,
+    jobs: Sequence[JobT],
+    done: Callable[[JobT], bool],
+    *,
+    processes: int,
+    progress: bool,
+) -> None:
+    """Calls ``train(config, job)`` for each job that is not done, some at a time, each in a process of its own.
+
+    Args:
+        train: A function that a new process can import; it leaves its result in files.
+        config, jobs: Its arguments.
+        done: Whether a job's result is there already.
+        processes: Trainings at a time.
+        progress: Show a progress bar.
+    """
+    missing = [job for job in jobs if not done(job)]
+    if not missing:
+        return
+    context = multiprocessing.get_context("spawn")
+    with Progress(disable=not progress) as display, ProcessPoolExecutor(processes, mp_context=context) as pool:
+        task = display.add_task("trainings", total=len(jobs), completed=len(jobs) - len(missing))
+        for future in as_completed([pool.submit(train, config, job) for job in missing]):
+            future.result()
+            display.advance(task)
