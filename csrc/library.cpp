@@ -39,4 +39,18 @@ STABLE_TORCH_LIBRARY(lrpkernels, m) {
       "conv_weight_gradient(Tensor multiplier, Tensor? addend, Tensor? output, Tensor? scale, Tensor? value, "
       "Tensor? denominator, Tensor input, int[] kernel_size, int[] stride, int[] padding, int[] dilation, int groups, "
       "float epsilon, float leak) -> Tensor");
+  m.def(
+      "affine(Tensor multiplier, Tensor value, Tensor input, Tensor slope, Tensor? shift, bool zplus, float epsilon) "
+      "-> Tensor");
+  m.def(
+      "affine_backward(Tensor grad, Tensor multiplier, Tensor value, Tensor input, Tensor slope, Tensor? shift, "
+      "bool zplus, float epsilon) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def("sum_zplus(Tensor multiplier, Tensor a, Tensor b, float epsilon) -> (Tensor, Tensor)");
+  m.def(
+      "sum_zplus_backward(Tensor grad_a, Tensor grad_b, Tensor multiplier, Tensor a, Tensor b, float epsilon) "
+      "-> (Tensor, Tensor, Tensor)");
+  m.def("heatmap_scores(Tensor heatmap, Tensor mask, int kept, float decay) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "heatmap_scores_backward(Tensor heatmap, Tensor mask, Tensor order, Tensor grad_foreground, "
+      "Tensor grad_signed_foreground, Tensor grad_background, float decay) -> Tensor");
 }

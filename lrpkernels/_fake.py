@@ -234,3 +234,69 @@ def _conv_weight_gradient(
 ) -> Tensor:
     _check_epsilon_scale("conv_weight_gradient", multiplier, addend, output, scale)
     return multiplier.new_empty((multiplier.shape[1], input.shape[1] // groups, *kernel_size))
+
+
+def _like(tensor: Tensor, leader: Tensor) -> Tensor:
+    return torch.empty_like(tensor, memory_format=memory_format(leader))
+
+
+@torch.library.register_fake("lrpkernels::affine")
+def _affine(
+    multiplier: Tensor, value: Tensor, input: Tensor, slope: Tensor, shift: Tensor | None, zplus: bool, epsilon: float
+) -> Tensor:
+    for name, tensor in (("value", value), ("input", input)):
+        _check_forward_value("affine", name, tensor, multiplier)
+    return _like(multiplier, input)
+
+
+@torch.library.register_fake("lrpkernels::affine_backward")
+def _affine_backward(
+    grad: Tensor,
+    multiplier: Tensor,
+    value: Tensor,
+    input: Tensor,
+    slope: Tensor,
+    shift: Tensor | None,
+    zplus: bool,
+    epsilon: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    _check_like_multiplier("affine_backward", "grad", grad, multiplier)
+    channels = (slope.new_empty(slope.shape), slope.new_empty(0 if shift is None else slope.shape))
+    return _like(multiplier, input), _like(value, input), _like(input, input), *channels
+
+
+@torch.library.register_fake("lrpkernels::sum_zplus")
+def _sum_zplus(multiplier: Tensor, a: Tensor, b: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    for name, tensor in (("a", a), ("b", b)):
+        _check_forward_value("sum_zplus", name, tensor, multiplier)
+    return _like(multiplier, a), _like(multiplier, a)
+
+
+@torch.library.register_fake("lrpkernels::sum_zplus_backward")
+def _sum_zplus_backward(
+    grad_a: Tensor, grad_b: Tensor, multiplier: Tensor, a: Tensor, b: Tensor, epsilon: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    for name, tensor in (("grad_a", grad_a), ("grad_b", grad_b)):
+        _check_like_multiplier("sum_zplus_backward", name, tensor, multiplier)
+    return _like(multiplier, a), _like(a, a), _like(b, a)
+
+
+@torch.library.register_fake("lrpkernels::heatmap_scores")
+def _heatmap_scores(heatmap: Tensor, mask: Tensor, kept: int, decay: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    dtype = torch.float64 if heatmap.dtype == torch.float64 else torch.float32
+    maps, rows = heatmap.shape[:2], heatmap.shape[:3]
+    order = heatmap.new_empty((*rows, kept), dtype=torch.int32)
+    return *(heatmap.new_empty(shape, dtype=dtype) for shape in (maps, maps, rows)), order  # type: ignore[return-value]
+
+
+@torch.library.register_fake("lrpkernels::heatmap_scores_backward")
+def _heatmap_scores_backward(
+    heatmap: Tensor,
+    mask: Tensor,
+    order: Tensor,
+    grad_foreground: Tensor,
+    grad_signed_foreground: Tensor,
+    grad_background: Tensor,
+    decay: float,
+) -> Tensor:
+    return heatmap.new_empty(heatmap.shape)

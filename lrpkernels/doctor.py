@@ -10,12 +10,10 @@ import torch
 from torch import Tensor
 
 from ._extension import has_cuda_kernels
-from .testing import CONV_OPS, LAYOUTS, OPS, error_ratio, reference, samples
+from .testing import CONV_OPS, LAYOUTS, OPS, SUM_MARGIN, SUMMING_OPS, error_ratio, reference, samples
 
 _CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 _CUDA_DTYPES = (*_CPU_DTYPES, torch.float16)
-# Besides the rounding of a kernel that sums in another order than PyTorch's.
-_SUM_MARGIN = 4.0
 
 
 @dataclass(frozen=True)
@@ -129,7 +127,7 @@ def _check(op: Callable[..., Any], kernel: str, dtype: torch.dtype, device: str,
         results = results if isinstance(results, tuple) else (results,)
         count += 1
         for actual, eager, truth in zip(results, plain, exact, strict=True):
-            ratio = error_ratio(actual.cpu(), eager, truth) / (_SUM_MARGIN if kernel in CONV_OPS else 1.0)
+            ratio = error_ratio(actual.cpu(), eager, truth) / (SUM_MARGIN if kernel in SUMMING_OPS else 1.0)
             if ratio > highest:
                 highest, worst = ratio, label
             largest = max(largest, _relative(actual.cpu(), truth))

@@ -16,10 +16,14 @@ from torch import Tensor
 
 from . import functional, tuning
 from ._layer_samples import CONV_OPS, POOL_OPS, REFERENCES, conv_samples, pool_samples
+from ._rule_samples import RULE_OPS, RULE_REFERENCES, rule_samples
 from .tuning import Mode, Tuner
 
 POINTWISE_OPS = ("epsilon_scale", "epsilon_scale_backward", "ratio", "ratio_backward")
-OPS = (*POINTWISE_OPS, *POOL_OPS, *CONV_OPS)
+OPS = (*POINTWISE_OPS, *POOL_OPS, *CONV_OPS, *RULE_OPS)
+# Sums over images and positions, which plain PyTorch adds up in another order: its own error says less about what a kernel may have.
+SUMMING_OPS = (*CONV_OPS, "affine_backward")
+SUM_MARGIN = 4.0
 LAYOUTS = ("contiguous", "channels_last", "strided", "offset")
 
 # Odd sizes, vector tails, batch 0 and 1, one channel, [N, C], volumes, planes longer than a parallel task, many channels.
@@ -98,8 +102,11 @@ def samples(
     def values(shape: tuple[int, ...]) -> Tensor:
         return lay_out(torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype), layout)
 
-    if op in POOL_OPS or op in CONV_OPS:
-        found = pool_samples(op, values, targets) if op in POOL_OPS else conv_samples(op, dtype, values, targets)
+    if op not in POINTWISE_OPS:
+        if op in POOL_OPS:
+            found = pool_samples(op, values, targets)
+        else:
+            found = (conv_samples if op in CONV_OPS else rule_samples)(op, dtype, values, targets)
         for arguments, label in found:
             yield Sample(op, arguments, label)
         return
@@ -147,10 +154,11 @@ def ratio_reference(multiplier: Tensor, value: Tensor, denominator: Tensor, epsi
     return multiplier * _stretch(value / (denominator + epsilon * sign), multiplier)
 
 
-_FORWARD: dict[str, Callable[..., Tensor]] = {
+_FORWARD: dict[str, Callable[..., Tensor | tuple[Tensor, ...]]] = {
     "epsilon_scale": epsilon_scale_reference,
     "ratio": ratio_reference,
     **REFERENCES,
+    **RULE_REFERENCES,
 }
 
 
@@ -169,7 +177,8 @@ def reference(op: str, arguments: tuple[Any, ...], dtype: torch.dtype = torch.fl
         a.detach().to(dtype, copy=True) if isinstance(a, Tensor) and a.is_floating_point() else a for a in arguments
     ]
     if op in _FORWARD:
-        return (_FORWARD[op](*cast),)
+        results = _FORWARD[op](*cast)
+        return results if isinstance(results, tuple) else (results,)
     forward = _FORWARD[op.removesuffix("_backward")]
     grad, inputs = cast[0], cast[1:]
     wanted = [True, False, True, bool(inputs.pop())] if op == "epsilon_scale_backward" else [True, True, True]
@@ -208,6 +217,8 @@ def error_ratio(actual: Tensor, plain: Tensor, exact: Tensor) -> float:
     """
     if actual.shape != exact.shape:
         return float("inf")
+    if not actual.is_floating_point():  # positions: right or wrong
+        return 0.0 if torch.equal(actual, exact.to(actual.dtype)) else float("inf")
     got, eager = actual.double(), plain.double()
     known = ~exact.isnan()
     if not torch.equal(got.isnan(), ~known):
@@ -249,6 +260,8 @@ def emulated_cuda(conv: Mode | Tuner = "fused") -> Iterator[Tuner]:
     modules = (
         functional.pointwise,
         functional.pool,
+        functional.affine_maps,
+        functional.heatmap_sums,
         functional.conv,
         functional.conv_parts,
         functional._vendor,

@@ -10,6 +10,7 @@ from networks import NETWORKS, build
 from test_emulated_ops import load_emulated_ops
 from torch import Tensor
 
+import isnet
 import lrpkernels as lrp
 from benchmarks.networks import NETWORKS as FULL_NETWORKS
 from lrpkernels.testing import emulated_cuda
@@ -40,6 +41,7 @@ RULES = {
     "z^B per channel": lrp.Epsilon(1e-2, first=lrp.ZBox((-1.0, -2.0, 0.0), (1.0, 2.0, 3.0))),
     "z+": lrp.ZPlus(1e-2),
     "alpha-beta": lrp.AlphaBeta(2.0, 1.0, 1e-2),
+    "layer-wise epsilon": lrp.EpsilonLayerwise(1e-2),
     "z+, scaled": lrp.ZPlus(1e-2, scaled=True),
 }
 
@@ -140,3 +142,47 @@ def test_full_networks_through_the_cuda_sources(name: str, rule: lrp.Composite |
         )
     for ours, expected in zip(*results, strict=True):
         assert float((ours - expected).abs().max()) <= 1e-4 * float(expected.abs().max())
+
+
+@pytest.mark.parametrize(
+    ("name", "rule", "op"),
+    [
+        ("dense", lrp.ZPlus(1e-2), "affine"),
+        ("dense", lrp.EpsilonLayerwise(1e-2), "affine"),
+        ("residual", lrp.ZPlus(1e-2), "sum_zplus"),
+    ],
+    ids=str,
+)
+def test_layers_without_a_matrix_product_have_kernels(
+    name: str, rule: lrp.Rule, op: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batch norm standing alone and residual sums: that these ops run is asserted here, what they give in the tests of networks."""
+    called: list[str] = []
+
+    class Spy:
+        def __getattr__(self, asked: str) -> object:
+            called.append(asked)
+            return getattr(torch.ops.lrpkernels_emulated, asked)
+
+    with emulated_cuda():
+        monkeypatch.setattr(lrp.functional.affine_maps, "ops", Spy())
+        lrp.LRP(build(NETWORKS[name]), rule)(X, 1)[1].square().sum().backward()
+    assert {op, f"{op}_backward"} <= set(called)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"normalization": "signed"}, {"normalization": "none"}, {"d": 1.0}, {"d": 0.0}], ids=str
+)
+@pytest.mark.parametrize("mask_channels", [1, 3])
+def test_the_heatmap_loss_through_the_cuda_sources(options: dict[str, object], mask_channels: int) -> None:
+    generator = torch.Generator().manual_seed(1)
+    maps = torch.randn(2, 2, 3, 9, 7, dtype=torch.float64, generator=generator).requires_grad_()
+    masks = torch.rand(2, mask_channels, 9, 7, generator=generator) > 0.5
+    loss = isnet.HeatmapLoss(**options)  # type: ignore[arg-type]
+    results = []
+    for backend in (emulated_cuda, nullcontext):
+        with backend():
+            found = loss(maps, masks)
+            results.append((*vars(found).values(), torch.autograd.grad(found.loss, maps)[0]))
+    for ours, expected in zip(*results, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-12)

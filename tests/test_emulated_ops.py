@@ -12,7 +12,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.cpp_extension import include_paths, library_paths
 
-from lrpkernels.testing import CONV_OPS, LAYOUTS, OPS, error_ratio, reference, samples
+from lrpkernels.testing import LAYOUTS, OPS, SUM_MARGIN, SUMMING_OPS, error_ratio, reference, samples
 
 ROOT = Path(__file__).parent.parent
 SHAPES = [(2, 3, 5, 7), (4, 17), (2, 3, 2, 5, 3), (1, 37, 2, 5), (0, 3, 4, 4)]
@@ -50,8 +50,7 @@ def emulated_ops() -> None:
     load_emulated_ops()
 
 
-# Convolutions add in another order than the vendor's, whose error sets the scale.
-ALLOWED = {op: 4.0 if op in CONV_OPS else 1.0 for op in OPS}
+ALLOWED = {op: SUM_MARGIN if op in SUMMING_OPS else 1.0 for op in OPS}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16], ids=str)

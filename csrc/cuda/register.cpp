@@ -2,7 +2,9 @@
 // the CUDA sources under the CPU shim, the same file registers them as torch.ops.lrpkernels_emulated for CPU tensors.
 #include <torch/csrc/stable/library.h>
 
+#include "../common/affine_ops.h"
 #include "../common/conv_ops.h"
+#include "../common/heatmap_ops.h"
 #include "../common/pointwise_ops.h"
 #include "launchers.h"
 
@@ -122,11 +124,49 @@ struct Backend {
   static void conv_weight_gradient(Args... args) {
     check_launch("conv_weight_gradient", lrp_conv_weight_gradient(args...));
   }
+
+  template <typename... Args>
+  static void affine(Args... args) {
+    check_launch("affine", lrp_affine(args...));
+  }
+
+  static int64_t affine_backward_workspace(LrpDtype dtype, LrpExtent extent) {
+    return lrp_affine_backward_workspace(dtype, extent);
+  }
+
+  template <typename... Args>
+  static void affine_backward(Args... args) {
+    check_launch("affine_backward", lrp_affine_backward(args...));
+  }
+
+  template <typename... Args>
+  static void sum_zplus(Args... args) {
+    check_launch("sum_zplus", lrp_sum_zplus(args...));
+  }
+
+  template <typename... Args>
+  static void sum_zplus_backward(Args... args) {
+    check_launch("sum_zplus_backward", lrp_sum_zplus_backward(args...));
+  }
+
+  static int64_t heatmap_scores_workspace(LrpHeatmap shape) { return lrp_heatmap_scores_workspace(shape); }
+
+  template <typename... Args>
+  static void heatmap_scores(Args... args) {
+    check_launch("heatmap_scores", lrp_heatmap_scores(args...));
+  }
+
+  template <typename... Args>
+  static void heatmap_scores_backward(Args... args) {
+    check_launch("heatmap_scores_backward", lrp_heatmap_scores_backward(args...));
+  }
 };
 
 using Ops = PointwiseOps<Backend>;
 using Pools = PoolOps<Backend>;
 using Convs = ConvOps<Backend>;
+using Affines = AffineOps<Backend>;
+using Heatmaps = HeatmapOps<Backend>;
 
 void register_all(torch::stable::detail::StableLibrary& m) {
   m.impl("epsilon_scale", TORCH_BOX(&Ops::epsilon_scale));
@@ -140,6 +180,12 @@ void register_all(torch::stable::detail::StableLibrary& m) {
   m.impl("conv_relevance", TORCH_BOX(&Convs::conv_relevance));
   m.impl("conv_apply", TORCH_BOX(&Convs::conv_apply));
   m.impl("conv_weight_gradient", TORCH_BOX(&Convs::conv_weight_gradient));
+  m.impl("affine", TORCH_BOX(&Affines::affine));
+  m.impl("affine_backward", TORCH_BOX(&Affines::affine_backward));
+  m.impl("sum_zplus", TORCH_BOX(&Affines::sum_zplus));
+  m.impl("sum_zplus_backward", TORCH_BOX(&Affines::sum_zplus_backward));
+  m.impl("heatmap_scores", TORCH_BOX(&Heatmaps::heatmap_scores));
+  m.impl("heatmap_scores_backward", TORCH_BOX(&Heatmaps::heatmap_scores_backward));
 }
 
 }  // namespace

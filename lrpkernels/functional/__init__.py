@@ -4,17 +4,22 @@ Each is an ``autograd.Function`` around one kernel or one vendor convolution. Th
 raises), which is what training through a heatmap needs: the heatmap itself is a forward operation here.
 """
 
+from . import _cpu_rule_ops  # noqa: F401  (registers the CPU twins)
 from ._conv_routes import has_fused_conv, has_fused_kernels
 from ._vendor import ConvGeometry, Weights
+from .affine_maps import affine, sum_zplus
 from .conv import conv_epsilon, conv_known, conv_transpose
 from .conv_parts import conv_box, conv_part, conv_share
+from .heatmap_sums import HeatmapScores, heatmap_scores, kept_ranks
 from .maps import linear_adjoint, scatter_winner, uncat
 from .pointwise import epsilon_scale, ratio
 from .pool import average_pool_transpose, max_pool_winner
 
 __all__ = [
     "ConvGeometry",
+    "HeatmapScores",
     "Weights",
+    "affine",
     "average_pool_transpose",
     "conv_box",
     "conv_epsilon",
@@ -25,9 +30,12 @@ __all__ = [
     "epsilon_scale",
     "has_fused_conv",
     "has_fused_kernels",
+    "heatmap_scores",
+    "kept_ranks",
     "linear_adjoint",
     "max_pool_winner",
     "ratio",
     "scatter_winner",
+    "sum_zplus",
     "uncat",
 ]

@@ -70,6 +70,20 @@ class LinearMap(Op):
         """The convolution's geometry where fused kernels pick W+ and W- as they load ``weight``, else None."""
         return None
 
+    def fused_rule(
+        self, g: Tensor, value: Tensor, input: Tensor, bias: Tensor | None, epsilon: float, *, zplus: bool
+    ) -> Tensor | None:
+        """The multiplier at the input under the z+ rule or the epsilon rule in layer form by one kernel; None: there is none for it.
+
+        Args:
+            g: multiplier at the output of the block.
+            value, input: its output and input.
+            bias: that takes part in the denominator (its positive part under the z+ rule), or None.
+            epsilon: stabilizer.
+            zplus: which rule.
+        """
+        return None
+
     @abstractmethod
     def per_channel(self, vector: Tensor) -> Tensor:
         """A vector over output channels, shaped to scale the weight."""

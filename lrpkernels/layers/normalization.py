@@ -78,6 +78,14 @@ class BatchNorm(LinearMap):
     def transpose(self, s: Tensor, weight: Tensor) -> Tensor:
         return s * self._broadcast(weight)
 
+    def fused_rule(
+        self, g: Tensor, value: Tensor, input: Tensor, bias: Tensor | None, epsilon: float, *, zplus: bool
+    ) -> Tensor | None:
+        if not functional.has_fused_kernels(g):
+            return None
+        shift = None if bias is None else bias.to(self.mean.dtype)
+        return functional.affine(g, value, input, self.scale(), shift, zplus=zplus, epsilon=epsilon)
+
     def per_channel(self, vector: Tensor) -> Tensor:
         return vector
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..functional import Weights, conv_part, conv_share
+from ..functional import Weights, conv_part, conv_share, has_fused_kernels, sum_zplus
 from .base import Rule, layer_input, normalized, positive, select_by_sign, stabilized_ratio, total
 
 if TYPE_CHECKING:
@@ -30,6 +30,10 @@ def signed_share(block: Block, g: Tensor, eps: float, sign: int, bias: bool, sca
     b = block.bias() if bias else None
     b = None if b is None else b.clamp(**same)
     a = layer_input(block)
+    if sign > 0 and not scaled:
+        found = block.map.fused_rule(g, block.output.tensor, a, b, eps, zplus=True)
+        if found is not None:
+            return found
     geometry = block.map.fused_geometry(weight)
     if geometry is not None:
         return _fused_share(block, g, a, weight, b, eps, sign, scaled, geometry)
@@ -141,6 +145,10 @@ class ZPlus(Rule):
     def add(self, op: Add, multiplier: Tensor) -> Multipliers:
         if len(op.inputs) == 1:
             return super().add(op, multiplier)
+        x, y = op.inputs[:2]
+        alike = x.shape == y.shape and set(op.signs) == {1.0}
+        if alike and not self.scaled and has_fused_kernels(multiplier):
+            return sum_zplus(multiplier, x.tensor, y.tensor, epsilon=self.eps)
         parts = [sign * value.tensor for value, sign in zip(op.inputs, op.signs, strict=True)]
         denominator = torch.relu(parts[0]) + torch.relu(parts[1])
         g = stabilized_ratio(multiplier, op.output.tensor, denominator, self.eps, self.scaled)

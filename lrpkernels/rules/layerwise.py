@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from .base import Rule, positive, stabilized_ratio, total
+from .base import Rule, layer_input, positive, stabilized_ratio, total
 
 if TYPE_CHECKING:
     from ..fuse import Block
@@ -47,6 +47,13 @@ class EpsilonLayerwise(Rule):
         positive("eps", self.eps)
 
     def linear(self, block: Block, multipliers: tuple[Tensor, Tensor | None]) -> Tensor:
+        if not self.scaled:
+            bias = block.bias() if self.bias else None
+            found = block.map.fused_rule(
+                total(multipliers), block.output.tensor, layer_input(block), bias, self.eps, zplus=False
+            )
+            if found is not None:
+                return found
         z = block.preactivation(bias=self.bias)
         s = stabilized_ratio(total(multipliers), block.output.tensor, z, self.eps, self.scaled)
         return block.map.transpose(s, block.weight())

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-NEGLIGIBLE = 1e-12  # terms of smaller weight are left out
+from lrpkernels.functional import kept_ranks
 
 
 def gwrp(x: Tensor, decay: float) -> Tensor:
@@ -39,7 +39,7 @@ def gwrp(x: Tensor, decay: float) -> Tensor:
         return x.mean(-1)
     if decay == 0:
         return x.amax(-1)
-    kept = min(length, math.ceil(math.log(NEGLIGIBLE) / math.log(decay)) + 1)
+    kept = kept_ranks(length, decay)
     top = x.topk(kept, dim=-1, sorted=True).values
     # From log d: in float32 a d close to 1 would lose the digits of 1 - d, which the far ranks depend on.
     log_decay = math.log(decay)

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lrpkernels.functional import HeatmapScores, has_fused_kernels, heatmap_scores
+
 from .gwrp import gwrp
 
 if TYPE_CHECKING:
@@ -183,15 +185,11 @@ class HeatmapLoss(nn.Module):
         dims = tuple(range(2, heatmaps.dim()))
         # The mask counts once for each channel of the heatmap, also where one mask serves all of them.
         area = mask.sum(dims) * (heatmaps.shape[2] // mask.shape[2])
-        magnitude = heatmaps.abs()
-        inside = magnitude * mask
-        total = inside.sum(dims)
-        background = gwrp((magnitude - inside).flatten(3), self.d)
+        total, signed, background = self._scores(heatmaps, mask)
         if self.normalization == "none":
             background = background * heatmaps.shape[2:].numel()
         else:
-            signed = total if self.normalization == "absolute" else (heatmaps * mask).sum(dims)
-            level = (signed / (area + _STABILIZER) + _STABILIZER).abs()
+            level = ((total if self.normalization == "absolute" else signed) / (area + _STABILIZER) + _STABILIZER).abs()
             background = background / level.unsqueeze(-1)
         # -log(1 - g/(g + E)) = log(1 + g/E)
         l_background = torch.log1p(background / self.e).clamp(max=_LARGEST).mean(-1)
@@ -202,6 +200,17 @@ class HeatmapLoss(nn.Module):
             return (torch.where(area > 0, v, torch.zeros_like(v)) if self.empty_mask == "skip" else v).mean()
 
         return LayerLoss(mean(loss), mean(l_background.detach()), mean(l_foreground.detach()), mean(total.detach()))
+
+    def _scores(self, heatmaps: Tensor, mask: Tensor) -> HeatmapScores:
+        """Foreground, signed foreground and pooled background; one kernel where the device has it."""
+        if has_fused_kernels(heatmaps):
+            return heatmap_scores(heatmaps.flatten(3), mask.flatten(3).squeeze(1), decay=self.d)
+        dims = tuple(range(2, heatmaps.dim()))
+        magnitude = heatmaps.abs()
+        inside = magnitude * mask
+        total = inside.sum(dims)
+        signed = (heatmaps * mask).sum(dims) if self.normalization == "signed" else total
+        return HeatmapScores(total, signed, gwrp((magnitude - inside).flatten(3), self.d))
 
     def _foreground(self, total: Tensor) -> Tensor:
         if len(self.c1) not in (1, total.shape[1]):

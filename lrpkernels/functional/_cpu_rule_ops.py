@@ -1,0 +1,174 @@
+"""The ops of :mod:`.affine_maps` and :mod:`.heatmap_sums` on CPU tensors, by PyTorch: what the CUDA kernels are interchangeable with.
+
+The engine itself takes PyTorch's functions on the CPU, which share work with the layers around them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import _extension  # noqa: F401  (the ops must exist before they are given implementations)
+from .._fake import memory_format
+
+
+def _many(value: Tensor, like: Tensor) -> Tensor:
+    """Forward values [B, ...] for each of the targets of ``like`` [T * B, ...]."""
+    repeats = like.shape[0] // value.shape[0] if value.shape[0] else 1
+    return value.repeat(repeats, *(1,) * (value.dim() - 1))
+
+
+def _stable(z: Tensor, epsilon: float) -> Tensor:
+    return torch.where(z < 0, z - epsilon, z + epsilon)
+
+
+def _channels(slope: Tensor, shift: Tensor | None, x: Tensor) -> tuple[Tensor, Tensor]:
+    """k and c, to be broadcast against x."""
+    shape = (-1, *(1,) * (x.dim() - 2))
+    c = x.new_zeros(()) if shift is None else shift.to(x.dtype).view(shape)
+    return slope.to(x.dtype).view(shape), c
+
+
+def affine_formula(
+    g: Tensor, v: Tensor, x: Tensor, slope: Tensor, shift: Tensor | None, zplus: bool, epsilon: float
+) -> Tensor:
+    """G v k / (z + eps sgn z), or with z+ and the k of one sign."""
+    k, c = _channels(slope, shift, x)
+    z = (k * x).relu() + c.relu() if zplus else k * x + c
+    if zplus:
+        k = torch.where(x >= 0, k.clamp(min=0), k.clamp(max=0))
+    return g * _many(v * k / _stable(z, epsilon), g)
+
+
+def sum_zplus_formula(g: Tensor, a: Tensor, b: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    """s = G t / (a+ + b+ + eps), for the summands >= 0."""
+    s = g * _many((a + b) / (a.relu() + b.relu() + epsilon), g)
+    return s * _many(a >= 0, s), s * _many(b >= 0, s)
+
+
+def heatmap_scores_formula(r: Tensor, mask: Tensor, kept: int, decay: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Foreground, signed foreground, pooled background, and the positions by rank (equal values by position, -1 for zeros)."""
+    m = mask.unsqueeze(1)
+    background = r.abs() * (1 - m)
+    ranked, order = background.sort(dim=-1, descending=True, stable=True)
+    order = torch.where(ranked[..., :kept] > 0, order[..., :kept], -1).int()
+    pooled = background.mean(-1)
+    if kept > 0:
+        pooled = (ranked[..., :kept] * _weights(r, kept, decay)).sum(-1)
+    return (r.abs() * m).sum((2, 3)), (r * m).sum((2, 3)), pooled, order
+
+
+def _weights(r: Tensor, kept: int, decay: float) -> Tensor:
+    """Of the first ranks, over the sum of all."""
+    weights = decay ** torch.arange(r.shape[-1], dtype=torch.float64, device=r.device)
+    return (weights / weights.sum())[:kept].to(r.dtype)
+
+
+def _wide(*tensors: Any) -> Any:
+    """The tensors in the arithmetic dtype of the first, None as it is."""
+    dtype = torch.float64 if tensors[0].dtype == torch.float64 else torch.float32
+    return [None if t is None else t.to(dtype) for t in tensors]
+
+
+def _per_image(values: Tensor, like: Tensor) -> Tensor:
+    """Summed over the targets, to the shape of a forward value."""
+    return values.unflatten(0, (-1, like.shape[0])).sum(0) if like.shape[0] else torch.zeros_like(like)
+
+
+def _laid(result: Tensor, leader: Tensor, dtype: torch.dtype) -> Tensor:
+    return result.to(dtype).contiguous(memory_format=memory_format(leader))
+
+
+@torch.library.impl("lrpkernels::affine", "CPU")
+def _affine(
+    multiplier: Tensor, value: Tensor, input: Tensor, slope: Tensor, shift: Tensor | None, zplus: bool, epsilon: float
+) -> Tensor:
+    g, v, x, k, c = _wide(multiplier, value, input, slope, shift)
+    result = affine_formula(g, v, x, k, c, zplus, epsilon)
+    return _laid(result, input, multiplier.dtype)
+
+
+@torch.library.impl("lrpkernels::affine_backward", "CPU")
+def _affine_backward(
+    grad: Tensor,
+    multiplier: Tensor,
+    value: Tensor,
+    input: Tensor,
+    slope: Tensor,
+    shift: Tensor | None,
+    zplus: bool,
+    epsilon: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    t, g, v, x = _wide(grad, multiplier, value, input)
+    k, c = _channels(slope, shift, x)
+    z = (k * x).relu() + c.relu() if zplus else k * x + c
+    d = _stable(z, epsilon)
+    # Which terms take part in z, 0 or 1: all of them under the epsilon rule.
+    in_x, in_c = ((k * x > 0).to(x.dtype), (c > 0).to(x.dtype)) if zplus else (torch.ones_like(x), torch.ones_like(c))
+    own = k * in_x
+    p = _per_image(t * g, x)
+    channels = [dim for dim in range(x.dim()) if dim != 1]
+    grad_slope = (p * v * in_x * (1 / d - own * x / d.square())).sum(channels)
+    grad_shift = slope.new_empty(0) if shift is None else (-p * v * own * in_c / d.square()).sum(channels)
+    return (
+        _laid(t * _many(v * own / d, t), input, multiplier.dtype),
+        _laid(p * own / d, input, multiplier.dtype),
+        _laid(-p * v * (own / d).square(), input, multiplier.dtype),
+        grad_slope,
+        grad_shift,
+    )
+
+
+@torch.library.impl("lrpkernels::sum_zplus", "CPU")
+def _sum_zplus(multiplier: Tensor, a: Tensor, b: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    g, x, y = _wide(multiplier, a, b)
+    to_a, to_b = sum_zplus_formula(g, x, y, epsilon)
+    return _laid(to_a, a, multiplier.dtype), _laid(to_b, a, multiplier.dtype)
+
+
+@torch.library.impl("lrpkernels::sum_zplus_backward", "CPU")
+def _sum_zplus_backward(
+    grad_a: Tensor, grad_b: Tensor, multiplier: Tensor, a: Tensor, b: Tensor, epsilon: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    to_a, to_b, g, x, y = _wide(grad_a, grad_b, multiplier, a, b)
+    d = x.relu() + y.relu() + epsilon
+    q = to_a * _many(x >= 0, g) + to_b * _many(y >= 0, g)
+    p = _per_image(q * g, x)
+    share = (x + y) / d
+    grads = (p / d * (1 - share * (part > 0)) for part in (x, y))
+    results = (q * _many(share, q), *grads)
+    first, second, third = (_laid(result, a, multiplier.dtype) for result in results)
+    return first, second, third
+
+
+@torch.library.impl("lrpkernels::heatmap_scores", "CPU")
+def _heatmap_scores(heatmap: Tensor, mask: Tensor, kept: int, decay: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    r, m = _wide(heatmap, mask)
+    found = heatmap_scores_formula(r, m, kept, decay)
+    foreground, signed, background, order = (score.contiguous() for score in found)
+    return foreground, signed, background, order
+
+
+@torch.library.impl("lrpkernels::heatmap_scores_backward", "CPU")
+def _heatmap_scores_backward(
+    heatmap: Tensor,
+    mask: Tensor,
+    order: Tensor,
+    grad_foreground: Tensor,
+    grad_signed_foreground: Tensor,
+    grad_background: Tensor,
+    decay: float,
+) -> Tensor:
+    r, m = _wide(heatmap, mask)
+    m, kept, sign = m.unsqueeze(1), order.shape[-1], r.sign()
+    if kept == 0:
+        spread = torch.full_like(r, 1 / r.shape[-1])
+    else:  # a rank without a position goes to a place behind the last, which is cut off
+        places = torch.where(order < 0, r.shape[-1], order).long()
+        weights = _weights(r, kept, decay).expand(places.shape)
+        spread = r.new_zeros((*r.shape[:-1], r.shape[-1] + 1)).scatter(-1, places, weights)[..., :-1]
+    foreground = sign * grad_foreground[..., None, None] + grad_signed_foreground[..., None, None]
+    result = m * foreground + (1 - m) * sign * grad_background.unsqueeze(-1) * spread
+    return result.to(heatmap.dtype).contiguous()

@@ -1,0 +1,108 @@
+"""Layers without a matrix product, where the device has our kernels: batch norm standing alone, and sums under the z+ rule."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._extension import ops
+from ._autograd import first_order
+
+
+class _Affine(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        multiplier: Tensor,
+        value: Tensor,
+        input: Tensor,
+        slope: Tensor,
+        shift: Tensor | None,
+        zplus: bool,
+        epsilon: float,
+    ) -> Tensor:
+        ctx.save_for_backward(multiplier, value, input, slope, shift)
+        ctx.zplus, ctx.epsilon = zplus, epsilon
+        return ops.affine(multiplier, value, input, slope, shift, zplus, epsilon)
+
+    @staticmethod
+    @first_order
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        grads = ops.affine_backward(grad, *ctx.saved_tensors, ctx.zplus, ctx.epsilon)
+        return (*(g if need else None for g, need in zip(grads, ctx.needs_input_grad, strict=False)), None, None)
+
+
+def affine(
+    multiplier: Tensor,
+    value: Tensor,
+    input: Tensor,
+    slope: Tensor,
+    shift: Tensor | None = None,
+    *,
+    zplus: bool,
+    epsilon: float,
+) -> Tensor:
+    r"""The multiplier at the input of a batch norm y = k_c x + c_c that stands alone.
+
+    Epsilon rule: G_in = G v k / (z + epsilon * sgn z), z = k x + c. z+ rule: G_in = G v k' / (z+ + epsilon), z+ = (k x)+ + c+,
+    k' = k+ where x >= 0, k- elsewhere.
+
+    Args:
+        multiplier: G at the output, (T*B, C, ...), T targets of one batch, target-major.
+        value: v, the output (that of a ReLU behind it, if there is one), (B, C, ...), dtype of multiplier.
+        input: x, likewise.
+        slope: k, (C,), float32 (float64 beside float64).
+        shift: c, likewise; None: 0.
+        zplus: which rule.
+        epsilon: stabilizer, >= 0.
+
+    Returns:
+        (T*B, C, ...), dtype of multiplier.
+
+    Gradients: multiplier, value, input, slope, shift; first order only.
+
+    Raises:
+        RuntimeError: a shape, dtype or device does not fit.
+
+    Source: Bach et al. 2015 (epsilon and alpha-beta rules); docs/method.md section 1.
+    """
+    return _Affine.apply(multiplier, value, input, slope, shift, zplus, float(epsilon))
+
+
+class _SumZPlus(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, multiplier: Tensor, a: Tensor, b: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(multiplier, a, b)
+        ctx.epsilon = epsilon
+        return ops.sum_zplus(multiplier, a, b, epsilon)
+
+    @staticmethod
+    @first_order
+    def backward(ctx: Any, grad_a: Tensor, grad_b: Tensor) -> Any:
+        grads = ops.sum_zplus_backward(grad_a, grad_b, *ctx.saved_tensors, ctx.epsilon)
+        return (*(g if need else None for g, need in zip(grads, ctx.needs_input_grad, strict=False)), None)
+
+
+def sum_zplus(multiplier: Tensor, a: Tensor, b: Tensor, *, epsilon: float) -> tuple[Tensor, Tensor]:
+    r"""The multipliers at both summands of t = a + b under the z+ rule.
+
+    s = G t / (a+ + b+ + epsilon); a summand gets s where it is >= 0, else 0.
+
+    Args:
+        multiplier: G at the sum, (T*B, ...), T targets of one batch, target-major.
+        a, b: the summands, (B, ...), of one shape, dtype of multiplier.
+        epsilon: stabilizer, >= 0.
+
+    Returns:
+        Two tensors of the multiplier's shape.
+
+    Gradients: multiplier, a, b; first order only.
+
+    Raises:
+        RuntimeError: a shape, dtype or device does not fit.
+
+    Source: Bassi et al. 2024 (Dual ISNet); docs/method.md section 1.
+    """
+    return _SumZPlus.apply(multiplier, a, b, float(epsilon))
