@@ -43,9 +43,8 @@ def test_no_spills_and_the_table_is_current(source: str, architecture: str) -> N
     assert {name for s, name in cells if s == source} == {r.kernel for r in found}
     if version == table.nvcc_version():
         column = 1 + list(table.ARCHITECTURES).index(architecture)
-        assert {r.kernel: (str(r.shared), table.cell(r)) for r in found} == {
-            r.kernel: (cells[source, r.kernel][0], cells[source, r.kernel][column]) for r in found
-        }
+        assert {r.kernel: table.cell(r) for r in found} == {r.kernel: cells[source, r.kernel][column] for r in found}
+        assert all(str(r.shared) in cells[source, r.kernel][0].split("/") for r in found)
 
 
 def test_every_source_is_documented() -> None:

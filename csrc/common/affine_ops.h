@@ -110,32 +110,17 @@ struct AffineOps {
   static void check_summands(const char* op, const Tensor& multiplier, const Tensor& a, const Tensor& b,
                              double epsilon) {
     check_epsilon(op, epsilon);
-    check_forward_value(op, "a", a, multiplier);
-    check_forward_value(op, "b", b, multiplier);
-    const auto expected = sizes_of(a), got = sizes_of(b);
-    if (expected != got) fail(op, ": b must have the shape of a ", format_sizes(expected), ", got ", format_sizes(got));
+    check_forward_pair(op, "a", a, "b", b, multiplier);
   }
 
   static void check(const char* op, const Tensor& multiplier, const Tensor& value, const Tensor& input,
                     const Tensor& slope, const OptionalTensor& shift, double epsilon) {
     check_epsilon(op, epsilon);
-    check_forward_value(op, "value", value, multiplier);
-    check_forward_value(op, "input", input, multiplier);
-    const auto expected = sizes_of(value), got = sizes_of(input);
-    if (expected != got)
-      fail(op, ": input must have the shape of value ", format_sizes(expected), ", got ", format_sizes(got));
+    check_forward_pair(op, "value", value, "input", input, multiplier);
     if (multiplier.dim() < 2)
       fail(op, ": multiplier must have shape [T * B, C, ...], got ", format_sizes(sizes_of(multiplier)));
     check_channels(op, "slope", slope, multiplier);
     if (shift) check_channels(op, "shift", *shift, multiplier);
-  }
-
-  static void check_channels(const char* op, const char* name, const Tensor& vector, const Tensor& multiplier) {
-    check_same_device(op, name, vector, multiplier);
-    check_dtype(op, name, vector, arithmetic_dtype(multiplier.scalar_type()));
-    const std::vector<int64_t> expected = {multiplier.size(1)}, got = sizes_of(vector);
-    if (expected != got)
-      fail(op, ": ", name, " must have shape [C] = ", format_sizes(expected), ", got ", format_sizes(got));
   }
 };
 

@@ -92,6 +92,26 @@ inline void check_epsilon(const char* op, double epsilon) {
   if (!(epsilon >= 0.0) || std::isinf(epsilon)) fail(op, ": epsilon must be finite and >= 0, got ", epsilon);
 }
 
+// One number per channel of the multiplier [T * B, C, ...], in the arithmetic dtype.
+inline void check_channels(const char* op, const char* name, const Tensor& vector, const Tensor& multiplier) {
+  check_same_device(op, name, vector, multiplier);
+  check_dtype(op, name, vector, arithmetic_dtype(multiplier.scalar_type()));
+  const std::vector<int64_t> expected = {multiplier.size(1)}, got = sizes_of(vector);
+  if (expected != got)
+    fail(op, ": ", name, " must have shape [C] = ", format_sizes(expected), ", got ", format_sizes(got));
+}
+
+// Two forward values of one shape beside a multiplier.
+inline void check_forward_pair(const char* op, const char* name, const Tensor& value, const char* other_name,
+                               const Tensor& other, const Tensor& multiplier) {
+  check_forward_value(op, name, value, multiplier);
+  check_forward_value(op, other_name, other, multiplier);
+  const auto expected = sizes_of(value), got = sizes_of(other);
+  if (expected != got)
+    fail(op, ": ", other_name, " must have the shape of ", name, " ", format_sizes(expected), ", got ",
+         format_sizes(got));
+}
+
 inline void check_epsilon_scale(const char* op, const Tensor& multiplier, const OptionalTensor& addend,
                                 const OptionalTensor& output, const OptionalTensor& scale, double epsilon,
                                 double leak) {
@@ -100,13 +120,10 @@ inline void check_epsilon_scale(const char* op, const Tensor& multiplier, const 
   if (addend) check_like_multiplier(op, "addend", *addend, multiplier);
   if (output) check_forward_value(op, "output", *output, multiplier);
   if (!scale) return;
-  check_same_device(op, "scale", *scale, multiplier);
-  check_dtype(op, "scale", *scale, arithmetic_dtype(multiplier.scalar_type()));
   if (multiplier.dim() < 2)
     fail(op, ": multiplier must have a channel dimension when scale is given, got shape ",
          format_sizes(sizes_of(multiplier)));
-  const std::vector<int64_t> expected = {multiplier.size(1)}, got = sizes_of(*scale);
-  if (expected != got) fail(op, ": scale must have shape [C] = ", format_sizes(expected), ", got ", format_sizes(got));
+  check_channels(op, "scale", *scale, multiplier);
 }
 
 inline void check_epsilon_scale_backward(const char* op, const Tensor& grad, const Tensor& multiplier,
@@ -120,11 +137,7 @@ inline void check_epsilon_scale_backward(const char* op, const Tensor& grad, con
 inline void check_ratio(const char* op, const Tensor& multiplier, const Tensor& value, const Tensor& denominator,
                         double epsilon) {
   check_epsilon(op, epsilon);
-  check_forward_value(op, "value", value, multiplier);
-  check_forward_value(op, "denominator", denominator, multiplier);
-  const auto expected = sizes_of(value), got = sizes_of(denominator);
-  if (expected != got)
-    fail(op, ": denominator must have the shape of value ", format_sizes(expected), ", got ", format_sizes(got));
+  check_forward_pair(op, "value", value, "denominator", denominator, multiplier);
 }
 
 }  // namespace lrpkernels
