@@ -20,7 +20,9 @@ STABLE_TORCH_LIBRARY(lrpkernels, m) {
   m.def(
       "max_pool_winner(Tensor multiplier, Tensor indices, int[] input_size, int[] kernel_size, int[] stride, "
       "int[] padding, int[] dilation) -> Tensor");
-  m.def("max_pool_winner_backward(Tensor grad, Tensor indices) -> Tensor");
+  m.def(
+      "max_pool_winner_backward(Tensor grad, Tensor indices, int[] kernel_size, int[] stride, int[] padding, "
+      "int[] dilation) -> Tensor");
   m.def(
       "average_pool(Tensor input, int[] output_size, int[] kernel_size, int[] stride, int[] padding, "
       "bool count_include_pad, int? divisor_override) -> Tensor");

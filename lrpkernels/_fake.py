@@ -130,7 +130,14 @@ def _max_pool_winner(
 
 
 @torch.library.register_fake("lrpkernels::max_pool_winner_backward")
-def _max_pool_winner_backward(grad: Tensor, indices: Tensor) -> Tensor:
+def _max_pool_winner_backward(
+    grad: Tensor,
+    indices: Tensor,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:
     _check_indices("max_pool_winner_backward", indices, grad)
     return _spatial(grad.shape[0], grad.shape[1], indices.shape[2:], grad, memory_format(indices))
 

@@ -75,18 +75,11 @@ def pool_samples(op: str, values: Values, targets: int) -> Iterator[tuple[tuple[
         x = values(shape)
         indices = _max_pool(x, kernel, stride, padding, dilation, ceil_mode)
         many, label = targets * shape[0], f"{shape} kernel={kernel} stride={stride}"
+        slide = [*map(list, (kernel, stride, padding, dilation))]
         if op == "max_pool_winner":
-            yield (
-                (
-                    values((many, *indices.shape[1:])),
-                    indices,
-                    list(shape[2:]),
-                    *map(list, (kernel, stride, padding, dilation)),
-                ),
-                label,
-            )
+            yield (values((many, *indices.shape[1:])), indices, list(shape[2:]), *slide), label
         elif op == "max_pool_winner_backward":
-            yield (values((many, *shape[1:])), indices), label
+            yield (values((many, *shape[1:])), indices, *slide), label
         elif max(dilation) == 1 and shape[0]:
             for include, divisor in ((True, None), (False, None), (True, 5)):
                 windows = (*map(list, (kernel, stride, padding)), include, divisor)
@@ -180,7 +173,7 @@ def max_pool_winner_reference(g: Tensor, indices: Tensor, size: Any, *windows: A
     return flat.scatter_add(2, _stretched(indices, g.shape[0]).flatten(2), g.flatten(2)).view(*g.shape[:2], *size)
 
 
-def max_pool_winner_backward_reference(grad: Tensor, indices: Tensor) -> Tensor:
+def max_pool_winner_backward_reference(grad: Tensor, indices: Tensor, *_: Any) -> Tensor:
     """The formula of ``max_pool_winner_backward``."""
     many = _stretched(indices, grad.shape[0])
     return grad.flatten(2).gather(2, many.flatten(2)).view(many.shape)

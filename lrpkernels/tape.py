@@ -94,13 +94,15 @@ class Tape:
     def add(self, op: Op, *outputs: Tensor, nonnegative: bool = False) -> None:
         """Append ``op``; its inputs are already :class:`Value` objects, ``outputs`` are the tensors it made."""
         op.module = self._modules[-1] if self._modules else self.model
-        op.outputs = tuple(Value(out, op, nonnegative) for out in outputs)
         for value in op.inputs:
             value.consumers += 1
-        for out, value in zip(outputs, op.outputs, strict=True):
-            self._values[id(out)] = value
+        made = []
+        for out in outputs:
+            self._values[id(out)] = value = Value(out, op, nonnegative)
+            made.append(value)
             if out._is_view():
                 self._views.setdefault(id(out._base), []).append(out)
+        op.outputs = tuple(made)
         self.ops.append(op)
 
     def replace(self, stale: Tensor, fresh: Tensor) -> None:
@@ -251,9 +253,11 @@ def _module_tracking(tape: Tape) -> Iterator[None]:
     """Notes which module is running, in this thread only, through PyTorch's global hooks, which are gone afterwards."""
     thread = get_ident()
 
+    modules, values = tape._modules, tape._values
+
     def enter(module: nn.Module, args: Any) -> None:
         if get_ident() == thread:
-            tape._modules.append(module)
+            modules.append(module)
             if isinstance(module, torch.jit.ScriptModule) and any(tape.value(arg) is not None for arg in args):
                 raise UnsupportedOperationError(
                     f"{tape.path()}: a TorchScript module hides its operations; use the nn.Module it was made from"
@@ -261,8 +265,8 @@ def _module_tracking(tape: Tape) -> Iterator[None]:
 
     def leave(module: nn.Module, args: Any, output: Any) -> None:
         if get_ident() == thread:
-            tape._modules.pop()
-            value = tape.value(tape._replaced.get(id(output), output))
+            modules.pop()
+            value = values.get(id(tape._replaced.get(id(output), output)))
             if value is not None:
                 tape._calls.setdefault(id(module), []).append(value)
 

@@ -100,9 +100,35 @@ MUTANTS = {
         "end < input ? end : input",
         "average and float32-0",
     ),
+    "pool: no barrier before a tile is read": Mutant(
+        "pool",
+        "cuda/pool_tile.cuh",
+        """      async_wait<0>();
+      __syncthreads();""",
+        "      async_wait<0>();",
+        "float32-0",
+    ),
+    "pool: no barrier before the next target's tile": Mutant(
+        "pool",
+        "cuda/pool_tile.cuh",
+        """        }
+      }
+      __syncthreads();""",
+        """        }
+      }""",
+        "winner and float32",
+    ),
+    "pool: a tile is not awaited": Mutant("pool", "cuda/pool_tile.cuh", "async_wait<0>();", "", "float32-0"),
+    "pool: a tile lacks its last row": Mutant(
+        "pool",
+        "cuda/pool_tile.cuh",
+        "body.rows(row, last_row < all_rows ? last_row : all_rows)",
+        "body.rows(row, last_row < all_rows ? last_row - 1 : all_rows)",
+        "float32-0",
+    ),
     "pool: channels-last strides for NCHW": Mutant(
         "pool",
-        "cuda/pool.cu",
+        "cuda/pool.cuh",
         "channels(pool.channels_last != 0 ? pool.channels : 1)",
         "channels(pool.channels)",
         "float32-0",

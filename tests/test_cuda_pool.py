@@ -71,12 +71,16 @@ LAYERS = [
     Layer(1, 4, (13,), (4,), (3,), (2,), ceil_mode=True),
     Layer(1, 8, (5, 6, 7), (2, 3, 2), (2, 1, 3), (1, 1, 0)),
     Layer(1, 3, (40, 41), (7, 7), (2, 2), (3, 3)),
+    Layer(1, 2, (67, 90), (3, 3), (2, 2), (1, 1)),  # planes that take several tiles
+    Layer(1, 1, (61, 100), (2, 3), (3, 1), (1, 1), (2, 1)),
+    Layer(1, 2, (2, 3100), (2, 2)),  # rows that no tile holds
 ]
 ADAPTIVE = [
     Layer(2, 8, (7, 7), adaptive=(1, 1)),
     Layer(1, 5, (10, 7), adaptive=(3, 7)),
     Layer(1, 16, (3, 2), adaptive=(7, 5)),
     Layer(1, 4, (5, 6, 7), adaptive=(2, 4, 7)),
+    Layer(1, 2, (70, 80), adaptive=(33, 40)),
 ]
 
 

@@ -27,9 +27,9 @@ def test_traffic(dtype: str) -> None:
         row = measure(call)
         assert row.mebibytes >= 1
         assert row.memory <= 1.05, row
-        if call.family == "pointwise":
+        assert row.sectors >= 0.95, row
+        if call.family == "pointwise" or call.layout == "NCHW":  # channels-last windows overlap between blocks
             assert row.blocks <= 1.05, row
-            assert row.sectors >= 0.95, row
 
 
 def test_the_count_is_exact() -> None:

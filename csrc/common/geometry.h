@@ -75,6 +75,12 @@ struct PoolDimension {
     return {begin, end < input + padding ? end : input + padding};
   }
 
+  // Max pooling's window o: from its first position to behind its last one, dilation apart, padding included.
+  LRP_HD Span dilated_window(int o) const {
+    const int begin = o * stride - padding;
+    return {begin, begin + (kernel - 1) * dilation + 1};
+  }
+
   // The part of a window that lies in the input.
   LRP_HD Span inside(Span window) const {
     return {window.begin > 0 ? window.begin : 0, window.end < input ? window.end : input};

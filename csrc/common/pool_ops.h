@@ -49,6 +49,13 @@ inline void check_indices(const char* op, const Tensor& indices, const Tensor& o
          format_sizes(sizes_of(indices)));
 }
 
+inline void check_windows(const char* op, size_t dimensions, const Sizes& kernel, const Sizes& stride,
+                          const Sizes& padding) {
+  check_entries(op, "kernel_size", kernel, dimensions, 1);
+  check_entries(op, "stride", stride, dimensions, 1);
+  check_entries(op, "padding", padding, dimensions, 0);
+}
+
 // How windows lie; kernel, stride, padding empty: adaptive.
 struct PoolWindows {
   const Sizes& input;
@@ -103,9 +110,7 @@ struct PoolOps {
       fail(kOp, ": indices must have the multiplier's spatial sizes ", format_sizes(spatial_sizes(multiplier)),
            ", got ", format_sizes(output));
     check_entries(kOp, "input_size", input_size, output.size(), 0);
-    check_entries(kOp, "kernel_size", kernel_size, output.size(), 1);
-    check_entries(kOp, "stride", stride, output.size(), 1);
-    check_entries(kOp, "padding", padding, output.size(), 0);
+    check_windows(kOp, output.size(), kernel_size, stride, padding);
     check_entries(kOp, "dilation", dilation, output.size(), 1);
     const typename Backend::Guard guard(multiplier);
     const Layout layout = layout_of(indices);
@@ -121,21 +126,23 @@ struct PoolOps {
   }
 
   // grad [T * B, C, input], indices [B, C, output] -> [T * B, C, output]
-  static Tensor max_pool_winner_backward(const Tensor& grad, const Tensor& indices) {
+  static Tensor max_pool_winner_backward(const Tensor& grad, const Tensor& indices, const Sizes& kernel_size,
+                                         const Sizes& stride, const Sizes& padding, const Sizes& dilation) {
     constexpr const char* kOp = "max_pool_winner_backward";
     const LrpDtype dtype = storage_dtype(kOp, grad, Backend::kDtypes);
     check_planes(kOp, "grad", grad);
     check_indices(kOp, indices, grad);
+    const Sizes input = spatial_sizes(grad), output = spatial_sizes(indices);
+    check_windows(kOp, input.size(), kernel_size, stride, padding);
+    check_entries(kOp, "dilation", dilation, input.size(), 1);
     const typename Backend::Guard guard(grad);
     const Layout layout = layout_of(indices);
-    const Sizes input = spatial_sizes(grad), output = spatial_sizes(indices);
     Tensor result = new_dense(grad, with_spatial(grad, grad.size(0), output), layout, grad.scalar_type());
     if (result.numel() == 0) return result;
     if (grad.numel() == 0)
       fail(kOp, ": indices of shape ", format_sizes(sizes_of(indices)), " cannot point into an empty grad");
-    const Sizes ones(input.size(), 1), zeros(input.size(), 0);
-    const LrpPool pool = pool_of(kOp, {input, output, ones, ones, zeros, ones}, grad.size(0) / indices.size(0),
-                                 indices.size(0), indices.size(1), layout);
+    const LrpPool pool = pool_of(kOp, {input, output, kernel_size, stride, padding, dilation},
+                                 grad.size(0) / indices.size(0), indices.size(0), indices.size(1), layout);
     const Tensor t = to_layout(grad, layout), winners = to_layout(indices, layout);
     Backend::max_pool_winner_backward(dtype, t.const_data_ptr(), static_cast<const int64_t*>(winners.const_data_ptr()),
                                       result.mutable_data_ptr(), pool, guard.stream());
@@ -182,9 +189,7 @@ struct PoolOps {
       if (divisor_override) fail(op, ": divisor_override must be None for adaptive pooling, got ", *divisor_override);
       return;
     }
-    check_entries(op, "kernel_size", kernel, dimensions, 1);
-    check_entries(op, "stride", stride, dimensions, 1);
-    check_entries(op, "padding", padding, dimensions, 0);
+    check_windows(op, dimensions, kernel, stride, padding);
     for (size_t d = 0; d < dimensions; ++d)
       if (output[d] > 0 && (output[d] - 1) * stride[d] >= input[d] + padding[d])
         fail(op, ": the last window must start inside the input or the padding ahead of it, got input ",

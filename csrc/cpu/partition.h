@@ -2,6 +2,7 @@
 #pragma once
 #include <algorithm>
 #include <type_traits>
+#include <vector>
 
 #include <torch/csrc/stable/ops.h>
 
@@ -97,6 +98,15 @@ LRP_ALWAYS_INLINE void expand_scales(const Partition& p, const acc_t* scale, int
     for (int64_t i = 0; i < p.span; ++i) expanded[begin + i] = value;
     if (++channel == p.channels) channel = 0;
   }
+}
+
+// The totals of each channel from its partial sums.
+template <typename acc_t>
+void channel_totals(const Partition& p, const double* partial, acc_t* sums) {
+  std::vector<double> totals(p.channels, 0.0);
+  const int64_t repeat = p.kind == Span::kPlane ? p.tasks_per_span : 1;
+  for (int64_t i = 0, n = p.partial_sums(); i < n; ++i) totals[i / repeat % p.channels] += partial[i];
+  for (int64_t c = 0; c < p.channels; ++c) sums[c] = static_cast<acc_t>(totals[c]);
 }
 
 template <typename Body>

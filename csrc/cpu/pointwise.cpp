@@ -263,16 +263,6 @@ struct RatioBackwardBody : Ratio<scalar_t> {
   }
 };
 
-template <typename scalar_t>
-void finish_sums(const EpsilonScale<scalar_t>& args, void* grad_scale) {
-  auto* sums = static_cast<arithmetic_t<scalar_t>*>(grad_scale);
-  const Partition& p = args.tasks;
-  std::vector<double> totals(p.channels, 0.0);
-  const int64_t repeat = p.kind == Span::kPlane ? p.tasks_per_span : 1;
-  for (int64_t i = 0, n = p.partial_sums(); i < n; ++i) totals[i / repeat % p.channels] += args.partial[i];
-  for (int64_t c = 0; c < p.channels; ++c) sums[c] = static_cast<arithmetic_t<scalar_t>>(totals[c]);
-}
-
 struct Backend {
   static constexpr StorageDtypes kDtypes{false, "float32, float64 or bfloat16 on CPU"};
 
@@ -342,7 +332,7 @@ struct Backend {
           });
         });
       });
-      if (grad_scale != nullptr) finish_sums(args, grad_scale);
+      if (grad_scale != nullptr) channel_totals(tasks, args.partial, static_cast<acc_t*>(grad_scale));
     });
   }
 

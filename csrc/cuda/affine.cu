@@ -1,4 +1,5 @@
 // Layers without a matrix product under the rules: sums (z+), and batch norm standing alone (epsilon and z+).
+#include "../common/rule_math.h"
 #include "channel_sum.cuh"
 
 namespace lrpkernels::cuda {
@@ -83,19 +84,6 @@ struct SumZPlusBackward {
   }
 };
 
-// Denominator and factor of one element of an affine layer under either rule.
-template <typename acc_t>
-struct AffineShare {
-  acc_t denominator;  // stabilised
-  acc_t factor;       // k, or k+ / k- by the sign of x
-
-  __device__ __forceinline__ AffineShare(bool zplus, acc_t x, acc_t k, acc_t c, acc_t epsilon) {
-    const acc_t z = zplus ? positive_part(k * x) + positive_part(c) : k * x + c;
-    denominator = stabilize(z, epsilon);
-    factor = !zplus ? k : (x >= acc_t(0) ? positive_part(k) : negative_part(k));
-  }
-};
-
 template <typename storage_t>
 struct Affine {
   using scalar_t = storage_t;
@@ -132,8 +120,7 @@ struct Affine {
   }
 };
 
-// With D the stabilised denominator, f the factor and P = sum_T t G: dG = t v f / D, dv = P f / D, dD = -P v f / D^2,
-// dx = dD k, dk = P v / D + dD x, dc = dD; under z+ each only where its positive part is.
+// dG = t v f / D with AffineShare's factor and denominator; the other gradients are AffineGradient's.
 template <typename storage_t>
 struct AffineBackward {
   static constexpr int kSums = 2;  // dk, dc
@@ -176,15 +163,11 @@ struct AffineBackward {
     Pack<acc_t, kSums * kVec> sums;
 #pragma unroll
     for (int j = 0; j < kVec; ++j) {
-      const AffineShare<acc_t> share(zplus, x[j], k[j], c[j], epsilon);
-      const acc_t part = products[j] / share.denominator;
-      dv[j] = part * share.factor;
-      const acc_t dd = -dv[j] * v[j] / share.denominator;
-      const bool through_product = !zplus || k[j] * x[j] > acc_t(0);
-      const bool through_factor = !zplus || (x[j] >= acc_t(0) ? k[j] > acc_t(0) : k[j] < acc_t(0));
-      dx[j] = through_product ? dd * k[j] : acc_t(0);
-      sums[j] = (through_factor ? part * v[j] : acc_t(0)) + (through_product ? dd * x[j] : acc_t(0));
-      sums[kVec + j] = !zplus || c[j] > acc_t(0) ? dd : acc_t(0);
+      const AffineGradient<acc_t> d(zplus, products[j], v[j], x[j], k[j], c[j], epsilon);
+      dv[j] = d.value;
+      dx[j] = d.input;
+      sums[j] = d.slope;
+      sums[kVec + j] = d.shift;
     }
     store<kVec>(grad_value + i, dv);
     store<kVec>(grad_input + i, dx);

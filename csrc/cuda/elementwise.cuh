@@ -31,16 +31,21 @@ bool vectorizable(const LrpExtent& extent, Pointers... pointers) {
   return all_aligned(pointers...) && (extent.targets == 1 || extent.numel % kVectorWidth<scalar_t> == 0);
 }
 
-template <typename Body>
+template <int kVec, typename Body>
 int launch_elementwise(const Body& body, int64_t numel, bool vectors, void* stream) {
   if (numel == 0) return 0;
-  constexpr int kVec = kVectorWidth<typename Body::scalar_t>;
   if (vectors) {
     LRP_LAUNCH((elementwise_kernel<kVec, Body>), grid_for(numel, kThreads * kVec), kThreads, stream, body, numel);
   } else {
     LRP_LAUNCH((elementwise_kernel<1, Body>), grid_for(numel, kThreads), kThreads, stream, body, numel);
   }
   return LRP_LAST_ERROR();
+}
+
+// The same with vectors of 16 bytes.
+template <typename Body>
+int launch_elementwise(const Body& body, int64_t numel, bool vectors, void* stream) {
+  return launch_elementwise<kVectorWidth<typename Body::scalar_t>>(body, numel, vectors, stream);
 }
 
 // The channel of element i is (i / inner) % channels.

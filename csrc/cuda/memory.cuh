@@ -61,20 +61,37 @@ __device__ __forceinline__ Pack<acc_t, kVec> filled(acc_t x) {
   return pack;
 }
 
-// kVec is 1, or a multiple of kVectorWidth; then the address must be a multiple of 16.
+// What one access moves: 16 bytes, or 8 or 4 where vectors are shorter than that.
+template <int kBytes>
+struct Word {
+  using type = uint4;
+};
+template <>
+struct Word<8> {
+  using type = uint2;
+};
+template <>
+struct Word<4> {
+  using type = unsigned;
+};
+template <int kVec, typename scalar_t>
+using word_t = typename Word<kVec* static_cast<int>(sizeof(scalar_t))>::type;
+
+// kVec is 1, or fills one or several whole words; then the address must be a multiple of their size.
 template <int kVec, typename scalar_t>
 __device__ __forceinline__ Pack<arithmetic_t<scalar_t>, kVec> load(const scalar_t* address) {
   Pack<arithmetic_t<scalar_t>, kVec> pack;
   if constexpr (kVec == 1) {
     pack[0] = to_arithmetic(read_global(address));
   } else {
-    constexpr int kWidth = kVectorWidth<scalar_t>;
-    static_assert(kVec % kWidth == 0, "whole 16-byte vectors");
+    using Raw = word_t<kVec, scalar_t>;
+    constexpr int kWidth = sizeof(Raw) / sizeof(scalar_t);
+    static_assert(kVec % kWidth == 0, "whole words");
 #pragma unroll
     for (int part = 0; part < kVec / kWidth; ++part) {
-      const uint4 raw = read_global(reinterpret_cast<const uint4*>(address) + part);
+      const Raw raw = read_global(reinterpret_cast<const Raw*>(address) + part);
       scalar_t element[kWidth];
-      memcpy(element, &raw, kVectorBytes);
+      memcpy(element, &raw, sizeof raw);
 #pragma unroll
       for (int j = 0; j < kWidth; ++j) pack[part * kWidth + j] = to_arithmetic(element[j]);
     }
@@ -101,16 +118,17 @@ __device__ __forceinline__ void store(scalar_t* address, const Pack<arithmetic_t
   if constexpr (kVec == 1) {
     write_global(address, to_storage<scalar_t>(pack[0]));
   } else {
-    constexpr int kWidth = kVectorWidth<scalar_t>;
-    static_assert(kVec % kWidth == 0, "whole 16-byte vectors");
+    using Raw = word_t<kVec, scalar_t>;
+    constexpr int kWidth = sizeof(Raw) / sizeof(scalar_t);
+    static_assert(kVec % kWidth == 0, "whole words");
 #pragma unroll
     for (int part = 0; part < kVec / kWidth; ++part) {
       scalar_t element[kWidth];
 #pragma unroll
       for (int j = 0; j < kWidth; ++j) element[j] = to_storage<scalar_t>(pack[part * kWidth + j]);
-      uint4 raw;
-      memcpy(&raw, element, kVectorBytes);
-      write_global(reinterpret_cast<uint4*>(address) + part, raw);
+      Raw raw;
+      memcpy(&raw, element, sizeof raw);
+      write_global(reinterpret_cast<Raw*>(address) + part, raw);
     }
   }
 }

@@ -10,6 +10,17 @@ import torch
 from torch import Tensor
 
 
+class _NoContext:
+    """What a Function's forward keeps for its backward, when there will be none."""
+
+    def save_for_backward(self, *tensors: Tensor | None) -> None: ...
+
+
+def call(function: type[torch.autograd.Function], *args: Any) -> Any:
+    """``function.apply(*args)``; without gradients its forward alone, which spares the overhead of autograd's Python functions."""
+    return function.apply(*args) if torch.is_grad_enabled() else function.forward(_NoContext(), *args)
+
+
 class _Blocker(torch.autograd.Function):
     """Identity on ``outputs`` that also hangs on ``anchors``, so that every path of a second derivative meets its error."""
 

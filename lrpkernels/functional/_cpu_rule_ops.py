@@ -81,68 +81,6 @@ def _laid(result: Tensor, leader: Tensor, dtype: torch.dtype) -> Tensor:
     return result.to(dtype).contiguous(memory_format=memory_format(leader))
 
 
-@torch.library.impl("lrpkernels::affine", "CPU")
-def _affine(
-    multiplier: Tensor, value: Tensor, input: Tensor, slope: Tensor, shift: Tensor | None, zplus: bool, epsilon: float
-) -> Tensor:
-    g, v, x, k, c = _wide(multiplier, value, input, slope, shift)
-    result = affine_formula(g, v, x, k, c, zplus, epsilon)
-    return _laid(result, input, multiplier.dtype)
-
-
-@torch.library.impl("lrpkernels::affine_backward", "CPU")
-def _affine_backward(
-    grad: Tensor,
-    multiplier: Tensor,
-    value: Tensor,
-    input: Tensor,
-    slope: Tensor,
-    shift: Tensor | None,
-    zplus: bool,
-    epsilon: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    t, g, v, x = _wide(grad, multiplier, value, input)
-    k, c = _channels(slope, shift, x)
-    z = (k * x).relu() + c.relu() if zplus else k * x + c
-    d = _stable(z, epsilon)
-    # Which terms take part in z, 0 or 1: all of them under the epsilon rule.
-    in_x, in_c = ((k * x > 0).to(x.dtype), (c > 0).to(x.dtype)) if zplus else (torch.ones_like(x), torch.ones_like(c))
-    own = k * in_x
-    p = _per_image(t * g, x)
-    channels = [dim for dim in range(x.dim()) if dim != 1]
-    grad_slope = (p * v * in_x * (1 / d - own * x / d.square())).sum(channels)
-    grad_shift = slope.new_empty(0) if shift is None else (-p * v * own * in_c / d.square()).sum(channels)
-    return (
-        _laid(t * _many(v * own / d, t), input, multiplier.dtype),
-        _laid(p * own / d, input, multiplier.dtype),
-        _laid(-p * v * (own / d).square(), input, multiplier.dtype),
-        grad_slope,
-        grad_shift,
-    )
-
-
-@torch.library.impl("lrpkernels::sum_zplus", "CPU")
-def _sum_zplus(multiplier: Tensor, a: Tensor, b: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
-    g, x, y = _wide(multiplier, a, b)
-    to_a, to_b = sum_zplus_formula(g, x, y, epsilon)
-    return _laid(to_a, a, multiplier.dtype), _laid(to_b, a, multiplier.dtype)
-
-
-@torch.library.impl("lrpkernels::sum_zplus_backward", "CPU")
-def _sum_zplus_backward(
-    grad_a: Tensor, grad_b: Tensor, multiplier: Tensor, a: Tensor, b: Tensor, epsilon: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    to_a, to_b, g, x, y = _wide(grad_a, grad_b, multiplier, a, b)
-    d = x.relu() + y.relu() + epsilon
-    q = to_a * _many(x >= 0, g) + to_b * _many(y >= 0, g)
-    p = _per_image(q * g, x)
-    share = (x + y) / d
-    grads = (p / d * (1 - share * (part > 0)) for part in (x, y))
-    results = (q * _many(share, q), *grads)
-    first, second, third = (_laid(result, a, multiplier.dtype) for result in results)
-    return first, second, third
-
-
 @torch.library.impl("lrpkernels::heatmap_scores", "CPU")
 def _heatmap_scores(heatmap: Tensor, mask: Tensor, kept: int, decay: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     r, m = _wide(heatmap, mask)

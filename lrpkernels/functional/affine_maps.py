@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .._extension import ops
-from ._autograd import first_order
+from ._autograd import call, first_order
 
 
 class _Affine(torch.autograd.Function):
@@ -68,7 +68,7 @@ def affine(
 
     Source: Bach et al. 2015 (epsilon and alpha-beta rules); docs/method.md section 1.
     """
-    return _Affine.apply(multiplier, value, input, slope, shift, zplus, float(epsilon))
+    return call(_Affine, multiplier, value, input, slope, shift, zplus, float(epsilon))
 
 
 class _SumZPlus(torch.autograd.Function):
@@ -105,4 +105,4 @@ def sum_zplus(multiplier: Tensor, a: Tensor, b: Tensor, *, epsilon: float) -> tu
 
     Source: Bassi et al. 2024 (Dual ISNet); docs/method.md section 1.
     """
-    return _SumZPlus.apply(multiplier, a, b, float(epsilon))
+    return call(_SumZPlus, multiplier, a, b, float(epsilon))

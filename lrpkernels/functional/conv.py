@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .._extension import ops
 from . import _conv_routes, _vendor
-from ._autograd import first_order
+from ._autograd import call, first_order
 from ._conv_routes import NO_FACTORS, Factors, has_fused_conv
 from ._vendor import ConvGeometry
 
@@ -97,7 +97,7 @@ def conv_epsilon(
 
     Source: Bach et al. 2015 (epsilon rule); arXiv 2401.08409 (LRP-Flex); docs/method.md section 1.
     """
-    return _ConvEpsilon.apply(multiplier, addend, output, scale, weight, input, geometry, float(epsilon), float(leak))
+    return call(_ConvEpsilon, multiplier, addend, output, scale, weight, input, geometry, float(epsilon), float(leak))
 
 
 class _ConvTranspose(torch.autograd.Function):
@@ -134,7 +134,7 @@ def conv_transpose(s: Tensor, weight: Tensor, input: Tensor, geometry: ConvGeome
 
     Gradients: s, weight; first order only.
     """
-    return _ConvTranspose.apply(s, weight, input, geometry)
+    return call(_ConvTranspose, s, weight, input, geometry)
 
 
 class _ConvKnown(torch.autograd.Function):
@@ -164,4 +164,4 @@ def conv_known(known: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None
 
     Gradients: input, weight, bias; first order only.
     """
-    return _ConvKnown.apply(known, input, weight, bias, geometry)
+    return call(_ConvKnown, known, input, weight, bias, geometry)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .._extension import ops
 from . import _conv_routes
-from ._autograd import first_order
+from ._autograd import call, first_order
 from ._conv_routes import NO_FACTORS, Epilogue, Factors
 from ._vendor import ConvGeometry, Weights
 
@@ -102,7 +102,7 @@ def conv_part(input: Tensor, weight: Tensor, weights: Weights, geometry: ConvGeo
 
     Gradients: input, weight (zero where the part leaves it out; both parts have it where a weight is 0); first order only.
     """
-    return _ConvPart.apply(input, weight, weights, geometry)
+    return call(_ConvPart, input, weight, weights, geometry)
 
 
 class _ConvShare(torch.autograd.Function):
@@ -167,7 +167,7 @@ def conv_share(
 
     Source: Bach et al. 2015 (alpha-beta rule); docs/method.md section 1.
     """
-    return _ConvShare.apply(multiplier, value, denominator, weight, input, weights, geometry, float(epsilon))
+    return call(_ConvShare, multiplier, value, denominator, weight, input, weights, geometry, float(epsilon))
 
 
 class _ConvBox(torch.autograd.Function):
@@ -242,4 +242,4 @@ def conv_box(
 
     Source: Montavon et al. 2017 (z^B rule); docs/method.md section 1.
     """
-    return _ConvBox.apply(multiplier, value, denominator, weight, input, low, high, geometry, float(epsilon))
+    return call(_ConvBox, multiplier, value, denominator, weight, input, low, high, geometry, float(epsilon))

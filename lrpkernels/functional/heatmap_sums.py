@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .._extension import ops
-from ._autograd import first_order
+from ._autograd import call, first_order
 
 NEGLIGIBLE = 1e-12  # ranks of smaller weight are left out
 
@@ -70,4 +70,4 @@ def heatmap_scores(heatmap: Tensor, mask: Tensor, *, decay: float) -> HeatmapSco
 
     Source: Bassi et al., Nature Communications 15:291, 2024; arXiv 1809.08264 (pooling); docs/method.md section 3.
     """
-    return HeatmapScores(*_HeatmapScores.apply(heatmap, mask, float(decay)))
+    return HeatmapScores(*call(_HeatmapScores, heatmap, mask, float(decay)))

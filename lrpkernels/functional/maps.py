@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._autograd import first_order
+from ._autograd import call, first_order
 
 
 class _LinearAdjoint(torch.autograd.Function):
@@ -32,7 +32,7 @@ def linear_adjoint(multiplier: Tensor, adjoint: Callable[[Tensor], Tensor], map:
 
     Gradients: multiplier, by ``map``; first order only.
     """
-    return _LinearAdjoint.apply(multiplier, adjoint, map)
+    return call(_LinearAdjoint, multiplier, adjoint, map)
 
 
 class _Uncat(torch.autograd.Function):
@@ -74,7 +74,7 @@ def uncat(multiplier: Tensor, dim: int, places: Sequence[tuple[int, int]]) -> tu
 
     Gradients: multiplier; first order only.
     """
-    return _Uncat.apply(multiplier, dim, places)
+    return call(_Uncat, multiplier, dim, places)
 
 
 class _ScatterWinner(torch.autograd.Function):
@@ -115,4 +115,4 @@ def scatter_winner(multiplier: Tensor, indices: Tensor, spatial: Sequence[int]) 
 
     Source: Bach et al. 2015 (winner-takes-all); docs/method.md section 1.
     """
-    return _ScatterWinner.apply(multiplier, indices, spatial)
+    return call(_ScatterWinner, multiplier, indices, spatial)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .._extension import ops
-from ._autograd import first_order
+from ._autograd import call, first_order
 
 
 class _EpsilonScale(torch.autograd.Function):
@@ -75,7 +75,7 @@ def epsilon_scale(
 
     Source: LRP-Flex of Bassi, Decherchi, Cavalli, "Faster ISNet", arXiv 2401.08409; docs/method.md section 1.
     """
-    return _EpsilonScale.apply(multiplier, addend, output, scale, float(epsilon), float(leak))
+    return call(_EpsilonScale, multiplier, addend, output, scale, float(epsilon), float(leak))
 
 
 class _Ratio(torch.autograd.Function):
@@ -113,4 +113,4 @@ def ratio(multiplier: Tensor, value: Tensor, denominator: Tensor, *, epsilon: fl
 
     Source: Bach et al. 2015, the epsilon rule; docs/method.md section 1.
     """
-    return _Ratio.apply(multiplier, value, denominator, float(epsilon))
+    return call(_Ratio, multiplier, value, denominator, float(epsilon))

@@ -9,21 +9,21 @@ from torch import Tensor
 from torch.autograd import Function
 
 from .._extension import ops
-from ._autograd import first_order
+from ._autograd import call, first_order
 
 
 class _MaxPoolWinner(Function):
     @staticmethod
     def forward(ctx: Any, multiplier: Tensor, indices: Tensor, input: Tensor, arguments: tuple[Any, ...]) -> Tensor:
         ctx.save_for_backward(indices)
-        kernel, stride, padding, dilation, _ = arguments
-        return ops.max_pool_winner(multiplier, indices, input.shape[2:], kernel, stride, padding, dilation)
+        ctx.windows = arguments[:4]
+        return ops.max_pool_winner(multiplier, indices, input.shape[2:], *ctx.windows)
 
     @staticmethod
     @first_order
     def backward(ctx: Any, grad: Tensor) -> Any:
         (indices,) = ctx.saved_tensors
-        return ops.max_pool_winner_backward(grad, indices), None, None, None
+        return ops.max_pool_winner_backward(grad, indices, *ctx.windows), None, None, None
 
 
 def max_pool_winner(multiplier: Tensor, indices: Tensor, input: Tensor, arguments: tuple[Any, ...]) -> Tensor:
@@ -46,7 +46,7 @@ def max_pool_winner(multiplier: Tensor, indices: Tensor, input: Tensor, argument
 
     Source: Bach et al. 2015 (winner-takes-all); docs/method.md section 1.
     """
-    return _MaxPoolWinner.apply(multiplier, indices, input, arguments)
+    return call(_MaxPoolWinner, multiplier, indices, input, arguments)
 
 
 class _AveragePoolTranspose(Function):
@@ -89,6 +89,6 @@ def average_pool_transpose(
 
     Source: docs/method.md section 1.
     """
-    return _AveragePoolTranspose.apply(
-        multiplier, input_size, kernel_size, stride, padding, count_include_pad, divisor_override
+    return call(
+        _AveragePoolTranspose, multiplier, input_size, kernel_size, stride, padding, count_include_pad, divisor_override
     )

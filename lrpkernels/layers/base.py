@@ -130,7 +130,7 @@ def _dispatch(tape: Tape, func: Any, args: tuple[Any, ...], kwargs: dict[str, An
         args, kwargs = map_leaves(tape.current, args), map_leaves(tape.current, kwargs)
     recorder = _RECORDERS.get(func)
     if recorder is not None:
-        if _reads_recorded(tape, args) | _reads_recorded(tape, kwargs.values()):
+        if _reads_recorded(tape, args) | (bool(kwargs) and _reads_recorded(tape, kwargs.values())):
             return recorder(tape, func, args, kwargs)
         return func(*args, **kwargs)
     out = func(*args, **kwargs)
@@ -143,15 +143,19 @@ def _reads_recorded(tape: Tape, args: Iterable[Any]) -> bool:
     """Whether a recorded tensor is among the arguments; constants with a history are noted on the way."""
     values, found = tape._values, False
     for arg in args:
+        kind = type(arg)
+        if kind in _NO_TENSORS:
+            continue
         if id(arg) in values:
             found = True
-        elif type(arg) in (list, tuple):
+        elif kind is list or kind is tuple:
             found |= _reads_recorded(tape, arg)
         elif tape.live and isinstance(arg, Tensor) and arg.grad_fn is not None:
             tape.constants.append((arg, tape._modules[-1] if tape._modules else tape.model))
     return found
 
 
+_NO_TENSORS = frozenset((int, float, bool, str, type(None)))
 _PLAIN = (int, float, bool, str, torch.Size, torch.dtype, torch.device, type(None), torch.layout, torch.memory_format)
 
 

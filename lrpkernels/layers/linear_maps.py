@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -200,7 +201,22 @@ def _tuple(value: Any, n: int) -> tuple[int, ...]:
     return (value,) * n if isinstance(value, int) else tuple(value) * (n if len(value) == 1 else 1)
 
 
+@lru_cache(maxsize=1024)
+def _geometry(
+    stride: tuple[int, ...], padding: tuple[int, ...], dilation: tuple[int, ...], groups: int
+) -> ConvGeometry:
+    return ConvGeometry(stride, padding, dilation, False, (0,) * len(stride), groups)
+
+
 def _record_conv(tape: Tape, func: Any, args: Any, kwargs: Any, spatial: int, transposed: bool) -> Tensor:
+    if len(args) == 7 and not kwargs and not transposed:  # what nn.ConvNd calls: no need to look at every form
+        x, weight, bias, *slide = args
+        plain = type(slide[0]) is tuple and type(slide[1]) is tuple and type(slide[2]) is tuple
+        value = tape.value(x)
+        if plain and value is not None and tape.value(weight) is None and x.dim() == spatial + 2:
+            out = func(*args)
+            tape.add(Conv(value, weight, bias, _geometry(*slide)), out)
+            return out
     defaults = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1, "output_padding": 0}
     order = ("output_padding", "groups", "dilation") if transposed else ("dilation", "groups")
     given = dict(zip(("input", "weight", "bias", "stride", "padding", *order), args, strict=False))

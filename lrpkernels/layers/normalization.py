@@ -114,7 +114,9 @@ def _batch_norm(tape: Tape, func: Any, args: Any, kwargs: Any) -> Tensor:
             x, gamma, beta, mean, var, True, momentum, eps, torch.backends.cudnn.enabled
         )
     else:
-        out = func(x, mean, var, gamma, beta, False, momentum, eps)
-        inverse_deviation = torch.rsqrt(_wide(var) + eps)
+        if mean is None or var is None:
+            return func(x, mean, var, gamma, beta, False, momentum, eps)  # raises PyTorch's own error
+        out = torch.batch_norm(x, gamma, beta, mean, var, False, momentum, eps, torch.backends.cudnn.enabled)
+        inverse_deviation = torch.rsqrt(_wide(var.detach()) + eps)
     tape.add(BatchNorm(value, gamma, beta, mean.detach(), _wide(inverse_deviation.detach())), out)
     return out
