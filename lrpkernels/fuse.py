@@ -65,6 +65,11 @@ class Block(Op):
             weight = weight * self.map.per_channel(self.norm.scale())
         return weight.to(self.output.dtype)
 
+    @property
+    def makes_weight(self) -> bool:
+        """Whether :meth:`weight` returns a tensor of its own, which the caller may change in place."""
+        return self.norm is not None
+
     def bias(self, detach: bool = True) -> Tensor | None:
         """b' = k * b + c, (C,); ``detach`` cuts b and beta off from gradients while k stays live. None: no bias at all."""
         bias = self.map.bias

@@ -1,4 +1,4 @@
-"""Layers without a matrix product, where the device has our kernels: batch norm standing alone, and sums under the z+ rule."""
+"""Layers without a matrix product: batch norm standing alone, and sums under the z+ rule."""
 
 from __future__ import annotations
 
@@ -9,6 +9,12 @@ from torch import Tensor
 
 from .._extension import ops
 from ._autograd import call, first_order
+from ._conv_routes import has_fused_kernels
+
+
+def has_affine_kernels(tensor: Tensor) -> bool:
+    """Whether :func:`affine` and :func:`sum_zplus` have kernels for this tensor's device and dtype."""
+    return has_fused_kernels(tensor) or (tensor.device.type == "cpu" and tensor.dtype != torch.float16)
 
 
 class _Affine(torch.autograd.Function):

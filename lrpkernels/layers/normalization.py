@@ -81,7 +81,7 @@ class BatchNorm(LinearMap):
     def fused_rule(
         self, g: Tensor, value: Tensor, input: Tensor, bias: Tensor | None, epsilon: float, *, zplus: bool
     ) -> Tensor | None:
-        if not functional.has_fused_kernels(g):
+        if not functional.has_affine_kernels(g):
             return None
         shift = None if bias is None else bias.to(self.mean.dtype)
         return functional.affine(g, value, input, self.scale(), shift, zplus=zplus, epsilon=epsilon)

@@ -8,8 +8,18 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..functional import Weights, conv_part, conv_share, has_fused_kernels, sum_zplus
-from .base import Rule, layer_input, normalized, positive, select_by_sign, stabilized_ratio, total
+from ..functional import Weights, conv_part, conv_share, has_affine_kernels, sum_zplus
+from .base import (
+    Rule,
+    is_nonnegative,
+    layer_input,
+    normalized,
+    part,
+    positive,
+    select_by_sign,
+    stabilized_ratio,
+    total,
+)
 
 if TYPE_CHECKING:
     from ..functional import ConvGeometry
@@ -37,11 +47,11 @@ def signed_share(block: Block, g: Tensor, eps: float, sign: int, bias: bool, sca
     geometry = block.map.fused_geometry(weight)
     if geometry is not None:
         return _fused_share(block, g, a, weight, b, eps, sign, scaled, geometry)
-    w = weight.clamp(**same)
-    if block.input.nonnegative:
+    if is_nonnegative(block):
+        w = part(weight, sign, fresh=block.makes_weight)
         d = block.map.forward(a, w, b)
         return block.map.transpose(stabilized_ratio(g, block.output.tensor, d, eps, scaled), w)
-    w_other = weight.clamp(**other)
+    w, w_other = weight.clamp(**same), weight.clamp(**other)
     d = block.map.forward(a.clamp(min=0), w, b) + block.map.forward(a.clamp(max=0), w_other, None)
     s = stabilized_ratio(g, block.output.tensor, d, eps, scaled)
     return select_by_sign(a, block.map.transpose(s, w), block.map.transpose(s, w_other))
@@ -60,7 +70,7 @@ def _fused_share(
 ) -> Tensor:
     """:func:`signed_share` by kernels that pick the parts of the weights themselves."""
     same, other = (Weights.POSITIVE, Weights.NEGATIVE) if sign > 0 else (Weights.NEGATIVE, Weights.POSITIVE)
-    if block.input.nonnegative:
+    if is_nonnegative(block):
         d, weights = conv_part(a, weight, same, geometry), same
     else:
         d = conv_part(a.clamp(min=0), weight, same, geometry) + conv_part(a.clamp(max=0), weight, other, geometry)
@@ -147,7 +157,7 @@ class ZPlus(Rule):
             return super().add(op, multiplier)
         x, y = op.inputs[:2]
         alike = x.shape == y.shape and set(op.signs) == {1.0}
-        if alike and not self.scaled and has_fused_kernels(multiplier):
+        if alike and not self.scaled and has_affine_kernels(multiplier):
             return sum_zplus(multiplier, x.tensor, y.tensor, epsilon=self.eps)
         parts = [sign * value.tensor for value, sign in zip(op.inputs, op.signs, strict=True)]
         denominator = torch.relu(parts[0]) + torch.relu(parts[1])

@@ -36,6 +36,26 @@ def layer_input(block: Block) -> Tensor:
     return a if a.dtype == block.output.dtype else a.to(block.output.dtype)
 
 
+def is_nonnegative(block: Block) -> bool:
+    """Whether a layer's input holds no negative number: known from the operations ahead of it, or seen in the model's own input.
+
+    Pixels are looked at on the CPU only (elsewhere the host would wait for the device), once, and not where they take a gradient: at 0
+    it would be that of one side.
+    """
+    value = block.input
+    if not value.nonnegative and value.producer is None:
+        x = value.tensor
+        if x is not None and x.device.type == "cpu" and not x.requires_grad and x.numel():
+            value.nonnegative = bool(x.detach().amin() >= 0)
+    return value.nonnegative
+
+
+def part(weight: Tensor, sign: int, fresh: bool) -> Tensor:
+    """W+ or W-; in the memory of ``weight`` if that is a ``fresh`` result which nobody else reads."""
+    bound = {"min": 0} if sign > 0 else {"max": 0}
+    return weight.clamp_(**bound) if fresh else weight.clamp(**bound)
+
+
 def stabilized_ratio(g: Tensor, value: Tensor, denominator: Tensor, eps: float, scaled: bool) -> Tensor:
     """s = G v / (d + eps sgn d); with ``scaled`` eps counts in units of each sample's root mean square of d."""
     from ..functional import ratio

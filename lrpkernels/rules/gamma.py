@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
+from torch.nn.functional import leaky_relu
 
-from .base import Rule, layer_input, positive, select_by_sign, stabilized_ratio, total
+from .base import Rule, is_nonnegative, layer_input, positive, select_by_sign, stabilized_ratio, total
 
 if TYPE_CHECKING:
     from ..fuse import Block
@@ -46,23 +46,43 @@ class Gamma(Rule):
 
     def linear(self, block: Block, multipliers: tuple[Tensor, Tensor | None]) -> Tensor:
         g = total(multipliers)
-        result = self._share(block, g, 1)
-        if block.relu is None:  # behind a ReLU only z > 0 carries relevance
-            result = result + self._share(block, g, -1)
-        return result
+        signed = block.relu is None  # behind a ReLU only z > 0 carries relevance
+        if not is_nonnegative(block):
+            result = self._share(block, g, 1)
+            return result + self._share(block, g, -1) if signed else result
+        a, weight, bias = layer_input(block), block.weight(), block.bias() if self.bias else None
+        up = self._favoured(weight, 1)
+        d = block.map.forward(a, up, None if bias is None else self._favoured(bias, 1))
+        result = block.map.transpose(self._ratio(block, g, 1, d), up)
+        if not signed:
+            return result
+        # z = a W + b is known, so the sum with W- favoured needs no convolution: d+ + d- = (2 + gamma) (a W + b).
+        d = (2 + self.gamma) * self._preactivation(block) - d
+        return result + block.map.transpose(self._ratio(block, g, -1, d), self._favoured(weight, -1))
+
+    def _favoured(self, weight: Tensor, sign: int) -> Tensor:
+        """W + gamma W+, or W + gamma W-."""
+        factor = 1 + self.gamma
+        # Where gamma is 0 both are W; a leaky ReLU is one pass where clamping, scaling and adding are three.
+        return leaky_relu(weight * factor, 1 / factor) if sign > 0 else leaky_relu(weight, factor)
+
+    def _preactivation(self, block: Block) -> Tensor:
+        """a W + b with the bias that takes part."""
+        z, bias = block.preactivation(), block.bias()
+        if self.bias or bias is None:
+            return z
+        return z - bias.view(-1, *(1,) * (z.dim() - 2)) if block.map.kind != "linear" else z - bias
+
+    def _ratio(self, block: Block, g: Tensor, sign: int, d: Tensor) -> Tensor:
+        z = block.output.tensor
+        value = z if block.relu is not None else z.clamp(min=0) if sign > 0 else z.clamp(max=0)
+        return stabilized_ratio(g, value, d, self.eps, self.scaled)
 
     def _share(self, block: Block, g: Tensor, sign: int) -> Tensor:
-        same, other = ({"min": 0}, {"max": 0}) if sign > 0 else ({"max": 0}, {"min": 0})
-        weight = block.weight()
-        bias = block.bias() if self.bias else None
-        a, z = layer_input(block), block.output.tensor
-        w = weight + self.gamma * weight.clamp(**same)
-        b = None if bias is None else bias + self.gamma * bias.clamp(**same)
-        value = z if block.relu is not None else torch.where(z > 0 if sign > 0 else z < 0, z, torch.zeros_like(z))
-        if block.input.nonnegative:
-            d = block.map.forward(a, w, b)
-            return block.map.transpose(stabilized_ratio(g, value, d, self.eps, self.scaled), w)
-        w_other = weight + self.gamma * weight.clamp(**other)
-        d = block.map.forward(a.clamp(min=0), w, b) + block.map.forward(a.clamp(max=0), w_other, None)
-        s = stabilized_ratio(g, value, d, self.eps, self.scaled)
-        return select_by_sign(a, block.map.transpose(s, w), block.map.transpose(s, w_other))
+        """The part of the outputs of one sign, for inputs of either."""
+        a, weight, bias = layer_input(block), block.weight(), block.bias() if self.bias else None
+        same, other = self._favoured(weight, sign), self._favoured(weight, -sign)
+        b = None if bias is None else self._favoured(bias, sign)
+        d = block.map.forward(a.clamp(min=0), same, b) + block.map.forward(a.clamp(max=0), other, None)
+        s = self._ratio(block, g, sign, d)
+        return select_by_sign(a, block.map.transpose(s, same), block.map.transpose(s, other))
