@@ -108,7 +108,10 @@ def _pool_layer(dtype: Dtype, window: int, padding: int, layout: str, last: bool
     pool.padding[:], pool.dilation[:] = (0, padding, padding), (1, 1, 1)
     pool.channels_last, pool.count_include_pad = last, True
     # Winners anywhere in their windows, as trained networks have them.
-    begin, reach = np.arange(half) * 2 - padding, np.random.default_rng(1).integers(window, size=(2, planes, half, half))
+    begin, reach = (
+        np.arange(half) * 2 - padding,
+        np.random.default_rng(1).integers(window, size=(2, planes, half, half)),
+    )
     row, column = (np.clip(begin[:, None] + reach[0], 0, SIDE - 1), np.clip(begin + reach[1], 0, SIDE - 1))
     winners = (row * SIDE + column).reshape(BATCH, CHANNELS, half, half)
     where = Buffer(np.ascontiguousarray(np.moveaxis(winners, 1, -1) if last else winners), INT64)

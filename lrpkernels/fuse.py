@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import Tensor, nn
 
+from . import functional
 from .layers.activation import Relu
 from .layers.base import Arrived, Multipliers, Op
 from .layers.linear_maps import LinearMap
@@ -65,10 +66,12 @@ class Block(Op):
             weight = weight * self.map.per_channel(self.norm.scale())
         return weight.to(self.output.dtype)
 
-    @property
-    def makes_weight(self) -> bool:
-        """Whether :meth:`weight` returns a tensor of its own, which the caller may change in place."""
-        return self.norm is not None
+    def weight_part(self, sign: int) -> Tensor:
+        """W'+ or W'-, the contributions of one sign, in the dtype of the block's output."""
+        if sign < 0:
+            return self.weight().clamp(max=0)
+        scale = None if self.norm is None else self.map.per_channel(self.norm.scale())
+        return functional.positive_weight(self.map.weight, scale).to(self.output.dtype)
 
     def bias(self, detach: bool = True) -> Tensor | None:
         """b' = k * b + c, (C,); ``detach`` cuts b and beta off from gradients while k stays live. None: no bias at all."""

@@ -67,16 +67,23 @@ def _cases() -> dict[str, tuple[Callable[..., Any], tuple[Tensor | None, ...]]]:
             (_r(2, 4, 4, 4), wt),
         ),
         "conv_transpose": (lambda s, w: F.conv_transpose(s, w, x, GEOMETRY), (_r(2, 4, 3, 3), w)),
-        "conv_known": (
-            lambda a, w, b: F.conv_known(
-                torch.nn.functional.conv2d(a, w, b, padding=1),
+        "conv_map": (
+            lambda a, w, b: F.conv_map(a, w, b, ConvGeometry((1, 1), (1, 1), (1, 1), False, (0, 0), 1)),
+            (_r(1, 2, 3, 3), _r(3, 2, 3, 3), _r(3)),
+        ),
+        "conv_map-known": (
+            lambda a, w, b: F.conv_map(
                 a,
                 w,
                 b,
                 ConvGeometry((1, 1), (1, 1), (1, 1), False, (0, 0), 1),
+                torch.nn.functional.conv2d(a, w, b, padding=1),
             ),
             (_r(1, 2, 3, 3), _r(3, 2, 3, 3), _r(3)),
         ),
+        "positive_weight": (lambda w, k: F.positive_weight(w, k), (_r(3, 2, 3, 3), _r(3, 1, 1, 1))),
+        "positive_weight-plain": (F.positive_weight, (_r(3, 2, 3, 3),)),
+        "positive_weight-rows": (F.positive_weight, (_r(4, 2, 3), _r(4, 2, 1))),
         "max_pool_winner": (lambda g: F.max_pool_winner(g, indices, x, pool), (_r(4, 4, 3, 3),)),
         "uncat": (lambda g: F.uncat(g, 1, [(1, 2), (4, 1)]), (_r(2, 6, 3),)),
         "linear_adjoint": (lambda g: F.linear_adjoint(g, adjoint, average), (_r(2, 3, 2, 2),)),
@@ -86,7 +93,7 @@ def _cases() -> dict[str, tuple[Callable[..., Any], tuple[Tensor | None, ...]]]:
 @pytest.mark.parametrize("name", _cases())
 def test_gradcheck(name: str) -> None:
     function, inputs = _cases()[name]
-    if name == "conv_known":  # its value is constant by design: compare with the convolution it stands for
+    if name == "conv_map-known":  # its value is constant by design: compare with the convolution it stands for
         grad = torch.randn_like(function(*inputs))
         ours = torch.autograd.grad(function(*inputs), inputs, grad)
         theirs = torch.autograd.grad(torch.nn.functional.conv2d(*inputs, padding=1), inputs, grad)

@@ -8,12 +8,13 @@ from . import _cpu_rule_ops  # noqa: F401  (registers the CPU twins)
 from ._conv_routes import has_fused_conv, has_fused_kernels
 from ._vendor import ConvGeometry, Weights
 from .affine_maps import affine, has_affine_kernels, sum_zplus
-from .conv import conv_epsilon, conv_known, conv_transpose
+from .conv import conv_epsilon, conv_map, conv_transpose
 from .conv_parts import conv_box, conv_part, conv_share
 from .heatmap_sums import HeatmapScores, heatmap_scores, kept_ranks
 from .maps import linear_adjoint, scatter_winner, uncat
 from .pointwise import epsilon_scale, ratio
 from .pool import average_pool_transpose, max_pool_winner
+from .weight_parts import positive_weight
 
 __all__ = [
     "ConvGeometry",
@@ -23,7 +24,7 @@ __all__ = [
     "average_pool_transpose",
     "conv_box",
     "conv_epsilon",
-    "conv_known",
+    "conv_map",
     "conv_part",
     "conv_share",
     "conv_transpose",
@@ -35,6 +36,7 @@ __all__ = [
     "kept_ranks",
     "linear_adjoint",
     "max_pool_winner",
+    "positive_weight",
     "ratio",
     "scatter_winner",
     "sum_zplus",

@@ -76,12 +76,12 @@ def data_gradient(s: Tensor, weight: Tensor, input: Tensor, geometry: ConvGeomet
     return _convolution_backward(s, input, weight, None, *geometry, _DATA)[0]
 
 
-def apply(input: Tensor, weight: Tensor, geometry: ConvGeometry) -> Tensor:
-    """W a, without bias."""
+def apply(input: Tensor, weight: Tensor, geometry: ConvGeometry, bias: Tensor | None = None) -> Tensor:
+    """W a + b."""
     ours = _cpu_conv.apply(input, weight, geometry)
     if ours is not None:
-        return ours
-    return _convolution(input, weight, None, *geometry)
+        return ours if bias is None else ours.add_(bias.view(-1, *(1,) * (ours.dim() - 2)))
+    return _convolution(input, weight, bias, *geometry)
 
 
 def weight_gradient(grad_output: Tensor, input: Tensor, weight: Tensor, geometry: ConvGeometry) -> Tensor:

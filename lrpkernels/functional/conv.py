@@ -13,8 +13,6 @@ from ._autograd import call, first_order
 from ._conv_routes import NO_FACTORS, Factors, has_fused_conv
 from ._vendor import ConvGeometry
 
-_convolution_backward = torch.ops.aten.convolution_backward.default
-
 
 class _ConvEpsilon(torch.autograd.Function):
     @staticmethod
@@ -137,31 +135,41 @@ def conv_transpose(s: Tensor, weight: Tensor, input: Tensor, geometry: ConvGeome
     return call(_ConvTranspose, s, weight, input, geometry)
 
 
-class _ConvKnown(torch.autograd.Function):
+class _ConvMap(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, known: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None, geometry: ConvGeometry
+        ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, geometry: ConvGeometry, known: Tensor | None
     ) -> Tensor:
         ctx.save_for_backward(input, weight)
-        ctx.geometry, ctx.bias_sizes = geometry, None if bias is None else [bias.shape[0]]
-        return known.detach()
+        ctx.geometry = geometry
+        if known is not None:
+            return known.detach()
+        return _vendor.apply(input, weight, geometry, bias)
 
     @staticmethod
     @first_order
     def backward(ctx: Any, grad: Tensor) -> Any:
         input, weight = ctx.saved_tensors
-        mask = list(ctx.needs_input_grad[1:4])
-        grads = _convolution_backward(grad, input, weight, ctx.bias_sizes, *ctx.geometry, mask)
-        return None, *(g if need else None for g, need in zip(grads, mask, strict=True)), None
+        need = ctx.needs_input_grad
+        grad_input = _vendor.data_gradient(grad, weight, input, ctx.geometry) if need[0] else None
+        grad_weight = _vendor.weight_gradient(grad, input, weight, ctx.geometry) if need[1] else None
+        grad_bias = grad.sum((0, *range(2, grad.dim()))) if need[2] else None
+        return grad_input, grad_weight, grad_bias, None, None
 
 
-def conv_known(known: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None, geometry: ConvGeometry) -> Tensor:
-    """A convolution whose value the forward pass has computed already: it costs nothing, its backward what it always costs.
+def conv_map(
+    input: Tensor, weight: Tensor, bias: Tensor | None, geometry: ConvGeometry, known: Tensor | None = None
+) -> Tensor:
+    """W a + b by the vendor's convolution, or on the CPU by a faster route where there is one.
 
     Args:
-        known: W a + b, (B, C_out, ...).
-        input, weight, bias, geometry: of that convolution.
+        input: a, (B, C_in, ...).
+        weight: W, as ``torch.ops.aten.convolution`` takes it, dtype of input.
+        bias: b, (C_out,), or None.
+        geometry: of the convolution.
+        known: the result, (B, C_out, ...), if the forward pass has computed it already: it then costs nothing, its backward what it
+            always costs.
 
     Gradients: input, weight, bias; first order only.
     """
-    return call(_ConvKnown, known, input, weight, bias, geometry)
+    return call(_ConvMap, input, weight, bias, geometry, known)

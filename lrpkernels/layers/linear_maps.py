@@ -134,10 +134,10 @@ class Conv(LinearMap):
         )
 
     def forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return torch.ops.aten.convolution.default(input, weight, bias, *self.geometry)
+        return functional.conv_map(input, weight, bias, self.geometry)
 
     def reuse(self, input: Tensor, weight: Tensor, bias: Tensor | None, known: Tensor) -> Tensor:
-        return functional.conv_known(known, input, weight, bias, self.geometry)
+        return functional.conv_map(input, weight, bias, self.geometry, known)
 
     def transpose(self, s: Tensor, weight: Tensor) -> Tensor:
         return functional.conv_transpose(s, weight, self.inputs[0].tensor.detach(), self.geometry)

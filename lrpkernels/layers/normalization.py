@@ -83,8 +83,9 @@ class BatchNorm(LinearMap):
     ) -> Tensor | None:
         if not functional.has_affine_kernels(g):
             return None
-        shift = None if bias is None else bias.to(self.mean.dtype)
-        return functional.affine(g, value, input, self.scale(), shift, zplus=zplus, epsilon=epsilon)
+        slope = self.scale()
+        shift = None if bias is None else bias.to(slope.dtype)
+        return functional.affine(g, value, input, slope, shift, zplus=zplus, epsilon=epsilon)
 
     def per_channel(self, vector: Tensor) -> Tensor:
         return vector

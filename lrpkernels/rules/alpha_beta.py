@@ -14,7 +14,6 @@ from .base import (
     is_nonnegative,
     layer_input,
     normalized,
-    part,
     positive,
     select_by_sign,
     stabilized_ratio,
@@ -35,23 +34,22 @@ def signed_share(block: Block, g: Tensor, eps: float, sign: int, bias: bool, sca
     sign +1: d = a+ W+ + a- W- + b+, sign -1: d = a+ W- + a- W+ + b-; s = R / (d + eps sgn d); R_j = a_j W~^T s, where W~ is the part
     of the weight that meets a_j's sign in d. One convolution each way where a is known to be non-negative, two otherwise.
     """
-    same, other = ({"min": 0}, {"max": 0}) if sign > 0 else ({"max": 0}, {"min": 0})
-    weight = block.weight()
     b = block.bias() if bias else None
-    b = None if b is None else b.clamp(**same)
+    if b is not None:
+        b = b.clamp(min=0) if sign > 0 else b.clamp(max=0)
     a = layer_input(block)
     if sign > 0 and not scaled:
         found = block.map.fused_rule(g, block.output.tensor, a, b, eps, zplus=True)
         if found is not None:
             return found
-    geometry = block.map.fused_geometry(weight)
+    geometry = block.map.fused_geometry(block.map.weight)
     if geometry is not None:
-        return _fused_share(block, g, a, weight, b, eps, sign, scaled, geometry)
+        return _fused_share(block, g, a, block.weight(), b, eps, sign, scaled, geometry)
+    w = block.weight_part(sign)
     if is_nonnegative(block):
-        w = part(weight, sign, fresh=block.makes_weight)
         d = block.map.forward(a, w, b)
         return block.map.transpose(stabilized_ratio(g, block.output.tensor, d, eps, scaled), w)
-    w, w_other = weight.clamp(**same), weight.clamp(**other)
+    w_other = block.weight_part(-sign)
     d = block.map.forward(a.clamp(min=0), w, b) + block.map.forward(a.clamp(max=0), w_other, None)
     s = stabilized_ratio(g, block.output.tensor, d, eps, scaled)
     return select_by_sign(a, block.map.transpose(s, w), block.map.transpose(s, w_other))

@@ -50,12 +50,6 @@ def is_nonnegative(block: Block) -> bool:
     return value.nonnegative
 
 
-def part(weight: Tensor, sign: int, fresh: bool) -> Tensor:
-    """W+ or W-; in the memory of ``weight`` if that is a ``fresh`` result which nobody else reads."""
-    bound = {"min": 0} if sign > 0 else {"max": 0}
-    return weight.clamp_(**bound) if fresh else weight.clamp(**bound)
-
-
 def stabilized_ratio(g: Tensor, value: Tensor, denominator: Tensor, eps: float, scaled: bool) -> Tensor:
     """s = G v / (d + eps sgn d); with ``scaled`` eps counts in units of each sample's root mean square of d."""
     from ..functional import ratio
