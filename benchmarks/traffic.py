@@ -11,47 +11,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Iterator
 
 import numpy as np
 
-sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
+from . import roofline
+from .conv_calls import conv
+from .kernel_calls import BATCH, CHANNELS, SIDE, Call, affine, measure
+from .kernel_calls import normal as _normal
 
-from cuda_on_cpu import DTYPES, INT32, INT64, Buffer, Dtype, Extent, Heatmap, Kernels, Pool, load
-
-
-class Row(NamedTuple):
-    """The traffic of one kernel call."""
-
-    kernel: str
-    layout: str
-    dtype: str
-    mebibytes: float
-    memory: float
-    blocks: float
-    lanes: float
-    sectors: float
-
-
-class Call(NamedTuple):
-    """A kernel call with its compulsory traffic in bytes."""
-
-    family: str
-    name: str
-    layout: str
-    dtype: Dtype
-    minimal: int
-    run: Callable[[Kernels], object]
-
-
-BATCH, CHANNELS, SIDE = 16, 64, 28  # 1.5 MiB in 16-bit types
-
-
-def _normal(*shape: int) -> np.ndarray:
-    return np.random.default_rng(0).standard_normal(shape)
+from cuda_on_cpu import DTYPES, INT32, INT64, Buffer, Dtype, Extent, Heatmap, Kernels, Pool, load  # isort: skip
 
 
 def _pointwise(dtype: Dtype) -> Iterator[Call]:
@@ -165,30 +134,20 @@ def _heatmap(dtype: Dtype) -> Iterator[Call]:
     )
 
 
-def measure(call: Call) -> Row:
-    """Runs one call and counts."""
-    kernels = load(call.family)
-    kernels.configure(count=True)
-    call.run(kernels)
-    counts = kernels.counts()
-    kernels.configure()
-    return Row(
-        call.name,
-        call.layout,
-        call.dtype.name,
-        call.minimal / 2**20,
-        32 * counts.launch_sectors / call.minimal,
-        32 * counts.block_sectors / call.minimal,
-        counts.bytes / call.minimal,
-        min(1.0, counts.bytes / (32 * counts.sectors)),
-    )
+FAMILIES = (_pointwise, affine, _pool)
 
 
 def calls(dtypes: list[str]) -> Iterator[Call]:
     """Every kernel that memory bounds, at 1 MiB and more."""
     for name in dtypes:
-        for family in (_pointwise, _pool, _heatmap):
+        for family in (*FAMILIES, _heatmap):
             yield from family(DTYPES[name])
+
+
+def convolutions(dtypes: list[str]) -> Iterator[Call]:
+    """The convolution kernels, which arithmetic bounds: for information."""
+    for name in dtypes:
+        yield from conv(DTYPES[name])
 
 
 def main() -> None:
@@ -196,18 +155,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--dtype", action="append", choices=list(DTYPES), help="default: float32 and bfloat16")
     parser.add_argument("--json", action="store_true", help="one JSON object per line")
+    parser.add_argument("--roofline", action="store_true", help="print what the counts allow on an A100 and an H100")
+    parser.add_argument("--write", action="store_true", help="the same, into docs/gpu.md")
     arguments = parser.parse_args()
+    if arguments.roofline or arguments.write:
+        text = roofline.tables(FAMILIES)
+        roofline.write(text) if arguments.write else print(text)
+        return
     if not arguments.json:
         print(
-            f"{'kernel':32} {'layout':14} {'dtype':9} {'MiB':>6} {'memory':>7} {'blocks':>7} {'lanes':>7} {'sectors':>8}"
+            f"{'kernel':40} {'layout':14} {'dtype':9} {'MiB':>6} {'memory':>7} {'blocks':>7} {'lanes':>7} {'sectors':>8}"
         )
-    for call in calls(arguments.dtype or ["float32", "bfloat16"]):
+    dtypes = arguments.dtype or ["float32", "bfloat16"]
+    for call in (*calls(dtypes), *convolutions(dtypes)):
         row = measure(call)
         if arguments.json:
             print(json.dumps(row._asdict()))
         else:
             numbers = f"{row.mebibytes:6.1f} {row.memory:7.3f} {row.blocks:7.3f} {row.lanes:7.3f} {row.sectors:8.1%}"
-            print(f"{row.kernel:32} {row.layout:14} {row.dtype:9} {numbers}")
+            print(f"{row.kernel:40} {row.layout:14} {row.dtype:9} {numbers}")
 
 
 if __name__ == "__main__":

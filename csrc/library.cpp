@@ -40,7 +40,7 @@ STABLE_TORCH_LIBRARY(lrpkernels, m) {
   m.def(
       "conv_weight_gradient(Tensor multiplier, Tensor? addend, Tensor? output, Tensor? scale, Tensor? value, "
       "Tensor? denominator, Tensor input, int[] kernel_size, int[] stride, int[] padding, int[] dilation, int groups, "
-      "float epsilon, float leak) -> Tensor");
+      "float epsilon, float leak, bool tensor_cores) -> Tensor");
   m.def(
       "affine(Tensor multiplier, Tensor value, Tensor input, Tensor slope, Tensor? shift, bool zplus, float epsilon) "
       "-> Tensor");

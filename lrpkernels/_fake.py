@@ -238,6 +238,7 @@ def _conv_weight_gradient(
     groups: int,
     epsilon: float,
     leak: float,
+    tensor_cores: bool,
 ) -> Tensor:
     _check_epsilon_scale("conv_weight_gradient", multiplier, addend, output, scale)
     return multiplier.new_empty((multiplier.shape[1], input.shape[1] // groups, *kernel_size))

@@ -125,7 +125,7 @@ def conv_samples(op: str, dtype: torch.dtype, values: Values, targets: int) -> I
         for name, given in factors.items():
             if op == "conv_weight_gradient":
                 a = values((images, c_in, *size))
-                yield (g, *given, a, [*kernel], *slide, 1e-2, 0.1), f"{label} {name}"
+                yield (g, *given, a, [*kernel], *slide, 1e-2, 0.1, False), f"{label} {name}"
             else:
                 none = (None, None, None)
                 yield (g, *given, weight, 0, *none, [*size], *slide, 1e-2, 0.1, False), f"{label} {name}"

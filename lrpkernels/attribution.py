@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from . import _capture
 from .composite import Composite, as_composite
 from .errors import NonFiniteError
 from .rules import Rule
@@ -77,6 +78,8 @@ def _check_finite(tape: Tape, heatmap: Any) -> None:
         NonFiniteError: names the first operation whose output is NaN or infinite, if there is one.
     """
     maps = heatmap if isinstance(heatmap, tuple) else (heatmap,)
+    if any(_capture.is_capturing(m.device) for m in maps):
+        return
     if all(bool(torch.isfinite(m.detach().sum())) or bool(torch.isfinite(m.detach()).all()) for m in maps):
         return
     for op in tape.ops:

@@ -81,7 +81,7 @@ def diagnose(
         dtypes = _CUDA_DTYPES if device == "cuda" or namespace is not None else _CPU_DTYPES
         for kernel in kernels:
             for dtype in dtypes:
-                for tensor_cores in (False, True) if kernel in CONV_OPS[:2] and device == "cuda" else (False,):
+                for tensor_cores in (False, True) if kernel in CONV_OPS and device == "cuda" else (False,):
                     if tensor_cores and dtype == torch.float64:
                         continue
                     progress(f"{device} {kernel} {_name(dtype, tensor_cores)}")

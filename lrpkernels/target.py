@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import _capture
 from .errors import NonFiniteError
 
 Target = int | Tensor | Sequence["int | Tensor"] | str | Callable[[Tensor], Tensor] | None
@@ -94,21 +95,27 @@ def _index(target: Any, logits: Tensor) -> Tensor:
             )
         index = target.to(device=logits.device, dtype=torch.int64).expand(batch)
     elif isinstance(target, int) and not isinstance(target, bool):
-        index = torch.full((batch,), target, device=logits.device)
+        if batch and not 0 <= target < classes:
+            raise _out_of_range(target, classes)
+        return torch.full((batch,), target, device=logits.device)
     else:
         raise TypeError(
             f'target must be an int, a LongTensor [B], a list of these, "all", a callable or None, got {type(target).__name__}'
         )
-    if batch and (int(index.min()) < 0 or int(index.max()) >= classes):
-        bad = index[(index < 0) | (index >= classes)][0]
-        raise ValueError(
-            f"target: class {int(bad)} is out of range, the model has {classes} classes (0 to {classes - 1})"
-        )
+    if batch and not _capture.is_capturing(logits.device) and (int(index.min()) < 0 or int(index.max()) >= classes):
+        raise _out_of_range(int(index[(index < 0) | (index >= classes)][0]), classes)
     return index
 
 
+def _out_of_range(index: int, classes: int) -> ValueError:
+    return ValueError(f"target: class {index} is out of range, the model has {classes} classes (0 to {classes - 1})")
+
+
 def _one_hot(index: Tensor, logits: Tensor) -> Tensor:
-    return _spread(torch.nn.functional.one_hot(index, logits.shape[1]).to(logits.dtype), logits)
+    classes = torch.arange(
+        logits.shape[1], device=index.device
+    )  # torch's one_hot waits for the device to check the index
+    return _spread((index[:, None] == classes).to(logits.dtype), logits)
 
 
 def _from_callable(target: Callable[[Tensor], Tensor], logits: Tensor) -> Tensor:
@@ -123,7 +130,7 @@ def _from_callable(target: Callable[[Tensor], Tensor], logits: Tensor) -> Tensor
             )
         if not score.requires_grad:
             raise ValueError("target: the callable's result does not depend on the logits")
-        if not bool(torch.isfinite(score.detach()).all()):
+        if not _capture.is_capturing(score.device) and not bool(torch.isfinite(score.detach()).all()):
             raise NonFiniteError("target: the explained score is not finite")
         (gradient,) = torch.autograd.grad(score.sum(), source, create_graph=keep)
     return gradient

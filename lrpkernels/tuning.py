@@ -18,6 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from . import _capture
 from ._version import __version__
 
 Mode = Literal["auto", "fused", "vendor"]
@@ -133,7 +134,7 @@ class Tuner:
                 self.choices[key] = choice
         if choice is not None:
             return (fused(), "fused") if choice.path == "fused" else (vendor(), "vendor")
-        if like.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        if _capture.is_capturing(like.device):
             return vendor(), "vendor"
         return self._tune(key, like, fused, vendor)
 

@@ -161,7 +161,7 @@ MUTANTS = {
         "relevance and float32",
     ),
     "conv: the rows of a fragment are swapped": Mutant(
-        "conv", "cuda/conv_mma.cuh", "group + part % 2 * 8][word", "group + part / 2 * 8][word", "tensor and float32"
+        "conv", "cuda/fragments.cuh", "group + part % 2 * 8][word", "group + part / 2 * 8][word", "tensor and float32"
     ),
     "conv: a padded channel is not zero": Mutant(
         "conv", "cuda/conv.cuh", "|| channel >= p.x.channels || out", "|| out", "relevance and float32"
@@ -175,26 +175,71 @@ MUTANTS = {
     ),
     "conv: the sum is not rounded to tf32": Mutant(
         "conv",
-        "cuda/conv_mma.cuh",
-        "{ return to_tf32(from[0]); }",
-        "{\n  uint32_t word;\n  memcpy(&word, from, 4);\n  return word;\n}",
+        "cuda/fragments.cuh",
+        "uint32_t pack_word(float, const float* from) { return to_tf32(from[0]); }",
+        "uint32_t pack_word(float, const float* from) {\n  uint32_t word;\n  memcpy(&word, from, 4);\n  return word;\n}",
+        "tensor and float32",
+    ),
+    "conv_weight: no barrier before the next slab on tensor cores": Mutant(
+        "conv_weight",
+        "cuda/conv_weight_mma.cuh",
+        """      ColumnShare::keep(x_tile[buffer ^ 1], x);
+    }
+    __syncthreads();""",
+        """      ColumnShare::keep(x_tile[buffer ^ 1], x);
+    }""",
         "tensor and float32",
     ),
     "conv_weight: no barrier after a slab": Mutant(
         "conv_weight",
-        "cuda/conv_weight.cu",
+        "cuda/conv_weight_simt.cuh",
         """sum[r][c] += s[r] * x[c];
     }
     __syncthreads();""",
         """sum[r][c] += s[r] * x[c];
     }""",
-        "float32",
+        "weight_gradient and float32",
     ),
     "conv_weight: the last position of a part counts twice": Mutant(
         "conv_weight",
+        "cuda/conv_weight.cuh",
+        "end = begin + p.part_positions < p.positions ? begin + p.part_positions :",
+        "end = begin + p.part_positions + 1 < p.positions ? begin + p.part_positions + 1 :",
+        "float32",
+    ),
+    "conv_weight: the rows of a fragment are swapped": Mutant(
+        "conv_weight",
+        "cuda/fragments.cuh",
+        "group + part % 2 * 8][word",
+        "group + part / 2 * 8][word",
+        "tensor and float32",
+    ),
+    "conv_weight: the columns of the sum are swapped": Mutant(
+        "conv_weight",
+        "cuda/fragments.cuh",
+        "8 * c + 2 * (threadIdx.x % 4) + part % 2;",
+        "8 * c + threadIdx.x % 4 + 4 * (part % 2);",
+        "tensor and float32",
+    ),
+    "conv_weight: the positions of the slab after next overwrite the next one's": Mutant(
+        "conv_weight",
+        "cuda/conv_weight_mma.cuh",
+        "const PositionTable<scalar_t>& table = positions[index & 1];",
+        "const PositionTable<scalar_t>& table = positions[(index + 1) & 1];",
+        "tensor and float32",
+    ),
+    "conv_weight: x is not rounded to tf32": Mutant(
+        "conv_weight",
+        "cuda/fragments.cuh",
+        "uint32_t pack_stored(const float* from) { return to_tf32(from[0]); }",
+        "uint32_t pack_stored(const float* from) {\n  uint32_t word;\n  memcpy(&word, from, 4);\n  return word;\n}",
+        "tensor",
+    ),
+    "conv_weight: parts are added in the order of the tile": Mutant(
+        "conv_weight",
         "cuda/conv_weight.cu",
-        "begin + p.part_positions < p.positions ? begin + p.part_positions",
-        "begin + p.part_positions + 1 < p.positions ? begin + p.part_positions + 1",
+        "static_cast<int64_t>(channel) * (p.columns / p.x.channels) + tap,",
+        "static_cast<int64_t>(i - row * p.columns),",
         "float32",
     ),
     "heatmap_loss: no barrier between the stages of the sort": Mutant(

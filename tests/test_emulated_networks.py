@@ -100,6 +100,63 @@ def test_average_pooling_runs_through_the_cuda_sources(pool: str, monkeypatch: p
     torch.testing.assert_close(gradient, expected_gradient, rtol=1e-10, atol=1e-12)
 
 
+class Reduce(torch.nn.Module):
+    """A mean or sum over dimensions."""
+
+    def __init__(self, how: str, *dims: int, keepdim: bool = False) -> None:
+        super().__init__()
+        self.how, self.dims, self.keepdim = how, dims, keepdim
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = getattr(x, self.how)(self.dims, keepdim=self.keepdim)
+        return result
+
+
+HEADS = {
+    "adaptive 1": torch.nn.AdaptiveAvgPool2d(1),
+    "mean": Reduce("mean", 2, 3),
+    "mean, kept": Reduce("mean", -1, -2, keepdim=True),
+    "sum": Reduce("sum", 2, 3),
+    "1-D, adaptive 1": torch.nn.AdaptiveAvgPool1d(1),
+    "1-D, adaptive": torch.nn.AdaptiveAvgPool1d(5),
+    "1-D, windows": torch.nn.AvgPool1d(3, 2, 1, count_include_pad=False),
+    "1-D, stride of the window": torch.nn.AvgPool1d(3, ceil_mode=True),
+    "1-D, mean": Reduce("mean", 2),
+    "3-D, adaptive 1": torch.nn.AdaptiveAvgPool3d(1),
+}
+
+
+@pytest.mark.parametrize("rule", [lrp.Epsilon(1e-2), lrp.ZPlus(1e-2), lrp.EpsilonLayerwise(1e-2)], ids=repr)
+@pytest.mark.parametrize("head", HEADS)
+def test_the_pooling_of_a_head_runs_through_the_cuda_sources(
+    head: str, rule: lrp.Rule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(2)
+    dimensions = int(head[0]) if head[0].isdigit() else 2
+    conv = (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)[dimensions - 1](2, 4, 3, padding=1)
+    x = torch.rand(2, 2, *(7, 6, 5)[:dimensions], dtype=torch.float64)
+    layers = (conv, torch.nn.ReLU(), HEADS[head], torch.nn.Flatten(), torch.nn.LazyLinear(3))
+    net = torch.nn.Sequential(*layers).double()
+    net(x)
+    called: list[str] = []
+
+    class Spy:
+        def __getattr__(self, asked: str) -> object:
+            called.append(asked)
+            return getattr(torch.ops.lrpkernels_emulated, asked)
+
+    results = []
+    for backend in (emulated_cuda, nullcontext):
+        with backend(), monkeypatch.context() as patch:
+            if backend is emulated_cuda:
+                patch.setattr(lrp.functional.pool, "ops", Spy())
+            heatmap = lrp.LRP(net, rule)(x, "all")[1]
+            results.append((heatmap, *torch.autograd.grad(heatmap.square().sum(), (conv.weight, net[-1].weight))))
+    assert called == ["average_pool_transpose", "average_pool"]
+    for ours, expected in zip(*results, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-12)
+
+
 def test_the_rules_use_the_parts_of_the_weights_in_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """W+ and W- are picked inside the kernels: every kind of part occurs among the calls, none is made beforehand."""
     seen: set[int] = set()

@@ -109,12 +109,12 @@ def _bad_calls() -> dict[str, tuple[Callable[[Any], object], str]]:
         ),
         "weight groups": (
             lambda o: o.conv_weight_gradient(
-                g, *none, torch.randn(4, 3, 5, 5), [3, 3], [1, 1], [1, 1], [1, 1], 2, 0.1, 0.0
+                g, *none, torch.randn(4, 3, 5, 5), [3, 3], [1, 1], [1, 1], [1, 1], 2, 0.1, 0.0, False
             ),
             "conv_weight_gradient: groups must divide the 3 input and 8 output channels, got 2",
         ),
         "weight batch": (
-            lambda o: o.conv_weight_gradient(g, *none, torch.randn(3, 3, 5, 5), [3, 3], *slide, 0.1, 0.0),
+            lambda o: o.conv_weight_gradient(g, *none, torch.randn(3, 3, 5, 5), [3, 3], *slide, 0.1, 0.0, False),
             "conv_weight_gradient: input must have shape [4, 3, 5, 5], got [3, 3, 5, 5]",
         ),
     }

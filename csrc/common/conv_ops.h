@@ -1,5 +1,5 @@
 // Host side of the convolution ops of the CUDA kernels (emulated or not): checks, layout, allocation. On CPU tensors
-// the same schemas are implemented in lrpkernels/functional/vendor.py. One or two spatial dimensions.
+// the same schemas are implemented in lrpkernels/functional/_vendor.py. One or two spatial dimensions.
 #pragma once
 #include "pointwise_ops.h"
 #include "pool_ops.h"
@@ -168,7 +168,7 @@ struct ConvOps {
                                      const OptionalTensor& value, const OptionalTensor& denominator,
                                      const Tensor& input, const Sizes& kernel_size, const Sizes& stride,
                                      const Sizes& padding, const Sizes& dilation, int64_t groups, double epsilon,
-                                     double leak) {
+                                     double leak, bool tensor_cores) {
     constexpr const char* kOp = "conv_weight_gradient";
     const LrpDtype dtype = storage_dtype(kOp, multiplier, Backend::kDtypes);
     const ConvFactors factors{addend, output, scale, value, denominator, epsilon, leak};
@@ -188,8 +188,8 @@ struct ConvOps {
     if (result.numel() == 0) return result;
     if (multiplier.numel() == 0) return torch::stable::zero_(result);
     const int64_t batch = batch_of(images, factors, std::nullopt);
-    const LrpConv conv =
-        conv_of(input_size, output_size, windows, images / batch, batch, channels_in, channels_out, layout, false);
+    const LrpConv conv = conv_of(input_size, output_size, windows, images / batch, batch, channels_in, channels_out,
+                                 layout, tensor_cores);
     const Laid laid(factors, layout);
     const Tensor g = to_layout(multiplier, layout), a = to_layout(input, layout);
     const Tensor workspace = bytes(multiplier, Backend::conv_weight_gradient_workspace(dtype, conv));

@@ -1,20 +1,10 @@
 // Convolution relevance as implicit matrix products: the transposed map with a scaled input, and the map itself.
-#include <type_traits>
-
 #include "conv_depthwise.cuh"
 #include "conv_mma.cuh"
 #include "conv_simt.cuh"
 
 namespace lrpkernels::cuda {
 namespace {
-
-template <typename scalar_t>
-constexpr bool kHasTensorCores = !std::is_same_v<scalar_t, double>;
-
-template <typename scalar_t>
-bool use_tensor_cores(const LrpConv& conv) {
-  return kHasTensorCores<scalar_t> && conv.tensor_cores != 0;
-}
 
 template <typename scalar_t>
 ConvProblem<scalar_t> problem_of(const LrpConv& conv, LrpConvWeights weights, bool transposed) {

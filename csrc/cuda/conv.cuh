@@ -4,6 +4,8 @@
 // done. As a matrix product: rows are output positions, columns output channels (times weight sets), the inner
 // dimension runs over taps and, inside a tap, over input channels.
 #pragma once
+#include <type_traits>
+
 #include "memory.cuh"
 
 namespace lrpkernels::cuda {
@@ -283,6 +285,14 @@ __device__ __forceinline__ void load_four(acc_t (&to)[4], const acc_t* from) {
 // Host side.
 
 constexpr int kInvalidValue = 1;  // cudaErrorInvalidValue
+
+template <typename scalar_t>
+constexpr bool kHasTensorCores = !std::is_same_v<scalar_t, double>;
+
+template <typename scalar_t>
+bool use_tensor_cores(const LrpConv& conv) {
+  return kHasTensorCores<scalar_t> && conv.tensor_cores != 0;
+}
 
 inline Image image_of(const LrpConv& conv, const int64_t (&size)[2], int64_t channels) {
   Image image;

@@ -1,32 +1,15 @@
-// The matrix product of conv.cuh on tensor cores: tf32 for float32, 16-bit types as they are, sums in float32. Tiles
-// hold 32-bit words of one tf32 or two 16-bit numbers along the inner dimension, so that one kernel serves all types.
+// The matrix product of conv.cuh on tensor cores: tf32 for float32, 16-bit types as they are, sums in float32; the
+// inner dimension of fragments.cuh runs along channels.
 #pragma once
 #include "conv.cuh"
+#include "fragments.cuh"
 
 namespace lrpkernels::cuda::mma {
 
-constexpr int kRows = kTileRows, kColumns = kTileColumns, kWords = 16;  // of a slab
-constexpr int kPitch = kWords + 4;  // fragments then read 32 different banks, and rows stay 16-byte aligned
+constexpr int kRows = kTileRows, kColumns = kTileColumns;
 constexpr int kQuads = kWords / 4;  // 16-byte pieces of a row
 constexpr int kLoads = kRows * kQuads / kThreads;
-constexpr int kRowTiles = 2, kColumnTiles = 4;  // of 16 x 8, per warp; 4 x 2 warps
 static_assert(2 * kRows * kPitch >= kSliceRows * kColumns, "the slice of the result takes the place of the tile");
-
-// Numbers in a word, and in a slab.
-template <typename scalar_t>
-constexpr int kPerWord = 4 / static_cast<int>(sizeof(scalar_t));
-template <typename scalar_t>
-constexpr int kDepth = kWords * kPerWord<scalar_t>;
-
-// A word of neighbouring numbers in the precision of the tensor cores.
-__device__ __forceinline__ uint32_t pack_word(float, const float* from) { return to_tf32(from[0]); }
-template <typename half_t>
-__device__ __forceinline__ uint32_t pack_word(half_t, const float* from) {
-  const half_t pair[2] = {to_storage<half_t>(from[0]), to_storage<half_t>(from[1])};
-  uint32_t word;
-  memcpy(&word, pair, sizeof word);
-  return word;
-}
 
 // packed [phase][group][column][tap][padded channel] as words. One thread per word.
 template <typename scalar_t>
@@ -61,7 +44,7 @@ __global__ void __launch_bounds__(kThreads, 2) conv_mma_kernel(ConvProblem<scala
   fill_rows(rows[0], p, tile);
   __syncthreads();
 
-  const int thread = threadIdx.x, lane = thread % 32, group = lane / 4, place = lane % 4;
+  const int thread = threadIdx.x;
   const int row_of_warp = thread / 32 % 4 * 32, column_of_warp = thread / 128 * 32;
   const int64_t row_words = static_cast<int64_t>(p.most_taps) * p.padded_channels / kPerWord<scalar_t>;
   const int64_t block_of_weights =
@@ -134,24 +117,7 @@ __global__ void __launch_bounds__(kThreads, 2) conv_mma_kernel(ConvProblem<scala
       copy_weights(buffer ^ 1, slab);
       fetch(slab, quad);
     }
-#pragma unroll
-    for (int word = 0; word < kWords; word += 8) {
-      uint32_t a[kRowTiles][4], b[kColumnTiles][2];
-#pragma unroll
-      for (int r = 0; r < kRowTiles; ++r)
-#pragma unroll
-        for (int part = 0; part < 4; ++part)
-          a[r][part] = x_tile[buffer][row_of_warp + 16 * r + group + part % 2 * 8][word + place + part / 2 * 4];
-#pragma unroll
-      for (int c = 0; c < kColumnTiles; ++c)
-#pragma unroll
-        for (int part = 0; part < 2; ++part)
-          b[c][part] = w_tile[buffer][column_of_warp + 8 * c + group][word + place + part * 4];
-#pragma unroll
-      for (int r = 0; r < kRowTiles; ++r)
-#pragma unroll
-        for (int c = 0; c < kColumnTiles; ++c) multiply_tiles<scalar_t>(sum[r][c], a[r], b[c]);
-    }
+    multiply_slab<scalar_t>(sum, &x_tile[buffer][row_of_warp], &w_tile[buffer][column_of_warp]);
     if (more) {
       keep(buffer ^ 1, quad);
       async_wait<0>();
@@ -168,8 +134,7 @@ __global__ void __launch_bounds__(kThreads, 2) conv_mma_kernel(ConvProblem<scala
         for (int c = 0; c < kColumnTiles; ++c)
 #pragma unroll
           for (int part = 0; part < 4; ++part)
-            slice[slice_index(16 * r + group + part / 2 * 8, column_of_warp + 8 * c + 2 * place + part % 2)] =
-                sum[r][c][part];
+            slice[slice_index(fragment_row(r, part), column_of_warp + fragment_column(c, part))] = sum[r][c][part];
     }
     __syncthreads();
     write_slice<kAlongChannels>(p, tile, rows[0], pass * kSliceRows, slice);

@@ -133,8 +133,9 @@ def weight_gradient(
 
     def fused() -> Tensor:
         return ops.conv_weight_gradient(
-            multiplier, *factors, input, weight.shape[2:], *geometry[:3], geometry.groups, epsilon, leak
-        )
+            multiplier, *factors, input, weight.shape[2:], *geometry[:3], geometry.groups, epsilon, leak,
+            _tensor_cores(multiplier.dtype),
+        )  # fmt: skip
 
     def vendor() -> Tensor:
         made = _vendor.scaled(multiplier, *factors, epsilon, leak)

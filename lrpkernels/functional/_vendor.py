@@ -207,6 +207,7 @@ def conv_weight_gradient(
     groups: int,
     epsilon: float,
     leak: float,
+    tensor_cores: bool,
 ) -> Tensor:
     """The op of the same name, by the vendor's convolution."""
     weight = multiplier.new_empty((multiplier.shape[1], input.shape[1] // groups, *kernel_size))

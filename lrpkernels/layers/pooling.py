@@ -62,7 +62,9 @@ class AveragePool(Op):
 
     def transpose(self, s: Tensor) -> Tensor:
         if self.windows is not None and functional.has_fused_kernels(s):
-            return functional.average_pool_transpose(s, self.inputs[0].shape[2:], *self.windows)
+            spatial = self.inputs[0].shape[2:]
+            s = s.reshape(*s.shape, *(1,) * len(spatial)) if s.dim() == 2 else s  # a mean that dropped its dimensions
+            return functional.average_pool_transpose(s, spatial, *self.windows)
         return functional.linear_adjoint(s, self.adjoint, self.forward)
 
     def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
@@ -126,11 +128,20 @@ def _max_pool_by_winner(tape: Tape, func: Any, args: Any, kwargs: Any) -> Any:
 
 @records(F.avg_pool1d, F.adaptive_avg_pool1d)
 def _average_pool1d(tape: Tape, func: Any, args: Any, kwargs: Any) -> Tensor:
-    """In one dimension: PyTorch's own derivative is the transposed map."""
+    """In one dimension: where no kernel of ours is, PyTorch's own derivative is the transposed map."""
     out = func(*args, **kwargs)
     value = tape.value(args[0] if args else kwargs["input"])
     if value is None:
         return out
+    windows: tuple[Any, ...] | None = None if len(value.shape) != 3 else ()
+    if windows is not None and func is F.avg_pool1d:
+        names = ("input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad")
+        _, kernel, stride, padding, _, count_include_pad = bind(
+            args, kwargs, *names, padding=0, ceil_mode=False, count_include_pad=True
+        )
+        kernel = _tuple(kernel, 1)
+        stride = _tuple(stride, 1) if stride else kernel
+        windows = (kernel, stride, _tuple(padding, 1), count_include_pad, None)
     rest = args[1:]
     options = {k: v for k, v in kwargs.items() if k != "input"}
     shape = value.shape
@@ -143,7 +154,7 @@ def _average_pool1d(tape: Tape, func: Any, args: Any, kwargs: Any) -> Tensor:
             v = torch.zeros((g.shape[0], *shape[1:]), dtype=g.dtype, device=g.device, requires_grad=True)
             return torch.autograd.grad(forward(v), v, g)[0]
 
-    tape.add(AveragePool(value, forward, adjoint), out, nonnegative=value.nonnegative)
+    tape.add(AveragePool(value, forward, adjoint, windows), out, nonnegative=value.nonnegative)
     return out
 
 
@@ -212,7 +223,15 @@ def _mean_op(value: Value, dims: tuple[int, ...], keepdim: bool, total: bool = F
                 g = g.unsqueeze(d)
         return g.expand(g.shape[0], *shape[1:])
 
-    return AveragePool(value, forward, adjoint)
+    return AveragePool(value, forward, adjoint, _global_windows(shape, dims, total))
+
+
+def _global_windows(shape: torch.Size, dims: tuple[int, ...], total: bool) -> tuple[Any, ...] | None:
+    """The one window of a mean, or sum, over all positions of [B, C, ...]; None for other dimensions."""
+    spatial = tuple(shape[2:])
+    if not 1 <= len(spatial) <= 3 or sorted(dims) != list(range(2, len(shape))) or 0 in spatial:
+        return None
+    return (spatial, (1,) * len(spatial), (0,) * len(spatial), True, 1) if total else ()
 
 
 @records(torch.mean, Tensor.mean, torch.sum, Tensor.sum)

@@ -90,13 +90,18 @@ class ZBox(Rule):
             raise ValueError(
                 f"ZBox: {name} has {len(numbers)} values, the first layer's input has {x.shape[1]} channels"
             )
-        image = torch.tensor(numbers, dtype=x.dtype, device=x.device).view(1, -1, *(1,) * (x.dim() - 2))
+        image = _on_device(numbers, x.dtype, x.device).view(1, -1, *(1,) * (x.dim() - 2))
         return image.expand(shape).contiguous()
 
     def _bound_of_channels(self, bound: float | tuple[float, ...], x: Tensor) -> Tensor:
         """(C,) in the arithmetic dtype."""
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-        return torch.tensor(_numbers(bound), dtype=dtype, device=x.device).expand(x.shape[1]).contiguous()
+        return _on_device(_numbers(bound), dtype, x.device).expand(x.shape[1]).contiguous()
+
+
+def _on_device(numbers: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """As torch.tensor, but filled on the device: a copy from the host cannot be captured in a CUDA graph."""
+    return torch.cat([torch.full((1,), number, dtype=dtype, device=device) for number in numbers])
 
 
 def _numbers(bound: float | tuple[float, ...]) -> tuple[float, ...]:

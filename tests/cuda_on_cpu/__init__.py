@@ -10,7 +10,7 @@ import pytest
 
 from .buffers import DTYPES, INT32, INT64, Buffer, Dtype, arranged, assert_close, restored
 from .build import CUDA_SOURCES, ROOT, SANITIZERS, compile_kernels, sanitizer_environment
-from .kernels import Conv, ConvResult, ConvScale, Counts, Extent, Heatmap, Kernels, Pool, load
+from .kernels import Conv, ConvResult, ConvScale, Counts, Extent, Heatmap, Kernels, Operations, Pool, load, load_counted
 
 __all__ = [
     "CUDA_SOURCES",
@@ -29,11 +29,13 @@ __all__ = [
     "Extent",
     "Heatmap",
     "Kernels",
+    "Operations",
     "Pool",
     "arranged",
     "assert_close",
     "compile_kernels",
     "load",
+    "load_counted",
     "restored",
     "runs",
     "sanitizer_environment",

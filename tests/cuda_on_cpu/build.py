@@ -47,13 +47,16 @@ def _headers(sources: Path) -> list[Path]:
     return sorted([*sources.rglob("*.h"), *sources.rglob("*.cuh"), *SHIM.glob("*.h")])
 
 
-def compile_kernels(name: str, sanitizer: str | None = None, patches: Sequence[tuple[str, str, str]] = ()) -> Path:
+def compile_kernels(
+    name: str, sanitizer: str | None = None, patches: Sequence[tuple[str, str, str]] = (), counted: bool = False
+) -> Path:
     """A shared library of csrc/cuda/<name>.cu with the shim inside.
 
     Args:
         name: the stem of the .cu file; "misuse" is the one beside the shim.
         sanitizer: None, "address" or "thread".
         patches: (path below csrc, text, replacement) applied to a copy of the sources; each text must occur exactly once.
+        counted: float32 arithmetic is counted (counted.h).
 
     Raises:
         ValueError: a patch does not apply exactly once.
@@ -61,7 +64,11 @@ def compile_kernels(name: str, sanitizer: str | None = None, patches: Sequence[t
     """
     sources = ROOT / "csrc"
     compiler, version = _compiler()
-    flags = (*_FLAGS, *(SANITIZERS[sanitizer] if sanitizer else ("-O1",)))
+    flags = (
+        *_FLAGS,
+        *(SANITIZERS[sanitizer] if sanitizer else ("-O1",)),
+        *(("-include", "counted.h", "-Wno-class-memaccess") if counted else ()),
+    )
     source = SHIM / "misuse.cu" if name == "misuse" else sources / "cuda" / f"{name}.cu"
     digest = hashlib.sha256(repr((name, flags, version, patches)).encode())
     for path in (source, *_headers(sources)):

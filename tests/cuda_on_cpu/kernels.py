@@ -79,6 +79,12 @@ class Counts(ctypes.Structure):
     _fields_ = [(name, c_int64) for name in ("bytes", "sectors", "block_sectors", "launch_sectors", "launches")]
 
 
+class Operations(ctypes.Structure):
+    """float32 arithmetic since the last call: additions, subtractions and multiplications; divisions."""
+
+    _fields_ = [(name, c_int64) for name in ("simple", "divisions")]
+
+
 _POINTER, _EXTENT, _REAL, _DTYPE = c_void_p, Extent, c_double, c_int
 
 # Launcher -> argument types. A result is an error code, or bytes of a workspace.
@@ -131,6 +137,12 @@ class Kernels:
         self._library.shim_counts(ctypes.byref(result))
         return result
 
+    def operations(self) -> Operations:
+        """The arithmetic since the last call; for libraries that count it."""
+        result = Operations()
+        self._library.shim_operations(ctypes.byref(result))
+        return result
+
     def __getattr__(self, name: str) -> Any:
         result_type, argument_types = SIGNATURES[f"lrp_{name}"]
         function = getattr(self._library, f"lrp_{name}")
@@ -162,3 +174,9 @@ def load(name: str) -> Kernels:
     """csrc/cuda/<name>.cu, built with the sanitizer of this process (SHIM_SANITIZER), or the library that SHIM_LIBRARY names."""
     library = os.environ.get("SHIM_LIBRARY")
     return Kernels(Path(library) if library else compile_kernels(name, os.environ.get("SHIM_SANITIZER")))
+
+
+@functools.cache
+def load_counted(name: str) -> Kernels:
+    """csrc/cuda/<name>.cu with its float32 arithmetic counted."""
+    return Kernels(compile_kernels(name, counted=True))
