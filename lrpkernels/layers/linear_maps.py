@@ -27,6 +27,8 @@ class LinearMap(Op):
         bias: b, (channels,), or None.
     """
 
+    reads_inputs = frozenset({"input"})
+    reads_outputs = frozenset({"output", "preactivation"})
     weight: Tensor
     bias: Tensor | None
 
@@ -123,7 +125,7 @@ class Conv(LinearMap):
         return functional.conv_epsilon(
             multiplier,
             self._weight(multiplier),
-            self.inputs[0].tensor.detach(),
+            self.inputs[0].form(),
             output,
             scale,
             geometry=self.geometry,
@@ -139,7 +141,7 @@ class Conv(LinearMap):
         return functional.conv_known(known, input, weight, bias, self.geometry)
 
     def transpose(self, s: Tensor, weight: Tensor) -> Tensor:
-        return functional.conv_transpose(s, weight, self.inputs[0].tensor.detach(), self.geometry)
+        return functional.conv_transpose(s, weight, self.inputs[0].form(), self.geometry)
 
     def fused_geometry(self, weight: Tensor) -> ConvGeometry | None:
         return self.geometry if functional.has_fused_conv(weight, self.geometry) else None

@@ -90,6 +90,12 @@ class BatchNorm(LinearMap):
         return vector
 
 
+def can_merge(map: LinearMap, norm: BatchNorm) -> bool:
+    """A batch norm can be merged if its channels are the map's (a Linear on a sequence puts them last)."""
+    channel_last_linear = map.kind == "linear" and len(map.output.shape) > 2
+    return not channel_last_linear and torch.Size(norm.mean.shape) == (map.channels,)
+
+
 def _wide(tensor: Tensor) -> Tensor:
     """Statistics are computed with in float32 or better."""
     return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()

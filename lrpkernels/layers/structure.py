@@ -25,6 +25,7 @@ class Reshape(Op):
     """The same numbers in the same order under another shape."""
 
     kind = "reshape"
+    reads_inputs = reads_outputs = False
 
     def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
         g, shape = multipliers[0], self.inputs[0].shape
@@ -39,6 +40,7 @@ class Cat(Op):
     """Concatenation along a dimension other than the batch's."""
 
     kind = "cat"
+    reads_inputs = reads_outputs = False
 
     def __init__(self, inputs: tuple[Value, ...], places: list[tuple[int, int]], dim: int) -> None:
         super().__init__(*inputs)
@@ -64,6 +66,7 @@ class Cast(Op):
     """A copy, possibly in another dtype; the walk casts multipliers to each value's dtype by itself."""
 
     kind = "cast"
+    reads_inputs = reads_outputs = False
 
     def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
         return (multipliers[0],)

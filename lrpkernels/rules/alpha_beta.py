@@ -39,6 +39,7 @@ def signed_share(block: Block, g: Tensor, eps: float, sign: int, bias: bool, sca
         return _fused_share(block, g, a, weight, b, eps, sign, scaled, geometry)
     w = weight.clamp(**same)
     if block.input.nonnegative:
+        del weight  # merged with a batch norm it is a tensor of its own, and the convolutions need room for copies of w
         d = block.map.forward(a, w, b)
         return block.map.transpose(stabilized_ratio(g, block.output.tensor, d, eps, scaled), w)
     w_other = weight.clamp(**other)
@@ -97,6 +98,7 @@ class AlphaBeta(Rule):
     bias: bool = True
     scaled: bool = False
     first: Rule | None = None
+    reads = frozenset({"input", "output"})
 
     def __post_init__(self) -> None:
         positive("alpha", self.alpha)
@@ -135,6 +137,7 @@ class ZPlus(Rule):
     bias: bool = True
     scaled: bool = False
     first: Rule | None = None
+    reads = frozenset({"input", "output", "summands", "sum", "pool"})
 
     def __post_init__(self) -> None:
         positive("eps", self.eps)

@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     from ..layers.pooling import AveragePool, MaxPool
 
 
+# The forward values that a rule's methods may read: a, v and z = W' a + b' of :meth:`Rule.linear`; summands and result of a sum; input
+# and output of a pooling layer. What ReLUs and other activations read is always there.
+EVERYTHING = frozenset({"input", "output", "preactivation", "summands", "sum", "pool"})
+
+
 def positive(name: str, value: float, zero: bool = True) -> None:
     """Raise ValueError unless ``value`` is a finite number >= 0 (> 0 if not ``zero``)."""
     if not isinstance(value, (int, float)) or not isfinite(value) or value < 0 or (value == 0 and not zero):
@@ -67,9 +72,11 @@ class Rule(ABC):
 
     Attributes:
         yields_relevance: :meth:`linear` returns R at the input instead of G (rules for the first layer).
+        reads: which forward values its methods read, of ``EVERYTHING`` above: others need not be kept. A subclass says it anew.
     """
 
     yields_relevance = False
+    reads = EVERYTHING
 
     @property
     def first(self) -> Rule | None:

@@ -102,14 +102,16 @@ class ISNet(nn.Module):
             return ISNetOutput(self.model(x))
         if not self._range_is_checked:
             self._check_range(x)
-        with lrp.record(self.model, x) as tape:
+        with lrp.record(self.model, x, composite=self._variant.composites(), at=self.layers) as tape:
             logits = tape.output
             if not isinstance(logits, Tensor) or logits.dim() != 2:
                 got = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
                 raise ValueError(f"model must return logits of shape [B, K], got {got}")
             maps: dict[str, list[Tensor]] = {}
-            for explained in self._variant.explained(logits):
-                found = tape.relevance(explained.target, explained.composite, at=self.layers)
+            passes = self._variant.explained(logits)
+            for explained in passes:
+                last = explained is passes[-1]
+                found = tape.relevance(explained.target, explained.composite, at=self.layers, release=last)
                 for name, relevance in found.items():
                     single = explained.target != "all" if isinstance(explained.target, str) else True
                     maps.setdefault(name, []).append(relevance.unsqueeze(1) if single else relevance)
