@@ -21,6 +21,7 @@ class LRP:
     Args:
         model: any ``nn.Module`` that maps images (B, C, H, W) or other float tensors to logits (B, K).
         composite: the rule of each layer: a rule for all, or a :class:`Composite`. Default: ``Epsilon(1e-2)``.
+        checkpoint: when gradients are on, save less for backward and make it again there; the same numbers.
 
     Example:
         >>> attribution = lrp.LRP(model, composite=lrp.Epsilon(1e-2, first=lrp.ZBox(0, 1)))
@@ -29,11 +30,14 @@ class LRP:
     Source: Bach et al. 2015; docs/method.md.
     """
 
-    def __init__(self, model: nn.Module, composite: Composite | Rule | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, composite: Composite | Rule | None = None, *, checkpoint: bool = False
+    ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
         self.model = model
         self.composite = as_composite(composite)
+        self.checkpoint = checkpoint
 
     def __call__(
         self,
@@ -64,7 +68,7 @@ class LRP:
             TypeError, ValueError: an input or target that does not fit.
             lrpkernels.errors.RelevanceError: a model that cannot be explained as asked.
         """
-        with record(self.model, x, composite=self.composite, **kwargs) as tape:
+        with record(self.model, x, composite=self.composite, checkpoint=self.checkpoint, **kwargs) as tape:
             heatmap = tape.relevance(target, self.composite, output=output, memory_budget=memory_budget, release=True)
             if not _is_finite(heatmap):
                 tape.clear()

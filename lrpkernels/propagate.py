@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from .checkpoint import linear
 from .composite import Composite, as_composite
 from .errors import UnsupportedOperationError, UnusedInputError
 from .fuse import Block, fuse
@@ -129,13 +130,14 @@ def _walk(
     wanted = {id(v) for v in hidden.values()}
     found: dict[int, Tensor | None] = {id(v): None for v in (*hidden.values(), *tape.input_values)}
     planned = plan(tape, composite, keep=(logits, *hidden.values()))
+    release = release and not tape.checkpoint  # whose backward reads the values again
     if release:
         tape.ops = []
     try:
         while planned:
             op, rule = planned.pop()
             if isinstance(op, Block):
-                _through_block(op, rule, multipliers, relevances, wanted, found)
+                _through_block(op, rule, multipliers, relevances, wanted, found, tape.checkpoint)
             else:
                 _through(op, rule, multipliers, relevances, wanted, found)
             if release:
@@ -178,6 +180,7 @@ def _through_block(
     relevances: _Contributions,
     wanted: set[int],
     found: dict[int, Tensor | None],
+    checkpointed: bool,
 ) -> None:
     value = block.output
     if relevances.pop(value) is not None:
@@ -192,7 +195,7 @@ def _through_block(
         pair = multipliers.pop_pair(value)
     if pair is None:
         return
-    result = rule.linear(block, pair)
+    result = linear(rule, block, pair) if checkpointed else rule.linear(block, pair)
     (relevances if rule.yields_relevance else multipliers).add(block.input, result)
 
 

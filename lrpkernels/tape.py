@@ -43,7 +43,9 @@ class Tape:
         ops: the recorded operations in the order they ran.
     """
 
-    def __init__(self, model: nn.Module, inputs: Sequence[Tensor], demand: Demand | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, inputs: Sequence[Tensor], demand: Demand | None = None, checkpoint: bool = False
+    ) -> None:
         self.model = model
         self.demand = demand
         self.inputs = tuple(inputs)
@@ -57,6 +59,7 @@ class Tape:
         self._calls: dict[int, list[Value]] = {}
         self._keep: list[Any] = []
         self.live = torch.is_grad_enabled()
+        self.checkpoint = checkpoint and self.live
         self.constants: list[
             tuple[Tensor, nn.Module]
         ] = []  # read beside recorded tensors, with a gradient history of their own
@@ -225,10 +228,11 @@ class Tape:
         """Release every recorded tensor, now and not when Python's garbage collector comes round."""
         for op in self.ops:
             for value in op.outputs:
-                value.producer = None  # values and operations refer to each other
+                value.producer = value.recipe = None  # values and operations refer to each other
         self.demand = self.output = None
         self.ops = []
-        self._values, self._replaced, self._calls, self._keep = {}, {}, {}, []
+        self._values.clear()  # what watches a value refers to it
+        self._replaced, self._calls, self._keep = {}, {}, []
         self._views, self._outdated, self.constants = {}, set(), []
 
     def __enter__(self) -> Self:
@@ -291,6 +295,7 @@ def record(
     *,
     composite: Composite | Rule | Sequence[Composite | Rule] | None = None,
     at: Sequence[str] = (),
+    checkpoint: bool = False,
     **kwargs: Any,
 ) -> Tape:
     """Run ``model(x, **kwargs)`` once, unchanged, and write down what it did.
@@ -304,6 +309,7 @@ def record(
         composite: the rules that the relevance passes to come will follow, one composite or several: only what these read is kept of
             the forward pass. None: everything is.
         at: module names that they will ask for; counts beside ``composite``.
+        checkpoint: when gradients are on, save less for backward and make it again there (lrpkernels.checkpoint); the same numbers.
         kwargs: passed on to the model, not explained.
 
     Returns:
@@ -328,7 +334,7 @@ def record(
     if composite is not None:
         several = [composite] if isinstance(composite, (Composite, Rule)) else composite
         demand = Demand(model, [as_composite(c) for c in several], at)
-    tape = Tape(model, inputs, demand)
+    tape = Tape(model, inputs, demand, checkpoint)
     with _module_tracking(tape), _Recorder(tape):
         output = model(*inputs, **kwargs)
     tape.output = output

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from .checkpoint import Remade
     from .layers.base import Op
 
 
@@ -21,11 +22,12 @@ class Value:
         nonnegative: known from the operations that made it to hold no negative number (lets z+ take its one-convolution path).
         behind_input: the model's input, or what data movement and scaling by constants alone make of it.
         history: the autograd node that made it; forgotten when recording ends.
+        recipe: makes the tensor again, where that is cheap and ``checkpoint`` was asked for.
     """
 
     __slots__ = (
         "_device", "_holders", "_strides", "_strong", "_weak", "behind_input", "consumers", "dtype", "history", "nonnegative", "producer",
-        "shape",
+        "recipe", "shape",
     )  # fmt: skip
 
     def __init__(self, tensor: Tensor, producer: Op | None, nonnegative: bool = False) -> None:
@@ -40,6 +42,7 @@ class Value:
         self.behind_input = producer is None
         self.consumers = 0
         self.history: Any = tensor.grad_fn
+        self.recipe: Remade | None = None
 
     def watch(self, registry: dict[int, Value]) -> None:
         """Keep the tensor alive no longer, unless :meth:`hold` says so; its entry in ``registry`` goes when it goes."""
@@ -60,7 +63,7 @@ class Value:
 
     def release(self) -> None:
         """No reader is left."""
-        self._strong, self._holders, self.producer = None, 0, None
+        self._strong, self._holders, self.producer, self.recipe = None, 0, None, None
 
     @property
     def tensor(self) -> Tensor:

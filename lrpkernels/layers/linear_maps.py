@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import functional
+from ..checkpoint import of_convolution
 from ..functional import ConvGeometry
 from .base import Arrived, Multipliers, Op, bind, records
 
@@ -243,7 +244,10 @@ def _record_conv(tape: Tape, func: Any, args: Any, kwargs: Any, spatial: int, tr
         _tuple(output_padding, spatial),
         groups,
     )
-    tape.add(Conv(tape.known(x), weight, bias, geometry), out)
+    value = tape.known(x)
+    tape.add(Conv(value, weight, bias, geometry), out)
+    if tape.checkpoint:
+        tape.known(out).recipe = of_convolution(value, weight, bias, geometry, out.dtype)
     return out
 
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import functional
+from ..checkpoint import without_saving
 from .base import bind, records
 from .linear_maps import LinearMap
 
@@ -112,15 +113,16 @@ def _batch_norm(tape: Tape, func: Any, args: Any, kwargs: Any) -> Tensor:
         from .linear_maps import _unrecorded
 
         return _unrecorded(tape, func, args, kwargs)
-    if training:
-        # What F.batch_norm calls; it also hands out the statistics it used, which spares a second pass over the input.
-        if x.numel() // x.shape[1] <= 1:
-            return func(x, mean, var, gamma, beta, training, momentum, eps)  # raises PyTorch's own error
-        out, mean, inverse_deviation, _, _ = torch._batch_norm_impl_index(
-            x, gamma, beta, mean, var, True, momentum, eps, torch.backends.cudnn.enabled
-        )
-    else:
-        out = func(x, mean, var, gamma, beta, False, momentum, eps)
-        inverse_deviation = torch.rsqrt(_wide(var) + eps)
+    if training and x.numel() // x.shape[1] <= 1:
+        return func(x, mean, var, gamma, beta, training, momentum, eps)  # raises PyTorch's own error
+    with without_saving(x, value.recipe):
+        if training:
+            # What F.batch_norm calls; it also hands out the statistics it used, which spares a second pass over the input.
+            out, mean, inverse_deviation, _, _ = torch._batch_norm_impl_index(
+                x, gamma, beta, mean, var, True, momentum, eps, torch.backends.cudnn.enabled
+            )
+        else:
+            out = func(x, mean, var, gamma, beta, False, momentum, eps)
+            inverse_deviation = torch.rsqrt(_wide(var) + eps)
     tape.add(BatchNorm(value, gamma, beta, mean.detach(), _wide(inverse_deviation.detach())), out)
     return out

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import functional
+from ..checkpoint import Concatenation
 from ..errors import InPlaceError
 from .arithmetic import Scale
 from .base import Arrived, Multipliers, Op, bind, records
@@ -125,6 +126,10 @@ def _cat(tape: Tape, func: Any, args: Any, kwargs: Any) -> Tensor:
         start += tensor.shape[dim]
     nonnegative = len(inputs) == len(tensors) and all(v.nonnegative for v in inputs)
     tape.add(Cat(tuple(inputs), places, dim), out, nonnegative=nonnegative)
+    if tape.checkpoint:
+        values = [tape.value(t) for t in tensors]
+        recipes = [None if value is None else value.recipe for value in values]
+        tape.known(out).recipe = Concatenation(list(tensors), recipes, dim)
     return out
 
 
