@@ -25,7 +25,7 @@ from benchmarks.heatmap import heatmap, input_gradient
 from benchmarks.networks import NETWORKS
 from benchmarks.step import steps
 
-STEPS = ("selective", "dual", "original")
+STEPS = ("selective", "selective, checkpointed", "dual", "dual, checkpointed", "original")
 HEATMAPS: dict[str, Callable[[], Any]] = {"epsilon": lambda: lrp.Epsilon(1e-2), "EpsilonPlus": lrp.EpsilonPlus}
 
 
@@ -35,10 +35,10 @@ def _run(
     torch.manual_seed(0)
     model = NETWORKS[network](classes).to(device)
     if kind == "plain" or kind in STEPS:
-        variant = "selective" if kind == "plain" else kind
+        variant, _, checkpoint = ("selective" if kind == "plain" else kind).partition(", ")
         shape = {"batch": batch, "size": size, "classes": classes}
-        runs = steps(network, variant, **shape, training=True, device=device, model=model)
-        return list(runs.values())[0 if kind == "plain" else 1], model
+        runs = steps(network, variant, **shape, training=True, device=device, model=model, checkpoint=bool(checkpoint))
+        return list(runs.values())[0 if kind == "plain" else -1], model
     model.eval().requires_grad_(False)
     x = torch.rand(batch, 3, size, size, device=device)
     return input_gradient(model, x) if kind == "input gradient" else heatmap(model, x, HEATMAPS[kind]()), model
@@ -76,7 +76,7 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument("--classes", type=int, default=10)
     options = parser.parse_args(arguments)
     rows: list[dict[str, Any]] = []
-    print(f"{'network':<12} {'what':<18} {'MiB':>8} {'ratio':>7}")
+    print(f"{'network':<12} {'what':<24} {'MiB':>8} {'ratio':>7}")
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         for network in options.networks:
             for kinds in (("plain", *STEPS), ("input gradient", *HEATMAPS)):
@@ -86,7 +86,7 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
                     (peak,) = pool.map(_measure, [(kind, network, *shape)])
                     base = base or peak
                     rows.append({"network": network, "what": kind, "bytes": peak, "ratio": peak / base})
-                    print(f"{network:<12} {kind:<18} {peak / 2**20:8.1f} {peak / base:7.2f}", flush=True)
+                    print(f"{network:<12} {kind:<24} {peak / 2**20:8.1f} {peak / base:7.2f}", flush=True)
     return command_line.finish(options, rows)
 
 

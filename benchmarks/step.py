@@ -44,6 +44,7 @@ def steps(
     every: int = 1,
     autocast: bool = False,
     model: torch.nn.Module | None = None,
+    checkpoint: bool = False,
 ) -> dict[str, Callable[[], object]]:
     """The steps to compare, the plain one first; with ``every`` K a run is K steps, of both kinds, the last with a heatmap."""
     torch.manual_seed(0)
@@ -51,7 +52,8 @@ def steps(
     x, labels = torch.rand(batch, 3, size, size, device=device), torch.randint(0, classes, (batch,), device=device)
     masks = torch.zeros(batch, 1, size, size, device=device)
     masks[..., size // 4 : 3 * size // 4, size // 4 : 3 * size // 4] = 1
-    net = isnet.ISNet(model, variant, input_range=(0.0, 1.0), generator=torch.Generator().manual_seed(0))  # type: ignore[arg-type]
+    options: dict[str, Any] = {"input_range": (0.0, 1.0), "generator": torch.Generator().manual_seed(0)}
+    net = isnet.ISNet(model, variant, **options)  # type: ignore[arg-type]
     criterion = isnet.ISNetLoss()
 
     def plain() -> None:
@@ -60,6 +62,9 @@ def steps(
             F.cross_entropy(model(x), labels).backward()
 
     def isnet_step() -> None:
+        step(net)
+
+    def step(net: isnet.ISNet) -> None:
         net.training = True
         for index in range(every):
             model.zero_grad()
@@ -70,6 +75,9 @@ def steps(
 
     name = f"ISNet {variant}{' bf16' if autocast else ''}{f', every {every}' if every > 1 else ''} step"
     runs: dict[str, Callable[[], object]] = {"plain step": plain, name: isnet_step}
+    if checkpoint:
+        small = isnet.ISNet(model, variant, **options, checkpoint=True)  # type: ignore[arg-type]
+        runs[f"{name}, checkpointed"] = lambda: step(small)
     if trick:
         runs["gradient trick step"] = gradient_trick_step(model, x, labels, masks, criterion)
     return runs
@@ -85,6 +93,7 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument(
         "--autocast", action="store_true", help="the ISNet step under bfloat16 autocast, the plain one in float32"
     )
+    parser.add_argument("--checkpoint", action="store_true", help="also the ISNet step with tape checkpointing")
     parser.add_argument("--eval", action="store_true", help="batch norm with running statistics")
     parser.add_argument(
         "--trick", action="store_true", help="also plain autograd LRP: modified ReLU and double backward"
@@ -98,6 +107,7 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
         runs = steps(
             network, options.variant, batch=options.batch, size=options.size, classes=options.classes,
             training=not options.eval, device=options.device, trick=options.trick, every=options.every, autocast=options.autocast,
+            checkpoint=options.checkpoint,
         )  # fmt: skip
         for row in as_rows(
             alternate(runs, options.repeats, wall=options.wall),

@@ -22,6 +22,7 @@ class LRP:
     Args:
         model: any ``nn.Module`` that maps images (B, C, H, W) or other float tensors to logits (B, K).
         composite: the rule of each layer: a rule for all, or a :class:`Composite`. Default: ``Epsilon(1e-2)``.
+        checkpoint: when gradients are on, save less for backward and make it again there; the same numbers.
 
     Example:
         >>> attribution = lrp.LRP(model, composite=lrp.Epsilon(1e-2, first=lrp.ZBox(0, 1)))
@@ -30,11 +31,14 @@ class LRP:
     Source: Bach et al. 2015; docs/method.md.
     """
 
-    def __init__(self, model: nn.Module, composite: Composite | Rule | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, composite: Composite | Rule | None = None, *, checkpoint: bool = False
+    ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
         self.model = model
         self.composite = as_composite(composite)
+        self.checkpoint = checkpoint
 
     def __call__(
         self,
@@ -65,30 +69,45 @@ class LRP:
             TypeError, ValueError: an input or target that does not fit.
             lrpkernels.errors.RelevanceError: a model that cannot be explained as asked.
         """
-        with record(self.model, x, **kwargs) as tape:
-            heatmap = tape.relevance(target, self.composite, output=output, memory_budget=memory_budget)
-            _check_finite(tape, heatmap)
+        with record(self.model, x, composite=self.composite, checkpoint=self.checkpoint, **kwargs) as tape:
+            heatmap = tape.relevance(target, self.composite, output=output, memory_budget=memory_budget, release=True)
+            if not _is_finite(heatmap):
+                tape.clear()
+                _explain_non_finite(self.model, x, kwargs)
             return tape.output, heatmap
 
 
-def _check_finite(tape: Tape, heatmap: Any) -> None:
-    """A heatmap of NaNs is no explanation: say where they came from.
+def _is_finite(heatmap: Any) -> bool:
+    maps = heatmap if isinstance(heatmap, tuple) else (heatmap,)
+    if any(_capture.is_capturing(m.device) for m in maps):
+        return True  # nobody may look while a graph is captured
+    return all(bool(torch.isfinite(m.detach().sum())) or bool(torch.isfinite(m.detach()).all()) for m in maps)
+
+
+def _explain_non_finite(model: nn.Module, x: Any, kwargs: dict[str, Any]) -> None:
+    """A heatmap of NaNs is no explanation: say where they came from, by a second forward pass that keeps every value.
 
     Raises:
         NonFiniteError: names the first operation whose output is NaN or infinite, if there is one.
     """
-    maps = heatmap if isinstance(heatmap, tuple) else (heatmap,)
-    if any(_capture.is_capturing(m.device) for m in maps):
-        return
-    if all(bool(torch.isfinite(m.detach().sum())) or bool(torch.isfinite(m.detach()).all()) for m in maps):
-        return
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        with torch.no_grad(), record(model, x, **kwargs) as tape:
+            _check_finite(tape)
+    finally:
+        with torch.no_grad():
+            for buffer, before in buffers:  # batch-norm statistics moved in the first pass already
+                buffer.copy_(before)
+    raise NonFiniteError(
+        "the heatmap is not finite although all activations are: a larger eps keeps the relevance pass bounded"
+    )
+
+
+def _check_finite(tape: Tape) -> None:
     for op in tape.ops:
         for value in op.outputs:
-            if value.dtype.is_floating_point and not bool(torch.isfinite(value.tensor.detach()).all()):
+            if value.dtype.is_floating_point and not bool(torch.isfinite(value.tensor).all()):
                 where = tape.module_path(op.module or tape.model)
                 raise NonFiniteError(
                     f"{where}: the output of {op.label()} is not finite; the heatmap would be meaningless"
                 )
-    raise NonFiniteError(
-        "the heatmap is not finite although all activations are: a larger eps keeps the relevance pass bounded"
-    )

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import TYPE_CHECKING, TypeVar
 
-import torch
 from torch import Tensor, nn
 
 from . import functional
 from .layers.activation import Relu
 from .layers.base import Arrived, Multipliers, Op
 from .layers.linear_maps import LinearMap
-from .layers.normalization import BatchNorm
+from .layers.normalization import BatchNorm, can_merge
 
 if TYPE_CHECKING:
     from .rules.base import Rule
@@ -126,16 +125,10 @@ def fuse(ops: list[Op], keep: Collection[Value]) -> list[Op]:
         if not isinstance(op, LinearMap) or id(op) in merged:
             continue
         norm = None if isinstance(op, BatchNorm) else follower(op.output, BatchNorm)
-        if norm is not None and not _channels_match(op, norm):
+        if norm is not None and not can_merge(op, norm):
             norm = None
         relu = follower((norm or op).output, Relu)
         last: Op = relu or norm or op
         merged |= {id(part) for part in (op, norm, relu) if part is not None}
         place[id(last)] = Block(op, norm, relu)
     return [place.get(id(op), op) for op in ops if id(op) in place or id(op) not in merged]
-
-
-def _channels_match(map: LinearMap, norm: BatchNorm) -> bool:
-    """A batch norm can be merged if its channels are the map's (a Linear on a sequence puts them last)."""
-    channel_last_linear = map.kind == "linear" and len(map.output.shape) > 2
-    return not channel_last_linear and torch.Size(norm.mean.shape) == (map.channels,)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from .checkpoint import linear
 from .composite import Composite, as_composite
 from .errors import UnsupportedOperationError, UnusedInputError
 from .fuse import Block, fuse
@@ -56,6 +57,7 @@ def propagate(
     at: Sequence[str] | None,
     output: Callable[[Any], Tensor] | None,
     memory_budget: int | None,
+    release: bool,
 ) -> Any:
     """See :meth:`lrpkernels.tape.Tape.relevance`."""
     chosen = as_composite(composite)
@@ -69,7 +71,7 @@ def propagate(
     with torch.autocast(logits.device.type, enabled=False):
         seed, targets = start(target, logits)
         chunks = [seed] if memory_budget is None or targets is None else _chunks(tape, seed, targets, memory_budget)
-        walks = [_walk(tape, value, part, chosen, hidden) for part in chunks]
+        walks = [_walk(tape, value, part, chosen, hidden, release and part is chunks[-1]) for part in chunks]
     found = {key: _joined([walk[key] for walk in walks]) for key in walks[0]}
     inputs = [found[id(v)] for v in tape.input_values]
     if all(r is None for r in inputs):
@@ -111,46 +113,64 @@ def plan(tape: Tape, composite: Composite, keep: Sequence[Value] = ()) -> list[t
     names: dict[int, str] = {}
     if composite.layers:  # walking over all modules costs as much as a small layer
         names = {id(module): name or "(model)" for name, module in tape.model.named_modules()}
-    sources = {id(v) for v in _behind_inputs(tape)} if composite.first is not None else set()
     return [
-        (op, composite.rule_for(op, names.get(id(op.module), ""), any(id(v) in sources for v in op.inputs)))
-        for op in ops
+        (op, composite.rule_for(op, names.get(id(op.module), ""), any(v.behind_input for v in op.inputs))) for op in ops
     ]
 
 
 def _walk(
-    tape: Tape, logits: Value, seed: Tensor, composite: Composite, hidden: dict[str, Value]
+    tape: Tape, logits: Value, seed: Tensor, composite: Composite, hidden: dict[str, Value], release: bool
 ) -> dict[int, Tensor | None]:
-    """Relevance at the inputs and the hidden values, by id of the value (None: nothing arrived)."""
+    """Relevance at the inputs and the hidden values, by id of the value (None: nothing arrived).
+
+    With ``release`` every operation, and the forward values that it made, are let go behind the walk.
+    """
     multipliers, relevances = _Contributions(), _Contributions()
     multipliers.add(logits, seed)
     wanted = {id(v) for v in hidden.values()}
     found: dict[int, Tensor | None] = {id(v): None for v in (*hidden.values(), *tape.input_values)}
-    for op, rule in reversed(plan(tape, composite, keep=(logits, *hidden.values()))):
-        if isinstance(op, Block):
-            _through_block(op, rule, multipliers, relevances, wanted, found)
-            continue
-        arrived = [_take(v, multipliers, relevances, wanted, found) for v in op.outputs]
-        behind = [relevances.pop(v) for v in op.outputs]
-        if any(g is not None for g in arrived):
-            _hand_on(op, op.propagate(arrived, rule), multipliers)
-        if behind[0] is not None:
-            _hand_on(op, op.propagate_relevance(behind[0]), relevances)
+    planned = plan(tape, composite, keep=(logits, *hidden.values()))
+    release = release and not tape.checkpoint  # whose backward reads the values again
+    if release:
+        tape.ops = []
+    try:
+        while planned:
+            op, rule = planned.pop()
+            if isinstance(op, Block):
+                _through_block(op, rule, multipliers, relevances, wanted, found, tape.checkpoint)
+            else:
+                _through(op, rule, multipliers, relevances, wanted, found)
+            if release:
+                _release(op)
+    finally:
+        for op, _ in planned if release else ():
+            _release(op)
     for v in tape.input_values:
         found[id(v)] = _at_value(v, multipliers.pop(v), relevances.pop(v))
     return found
 
 
-def _behind_inputs(tape: Tape) -> list[Value]:
-    """The model's inputs, and what data movement and scaling by constants alone make of them."""
-    values = list(tape.input_values)
-    known = {id(v) for v in values}
-    for op in tape.ops:
-        plain = op.kind in ("reshape", "movement", "cast", "scale", "cat") or (op.kind == "add" and len(op.inputs) == 1)
-        if plain and all(id(v) in known for v in op.inputs):
-            values += op.outputs
-            known |= {id(v) for v in op.outputs}
-    return values
+def _release(op: Op) -> None:
+    parts = (op.map, op.norm, op.relu) if isinstance(op, Block) else (op,)
+    for part in parts:
+        for value in () if part is None else part.outputs:
+            value.release()
+
+
+def _through(
+    op: Op,
+    rule: Rule,
+    multipliers: _Contributions,
+    relevances: _Contributions,
+    wanted: set[int],
+    found: dict[int, Tensor | None],
+) -> None:
+    arrived = [_take(v, multipliers, relevances, wanted, found) for v in op.outputs]
+    behind = [relevances.pop(v) for v in op.outputs]
+    if any(g is not None for g in arrived):
+        _hand_on(op, op.propagate(arrived, rule), multipliers)
+    if behind[0] is not None:
+        _hand_on(op, op.propagate_relevance(behind[0]), relevances)
 
 
 def _through_block(
@@ -160,6 +180,7 @@ def _through_block(
     relevances: _Contributions,
     wanted: set[int],
     found: dict[int, Tensor | None],
+    checkpointed: bool,
 ) -> None:
     value = block.output
     if relevances.pop(value) is not None:
@@ -174,7 +195,7 @@ def _through_block(
         pair = multipliers.pop_pair(value)
     if pair is None:
         return
-    result = rule.linear(block, pair)
+    result = linear(rule, block, pair) if checkpointed else rule.linear(block, pair)
     (relevances if rule.yields_relevance else multipliers).add(block.input, result)
 
 

@@ -6,6 +6,7 @@ functional calls, modules that are used twice and in-place activations work, and
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from threading import get_ident
@@ -19,37 +20,18 @@ from torch.nn.modules.module import (
 )
 from torch.overrides import TorchFunctionMode
 
+from .composite import Composite, as_composite
+from .demand import Demand
 from .errors import InPlaceError, UnsupportedOperationError, UnusedInputError
 from .layers.base import dispatch
+from .rules import Rule
+from .value import Value
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from .composite import Composite
     from .layers.base import Op
-    from .rules.base import Rule
     from .target import Target
-
-
-class Value:
-    """One tensor of the forward pass: an input of the model or the result of an operation.
-
-    Attributes:
-        tensor: the forward value itself, with its autograd graph; None once the fused tape no longer needs it.
-        shape, dtype: of the tensor.
-        consumers: how many recorded operations read it.
-        nonnegative: known from the operations that made it to hold no negative number (lets z+ take its one-convolution path).
-    """
-
-    __slots__ = ("consumers", "dtype", "nonnegative", "producer", "shape", "tensor")
-
-    def __init__(self, tensor: Tensor, producer: Op | None, nonnegative: bool = False) -> None:
-        self.tensor = tensor
-        self.shape = tensor.shape
-        self.dtype = tensor.dtype
-        self.producer = producer
-        self.nonnegative = nonnegative
-        self.consumers = 0
 
 
 class Tape:
@@ -61,19 +43,23 @@ class Tape:
         ops: the recorded operations in the order they ran.
     """
 
-    def __init__(self, model: nn.Module, inputs: Sequence[Tensor]) -> None:
+    def __init__(
+        self, model: nn.Module, inputs: Sequence[Tensor], demand: Demand | None = None, checkpoint: bool = False
+    ) -> None:
         self.model = model
+        self.demand = demand
         self.inputs = tuple(inputs)
         self.output: Any = None
         self.ops: list[Op] = []
         self._values: dict[int, Value] = {}
         self._replaced: dict[int, Tensor] = {}
-        self._views: dict[int, list[Tensor]] = {}
+        self._views: dict[int, list[weakref.ref[Tensor]]] = {}
         self._outdated: set[int] = set()
         self._modules: list[nn.Module] = []
         self._calls: dict[int, list[Value]] = {}
-        self._keep: list[Tensor] = []
+        self._keep: list[Any] = []
         self.live = torch.is_grad_enabled()
+        self.checkpoint = checkpoint and self.live
         self.constants: list[
             tuple[Tensor, nn.Module]
         ] = []  # read beside recorded tensors, with a gradient history of their own
@@ -101,9 +87,16 @@ class Tape:
             self._values[id(out)] = value = Value(out, op, nonnegative)
             made.append(value)
             if out._is_view():
-                self._views.setdefault(id(out._base), []).append(out)
+                self._views.setdefault(id(out._base), []).append(weakref.ref(out))
         op.outputs = tuple(made)
         self.ops.append(op)
+        if _moves_only(op) and all(value.behind_input for value in op.inputs):
+            for value in op.outputs:
+                value.behind_input = True
+        if self.demand is not None:
+            for value in op.outputs:
+                value.watch(self._values)
+            self.demand.note(op)
 
     def replace(self, stale: Tensor, fresh: Tensor) -> None:
         """An in-place call on ``stale`` was carried out as ``fresh``: later uses of ``stale`` mean ``fresh``.
@@ -112,9 +105,13 @@ class Tape:
             InPlaceError: ``stale`` is a part of another recorded tensor.
         """
         base = stale._base if stale._is_view() else None
-        for view in self._views.get(id(stale if base is None else base), ()):
-            if view is not stale:  # it still holds the old numbers
-                self._outdated.add(id(view))
+        outdated = self._outdated
+        for reference in self._views.get(id(stale if base is None else base), ()):
+            view = reference()
+            if view is not None and view is not stale:  # it still holds the old numbers
+                key = id(view)
+                outdated.add(key)
+                self._keep.append(weakref.ref(view, lambda _, key=key: outdated.discard(key)))  # type: ignore[misc]
         if base is not None and id(base) in self._values:
             if stale.numel() == base.numel() and stale.is_contiguous() and base.is_contiguous():
                 # A mere reshape: the base changes as a whole, too.
@@ -125,8 +122,9 @@ class Tape:
 
     def rename(self, stale: Tensor, fresh: Tensor) -> None:
         """Later uses of ``stale`` mean ``fresh``, which holds the same numbers or, after :meth:`replace`, newer ones."""
-        self._replaced[id(stale)] = fresh
-        self._keep.append(stale)  # its id must not be used again while the tape lives
+        replaced, key = self._replaced, id(stale)
+        replaced[key] = fresh
+        self._keep.append(weakref.ref(stale, lambda _: replaced.pop(key, None)))  # another tensor may get its id
 
     @property
     def changed_in_place(self) -> bool:
@@ -192,6 +190,7 @@ class Tape:
         at: Sequence[str] | None = None,
         output: Callable[[Any], Tensor] | None = None,
         memory_budget: int | None = None,
+        release: bool = False,
     ) -> Any:
         """Relevance at the model's input, and at the output of named modules.
 
@@ -202,6 +201,7 @@ class Tape:
             output: picks the logits out of the model's output, when that is no tensor.
             memory_budget: bytes that the multipliers of several targets may take together, roughly; more targets go in turn. None: all
                 at once.
+            release: let go of each forward value as soon as the pass has read it; there can be no further pass.
 
         Returns:
             R at the input, the input's shape; with several targets [B, T, ...] (targets after the batch dimension). A tuple if the
@@ -218,16 +218,23 @@ class Tape:
             raise RuntimeError(
                 "tape: its tensors were released when the 'with' block ended; call relevance() inside it"
             )
-        return propagate(self, target, composite, at, output, memory_budget)
+        return propagate(self, target, composite, at, output, memory_budget, release)
+
+    def finish(self) -> None:
+        """Forget what only recording needs: histories would keep the autograd graph, replaced tensors their numbers."""
+        for value in [*self.input_values, *(value for op in self.ops for value in op.outputs)]:
+            value.history = None
+        self._replaced, self._keep, self._views, self._outdated = {}, [], {}, set()
 
     def clear(self) -> None:
         """Release every recorded tensor, now and not when Python's garbage collector comes round."""
         for op in self.ops:
             for value in op.outputs:
-                value.producer = None  # values and operations refer to each other
-        self.output = None
+                value.producer = value.recipe = None  # values and operations refer to each other
+        self.demand = self.output = None
         self.ops = []
-        self._values, self._replaced, self._calls, self._keep = {}, {}, {}, []
+        self._values.clear()  # what watches a value refers to it
+        self._replaced, self._calls, self._keep = {}, {}, []
         self._views, self._outdated, self.constants = {}, set(), []
 
     def __enter__(self) -> Self:
@@ -235,6 +242,11 @@ class Tape:
 
     def __exit__(self, *exc: object) -> None:
         self.clear()
+
+
+def _moves_only(op: Op) -> bool:
+    """Data movement, or scaling by constants: what it makes of the model's input, a first layer still reads as the input."""
+    return op.kind in ("reshape", "movement", "cast", "scale", "cat") or (op.kind == "add" and len(op.inputs) == 1)
 
 
 class _Recorder(TorchFunctionMode):
@@ -269,6 +281,8 @@ def _module_tracking(tape: Tape) -> Iterator[None]:
             value = values.get(id(tape._replaced.get(id(output), output)))
             if value is not None:
                 tape._calls.setdefault(id(module), []).append(value)
+                if tape.demand is not None:
+                    tape.demand.module_left(module, value)
 
     handles = (register_module_forward_pre_hook(enter), register_module_forward_hook(leave))
     try:
@@ -279,7 +293,15 @@ def _module_tracking(tape: Tape) -> Iterator[None]:
         tape._modules.clear()
 
 
-def record(model: nn.Module, x: Tensor | tuple[Tensor, ...], **kwargs: Any) -> Tape:
+def record(
+    model: nn.Module,
+    x: Tensor | tuple[Tensor, ...],
+    *,
+    composite: Composite | Rule | Sequence[Composite | Rule] | None = None,
+    at: Sequence[str] = (),
+    checkpoint: bool = False,
+    **kwargs: Any,
+) -> Tape:
     """Run ``model(x, **kwargs)`` once, unchanged, and write down what it did.
 
     The model, its parameters, buffers, hooks and mode stay as they are (batch-norm statistics move once, as in any training-mode
@@ -288,6 +310,10 @@ def record(model: nn.Module, x: Tensor | tuple[Tensor, ...], **kwargs: Any) -> T
     Args:
         model: any ``nn.Module`` made of PyTorch functions.
         x: a floating-point tensor, or a tuple of them for a model with several inputs; relevance is attributed to them.
+        composite: the rules that the relevance passes to come will follow, one composite or several: only what these read is kept of
+            the forward pass. None: everything is.
+        at: module names that they will ask for; counts beside ``composite``.
+        checkpoint: when gradients are on, save less for backward and make it again there (lrpkernels.checkpoint); the same numbers.
         kwargs: passed on to the model, not explained.
 
     Returns:
@@ -308,7 +334,11 @@ def record(model: nn.Module, x: Tensor | tuple[Tensor, ...], **kwargs: Any) -> T
                 f"record: input {index} must be a floating-point tensor, got {got}; integer inputs (token ids) have no "
                 "relevance of their own: start at their embedding, or pass them as keyword arguments"
             )
-    tape = Tape(model, inputs)
+    demand = None
+    if composite is not None:
+        several = [composite] if isinstance(composite, (Composite, Rule)) else composite
+        demand = Demand(model, [as_composite(c) for c in several], at)
+    tape = Tape(model, inputs, demand, checkpoint)
     with _module_tracking(tape), _Recorder(tape):
         output = model(*inputs, **kwargs)
     tape.output = output
@@ -324,6 +354,7 @@ def record(model: nn.Module, x: Tensor | tuple[Tensor, ...], **kwargs: Any) -> T
             "theirs: pass the nn.Module they were made from)"
         )
     _refuse_hidden_branches(tape)
+    tape.finish()
     return tape
 
 
@@ -335,7 +366,8 @@ def _refuse_hidden_branches(tape: Tape) -> None:
     """
     if not tape.constants:
         return
-    known = {value.tensor.grad_fn for value in tape._values.values()} - {None}
+    values = [*tape.input_values, *(value for op in tape.ops for value in op.outputs)]
+    known = {value.history for value in values} - {None}
     clean: set[Any] = set()
     for constant, module in tape.constants:
         pending = [constant.grad_fn]

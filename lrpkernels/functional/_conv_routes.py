@@ -80,9 +80,8 @@ def relevance(
     leak: float = 0.0,
     weights: Weights = Weights.ALL,
     epilogue: Epilogue = NO_EPILOGUE,
-) -> tuple[Tensor, Tensor | None]:
-    """W^T s where the device has fused kernels, and s if it was computed; of ``input`` sizes and layout are read."""
-    s: Tensor | None = None
+) -> Tensor:
+    """W^T s where the device has fused kernels; of ``input`` sizes and layout are read."""
 
     def fused() -> Tensor:
         return ops.conv_relevance(
@@ -91,14 +90,12 @@ def relevance(
         )  # fmt: skip
 
     def vendor() -> Tensor:
-        nonlocal s
         s = _vendor.scaled(multiplier, *factors, epsilon, leak)
         return _vendor.pulled(s, weight, weights, *epilogue, input, geometry)
 
     given = (*(f is not None for f in factors), weights)
     key = _key("relevance", multiplier, weight, geometry, input.shape[2:], factors.batch, *given)
-    result, path = tuning.tuner.run(key, multiplier, fused, vendor)
-    return result, s if path == "vendor" else None
+    return tuning.tuner.run(key, multiplier, fused, vendor)[0]
 
 
 def apply(input: Tensor, weight: Tensor, geometry: ConvGeometry, weights: Weights = Weights.ALL) -> Tensor:
@@ -118,18 +115,16 @@ def apply(input: Tensor, weight: Tensor, geometry: ConvGeometry, weights: Weight
 def weight_gradient(
     multiplier: Tensor,
     factors: Factors,
-    s: Tensor | None,
     input: Tensor,
     weight: Tensor,
     geometry: ConvGeometry,
     epsilon: float = 0.0,
     leak: float = 0.0,
 ) -> Tensor:
-    """The gradient of <s, W input> for W, s made from the multiplier where it is not known."""
-    if s is not None:
-        multiplier, factors = s, NO_FACTORS
+    """The gradient of <s, W input> for W, s made from the multiplier."""
     if not has_fused_conv(weight, geometry):
-        return _vendor.weight_gradient(multiplier, input, weight, geometry)
+        made = _vendor.scaled(multiplier, *factors, epsilon, leak)
+        return _vendor.weight_gradient(made, input, weight, geometry)
 
     def fused() -> Tensor:
         return ops.conv_weight_gradient(

@@ -30,24 +30,23 @@ class _ConvEpsilon(torch.autograd.Function):
     ) -> Tensor:
         ctx.pointwise = addend is not None or output is not None or scale is not None
         ctx.geometry, ctx.epsilon, ctx.leak = geometry, epsilon, leak
+        # s is not saved: backward makes it again, one elementwise pass for a tensor less per layer.
+        ctx.save_for_backward(multiplier, addend, output, scale, weight)
         if has_fused_conv(weight, geometry):
             factors = Factors(addend, output, scale)
-            result, s = _conv_routes.relevance(multiplier, factors, weight, input, geometry, epsilon, leak)
-        else:
-            s = ops.epsilon_scale(multiplier, addend, output, scale, epsilon, leak) if ctx.pointwise else multiplier
-            result = _vendor.data_gradient(s, weight, input, geometry)
-        ctx.save_for_backward(multiplier if ctx.pointwise or s is None else None, addend, output, scale, weight, s)
-        return result
+            return _conv_routes.relevance(multiplier, factors, weight, input, geometry, epsilon, leak)
+        s = ops.epsilon_scale(multiplier, addend, output, scale, epsilon, leak) if ctx.pointwise else multiplier
+        return _vendor.data_gradient(s, weight, input, geometry)
 
     @staticmethod
     @first_order
     def backward(ctx: Any, grad: Tensor) -> Any:
-        multiplier, addend, output, scale, weight, s = ctx.saved_tensors
+        multiplier, addend, output, scale, weight = ctx.saved_tensors
         need = ctx.needs_input_grad
         grad_weight = None
         if need[4]:
             grad_weight = _conv_routes.weight_gradient(
-                multiplier, Factors(addend, output, scale), s, grad, weight, ctx.geometry, ctx.epsilon, ctx.leak
+                multiplier, Factors(addend, output, scale), grad, weight, ctx.geometry, ctx.epsilon, ctx.leak
             )
         grads: tuple[Tensor | None, ...] = (None, None, None, None)
         if any(need[:4]):
@@ -104,7 +103,7 @@ class _ConvTranspose(torch.autograd.Function):
         ctx.save_for_backward(s, weight)
         ctx.geometry = geometry
         if has_fused_conv(weight, geometry):
-            return _conv_routes.relevance(s, NO_FACTORS, weight, input, geometry)[0]
+            return _conv_routes.relevance(s, NO_FACTORS, weight, input, geometry)
         return _vendor.data_gradient(s, weight, input, geometry)
 
     @staticmethod
@@ -114,7 +113,7 @@ class _ConvTranspose(torch.autograd.Function):
         grad_s = _conv_routes.apply(grad, weight, ctx.geometry) if ctx.needs_input_grad[0] else None
         grad_weight = None
         if ctx.needs_input_grad[1]:
-            grad_weight = _conv_routes.weight_gradient(s, NO_FACTORS, s, grad, weight, ctx.geometry)
+            grad_weight = _conv_routes.weight_gradient(s, NO_FACTORS, grad, weight, ctx.geometry)
         return grad_s, grad_weight, None, None
 
 

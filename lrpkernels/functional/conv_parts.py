@@ -47,7 +47,7 @@ def _combined_backward(ctx: Any, terms: list[_Term]) -> tuple[Tensor | None, ...
     grad_weight = pushed = None
     for grad, part, sign in terms:
         if need[3]:
-            full = _conv_routes.weight_gradient(multiplier, factors, None, grad, weight, geometry, epsilon)
+            full = _conv_routes.weight_gradient(multiplier, factors, grad, weight, geometry, epsilon)
             grad_weight = _added(grad_weight, _within(full, weight, part), sign)
         if any(need[:3]):
             pushed = _added(pushed, _conv_routes.apply(grad, weight, geometry, part), sign)
@@ -84,9 +84,9 @@ class _ConvPart(torch.autograd.Function):
         input, weight = ctx.saved_tensors
         grad_input = grad_weight = None
         if ctx.needs_input_grad[0]:
-            grad_input = _conv_routes.relevance(grad, NO_FACTORS, weight, input, ctx.geometry, weights=ctx.weights)[0]
+            grad_input = _conv_routes.relevance(grad, NO_FACTORS, weight, input, ctx.geometry, weights=ctx.weights)
         if ctx.needs_input_grad[1]:
-            full = _conv_routes.weight_gradient(grad, NO_FACTORS, grad, input, weight, ctx.geometry)
+            full = _conv_routes.weight_gradient(grad, NO_FACTORS, input, weight, ctx.geometry)
             grad_weight = _within(full, weight, ctx.weights)
         return grad_input, grad_weight, None, None
 
@@ -122,7 +122,7 @@ class _ConvShare(torch.autograd.Function):
         ctx.weights, ctx.geometry, ctx.epsilon = weights, geometry, epsilon
         factors = Factors(value=value, denominator=denominator)
         epilogue = Epilogue(input) if weights in _BY_SIGN else _conv_routes.NO_EPILOGUE
-        return _conv_routes.relevance(multiplier, factors, weight, input, geometry, epsilon, 0.0, weights, epilogue)[0]
+        return _conv_routes.relevance(multiplier, factors, weight, input, geometry, epsilon, 0.0, weights, epilogue)
 
     @staticmethod
     @first_order
@@ -188,9 +188,7 @@ class _ConvBox(torch.autograd.Function):
         ctx.geometry, ctx.epsilon = geometry, epsilon
         factors = Factors(value=value, denominator=denominator)
         epilogue = Epilogue(input, low, high)
-        return _conv_routes.relevance(
-            multiplier, factors, weight, input, geometry, epsilon, 0.0, Weights.BOX, epilogue
-        )[0]
+        return _conv_routes.relevance(multiplier, factors, weight, input, geometry, epsilon, 0.0, Weights.BOX, epilogue)
 
     @staticmethod
     @first_order
@@ -204,7 +202,7 @@ class _ConvBox(torch.autograd.Function):
         grad_input = None
         if ctx.needs_input_grad[4]:
             factors = Factors(value=value, denominator=denominator)
-            pulled, _ = _conv_routes.relevance(multiplier, factors, weight, input, ctx.geometry, ctx.epsilon)
+            pulled = _conv_routes.relevance(multiplier, factors, weight, input, ctx.geometry, ctx.epsilon)
             grad_input = (grad * pulled).unflatten(0, (-1, input.shape[0])).sum(0)
         return *grads, grad_input, None, None, None, None
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._fake import memory_format
 from ._autograd import call, first_order
 
 
@@ -39,7 +40,13 @@ class _Uncat(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, multiplier: Tensor, dim: int, places: Sequence[tuple[int, int]]) -> tuple[Tensor, ...]:
         ctx.dim, ctx.places, ctx.length = dim, places, multiplier.shape[dim]
-        return tuple(multiplier.narrow(dim, start, length) for start, length in places)
+        format = memory_format(multiplier)
+        parts = []
+        for start, length in places:
+            part = multiplier.narrow(dim, start, length)
+            # A view that is saved for backward keeps the whole multiplier: a DenseNet would keep all its concatenations.
+            parts.append(part if 2 * length > ctx.length else part.contiguous(memory_format=format))
+        return tuple(parts)
 
     @staticmethod
     @first_order
@@ -70,7 +77,7 @@ def uncat(multiplier: Tensor, dim: int, places: Sequence[tuple[int, int]]) -> tu
         places: (start, length) of each part along it, in ascending order.
 
     Returns:
-        One view of ``multiplier`` for each place.
+        One tensor for each place: a view of ``multiplier`` if it is most of it, else a copy.
 
     Gradients: multiplier; first order only.
     """

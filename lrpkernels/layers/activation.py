@@ -20,6 +20,7 @@ class Relu(Op):
     """u = max(z, 0)."""
 
     kind = "relu"
+    reads_inputs = False
     module_type = nn.ReLU
 
     def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:

@@ -32,6 +32,8 @@ class Add(Op):
     """t = x + y or x - y of two branches, or of a branch and a constant (which keeps its share, like a bias)."""
 
     kind = "add"
+    reads_inputs = frozenset({"summands"})
+    reads_outputs = frozenset({"sum"})
 
     def __init__(self, inputs: tuple[Value, ...], signs: tuple[float, ...]) -> None:
         super().__init__(*inputs)
@@ -55,6 +57,7 @@ class Scale(Op):
     """t = c * x with a constant c: a diagonal linear map."""
 
     kind = "scale"
+    reads_inputs = reads_outputs = False
 
     def __init__(self, input: Value, factor: Tensor | float) -> None:
         super().__init__(input)
@@ -83,6 +86,7 @@ class Gate(Op):
     """
 
     kind = "gate"
+    reads_outputs = False
 
     def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
         x, y = self.inputs
@@ -125,6 +129,7 @@ class GLU(Op):
     """a * sigmoid(b) of the two halves of one tensor: a takes all, as the signal of a gate."""
 
     kind = "glu"
+    reads_outputs = False
 
     def __init__(self, input: Value, dim: int) -> None:
         super().__init__(input)
@@ -141,6 +146,7 @@ class Quotient(Op):
     """t = x / y of two branches: the divisor is a constant of the relevance pass (a normalization), x takes all."""
 
     kind = "quotient"
+    reads_outputs = False
 
     def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
         x, y = self.inputs

@@ -52,6 +52,7 @@ class Attention(Op):
     """
 
     kind = "attention"
+    reads_outputs = False
 
     def __init__(self, operands: Sequence[Value | Tensor], mask: Tensor | None, causal: bool, scale: float) -> None:
         super().__init__(*(operand for operand in operands if not isinstance(operand, Tensor)))

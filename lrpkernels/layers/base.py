@@ -31,6 +31,9 @@ class Op(ABC):
     """
 
     kind = "op"
+    # Whether the relevance pass reads these tensors: always, never, or if the rule's `reads` has one of the names.
+    reads_inputs: bool | frozenset[str] = True
+    reads_outputs: bool | frozenset[str] = True
     module_type: type[nn.Module] | None = None  # the module that does the same, for composites that go by type
 
     def __init__(self, *inputs: Value) -> None:

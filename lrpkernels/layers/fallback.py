@@ -33,6 +33,7 @@ class Replayed(Op):
     """
 
     kind = "replayed"
+    reads_outputs = False
     linear = True
 
     def __init__(self, inputs: Sequence[Value], func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -100,6 +101,7 @@ class Unknown(Replayed):
     """A function that no recorder knows. Smooth ones follow their vector-Jacobian product (gradient times input)."""
 
     kind = "unknown"
+    reads_outputs = True
     linear = False
 
     def __init__(

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import functional
+from ..checkpoint import of_convolution
 from ..functional import ConvGeometry
 from .base import Arrived, Multipliers, Op, bind, records
 
@@ -28,6 +29,8 @@ class LinearMap(Op):
         bias: b, (channels,), or None.
     """
 
+    reads_inputs = frozenset({"input"})
+    reads_outputs = frozenset({"output", "preactivation"})
     weight: Tensor
     bias: Tensor | None
 
@@ -124,7 +127,7 @@ class Conv(LinearMap):
         return functional.conv_epsilon(
             multiplier,
             self._weight(multiplier),
-            self.inputs[0].tensor.detach(),
+            self.inputs[0].form(),
             output,
             scale,
             geometry=self.geometry,
@@ -140,7 +143,7 @@ class Conv(LinearMap):
         return functional.conv_map(input, weight, bias, self.geometry, known)
 
     def transpose(self, s: Tensor, weight: Tensor) -> Tensor:
-        return functional.conv_transpose(s, weight, self.inputs[0].tensor.detach(), self.geometry)
+        return functional.conv_transpose(s, weight, self.inputs[0].form(), self.geometry)
 
     def fused_geometry(self, weight: Tensor) -> ConvGeometry | None:
         return self.geometry if functional.has_fused_conv(weight, self.geometry) else None
@@ -209,7 +212,9 @@ def _geometry(
 
 
 def _record_conv(tape: Tape, func: Any, args: Any, kwargs: Any, spatial: int, transposed: bool) -> Tensor:
-    if len(args) == 7 and not kwargs and not transposed:  # what nn.ConvNd calls: no need to look at every form
+    if (
+        len(args) == 7 and not kwargs and not transposed and not tape.checkpoint
+    ):  # what nn.ConvNd calls: no need to look at every form
         x, weight, bias, *slide = args
         plain = type(slide[0]) is tuple and type(slide[1]) is tuple and type(slide[2]) is tuple
         value = tape.value(x)
@@ -257,7 +262,10 @@ def _record_conv(tape: Tape, func: Any, args: Any, kwargs: Any, spatial: int, tr
         _tuple(output_padding, spatial),
         groups,
     )
-    tape.add(Conv(tape.known(x), weight, bias, geometry), out)
+    value = tape.known(x)
+    tape.add(Conv(value, weight, bias, geometry), out)
+    if tape.checkpoint:
+        tape.known(out).recipe = of_convolution(value, weight, bias, geometry, out.dtype)
     return out
 
 

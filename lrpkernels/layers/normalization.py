@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import functional
+from ..checkpoint import without_saving
 from .base import bind, records
 from .linear_maps import LinearMap
 
@@ -91,6 +92,12 @@ class BatchNorm(LinearMap):
         return vector
 
 
+def can_merge(map: LinearMap, norm: BatchNorm) -> bool:
+    """A batch norm can be merged if its channels are the map's (a Linear on a sequence puts them last)."""
+    channel_last_linear = map.kind == "linear" and len(map.output.shape) > 2
+    return not channel_last_linear and torch.Size(norm.mean.shape) == (map.channels,)
+
+
 def _wide(tensor: Tensor) -> Tensor:
     """Statistics are computed with in float32 or better."""
     return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
@@ -107,17 +114,17 @@ def _batch_norm(tape: Tape, func: Any, args: Any, kwargs: Any) -> Tensor:
         from .linear_maps import _unrecorded
 
         return _unrecorded(tape, func, args, kwargs)
-    if training:
-        # What F.batch_norm calls; it also hands out the statistics it used, which spares a second pass over the input.
-        if x.numel() // x.shape[1] <= 1:
-            return func(x, mean, var, gamma, beta, training, momentum, eps)  # raises PyTorch's own error
-        out, mean, inverse_deviation, _, _ = torch._batch_norm_impl_index(
-            x, gamma, beta, mean, var, True, momentum, eps, torch.backends.cudnn.enabled
-        )
-    else:
-        if mean is None or var is None:
-            return func(x, mean, var, gamma, beta, False, momentum, eps)  # raises PyTorch's own error
-        out = torch.batch_norm(x, gamma, beta, mean, var, False, momentum, eps, torch.backends.cudnn.enabled)
-        inverse_deviation = torch.rsqrt(_wide(var.detach()) + eps)
+    if (training and x.numel() // x.shape[1] <= 1) or (not training and (mean is None or var is None)):
+        return func(x, mean, var, gamma, beta, training, momentum, eps)  # raises PyTorch's own error
+    cudnn = torch.backends.cudnn.enabled
+    with without_saving(x, value.recipe):
+        if training:
+            # What F.batch_norm calls; it also hands out the statistics it used, which spares a second pass over the input.
+            out, mean, inverse_deviation, _, _ = torch._batch_norm_impl_index(
+                x, gamma, beta, mean, var, True, momentum, eps, cudnn
+            )
+        else:
+            out = torch.batch_norm(x, gamma, beta, mean, var, False, momentum, eps, cudnn)
+            inverse_deviation = torch.rsqrt(_wide(var.detach()) + eps)
     tape.add(BatchNorm(value, gamma, beta, mean.detach(), _wide(inverse_deviation.detach())), out)
     return out

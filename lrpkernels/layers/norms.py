@@ -26,6 +26,7 @@ class Normalization(Op):
     """
 
     kind = "normalization"
+    reads_outputs = False
 
     def __init__(
         self, input: Value, grouped: tuple[int, ...], weight: Tensor | None, eps: float, centred: bool = True

@@ -26,6 +26,7 @@ class MaxPool(Op):
     """
 
     kind = "max_pool"
+    reads_inputs = reads_outputs = frozenset({"pool"})
 
     def __init__(self, input: Value, indices: Tensor, arguments: tuple[Any, ...] | None) -> None:
         super().__init__(input)
@@ -34,7 +35,7 @@ class MaxPool(Op):
     def winner(self, multiplier: Tensor) -> Tensor:
         if self.arguments is None:
             return functional.scatter_winner(multiplier, self.indices, self.inputs[0].shape[2:])
-        return functional.max_pool_winner(multiplier, self.indices, self.inputs[0].tensor.detach(), self.arguments)
+        return functional.max_pool_winner(multiplier, self.indices, self.inputs[0].form(), self.arguments)
 
     def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
         return (rule.max_pool(self, multipliers[0]),)
@@ -49,6 +50,7 @@ class AveragePool(Op):
     """
 
     kind = "avg_pool"
+    reads_inputs = reads_outputs = frozenset({"pool"})
 
     def __init__(
         self,

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import functional
+from ..checkpoint import Concatenation
 from ..errors import InPlaceError
 from .arithmetic import Scale
 from .base import Arrived, Multipliers, Op, bind, records
@@ -25,6 +26,7 @@ class Reshape(Op):
     """The same numbers in the same order under another shape."""
 
     kind = "reshape"
+    reads_inputs = reads_outputs = False
 
     def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
         g, shape = multipliers[0], self.inputs[0].shape
@@ -39,6 +41,7 @@ class Cat(Op):
     """Concatenation along a dimension other than the batch's."""
 
     kind = "cat"
+    reads_inputs = reads_outputs = False
 
     def __init__(self, inputs: tuple[Value, ...], places: list[tuple[int, int]], dim: int) -> None:
         super().__init__(*inputs)
@@ -64,6 +67,7 @@ class Cast(Op):
     """A copy, possibly in another dtype; the walk casts multipliers to each value's dtype by itself."""
 
     kind = "cast"
+    reads_inputs = reads_outputs = False
 
     def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
         return (multipliers[0],)
@@ -122,6 +126,10 @@ def _cat(tape: Tape, func: Any, args: Any, kwargs: Any) -> Tensor:
         start += tensor.shape[dim]
     nonnegative = len(inputs) == len(tensors) and all(v.nonnegative for v in inputs)
     tape.add(Cat(tuple(inputs), places, dim), out, nonnegative=nonnegative)
+    if tape.checkpoint:
+        values = [tape.value(t) for t in tensors]
+        recipes = [None if value is None else value.recipe for value in values]
+        tape.known(out).recipe = Concatenation(list(tensors), recipes, dim)
     return out
 
 

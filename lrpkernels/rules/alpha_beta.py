@@ -105,6 +105,7 @@ class AlphaBeta(Rule):
     bias: bool = True
     scaled: bool = False
     first: Rule | None = None
+    reads = frozenset({"input", "output"})
 
     def __post_init__(self) -> None:
         positive("alpha", self.alpha)
@@ -143,6 +144,7 @@ class ZPlus(Rule):
     bias: bool = True
     scaled: bool = False
     first: Rule | None = None
+    reads = frozenset({"input", "output", "summands", "sum", "pool"})
 
     def __post_init__(self) -> None:
         positive("eps", self.eps)

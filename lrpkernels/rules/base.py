@@ -10,12 +10,19 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from .. import _capture
+
 if TYPE_CHECKING:
     from ..fuse import Block
     from ..layers.activation import Activation, Relu
     from ..layers.arithmetic import Add
     from ..layers.base import Multipliers
     from ..layers.pooling import AveragePool, MaxPool
+
+
+# The forward values that a rule's methods may read: a, v and z = W' a + b' of :meth:`Rule.linear`; summands and result of a sum; input
+# and output of a pooling layer. What ReLUs and other activations read is always there.
+EVERYTHING = frozenset({"input", "output", "preactivation", "summands", "sum", "pool"})
 
 
 def positive(name: str, value: float, zero: bool = True) -> None:
@@ -43,9 +50,10 @@ def is_nonnegative(block: Block) -> bool:
     it would be that of one side.
     """
     value = block.input
-    if not value.nonnegative and value.producer is None:
+    if not value.nonnegative and value.behind_input and value.producer is None:
         x = value.tensor
-        if x is not None and x.device.type == "cpu" and not x.requires_grad and x.numel():
+        seen = x.device.type == "cpu" and not _capture.is_capturing(x.device)
+        if seen and not x.requires_grad and x.numel():
             value.nonnegative = bool(x.detach().amin() >= 0)
     return value.nonnegative
 
@@ -81,9 +89,11 @@ class Rule(ABC):
 
     Attributes:
         yields_relevance: :meth:`linear` returns R at the input instead of G (rules for the first layer).
+        reads: which forward values its methods read, of ``EVERYTHING`` above: others need not be kept. A subclass says it anew.
     """
 
     yields_relevance = False
+    reads = EVERYTHING
 
     @property
     def first(self) -> Rule | None:

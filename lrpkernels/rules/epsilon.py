@@ -37,6 +37,8 @@ class Epsilon(Rule):
     first: Rule | None = None
     leak: float = 0.0
 
+    reads = frozenset[str]()
+
     def __post_init__(self) -> None:
         positive("eps", self.eps)
         positive("leak", self.leak)

@@ -39,6 +39,7 @@ class Gamma(Rule):
     bias: bool = True
     scaled: bool = False
     first: Rule | None = None
+    reads = frozenset({"input", "output"})
 
     def __post_init__(self) -> None:
         positive("gamma", self.gamma)

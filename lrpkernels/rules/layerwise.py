@@ -42,6 +42,7 @@ class EpsilonLayerwise(Rule):
     bias: bool = True
     scaled: bool = False
     first: Rule | None = None
+    reads = frozenset({"input", "output", "preactivation", "sum", "pool"})
 
     def __post_init__(self) -> None:
         positive("eps", self.eps)
@@ -80,6 +81,7 @@ class Norm(EpsilonLayerwise):
     """
 
     eps: float = 1e-6
+    reads = frozenset({"input", "output", "preactivation", "sum", "pool"})
 
     def max_pool(self, op: MaxPool, multiplier: Tensor) -> Tensor:
         return op.winner(multiplier)

@@ -44,6 +44,7 @@ class WSquare(Rule):
     eps: float = 1e-6
     bias: bool = True
     yields_relevance = True
+    reads = frozenset({"input", "output"})
 
     def __post_init__(self) -> None:
         positive("eps", self.eps)
@@ -68,6 +69,7 @@ class Flat(Rule):
 
     eps: float = 1e-6
     yields_relevance = True
+    reads = frozenset({"input", "output"})
 
     def __post_init__(self) -> None:
         positive("eps", self.eps)
@@ -85,6 +87,7 @@ class Pass(Rule):
     """
 
     yields_relevance = True
+    reads = frozenset({"output"})
 
     def linear(self, block: Block, multipliers: tuple[Tensor, Tensor | None]) -> Tensor:
         if block.input.shape != block.output.shape:

@@ -40,6 +40,7 @@ class ZBox(Rule):
     bias: bool = True
 
     yields_relevance = True
+    reads = frozenset({"input", "output", "preactivation"})
 
     def __post_init__(self) -> None:
         positive("eps", self.eps)

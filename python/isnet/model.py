@@ -46,6 +46,7 @@ class ISNet(nn.Module):
             None: epsilon there, too. The first training batch is held against it.
         layers: names of modules whose output's relevance is supervised as well (LRP deep supervision).
         generator: a CPU ``torch.Generator`` for the Stochastic variant; None: PyTorch's default one.
+        checkpoint: save less of a training step for its backward and make it again there: the same numbers, less memory, more time.
 
     Raises:
         TypeError: ``model`` is no module.
@@ -62,6 +63,7 @@ class ISNet(nn.Module):
         input_range: tuple[Any, Any] | None = (0.0, 1.0),
         layers: Sequence[str] = (),
         generator: torch.Generator | None = None,
+        checkpoint: bool = False,
     ) -> None:
         super().__init__()
         if not isinstance(model, nn.Module):
@@ -80,6 +82,7 @@ class ISNet(nn.Module):
         self.model = model
         self.variant = variant
         self.eps, self.input_range, self.layers, self.generator = eps, input_range, tuple(layers), generator
+        self.checkpoint = checkpoint
         self._variant = VARIANTS[variant](eps, input_range, generator)
         self._variant.epsilon()  # checks eps and input_range now, not at the first batch
         self._range_is_checked = input_range is None
@@ -102,14 +105,17 @@ class ISNet(nn.Module):
             return ISNetOutput(self.model(x))
         if not self._range_is_checked:
             self._check_range(x)
-        with lrp.record(self.model, x) as tape:
+        composites = self._variant.composites()
+        with lrp.record(self.model, x, composite=composites, at=self.layers, checkpoint=self.checkpoint) as tape:
             logits = tape.output
             if not isinstance(logits, Tensor) or logits.dim() != 2:
                 got = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
                 raise ValueError(f"model must return logits of shape [B, K], got {got}")
             maps: dict[str, list[Tensor]] = {}
-            for explained in self._variant.explained(logits):
-                found = tape.relevance(explained.target, explained.composite, at=self.layers)
+            passes = self._variant.explained(logits)
+            for explained in passes:
+                last = explained is passes[-1]
+                found = tape.relevance(explained.target, explained.composite, at=self.layers, release=last)
                 for name, relevance in found.items():
                     single = explained.target != "all" if isinstance(explained.target, str) else True
                     maps.setdefault(name, []).append(relevance.unsqueeze(1) if single else relevance)

@@ -43,6 +43,10 @@ class Variant(ABC):
         """Epsilon in the form of LRP-Flex, z^B at the input if its range is known."""
         return lrp.Epsilon(self.eps, first=_first(self.eps, self.input_range))
 
+    def composites(self) -> list[lrp.Composite | lrp.Rule]:
+        """The rules that :meth:`explained` will ask for, known ahead of the forward pass: it keeps what they read."""
+        return [self.epsilon()]
+
     @abstractmethod
     def explained(self, logits: Tensor) -> list[Explained]:
         """The relevance passes of one batch; their maps are stacked along M."""
@@ -87,6 +91,7 @@ class PositiveEvidence(lrp.ZPlus):
     """
 
     logits: Tensor | None = None
+    reads = lrp.ZPlus.reads
 
     def linear(self, block: Any, multipliers: tuple[Tensor, Tensor | None]) -> Tensor:
         if block.output.tensor is not self.logits:
@@ -111,13 +116,21 @@ class Dual(Variant):
     Source: arXiv 2401.08409 (Dual ISNet); docs/method.md section 2.
     """
 
+    def composites(self) -> list[lrp.Composite | lrp.Rule]:
+        return [self._zplus(None), self.epsilon()]
+
     def explained(self, logits: Tensor) -> list[Explained]:
-        zplus = PositiveEvidence(self.eps, first=_first(self.eps, self.input_range), logits=logits)
-        return [Explained(logit_sum, zplus), Explained(logit_sum, self.epsilon())]
+        return [Explained(logit_sum, self._zplus(logits)), Explained(logit_sum, self.epsilon())]
+
+    def _zplus(self, logits: Tensor | None) -> lrp.Rule:
+        return PositiveEvidence(self.eps, first=_first(self.eps, self.input_range), logits=logits)
 
 
 class GradientTimesInput(Variant):
     """eta as in Selective with e = 0, plain gradient times input: the ablation ISNet Softmax Grad*Input. One map per image."""
+
+    def composites(self) -> list[lrp.Composite | lrp.Rule]:
+        return [lrp.Epsilon(0.0)]
 
     def explained(self, logits: Tensor) -> list[Explained]:
         return [Explained(lambda o: selective_score(o, 0.0), lrp.Epsilon(0.0))]

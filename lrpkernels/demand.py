@@ -1,0 +1,97 @@
+"""Which forward values the rules of a relevance pass read, found while the model runs: only those are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING
+
+from .layers.activation import Relu
+from .layers.linear_maps import LinearMap
+from .layers.normalization import BatchNorm, can_merge
+from .rules.base import EVERYTHING
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from .composite import Composite
+    from .layers.base import Op
+    from .rules.base import Rule
+    from .tape import Value
+
+
+class Demand:
+    """Holds, on a tape that is being recorded, the values that some rule, or a question for a hidden layer, will need.
+
+    A value that nobody holds lives as long as the model (or autograd) keeps it, as it would without a tape.
+
+    Args:
+        model: the one that is recorded.
+        composites: which rules will follow each layer; several if there will be several relevance passes.
+        at: names of modules whose output's relevance will be asked for.
+    """
+
+    def __init__(self, model: nn.Module, composites: Sequence[Composite], at: Collection[str]) -> None:
+        self._composites = composites
+        named = any(composite.layers for composite in composites)
+        self._names = {id(m): name or "(model)" for name, m in model.named_modules()} if named else {}
+        self._hidden = {id(m) for name, m in model.named_modules() if name in at} if at else set()
+        # A value -> the linear map that made it, maybe with a batch norm merged into it, and what the rules of both read.
+        self._roots: dict[int, tuple[LinearMap, frozenset[str]]] = {}
+        self._merged: set[int] = set()  # values inside a block, which nobody reads unless they have a second consumer
+
+    def note(self, op: Op) -> None:
+        """Hold what this operation, just recorded, will read; let go of what lies within one block with it."""
+        for value in op.inputs:
+            if value.consumers > 1 and id(value) in self._merged:
+                self._merged.discard(id(value))
+                value.hold()
+        root, wanted = self._root_behind(op)
+        if root is None or isinstance(op, BatchNorm):
+            # Also those of a merged batch norm: if its input turns out to have a second consumer, it is a block of its own after all.
+            wanted |= self._reads(op)
+        if root is None:
+            if _reads(op.reads_inputs, wanted):
+                for value in op.inputs:
+                    value.hold()
+        else:
+            self._merged.add(id(op.inputs[0]))
+            if _reads(root.reads_outputs, wanted) and not (isinstance(op, Relu) and "preactivation" in wanted):
+                op.inputs[0].let_go()
+        if _reads(op.reads_outputs, wanted):
+            for value in op.outputs:
+                value.hold()
+        if isinstance(op, LinearMap):
+            self._roots[id(op.output)] = (root or op, wanted)
+
+    def module_left(self, module: nn.Module, value: Value) -> None:
+        """A module has returned this value."""
+        if id(module) in self._hidden:
+            value.hold()
+            self._roots.pop(id(value), None)  # it stays visible: nothing merges with it
+
+    def _root_behind(self, op: Op) -> tuple[LinearMap | None, frozenset[str]]:
+        """The linear map with which a batch norm or ReLU will be one block (see lrpkernels.fuse), and what is read of it."""
+        nothing = None, frozenset[str]()
+        if not isinstance(op, (BatchNorm, Relu)) or op.inputs[0].consumers > 1:
+            return nothing
+        root, wanted = self._roots.get(id(op.inputs[0]), nothing)
+        if isinstance(op, BatchNorm) and root is not None:
+            single = op.inputs[0].producer is root and not isinstance(root, BatchNorm)
+            return (root, wanted) if single and can_merge(root, op) else nothing
+        return root, wanted
+
+    def _reads(self, op: Op) -> frozenset[str]:
+        """What the rules of this operation read, over all composites."""
+        wanted: frozenset[str] = frozenset()
+        for composite in self._composites:
+            if isinstance(op, LinearMap) and composite.first is not None and op.inputs[0].behind_input:
+                rule: Rule = composite.first
+            else:
+                rule = composite.rule_for(op, self._names.get(id(op.module), ""), False)
+            # A subclass may read more than its base does: it has to say so itself.
+            wanted |= type(rule).__dict__.get("reads", EVERYTHING)
+        return wanted
+
+
+def _reads(which: bool | frozenset[str], wanted: frozenset[str]) -> bool:
+    return which if isinstance(which, bool) else bool(which & wanted)

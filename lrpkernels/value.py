@@ -1,0 +1,91 @@
+"""Tensors of a recorded forward pass: held while something will read them, otherwise only watched."""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from .checkpoint import Remade
+    from .layers.base import Op
+
+
+class Value:
+    """One tensor of the forward pass: an input of the model or the result of an operation.
+
+    Attributes:
+        shape, dtype: of the tensor.
+        consumers: how many recorded operations read it.
+        nonnegative: known from the operations that made it to hold no negative number (lets z+ take its one-convolution path).
+        behind_input: the model's input, or what data movement and scaling by constants alone make of it.
+        history: the autograd node that made it; forgotten when recording ends.
+        recipe: makes the tensor again, where that is cheap and ``checkpoint`` was asked for.
+    """
+
+    __slots__ = (
+        "_device", "_holders", "_strides", "_strong", "_weak", "behind_input", "consumers", "dtype", "history", "nonnegative", "producer",
+        "recipe", "shape",
+    )  # fmt: skip
+
+    def __init__(self, tensor: Tensor, producer: Op | None, nonnegative: bool = False) -> None:
+        self._strong: Tensor | None = tensor
+        self._weak: weakref.ref[Tensor] | None = None
+        self._holders = 1
+        self._device, self._strides = tensor.device, tensor.stride()
+        self.shape = tensor.shape
+        self.dtype = tensor.dtype
+        self.producer = producer
+        self.nonnegative = nonnegative
+        self.behind_input = producer is None
+        self.consumers = 0
+        self.history: Any = tensor.grad_fn
+        self.recipe: Remade | None = None
+
+    def watch(self, registry: dict[int, Value]) -> None:
+        """Keep the tensor alive no longer, unless :meth:`hold` says so; its entry in ``registry`` goes when it goes."""
+        tensor, self._strong, self._holders = self.tensor, None, 0
+        key, pop = id(tensor), registry.pop
+        self._weak = weakref.ref(tensor, lambda _: pop(key, None))
+
+    def hold(self) -> None:
+        """One more reader to come: the tensor stays."""
+        self._strong = self.tensor
+        self._holders += 1
+
+    def let_go(self) -> None:
+        """One reader less; the last one lets the tensor go."""
+        self._holders -= 1
+        if self._holders <= 0:
+            self._strong = None
+
+    def release(self) -> None:
+        """No reader is left."""
+        self._strong, self._holders, self.producer, self.recipe = None, 0, None, None
+
+    @property
+    def tensor(self) -> Tensor:
+        """The forward value itself, with its autograd graph.
+
+        Raises:
+            RuntimeError: it was not kept.
+        """
+        tensor = self._present()
+        if tensor is None:
+            raise RuntimeError(
+                f"tape: a forward value of shape {tuple(self.shape)} is needed that was not kept. record() and LRP keep what the given "
+                "composite and `at` read: ask for the relevance of these only, once if `release` was set, or record without them"
+            )
+        return tensor
+
+    def form(self) -> Tensor:
+        """A tensor of this value's sizes, strides, dtype and device; its numbers mean nothing."""
+        tensor = self._present()
+        if tensor is None:
+            return torch.empty_strided(self.shape, self._strides, dtype=self.dtype, device=self._device)
+        return tensor.detach()
+
+    def _present(self) -> Tensor | None:
+        return self._weak() if self._strong is None and self._weak is not None else self._strong
