@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from lrpkernels._traffic import moved, tensors
 from lrpkernels.functional import Weights
 
 # Their results, or the sizes of them, depend on data that the host has to wait for.
@@ -25,17 +25,6 @@ WAITING = {
     "aten._local_scalar_dense", "aten.is_nonzero", "aten.equal", "aten.nonzero", "aten.masked_select", "aten.bincount",
     "aten._unique", "aten._unique2", "aten.unique_dim", "aten.unique_consecutive", "aten.unique_dim_consecutive",
 }  # fmt: skip
-_NO_TRAFFIC = {
-    "empty",
-    "empty_like",
-    "empty_strided",
-    "new_empty",
-    "new_empty_strided",
-    "lift_fresh",
-    "detach",
-    "alias",
-}
-_WRITES_ONLY = {"zero_", "fill_", "zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full"}
 _ROOT = Path(__file__).resolve().parent.parent
 _PACKAGES = ("lrpkernels", "isnet", "benchmarks", "tests")
 
@@ -97,16 +86,16 @@ class OpLog(TorchDispatchMode):
         kwargs = kwargs or {}
         op = str(func)
         name = op.rsplit(".", 1)[0]
-        inputs = _tensors((args, kwargs))
+        inputs = tensors((args, kwargs))
         if name in WAITING:
             self._note("waits", name)
         if name in ("aten._local_scalar_dense", "aten.is_nonzero") and args[0].is_meta:
             return 1  # a meta tensor has no number; the checks that ask for one take any truth for "all is well"
         out = func(*args, **kwargs)
-        outputs = _tensors(out)
+        outputs = tensors(out)
         self._look_at_devices(name, inputs, outputs)
         flops = _flops(func, args, kwargs, out)
-        self.calls.append(Call(op, tuple(t.shape for t in (*inputs, *outputs)), _bytes(func, inputs, outputs), flops))
+        self.calls.append(Call(op, tuple(t.shape for t in (*inputs, *outputs)), moved(func, inputs, outputs), flops))
         return out
 
     def _look_at_devices(self, name: str, inputs: list[Tensor], outputs: list[Tensor]) -> None:
@@ -156,25 +145,6 @@ def meta_autocast() -> Iterator[None]:
         yield
     finally:
         torch.autocast = original  # type: ignore[misc]
-
-
-def _tensors(tree: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
-
-
-def _bytes(func: Any, inputs: list[Tensor], outputs: list[Tensor]) -> int:
-    name = func._schema.name.split("::")[1]
-    if func.is_view or name in _NO_TRAFFIC:
-        return 0
-    return sum(map(_size, outputs if name in _WRITES_ONLY else [*inputs, *outputs]))
-
-
-def _size(tensor: Tensor) -> int:
-    """Bytes of its elements in memory; what is only expanded counts once."""
-    numel = 1
-    for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
-        numel *= size if stride or size == 0 else 1
-    return numel * tensor.element_size()
 
 
 def _flops(func: Any, args: Any, kwargs: Any, out: Any) -> int:
