@@ -77,10 +77,12 @@ def modified_relus(model: nn.Module) -> nn.Module:
 
 
 def stabilized_layers(model: nn.Module) -> nn.Module:
-    """A copy with the stabilizer behind every convolution, dense layer and batch norm: epsilon layer by layer."""
+    """A copy with the stabilizer behind every dense layer, batch norm and convolution with a bias (the others have a batch norm behind
+    them, with which they are one layer): epsilon layer by layer."""
     net = copy.deepcopy(model)
     for module in net.modules():
-        if isinstance(module, (nn.Conv2d, nn.Linear, nn.BatchNorm2d)):
+        alone = isinstance(module, nn.Conv2d) and module.bias is not None
+        if alone or isinstance(module, (nn.BatchNorm2d, nn.Linear)):
             module.register_forward_hook(lambda module, inputs, output: _Stabilized.apply(output))
         elif isinstance(module, nn.ReLU):
             module.inplace = False

@@ -154,11 +154,9 @@ def gradients(model: nn.Module, x: Tensor, labels: Tensor, masks: Tensor) -> dic
                 form[name] = rule
     truth = {"ReLUs": found["ours"], "layers": found["ours, layer by layer"]}
     return {
-        name: tuple(
-            float(F.cosine_similarity(own, right, 0)) for own, right in zip(pair, truth[form[name]], strict=True)
-        )
-        for name, pair in found.items()
-    }  # type: ignore[return-value]
+        name: (_cosine(heatmap, truth[form[name]][0]), _cosine(gradient, truth[form[name]][1]))
+        for name, (heatmap, gradient) in found.items()
+    }
 
 
 def _cosine(a: Tensor, b: Tensor) -> float:

@@ -30,7 +30,7 @@ from benchmarks.networks import NETWORKS
 from benchmarks.op_log import Call, log, meta_autocast
 from lrpkernels import functional, tuning
 
-STEPS = ("plain", "ours", "ours, fused", "autograd")
+STEPS = ("plain", "ours", "ours (fused)", "autograd")
 
 
 class Device(NamedTuple):
@@ -67,7 +67,7 @@ def count(network: str, step: str, *, batch: int, size: int, classes: int, dtype
         batch, size, classes: of the images, 3 x size x size.
         dtype: of images and weights alike.
     """
-    with meta_autocast(), _fused_convolutions(step == "ours, fused"):
+    with meta_autocast(), _fused_convolutions(step == "ours (fused)"):
         with torch.device("meta"):
             model = NETWORKS[network](classes).to(dtype).train()
             x, labels = torch.rand(batch, 3, size, size, dtype=dtype), torch.zeros(batch, dtype=torch.int64)
