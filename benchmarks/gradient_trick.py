@@ -77,8 +77,10 @@ def modified_relus(model: nn.Module) -> nn.Module:
 
 
 def stabilized_layers(model: nn.Module) -> nn.Module:
-    """A copy with the stabilizer behind every dense layer, batch norm and convolution with a bias (the others have a batch norm behind
-    them, with which they are one layer): epsilon layer by layer."""
+    """A copy with epsilon layer by layer: the stabilizer behind dense layers, batch norms and convolutions with a bias.
+
+    Convolutions without one are taken to have a batch norm behind them, with which they are one layer.
+    """
     net = copy.deepcopy(model)
     for module in net.modules():
         alone = isinstance(module, nn.Conv2d) and module.bias is not None

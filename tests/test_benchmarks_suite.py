@@ -112,7 +112,7 @@ def test_kernels_run_under_pytest(tmp_path: Path) -> None:
 def small() -> nn.Module:
     torch.manual_seed(0)
     layers = [
-        nn.Conv2d(3, 4, 3, padding=1),
+        nn.Conv2d(3, 4, 3, padding=1, bias=False),
         nn.BatchNorm2d(4),
         nn.ReLU(),
         nn.MaxPool2d(2),
