@@ -8,7 +8,7 @@ export LRPKERNELS_CUDA ?= 0
 SOURCES := $(shell find csrc -type f) setup.py lrpkernels/_build_config.py
 CPP_FILES := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help build demo test test-slow lint format kernels linked ratios clean
+.PHONY: help build demo test test-slow lint format kernels kernel-times linked peers ratios clean
 
 help:
 	@echo "make build    environment in $(VENV) and the package in it, editable"
@@ -17,6 +17,8 @@ help:
 	@echo "make test-slow the tests left out there: whole networks and the full product of cases on the CUDA sources, every mutant"
 	@echo "make lint     ruff, mypy, clang-format"
 	@echo "make format   what make lint can mend"
+	@echo "make peers    zennit, captum, lxt and autoLRP, which benchmarks compare with, without their dependencies"
+	@echo "make kernel-times  every op beside eager PyTorch on shapes of real layers, pytest-benchmark"
 	@echo "make ratios   cost of an ISNet step beside the accepted figures"
 	@echo "make kernels  every CUDA kernel through nvcc for every architecture; no spills, no warnings"
 
@@ -25,14 +27,20 @@ $(BIN)/.environment: pyproject.toml
 	$(BIN)/python -m pip install -q --disable-pip-version-check "$(TORCH)" numpy "setuptools>=77" wheel ninja pybind11
 	touch $@
 
-# The peers that tests compare with; without their dependencies, since zennit's torchvision does not import beside torch 2.13.
+# The peers that tests and benchmarks compare with; without their dependencies, since zennit's torchvision does not import beside torch
+# 2.13, and lxt's (transformers below 5, bitsandbytes, open_clip) are not needed for the part of it that convolutions use.
+PEERS := zennit==0.5.1 captum==0.9.0 lxt==2.1 autolrp==0.2.0
 $(BIN)/.built: $(BIN)/.environment $(SOURCES)
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-build-isolation -e ".[isnet,test,lint]"
-	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps zennit==0.5.1 captum==0.9.0
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps $(PEERS)
 	$(BIN)/python -m lrpkernels
 	touch $@
 
 build: $(BIN)/.built
+
+# For an environment of your own, beside `pip install "lrpkernels[bench]"`.
+peers: $(BIN)/.environment
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps $(PEERS)
 
 demo: build
 	$(BIN)/python -m isnet demo
@@ -67,6 +75,10 @@ linked: build
 ratios: build
 	$(BIN)/python -m benchmarks.step --repeats 7 --json build/step.json
 	$(BIN)/python -m benchmarks.compare build/step.json
+
+# Speed is reported, never asserted; a wrong result is.
+kernel-times: build
+	$(BIN)/python -m pytest -q -p no:xdist benchmarks/bench_kernels.py --benchmark-json=build/kernels.json
 
 clean:
 	rm -rf build dist *.egg-info $(BIN)/.built lrpkernels/_C.*.so

@@ -42,12 +42,60 @@ def _swap(module: nn.Module) -> None:
             _swap(child)
 
 
+class _Stabilized(torch.autograd.Function):
+    """Identity whose backward pass multiplies by z / (z + eps sgn z): the epsilon rule of the layer that made z."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor) -> Tensor:
+        ctx.save_for_backward(z)
+        return z.clone()  # networks add to it in place, which a view of it would not bear
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (z,) = ctx.saved_tensors
+        return grad * (z / (z + EPS * torch.where(z < 0, -1.0, 1.0))) if _ModifiedReLU.relevance else grad
+
+
+def autograd_heatmap(net: nn.Module, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits, and input times the modified gradient of the labels' logits, through which PyTorch can differentiate again."""
+    image = x.detach().requires_grad_()
+    logits = net(image)
+    _ModifiedReLU.relevance = True
+    try:
+        score = logits.gather(1, labels[:, None]).sum()
+        (gradient,) = torch.autograd.grad(score, image, create_graph=True)
+    finally:
+        _ModifiedReLU.relevance = False
+    return logits, gradient * x
+
+
+def modified_relus(model: nn.Module) -> nn.Module:
+    """A copy with the stabilizer at the ReLUs: epsilon in the form of LRP-Flex."""
+    net = copy.deepcopy(model)
+    _swap(net)
+    return net
+
+
+def stabilized_layers(model: nn.Module) -> nn.Module:
+    """A copy with epsilon layer by layer: the stabilizer behind dense layers, batch norms and convolutions with a bias.
+
+    Convolutions without one are taken to have a batch norm behind them, with which they are one layer.
+    """
+    net = copy.deepcopy(model)
+    for module in net.modules():
+        alone = isinstance(module, nn.Conv2d) and module.bias is not None
+        if alone or isinstance(module, (nn.BatchNorm2d, nn.Linear)):
+            module.register_forward_hook(lambda module, inputs, output: _Stabilized.apply(output))
+        elif isinstance(module, nn.ReLU):
+            module.inplace = False
+    return net
+
+
 def gradient_trick_step(
     model: nn.Module, x: Tensor, labels: Tensor, masks: Tensor, criterion: isnet.ISNetLoss
 ) -> Callable[[], Tensor]:
     """A training step on a copy of ``model`` whose heatmap is input times the modified gradient of eta (no z^B rule)."""
-    net = copy.deepcopy(model)
-    _swap(net)
+    net = modified_relus(model)
 
     def step() -> Tensor:
         net.zero_grad()

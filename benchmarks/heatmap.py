@@ -12,39 +12,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
-import lrpkernels as lrp
 from benchmarks import command_line
 from benchmarks.networks import NETWORKS
 from benchmarks.timing import alternate, as_rows
-
-COMPOSITES: dict[str, tuple[float, lrp.Composite | lrp.Rule]] = {
-    "epsilon": (1.0, lrp.Epsilon(1e-2)),
-    "EpsilonPlus": (1.5, lrp.EpsilonPlus()),
-    "EpsilonGammaBox": (1.5, lrp.EpsilonGammaBox(0.0, 1.0)),
-    "EpsilonAlpha2Beta1": (2.5, lrp.EpsilonAlpha2Beta1()),
-}
-
-
-def input_gradient(model: nn.Module, x: Tensor) -> Callable[[], Tensor]:
-    """Forward pass and gradient of the highest logit to the input: what a saliency map costs. Weights take no gradient."""
-
-    def run() -> Tensor:
-        image = x.detach().requires_grad_()
-        return torch.autograd.grad(model(image).amax(1).sum(), image)[0]
-
-    return run
-
-
-def heatmap(model: nn.Module, x: Tensor, composite: lrp.Composite | lrp.Rule) -> Callable[[], Tensor]:
-    attribution = lrp.LRP(model, composite)
-
-    def run() -> Tensor:
-        with torch.no_grad():
-            return attribution(x)[1]
-
-    return run
+from lrpkernels.bench import COMPOSITES, heatmap, input_gradient
 
 
 def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
@@ -59,7 +31,7 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
         model = NETWORKS[network](10).to(options.device).eval().requires_grad_(False)
         x = torch.rand(options.batch, 3, options.size, options.size, device=options.device)
         runs: dict[str, Callable[[], object]] = {"forward + input gradient": input_gradient(model, x)}
-        runs.update({name: heatmap(model, x, COMPOSITES[name][1]) for name in options.composites})
+        runs.update({name: heatmap(model, x, COMPOSITES[name][1]()) for name in options.composites})
         for row in as_rows(alternate(runs, options.repeats, wall=options.wall), network=network):
             row["floor"] = COMPOSITES[row["name"]][0] if row["name"] in COMPOSITES else 1.0
             rows.append(row)

@@ -54,18 +54,20 @@ def _shortcut(channels_in: int, channels: int, stride: int) -> nn.Module:
 
 
 class ResNet(nn.Module):
-    """He et al. 2015: 7x7 stem, max pooling, four stages, global average, one dense layer."""
+    """He et al. 2015: 7x7 stem, max pooling, four stages, global average, one dense layer; ``stem`` channels, 64 in the paper."""
 
-    def __init__(self, block: type[_BasicBlock] | type[_Bottleneck], depths: tuple[int, ...], classes: int) -> None:
+    def __init__(
+        self, block: type[_BasicBlock] | type[_Bottleneck], depths: tuple[int, ...], classes: int, stem: int = 64
+    ) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
-        self.bn1 = nn.BatchNorm2d(64)
+        self.conv1 = nn.Conv2d(3, stem, 7, 2, 3, bias=False)
+        self.bn1 = nn.BatchNorm2d(stem)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, 2, 1)
         layers: list[nn.Module] = []
-        channels = 64
+        channels = stem
         for stage, depth in enumerate(depths):
-            width = 64 * 2**stage
+            width = stem * 2**stage
             for index in range(depth):
                 layers.append(block(channels, width, 2 if stage and not index else 1))
                 channels = width * block.expansion
@@ -96,6 +98,11 @@ class VGG(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc(self.features(x).mean((2, 3)))
+
+
+def residual(width: int, depth: int, classes: int) -> nn.Module:
+    """A ResNet of basic blocks, ``width`` channels in its stem, ``depth`` blocks in each stage: (64, 2) is ResNet18."""
+    return ResNet(_BasicBlock, (depth,) * 4, classes, stem=width)
 
 
 def _densenet121(classes: int) -> nn.Module:

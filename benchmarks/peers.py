@@ -1,10 +1,11 @@
-"""Heatmaps of zennit, captum and autograd beside ours: how many times longer they take, each network in one alternating run.
+"""Heatmaps of zennit, captum, autoLRP, lxt and autograd beside ours: how many times longer they take, in one alternating run.
 
     python -m benchmarks.peers
     python -m benchmarks.peers --networks resnet50 --size 224 --json peers.json
+    python -m benchmarks.peers --steps                   # training steps with a loss on the heatmap: benchmarks.peer_steps
 
 Each is used as its own documentation shows, with its hooks placed once and kept where it allows that. Our heatmap is the baseline:
-a ratio of 2 means that the peer takes twice as long. zennit and captum are installed by ``pip install --no-deps zennit captum``.
+a ratio of 2 means that the peer takes twice as long. They are installed by ``make peers``.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ from torch import Tensor, nn
 
 import lrpkernels as lrp
 from benchmarks import command_line
-from benchmarks.heatmap import heatmap, input_gradient
 from benchmarks.networks import NETWORKS
+from benchmarks.peer_lxt import lxt_heatmap
 from benchmarks.timing import Ratio, alternate, as_rows
 from benchmarks.zennit_import import import_zennit
+from lrpkernels.bench import heatmap, input_gradient
 
 OURS: dict[str, lrp.Composite | lrp.Rule] = {
     "epsilon": lrp.Epsilon(1e-2),
@@ -32,7 +34,7 @@ OURS: dict[str, lrp.Composite | lrp.Rule] = {
 }
 
 
-def _plain(model: nn.Module) -> nn.Module:
+def plain_copy(model: nn.Module) -> nn.Module:
     """A copy that peers can work on: no ReLU in place, and in place of identities something that captum has a rule for."""
     model = copy.deepcopy(model)
     for parent in list(model.modules()):
@@ -60,14 +62,14 @@ def zennit_heatmap(model: nn.Module, x: Tensor, name: str, stack: ExitStack) -> 
         composite = zennit.composites.EpsilonPlus(canonizers=merge)
     else:
         composite = zennit.composites.EpsilonGammaBox(**box, canonizers=merge)
-    net = _plain(model)
+    net = plain_copy(model)
     try:
         modified = stack.enter_context(composite.context(net))
     except (
         RuntimeError
     ):  # pre-activation networks: the canonizer takes a convolution and the next layer's batch norm for a pair
         composite.canonizers = []
-        net = _plain(model)
+        net = plain_copy(model)
         modified = stack.enter_context(composite.context(net))
 
     def run() -> Tensor:
@@ -86,7 +88,7 @@ def captum_heatmap(model: nn.Module, x: Tensor, name: str) -> Callable[[], Tenso
     from captum.attr import LRP
     from captum.attr._utils.lrp_rules import Alpha1_Beta0_Rule, EpsilonRule
 
-    net = _plain(model)
+    net = plain_copy(model)
     for module in net.modules():
         if isinstance(module, (nn.Conv2d, nn.Linear, nn.BatchNorm2d)):
             plus = name == "EpsilonPlus" and isinstance(module, nn.Conv2d)
@@ -101,11 +103,45 @@ def captum_heatmap(model: nn.Module, x: Tensor, name: str) -> Callable[[], Tenso
     return run
 
 
+def autolrp_heatmap(model: nn.Module, x: Tensor, name: str) -> Callable[[], Tensor]:
+    """autoLRP's heatmap of the highest logit, from the autograd graph: epsilon, or its composite with z+ for convolutions."""
+    import autolrp
+
+    net = plain_copy(model)
+    config = autolrp.LRPConfig.composite() if name == "EpsilonPlus" else autolrp.LRPConfig(eps=1e-2)
+
+    def run() -> Tensor:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image = autolrp.tensor(x)
+            net(image).amax(1).sum().lrp(config=config)
+            return image.relevance
+
+    return run
+
+
+def _peers(model: nn.Module, x: Tensor, name: str, stack: ExitStack) -> dict[str, Callable[[], Callable[[], object]]]:
+    """What makes each peer's heatmap; captum has neither gamma for both signs nor a box rule, lxt the epsilon rule alone."""
+    found: dict[str, Callable[[], Callable[[], object]]] = {"zennit": lambda: zennit_heatmap(model, x, name, stack)}
+    if name != "EpsilonGammaBox":
+        found["captum"] = lambda: captum_heatmap(model, x, name)
+        found["autoLRP"] = lambda: autolrp_heatmap(model, x, name)
+    if name == "epsilon":
+        found["lxt"] = lambda: lxt_heatmap(model, x)
+    return found
+
+
 def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     parser = command_line.parser(__doc__, ["resnet18", "resnet50", "vgg16", "densenet121"], repeats=7)
     parser.add_argument("--heatmaps", nargs="+", default=list(OURS), choices=list(OURS))
+    parser.add_argument("--steps", action="store_true", help="training steps on resnet18 and vgg16 instead of heatmaps")
     options = parser.parse_args(arguments)
     command_line.begin(options)
+    if options.steps:
+        from benchmarks import peer_steps
+
+        networks = [name for name in options.networks if name in peer_steps.NETWORKS]
+        return command_line.finish(options, peer_steps.measure(networks, options))
     rows: list[dict[str, Any]] = []
     print(f"{'network':<12} {'heatmap':<16} {'by':<26} {'seconds':>9} {'x ours':>7}   10 % - 90 %")
     for network in options.networks:
@@ -115,11 +151,9 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
         for name in options.heatmaps:
             with ExitStack() as stack:
                 runs: dict[str, Callable[[], object]] = {"ours": heatmap(model, x, OURS[name])}
-                runs["zennit"] = zennit_heatmap(model, x, name, stack)
-                if name != "EpsilonGammaBox":  # captum has neither gamma for both signs nor a box rule
-                    runs["captum"] = captum_heatmap(model, x, name)
+                runs |= made_by(_peers(model, x, name, stack))
                 runs["forward + input gradient"] = input_gradient(model, x)
-                for row in as_rows(_measured(runs, options.repeats, options.wall), network=network, heatmap=name):
+                for row in as_rows(measured(runs, options.repeats, options.wall), network=network, heatmap=name):
                     rows.append(row)
                     print(
                         f"{network:<12} {name:<16} {row['name']:<26} {row['seconds']:9.4f} {row['ratio']:7.2f}   "
@@ -128,7 +162,18 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     return command_line.finish(options, rows)
 
 
-def _measured(runs: dict[str, Callable[[], object]], repeats: int, wall: bool) -> list[Ratio]:
+def made_by(makers: dict[str, Callable[[], Callable[[], object]]]) -> dict[str, Callable[[], object]]:
+    """The runs of the peers that are installed and take the network; the others are named with their error."""
+    found = {}
+    for name, make in makers.items():
+        try:
+            found[name] = make()
+        except Exception as error:  # whatever a peer raises
+            _complain(name, error)
+    return found
+
+
+def measured(runs: dict[str, Callable[[], object]], repeats: int, wall: bool) -> list[Ratio]:
     """The runs that work, in turn; a peer that cannot explain the network is named with its error."""
     able = {}
     for name, run in runs.items():
@@ -136,8 +181,12 @@ def _measured(runs: dict[str, Callable[[], object]], repeats: int, wall: bool) -
             run()
             able[name] = run
         except Exception as error:  # whatever a peer raises
-            print(f"  {name} fails: {type(error).__name__}: {str(error).splitlines()[0][:90]}")
+            _complain(name, error)
     return alternate(able, repeats, warmup=1, wall=wall)
+
+
+def _complain(name: str, error: Exception) -> None:
+    print(f"  {name} fails: {type(error).__name__}: {(str(error).splitlines() or [''])[0][:100]}")
 
 
 if __name__ == "__main__":

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar
 
 import typer
 
 from lrpkernels.config import show_config
 
+T = TypeVar("T")
 app = typer.Typer(help="Layer-wise relevance propagation kernels for PyTorch.", add_completion=False)
 
 
@@ -47,6 +49,97 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="For machines.")
         typer.echo("All kernels that ran are right." if found.passed else "Some kernels are WRONG; do not use them.")
     if not found.passed:
         raise typer.Exit(1)
+
+
+_Json = Annotated[bool, typer.Option("--json", help="For machines.")]
+_Input = Annotated[str, typer.Option("--input", help="Sizes of a random input in [0, 1], batch first.")]
+_Device = Annotated[str, typer.Option(help="cpu or cuda.")]
+_Threads = Annotated[int, typer.Option(min=1, help="On the CPU.")]
+_Wall = Annotated[bool, typer.Option(help="Wall-clock instead of processor time.")]
+_TWO = ("epsilon", "EpsilonPlus")
+_MODEL = "package.module:factory, or the name of a network of the benchmarks, torchvision or timm, where installed."
+
+
+@app.command()
+def bench(
+    model: Annotated[str, typer.Option(help=_MODEL)],
+    shape: _Input = "1x3x112x112",
+    composite: Annotated[list[str] | None, typer.Option(help="Of a heatmap; may be repeated. Default: two.")] = None,
+    repeats: Annotated[int, typer.Option(min=3, help="Alternating runs of which the medians count.")] = 7,
+    device: _Device = "cpu",
+    threads: _Threads = 1,
+    wall: _Wall = False,
+    as_json: _Json = False,
+) -> None:
+    """What heatmaps and training through them cost on a model, beside forward pass and gradient."""
+    from lrpkernels import bench as benchmark
+
+    network, x = _prepared(model, shape, device, threads)
+    rows = _told(lambda: benchmark.bench(network, x, composites=composite or _TWO, repeats=repeats, wall=wall))
+    _show([row.as_dict() for row in rows], benchmark.table(rows), as_json)
+
+
+@app.command()
+def profile(
+    model: Annotated[str, typer.Argument(help=_MODEL)],
+    shape: _Input = "1x3x112x112",
+    composite: Annotated[str, typer.Option(help="Of the heatmap.")] = "epsilon",
+    repeats: Annotated[int, typer.Option(min=1, help="Runs of which the medians count.")] = 5,
+    device: _Device = "cpu",
+    threads: _Threads = 1,
+    wall: _Wall = False,
+    as_json: _Json = False,
+) -> None:
+    """Time and bytes of a heatmap, block by block, beside their floors."""
+    from lrpkernels import profile as profiler
+    from lrpkernels.bench import COMPOSITES
+
+    if composite not in COMPOSITES:
+        raise typer.BadParameter(f"composite must be one of {', '.join(COMPOSITES)}, got {composite!r}")
+    network, x = _prepared(model, shape, device, threads)
+    found = _told(lambda: profiler.profile(network.eval(), x, COMPOSITES[composite][1](), repeats=repeats, wall=wall))
+    _show(found.as_dict(), profiler.table(found), as_json)
+    if not as_json:
+        forward, relevance = found.overhead
+        typer.echo(
+            f"forward pass {1e3 * found.forward:.2f} ms, relevance pass {1e3 * found.relevance:.2f} ms; outside the blocks "
+            f"{forward:.0f} and {relevance:.0f} us per block, the reading of the clock included"
+        )
+
+
+def _prepared(model: str, shape: str, device: str, threads: int) -> tuple[Any, Any]:
+    """The model and a random input; wrong texts become errors of the command line."""
+    import torch
+
+    from lrpkernels._timing import steady_allocator
+    from lrpkernels.bench import load_model, parse_shape
+
+    torch.set_num_threads(threads)
+    steady_allocator()
+    torch.manual_seed(0)
+    sizes = _told(lambda: parse_shape(shape))
+    return _told(lambda: load_model(model)).to(device), torch.rand(sizes, device=device)
+
+
+def _told(run: Callable[[], T]) -> T:
+    """What ``run`` returns; errors about arguments and models are told in one line."""
+    from lrpkernels.errors import RelevanceError
+
+    try:
+        return run()
+    except (ValueError, RelevanceError) as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def _show(found: Any, table: Any, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    from rich.console import Console
+
+    console = Console()
+    console.width = max(console.width, 180)  # a table that is cut off says nothing
+    console.print(table)
 
 
 def main() -> None:

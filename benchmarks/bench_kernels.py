@@ -1,0 +1,55 @@
+"""Every op of ``torch.ops.lrpkernels`` beside eager PyTorch, on shapes of real layers.
+
+    python -m pytest benchmarks/bench_kernels.py --benchmark-json=kernels.json
+    python -m pytest benchmarks/bench_kernels.py --device cuda --dtype bfloat16 -k "epsilon_scale and 512"
+
+Before anything is timed, the op's result is held against float64 on the very input that is timed. Eager is the plain formula, for a
+backward op autograd's pass through it. On the CPU the convolution ops and those of sums, batch norm and heatmap loss are plain PyTorch
+themselves, the twins of CUDA kernels: nothing is to be gained there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks.kernel_inputs import LAYERS, arguments_of, eager
+from lrpkernels.testing import OPS, SUM_MARGIN, SUMMING_OPS, error_ratio, reference
+
+
+def _synchronised(run: Callable[[], object], device: str) -> Callable[[], object]:
+    if device == "cpu":
+        return run
+
+    def synchronised() -> None:
+        run()
+        torch.cuda.synchronize()
+
+    return synchronised
+
+
+def _error(op: str, arguments: tuple[Any, ...], results: Any, dtype: torch.dtype) -> float:
+    """The largest error over what the dtype allows; at most 1 where the op is right."""
+    exact, plain = reference(op, arguments), reference(op, arguments, dtype)
+    results = results if isinstance(results, tuple) else (results,)
+    margin = SUM_MARGIN if op in SUMMING_OPS else 1.0
+    return max(error_ratio(r.cpu(), p, e) / margin for r, p, e in zip(results, plain, exact, strict=True))
+
+
+@pytest.mark.parametrize("layer", list(LAYERS))
+@pytest.mark.parametrize("by", ["lrpkernels", "eager"])
+@pytest.mark.parametrize("op", OPS)
+def test_kernel(op: str, by: str, layer: str, kernel_options: tuple[str, str], benchmark: Any) -> None:
+    device, name = kernel_options
+    dtype = getattr(torch, name)
+    arguments = arguments_of(op, layer, dtype)
+    there = tuple(a.to(device) if isinstance(a, Tensor) else a for a in arguments)
+    kernel = getattr(torch.ops.lrpkernels, op)
+    assert _error(op, arguments, kernel(*there), dtype) <= 1
+    benchmark.group = f"{op}, {layer}"
+    benchmark.extra_info.update(op=op, by=by, layer=layer, dtype=name, device=device)
+    benchmark(_synchronised((lambda: kernel(*there)) if by == "lrpkernels" else eager(op, there), device))
