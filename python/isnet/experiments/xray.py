@@ -278,9 +278,9 @@ def run_config(config: XrayConfig, name: str) -> RunConfig:
         lr_after_warmup=0.5,
         schedule="cosine",
         seed=config.seed,
-        # Only where they matter: another P leaves the plain networks valid.
-        **({"p": config.p, "heatmap_every": config.heatmap_every} if method.warm else {}),
     )
+    if method.warm:  # only where they matter: another P leaves the plain networks valid
+        train = dataclasses.replace(train, p=config.p, heatmap_every=config.heatmap_every)
     tune = 0 if method.variant == "standard" else 1
     return RunConfig(method.variant, data=with_classes(data), train=train, tune=tune, name=name)
 
