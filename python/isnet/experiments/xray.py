@@ -38,7 +38,7 @@ from isnet.training import CHECKPOINT_NAME
 CLASSES = tuple(HOSPITALS)  # "normal", "opacity"
 MARKINGS = ("as in training", "absent", "swapped")
 MANIFEST, UNMARKED = "manifest.csv", "unmarked.csv"
-_RESAMPLES = 500
+_RESAMPLES = 200
 _WARMUP = "warm-up"
 
 
@@ -73,8 +73,8 @@ class XrayConfig:
     held_out: tuple[str, ...] = ("totalsegmentator",)
     pixels: int = 224
     size: int = 224
-    warmup: int = 12
-    epochs: int = 12
+    warmup: int = 20
+    epochs: int = 20
     batch_size: int = 32
     lr: float = 2e-3
     p: float = 0.8
