@@ -364,6 +364,23 @@ def test_augmentation_is_joint_and_repeats(folder: Path) -> None:
         Augmentation(rotate=200)
 
 
+def test_flips_and_shifts_alone_move_whole_pixels() -> None:
+    image, mask = torch.rand(3, 12, 10), torch.ones(1, 12, 10)
+    flipped = Augmentation(flip=1.0)(image, mask)[0]
+    assert flipped.equal(image.flip(-1))
+    seen = set()
+    for _ in range(60):
+        moved, moved_mask = Augmentation(shift=1.4)(image, mask)
+        seen |= {
+            (down, right)
+            for down in (-1, 0, 1)
+            for right in (-1, 0, 1)
+            if moved.equal(image.roll((down, right), (1, 2)) * moved_mask)
+            and moved_mask.sum() == (12 - abs(down)) * (10 - abs(right))
+        }
+    assert len(seen) == 9
+
+
 def test_validation_share_keeps_groups_together(tmp_path: Path) -> None:
     save(tmp_path / "1.png", picture(1))
     rows = [{"image": "1.png", "label": str(i % 2), "group": f"p{i // 4}"} for i in range(80)]

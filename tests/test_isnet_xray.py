@@ -126,8 +126,10 @@ def test_methods_are_trained_scored_and_taken_up_again(
     monkeypatch.setattr(xray, "_RESAMPLES", 10)
     config = toy(tmp_path)
     xray.render_images(config, processes=1, progress=False)
-    for name in config.methods:
+    for name in ("warm-up", *config.methods):
         xray.train_method(config, name)
+    log = (Path(config.folder) / "selective" / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["phase"] for line in log if "phase" in line] == ["warm-up", "training"]
     rows = xray.run_experiment(config, processes=1, progress=False)  # all are there: none is trained again
     assert [row["method"] for row in rows] == list(config.methods) and len(rows[0]["tests"]) == 6
     assert (Path(config.folder) / "selective" / "ranges.json").exists()

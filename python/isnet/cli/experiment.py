@@ -55,7 +55,7 @@ def classes(
 
 @app.command()
 def xray(
-    preset: Annotated[str, typer.Option(help="quick (under an hour on two cores) or full (hours).")] = "quick",
+    preset: Annotated[str, typer.Option(help="quick (half an hour on two cores) or full (many hours).")] = "quick",
     data: Annotated[
         Path | None,
         typer.Option(
@@ -66,7 +66,7 @@ def xray(
         Path | None, typer.Option(help="Folder to render into.", show_default="data/xray or data/xray-quick")
     ] = None,
     size: Annotated[
-        int | None, typer.Option(help="Side of the network's images.", min=8, show_default="224; quick: 112")
+        int | None, typer.Option(help="Side of the network's images.", min=8, show_default="224; quick: 64")
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder of runs and tables.", show_default="runs/xray or runs/xray-quick")

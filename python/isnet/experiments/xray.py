@@ -7,6 +7,7 @@ The reproducible set is semi-synthetic (:mod:`isnet.experiments.radiographs`), r
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -21,20 +22,24 @@ import torch
 from PIL import Image
 from rich.progress import track
 
-from isnet._files import atomic_path, write_json, write_text
+from isnet._files import atomic_path, write_bytes, write_json, write_text
 from isnet.data.chest_ct import CT_SOURCES, ChestCT, load_chest_cts
 from isnet.experiments import trainings
 from isnet.experiments.markings import HOSPITALS, mark
 from isnet.experiments.radiographs import Radiograph, render
+from isnet.ranges import RANGES_NAME, save_ranges, tune
 from isnet.run_config import ImagesConfig, RunConfig, Variant
-from isnet.run_data import with_classes
-from isnet.runs import evaluate_run, load_evaluation, load_run, require_same_run, train_run
+from isnet.run_data import load_data, with_classes
+from isnet.runlog import LOG_NAME
+from isnet.runs import Run, build_isnet, evaluate_run, load_evaluation, load_run, require_same_run, train_run
 from isnet.train_config import TrainConfig
+from isnet.training import CHECKPOINT_NAME
 
 CLASSES = tuple(HOSPITALS)  # "normal", "opacity"
 MARKINGS = ("as in training", "absent", "swapped")
 MANIFEST, UNMARKED = "manifest.csv", "unmarked.csv"
-_RESAMPLES = 500
+_RESAMPLES = 200
+_WARMUP = "warm-up"
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,7 @@ class XrayConfig:
         size: Side of the network's images.
         warmup, epochs: Of each method that has a warm-up; all see warmup + epochs epochs.
         batch_size, lr: Of the training.
+        p: P of the ISNets, the share of the heatmap loss.
         heatmap_every: K of the ISNets.
         seed: Of rendering and training.
         methods: Names to run; empty: all.
@@ -67,10 +73,11 @@ class XrayConfig:
     held_out: tuple[str, ...] = ("totalsegmentator",)
     pixels: int = 224
     size: int = 224
-    warmup: int = 12
-    epochs: int = 12
+    warmup: int = 20
+    epochs: int = 20
     batch_size: int = 32
     lr: float = 2e-3
+    p: float = 0.8
     heatmap_every: int = 1
     seed: int = 0
     methods: tuple[str, ...] = ()
@@ -93,10 +100,9 @@ PRESETS: Mapping[str, XrayConfig] = {
         validation=120,
         test=200,
         pixels=112,
-        size=112,
+        size=64,
         warmup=12,
-        epochs=8,
-        heatmap_every=2,
+        epochs=10,
     ),
 }
 
@@ -240,9 +246,14 @@ def run_experiment(config: XrayConfig, *, processes: int = 2, progress: bool = T
     else:  # what the user's training images would look like without marks, nobody knows
         methods = {name: method for name, method in methods.items() if not method.unmarked}
     names = list(methods)
-    trainings.train_missing(
-        train_method, config, names, lambda name: _finished(config, name), processes=processes, progress=progress
-    )
+    missing = [name for name in names if not _finished(config, name)]
+    shared = [_WARMUP] if any(METHODS[name].warm for name in missing) else []
+    alone = [name for name in missing if not METHODS[name].warm]
+    # Methods with a warm-up go on from one that they share.
+    for jobs in (shared + alone, [name for name in missing if METHODS[name].warm]):
+        trainings.train_missing(
+            train_method, config, jobs, lambda name: _finished(config, name), processes=processes, progress=progress
+        )
     rows = [_row(config, name) for name in names]
     write_json(Path(config.folder) / "results.json", rows)
     write_text(Path(config.folder) / "table.md", table(rows))
@@ -250,8 +261,8 @@ def run_experiment(config: XrayConfig, *, processes: int = 2, progress: bool = T
 
 
 def run_config(config: XrayConfig, name: str) -> RunConfig:
-    """The settings of a method's run."""
-    method = METHODS[name]
+    """The settings of a method's run, or of the warm-up that several share."""
+    method = METHODS.get(name, Method("standard", warm=True))
     total = config.warmup + config.epochs
     warmup = total if method.only_noise else config.warmup if method.warm else 0
     path = Path(config.data or Path(config.images) / (UNMARKED if method.unmarked else MANIFEST))
@@ -259,26 +270,53 @@ def run_config(config: XrayConfig, name: str) -> RunConfig:
         str(path), size=(config.size, config.size), channels=1, flip=0.5, shift=0.04 * config.size, seed=config.seed
     )
     train = TrainConfig(
-        epochs=total - warmup,
+        epochs=0 if name == _WARMUP else total - warmup,
         warmup=warmup,
         batch_size=config.batch_size,
         lr=config.lr,
         lr_rampup=2.0,
-        lr_after_warmup=1.0,
+        lr_after_warmup=0.5,
         schedule="cosine",
-        heatmap_every=config.heatmap_every,
         seed=config.seed,
     )
+    if method.warm:  # only where they matter: another P leaves the plain networks valid
+        train = dataclasses.replace(train, p=config.p, heatmap_every=config.heatmap_every)
     tune = 0 if method.variant == "standard" else 1
     return RunConfig(method.variant, data=with_classes(data), train=train, tune=tune, name=name)
 
 
 def train_method(config: XrayConfig, name: str) -> None:
-    """Trains one method and scores it."""
+    """Trains one method and scores it, or trains the shared warm-up, which must be there before the methods that go on from it."""
     torch.set_num_threads(1)
-    folder = _folder(config, name)
-    train_run(folder, run_config(config, name), resume=True, progress=False)
-    evaluate_run(load_run(folder), resamples=_RESAMPLES, progress=False)
+    folder, settings = _folder(config, name), run_config(config, name)
+    if name != _WARMUP and METHODS[name].warm:
+        folder.mkdir(parents=True, exist_ok=True)
+        # The log first: a checkpoint without it would never get one.
+        for file in (LOG_NAME, CHECKPOINT_NAME):
+            if not (folder / CHECKPOINT_NAME).exists():
+                write_bytes(folder / file, (_folder(config, _WARMUP) / file).read_bytes())
+        if settings.tune:
+            _measure(folder, settings, load_run(_folder(config, _WARMUP)))
+    train_run(folder, settings, resume=True, progress=False)
+    if name != _WARMUP:
+        evaluate_run(load_run(folder), resamples=_RESAMPLES, progress=False)
+
+
+def _measure(folder: Path, settings: RunConfig, warm: Run) -> None:
+    """C1 and C2 from the network as the warm-up left it: from scratch, the few epochs of tuning see no relevance of a trained one."""
+    if (folder / RANGES_NAME).exists():
+        return
+    plain = dataclasses.replace(settings.train, lr=settings.train.lr * settings.train.lr_after_warmup)
+    ranges = tune(
+        build_isnet(settings, warm.model),
+        load_data(settings.data, progress=False).train,
+        plain,
+        epochs=settings.tune,
+        run_dir=folder / "tuning",
+        resume=True,
+        progress=False,
+    )
+    save_ranges(folder / RANGES_NAME, ranges)
 
 
 def _finished(config: XrayConfig, name: str) -> bool:
@@ -288,7 +326,9 @@ def _finished(config: XrayConfig, name: str) -> bool:
         CheckpointError: those are of a run with other settings.
     """
     folder = _folder(config, name)
-    if load_evaluation(folder) is None:
+    if (
+        load_evaluation(folder) is None
+    ):  # of the warm-up there is none: it is resumed, which does nothing where it is complete
         return False
     require_same_run(folder, run_config(config, name))
     return True
