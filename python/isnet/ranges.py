@@ -200,6 +200,7 @@ def tune(
         network.input_range,
         network.layers,
         None if network.generator is None else torch.Generator(),
+        network.leak,
     )
     totals = RelevanceTotals(per_map=network.variant == "dual")
     fit(
