@@ -112,7 +112,7 @@ def test_hard_setting(digits: None, tmp_path: Path) -> None:
     assert len(cells) == 20 and "trained without marks" not in {cell.method for cell in cells}
     cell = mnist.Cell("trained without bias", "photo", 0)
     run = mnist.run_config(config, cell)
-    assert (run.data.mark, run.data.mask, run.data.imprecise, run.data.ink) == ("photo", "digit", 2, 0.4)
+    assert (run.data.mark, run.data.mask, run.data.imprecise, run.data.ink) == ("photo", "digit", 2, 0.6)
     reference = mnist.cell_data(run, mnist.methods(config)[cell.method])
     biased = mnist.cell_data(run, mnist.Method("standard"))
     assert isinstance(reference.train, BiasedMNIST) and isinstance(biased.train, BiasedMNIST)
@@ -129,7 +129,7 @@ def test_methods_set_what_they_are_called_after(tmp_path: Path) -> None:
     assert settings["selective after warm-up, automatic P"].train.balance == "auto"
     part = settings["selective after warm-up, 0.25 of each batch"].train
     assert (part.heatmap_fraction, part.heatmap_every, part.warmup) == (0.25, 1, 1)
-    assert all(name in settings for name in mnist.PRESETS["quick"].methods if "K = 1" not in name)
+    assert all(name in settings for name in mnist.PRESETS["quick"].methods if "K = 4" not in name)
 
 
 def test_input_gradients_are_penalised_outside_the_mask() -> None:

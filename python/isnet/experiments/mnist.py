@@ -41,7 +41,7 @@ _LEAK = 0.1
 _FRACTION = 0.25
 # Of the hard setting: pixels by which masks are grown and moved; and strokes so faint that a cut-out's edge is the easier thing to see.
 _MASK_ERROR = 2
-_INK = 0.4
+_INK = 0.6
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ _QUICK = (
     "selective after warm-up",
     "stochastic after warm-up",
     "dual after warm-up",
-    "selective after warm-up, K = 1",
+    "selective after warm-up, K = 4",
     "selective after warm-up, leak 0.1",
     "selective after warm-up, automatic P",
 )
@@ -99,8 +99,7 @@ PRESETS: Mapping[str, MNISTConfig] = {
         warmup=2,
         epochs=4,
         batch_size=40,
-        heatmap_every=4,
-        lazy=(1, 2, 8, 16),
+        lazy=(2, 4, 8, 16),
         marks=("place", "photo"),
         seeds=(0,),
         methods=_QUICK,
