@@ -111,7 +111,7 @@ def test_splits_share_the_test_digits() -> None:
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        ({"bias": "none"}, "bias: expected one of biased, unbiased, deceiving, got 'none'"),
+        ({"bias": "none"}, "bias: expected one of biased, unbiased, deceiving, unrelated, got 'none'"),
         ({"mark": "colour"}, "mark: expected one of"),
         ({"mask": "none"}, "mask: expected one of"),
         ({"canvas": 39}, "canvas: expected at least 40"),

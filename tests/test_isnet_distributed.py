@@ -41,11 +41,12 @@ class Images(torch.utils.data.Dataset):
 
 torch.manual_seed(1)
 model = torch.nn.Sequential(
-    torch.nn.Conv2d(1, 6, 3), torch.nn.ReLU(), torch.nn.MaxPool2d(2), torch.nn.Conv2d(6, 8, 3), torch.nn.ReLU(),
+    torch.nn.Conv2d(1, 6, 3), torch.nn.ReLU(), torch.nn.MaxPool2d(2), torch.nn.Conv2d(6, 8, 3, bias=not "NORM"), NORM torch.nn.ReLU(),
     torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(8, 3),
 ).double()
 net = isnet.ISNet(model, "VARIANT", layers=["3"], generator=torch.Generator())
-config = TrainConfig(epochs=2, warmup=1, batch_size=8, lr=1e-2, p=0.6, ema=0.9, monitor="loss", save_every=1, log_every=2)
+config = TrainConfig(epochs=2, warmup=1, batch_size=8, lr=1e-2, p=0.6, ema=0.9, monitor="loss", save_every=1, log_every=2,
+                     sync_batch_norm=True, balance="BALANCE")
 with launched_world("cpu") as (world, _):
     (pathlib.Path(folder) / f"pid-{world.rank}").write_text(str(os.getpid()))
     ranges = tune(net, Images(), config, epochs=1, progress=False)
@@ -58,11 +59,14 @@ with launched_world("cpu") as (world, _):
 
 
 def launch(
-    folder: Path, processes: int, variant: str = "selective", batches: int = 4, slow: float = 0
+    folder: Path, processes: int, variant: str = "selective", batches: int = 4, slow: float = 0, **code: str
 ) -> subprocess.Popen[str]:
     folder.mkdir(parents=True, exist_ok=True)
     script = folder / "train.py"
-    script.write_text(TRAIN.replace("VARIANT", variant))
+    text = TRAIN
+    for name, value in {"VARIANT": variant, "NORM": "", "BALANCE": "fixed", **code}.items():
+        text = text.replace(name, value)
+    script.write_text(text)
     run = [str(script), str(folder), str(batches), str(slow)]
     command = [sys.executable, *run]
     if processes > 1:
@@ -93,16 +97,29 @@ def finish(job: subprocess.Popen[str]) -> str:
     return output
 
 
-@pytest.mark.parametrize(("variant", "processes"), [("selective", 2), ("selective", 4), ("dual", 2)])
-def test_processes_train_the_network_of_one(tmp_path: Path, variant: str, processes: int) -> None:
-    finish(launch(tmp_path / "one", 1, variant))
-    assert f"done {processes}" in finish(launch(tmp_path / "many", processes, variant))
+NORM = "torch.nn.BatchNorm2d(8),"
+
+
+@pytest.mark.parametrize(
+    ("variant", "processes", "code"),
+    [
+        ("selective", 2, {"NORM": NORM, "BALANCE": "auto"}),
+        ("selective", 4, {}),
+        ("dual", 2, {"NORM": NORM}),
+    ],
+    ids=["selective, batch norm, automatic P", "selective in four", "dual, batch norm"],
+)
+def test_processes_train_the_network_of_one(tmp_path: Path, variant: str, processes: int, code: dict[str, str]) -> None:
+    finish(launch(tmp_path / "one", 1, variant, **code))
+    assert f"done {processes}" in finish(launch(tmp_path / "many", processes, variant, **code))
+    # Batch norm divides by deviations that PyTorch sums up in another order; AdamW's first steps blow the difference up.
+    tolerance = 1e-6 if code else 1e-8
     for name in ("last", "best"):
         one, many = (load_file(tmp_path / part / f"{name}.safetensors") for part in ("one", "many"))
         assert one.keys() == many.keys() and any(key.startswith("ema.") for key in one)
         for key in one:
             torch.testing.assert_close(
-                many[key], one[key], rtol=1e-8, atol=1e-10, msg=lambda text, key=key: f"{key}: {text}"
+                many[key], one[key], rtol=tolerance, atol=tolerance / 100, msg=lambda text, key=key: f"{key}: {text}"
             )
     logs = [
         [json.loads(line) for line in (tmp_path / part / "log.jsonl").read_text().splitlines()]
@@ -112,7 +129,7 @@ def test_processes_train_the_network_of_one(tmp_path: Path, variant: str, proces
     for a, b in zip(*logs, strict=True):
         assert (a["kind"], a["epoch"]) == (b["kind"], b["epoch"])
         if a["kind"] == "step":
-            assert a["loss"] == pytest.approx(b["loss"], rel=1e-8)
+            assert a["loss"] == pytest.approx(b["loss"], rel=tolerance)
 
 
 def test_a_killed_process_ends_the_job_and_its_checkpoint_is_taken_up(tmp_path: Path) -> None:

@@ -42,20 +42,21 @@ def toy(folder: Path, **changes: object) -> mnist.MNISTConfig:
         "epochs": 1,
         "lazy": (2,),
         "marks": ("place",),
+        "methods": (),
     }
     return dataclasses.replace(mnist.preset("quick"), **{**small, **changes})
 
 
 def test_every_method_gives_a_cell(digits: None, tmp_path: Path) -> None:
     config = toy(tmp_path)
-    cells = [mnist.Cell(name, "place", 0) for name in mnist.methods(config)]
-    assert len(cells) == 15
+    cells = mnist.all_cells(config)
+    assert len(cells) == 21
     for cell in cells:
         mnist.train_cell(config, cell)
     rows = mnist.table_rows(config, cells)
     assert [row["method"] for row in rows] == list(mnist.methods(config))
     for row in rows:
-        assert all(0 <= row[test][0] <= 100 for test in mnist.TESTS) and row["cost"] > 0
+        assert all(0 <= row[key][0] <= 100 for key in (*mnist.TESTS, "distance", "score")) and row["cost"] > 0
     standard = next(row for row in rows if row["method"] == "standard")
     assert standard["cost"] == 1
     text = mnist.table(rows)
@@ -70,6 +71,7 @@ def test_tables_are_means_over_seeds(tmp_path: Path) -> None:
             **cell._asdict(),
             "accuracy": dict.fromkeys(mnist.TESTS, value),
             "background": 0.2,
+            "blind_spot": {"changed": 0.1, "distance": 0.25, "background": 0.2, "score": 0.125},
             "cpu_seconds": 3,
             "steps": 2,
         }
@@ -77,7 +79,7 @@ def test_tables_are_means_over_seeds(tmp_path: Path) -> None:
         (tmp_path / "cells" / f"{cell.key}.json").write_text(json.dumps(result))
     (row,) = mnist.table_rows(config, cells)
     assert row["biased"] == pytest.approx((60, 100 * 0.02**0.5)) and row["cost"] == 1
-    assert "60.0 ± 14.1" in mnist.table([row])
+    assert "| 60.0 ± 14.1 | 20.0 | 25.0 | 12.5 | 1.00 |" in mnist.table([row])
     assert mnist.run_experiment(config, progress=False) == [row]  # nothing is left to train
     with pytest.raises(ValueError, match="methods: no magic; there are"):
         mnist.methods(toy(tmp_path, methods=("magic",)))
@@ -87,7 +89,7 @@ def test_tables_are_means_over_seeds(tmp_path: Path) -> None:
 
 def test_the_reference_has_no_marks_and_segmented_images_no_background(digits: None, tmp_path: Path) -> None:
     config = toy(tmp_path)
-    for name, what in (("trained without bias", "marks"), ("segmentation, then classification", "background")):
+    for name, what in (("trained without marks", "marks"), ("segmentation, then classification", "background")):
         method = mnist.methods(config)[name]
         data = mnist.cell_data(mnist.run_config(config, mnist.Cell(name, "place", 0)), method)
         if what == "marks":
@@ -101,6 +103,33 @@ def test_the_reference_has_no_marks_and_segmented_images_no_background(digits: N
             assert isinstance(data.train, Altered)
             image, _, mask = data.train[3]
             assert bool((image[mask == 0] == 0).all()) and bool((image[mask > 0] > 0).any())
+
+
+def test_hard_setting(digits: None, tmp_path: Path) -> None:
+    """A photograph behind faint strokes, masks that are off, in training, at the tests and for the reference alike."""
+    config = toy(tmp_path, marks=("photo",))
+    cells = mnist.all_cells(config)
+    assert len(cells) == 20 and "trained without marks" not in {cell.method for cell in cells}
+    cell = mnist.Cell("trained without bias", "photo", 0)
+    run = mnist.run_config(config, cell)
+    assert (run.data.mark, run.data.mask, run.data.imprecise, run.data.ink) == ("photo", "digit", 2, 0.6)
+    reference = mnist.cell_data(run, mnist.methods(config)[cell.method])
+    biased = mnist.cell_data(run, mnist.Method("standard"))
+    assert isinstance(reference.train, BiasedMNIST) and isinstance(biased.train, BiasedMNIST)
+    assert torch.equal(reference.train.masks, biased.train.masks)
+    assert torch.equal(biased.train.marks, biased.train.labels)
+    assert 0 < (reference.train.marks == reference.train.labels).float().mean() < 0.3
+    assert list(reference.tests) == list(mnist.TESTS)
+
+
+def test_methods_set_what_they_are_called_after(tmp_path: Path) -> None:
+    config = toy(tmp_path)
+    settings = {name: mnist.run_config(config, mnist.Cell(name, "place", 0)) for name in mnist.methods(config)}
+    assert settings["selective from scratch, leak 0.1"].heatmap.leak == 0.1
+    assert settings["selective after warm-up, automatic P"].train.balance == "auto"
+    part = settings["selective after warm-up, 0.25 of each batch"].train
+    assert (part.heatmap_fraction, part.heatmap_every, part.warmup) == (0.25, 1, 1)
+    assert all(name in settings for name in mnist.PRESETS["quick"].methods if "K = 4" not in name)
 
 
 def test_input_gradients_are_penalised_outside_the_mask() -> None:

@@ -9,8 +9,9 @@ from scipy import stats
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from isnet import ISNet
 from isnet.metrics import Score, as_json, classification_scores, compare, macro_auc, mcnemar
-from isnet.sensitivity import OtherBackground, bias_sensitivity
+from isnet.sensitivity import OtherBackground, bias_sensitivity, blind_spot
 
 
 def two_classes(n: int = 400, gap: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -109,6 +110,63 @@ def test_sensitivity_tells_where_a_network_looks() -> None:
     assert at_foreground["removed"] == at_foreground["swapped"] == (1.0, 1.0, 0.0)
     assert at_corner["swapped"] == (1.0, 0.0, 1.0)
     assert at_corner["removed"].changed > 0.2
+
+
+class Corner(Dataset):
+    """A bright foreground pixel, and a corner that is bright or not."""
+
+    def __init__(self, corner: float, count: int = 5) -> None:
+        self.corner, self.labels = corner, torch.zeros(count, dtype=torch.int64)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
+        image, mask = torch.zeros(1, 2, 2), torch.zeros(1, 2, 2)
+        image[0, 1, 1], image[0, 0, 0], mask[0, 1, 1] = 1, self.corner, 1
+        return image, self.labels[index], mask
+
+
+def inhibited() -> nn.Sequential:
+    """Two units see the bright pixel; the corner switches the first one off and has no other effect."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2, bias=False), nn.ReLU(), nn.Linear(2, 2, bias=False))
+    with torch.no_grad():
+        model[1].weight.copy_(torch.tensor([[-5.0, 0, 0, 1], [0, 0, 0, 1]]))
+        model[3].weight.copy_(torch.tensor([[4.0, 0], [0, 2]]))
+    return model
+
+
+def test_blind_spot_exposes_inhibition_and_leak_shows_it() -> None:
+    model = inhibited()
+    found = blind_spot(model, Corner(0), Corner(1), input_range=None)
+    distance = torch.tensor([2.0, -2.0]).sigmoid().diff().abs().item()  # logits [4, 2] become [0, 2]
+    assert found.changed == 1 and found.background == 0
+    assert found.distance == found.score == pytest.approx(distance, abs=1e-6)
+    assert blind_spot(model, Corner(1), Corner(1), input_range=None)[:2] == (0, 0)
+    image = Corner(1)[0][0][None]
+    for leak, seen in ((0.0, 0.0), (0.1, 4 * 0.1 * 5)):
+        maps = ISNet(model, "original", input_range=None, leak=leak).train()(image).heatmaps["input"]
+        assert maps[0, 0, 0, 0, 0].abs().item() == pytest.approx(seen)
+    with pytest.raises(ValueError, match="before, after: expected the same images, got 5 and 4"):
+        blind_spot(model, Corner(0), Corner(0, count=4))
+    with pytest.raises(ValueError, match="leak"):
+        ISNet(model, leak=-1.0)
+
+
+def test_blind_spot_of_a_network_that_shows_what_it_uses() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2, bias=False))
+    with torch.no_grad():
+        model[1].weight.copy_(torch.tensor([[3.0, 0, 0, 0], [0, 0, 0, 1]]))
+    found = blind_spot(model, Corner(1), Corner(0), input_range=None, max_images=3)
+    assert found.changed == 1 and found.background == pytest.approx(
+        0.5
+    )  # all of the first answer's, none of the second's
+    assert found.score == pytest.approx(found.distance / 2)
+    several = Corner(1), Corner(0)
+    for data in several:
+        data.labels = torch.ones(5, 2)
+    expected = (torch.tensor([3.0, 1.0]).sigmoid() - torch.tensor([0.0, 1.0]).sigmoid()).abs().mean()
+    assert blind_spot(model, *several, input_range=None).distance == pytest.approx(expected.item())
 
 
 def test_other_backgrounds_leave_the_foreground() -> None:

@@ -85,6 +85,7 @@ def test_from_images_to_report(folder: Path, tmp_path: Path) -> None:
     assert "background swapped" in table and "| macro F1 |" in table and " to " in table
     scores = json.loads((guarded / "evaluation.json").read_text())
     assert set(scores["sensitivity"]["test"]) == {"removed", "swapped"}
+    assert 0 <= scores["sensitivity"]["test"]["swapped"]["blind_spot"]["score"] <= 1 and "blind spot" in table
     assert "McNemar" in run("compare", plain, guarded, "--resamples", "20")
     told = run("explain", guarded, "--index", "7", "--out", tmp_path / "one.png")
     assert "image 7: light, answered" in told and (tmp_path / "one.png").stat().st_size > 1000

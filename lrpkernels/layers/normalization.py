@@ -128,3 +128,23 @@ def _batch_norm(tape: Tape, func: Any, args: Any, kwargs: Any) -> Tensor:
             inverse_deviation = torch.rsqrt(_wide(var.detach()) + eps)
     tape.add(BatchNorm(value, gamma, beta, mean.detach(), _wide(inverse_deviation.detach())), out)
     return out
+
+
+# What nn.SyncBatchNorm calls in training in several processes, inside a custom autograd function that brings its own backward.
+
+
+@records(torch.batch_norm_stats, torch.batch_norm_gather_stats_with_counts)
+def _statistics(tape: Tape, func: Any, args: Any, kwargs: Any) -> Any:
+    with torch.no_grad():
+        return func(*args, **kwargs)
+
+
+@records(torch.batch_norm_elemt)
+def _synchronised_batch_norm(tape: Tape, func: Any, args: Any, kwargs: Any) -> Tensor:
+    x, gamma, beta, mean, inverse_deviation, _ = bind(args, kwargs, "input", "weight", "bias", "mean", "invstd", "eps")
+    value = tape.value(x)
+    with torch.no_grad():
+        out = func(*args, **kwargs)
+    if value is not None:
+        tape.add(BatchNorm(value, gamma, beta, mean, _wide(inverse_deviation)), out)
+    return out

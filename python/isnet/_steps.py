@@ -1,17 +1,21 @@
-"""What the training loop notes of a step, and how it stops at one that is not finite."""
+"""Parts of the training loop: what it notes of a step, how it stops at one that is not finite, its optimizer."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from isnet._files import atomic_path
 from isnet.evaluation import Example
 from isnet.loss import LayerLoss
+from isnet.train_config import TrainConfig
 
 
 class NonFiniteLossError(FloatingPointError):
@@ -70,3 +74,22 @@ def non_finite(step: int, what: str, value: float, part: Example, path: Path | N
         f"step {step + 1}: the {what} is {value}.{where} Lower the learning rate or P, raise eps or "
         "clip_norm's effect, or start from a warm-up; the last checkpoint is from before this step."
     )
+
+
+@contextlib.contextmanager
+def deterministic(wanted: bool) -> Iterator[None]:
+    """Deterministic algorithms only, if wanted, until the end."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(wanted or before)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """The optimizer of the parameters that learn."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
+    return torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +40,13 @@ class World:
         values: list[Any] = [None] * self.size
         dist.all_gather_object(values, value)
         return values
+
+    def mean(self, values: Sequence[float]) -> list[float]:
+        """The mean of each value over all processes, the same in all of them, to the last bit."""
+        if self.size == 1:
+            return list(values)
+        gathered = self.gather(list(values))
+        return [sum(column) / self.size for column in zip(*gathered, strict=True)]
 
     def from_main(self, value: Any) -> Any:
         """Rank 0's value."""

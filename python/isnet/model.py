@@ -47,10 +47,12 @@ class ISNet(nn.Module):
         layers: names of modules whose output's relevance is supervised as well (LRP deep supervision).
         generator: a CPU ``torch.Generator`` for the Stochastic variant; None: PyTorch's default one.
         checkpoint: save less of a training step for its backward and make it again there: the same numbers, less memory, more time.
+        leak: factor, >= 0, with which relevance of the epsilon rule passes switched-off units, through which it otherwise does not:
+            makes the loss see a background that acts by inhibition (docs/isnet.md).
 
     Raises:
         TypeError: ``model`` is no module.
-        ValueError: an unknown variant or layer name, eps or input_range out of range.
+        ValueError: an unknown variant or layer name, eps, leak or input_range out of range.
 
     Source: Bassi et al., Nature Communications 15:291, 2024; Bassi, Decherchi, Cavalli, arXiv 2401.08409; docs/method.md section 2.
     """
@@ -64,6 +66,7 @@ class ISNet(nn.Module):
         layers: Sequence[str] = (),
         generator: torch.Generator | None = None,
         checkpoint: bool = False,
+        leak: float = 0.0,
     ) -> None:
         super().__init__()
         if not isinstance(model, nn.Module):
@@ -82,21 +85,23 @@ class ISNet(nn.Module):
         self.model = model
         self.variant = variant
         self.eps, self.input_range, self.layers, self.generator = eps, input_range, tuple(layers), generator
-        self.checkpoint = checkpoint
-        self._variant = VARIANTS[variant](eps, input_range, generator)
-        self._variant.epsilon()  # checks eps and input_range now, not at the first batch
+        self.checkpoint, self.leak = checkpoint, leak
+        self._variant = VARIANTS[variant](eps, input_range, generator, leak)
+        self._variant.epsilon()  # checks eps, leak and input_range now, not at the first batch
         self._range_is_checked = input_range is None
 
-    def forward(self, x: Tensor, heatmaps: bool = True) -> ISNetOutput | Tensor:
+    def forward(self, x: Tensor, heatmaps: bool = True, first: int | None = None) -> ISNetOutput | Tensor:
         """Logits [B, K] in evaluation mode; an :class:`ISNetOutput` in training mode.
 
         Args:
             x: images [B, C, H, W].
             heatmaps: False spares the relevance pass in a training step (lazy heatmap loss); ``.heatmaps`` is then empty.
+            first: Heatmaps of the first so many images only, in [1, B]; the others take a forward pass of their own, in which batch
+                norm in training mode has statistics of its own. None: of all.
 
         Raises:
-            ValueError: the model does not return logits [B, K], too few classes for the variant, or pixels of the first training batch
-                outside ``input_range`` by more than a tenth of its width (interpolation may overshoot a little).
+            ValueError: the model does not return logits [B, K], too few classes for the variant, ``first`` out of range, or pixels of the
+                first training batch outside ``input_range`` by more than a tenth of its width (interpolation may overshoot a little).
             lrpkernels.RelevanceError: the model cannot be explained.
         """
         if not self.training:
@@ -105,6 +110,15 @@ class ISNet(nn.Module):
             return ISNetOutput(self.model(x))
         if not self._range_is_checked:
             self._check_range(x)
+        if first is not None and first != len(x):
+            if not 1 <= first < len(x):
+                raise ValueError(f"first: expected a number of images from 1 to {len(x)}, got {first}")
+            explained, others = self._explained(x[:first]), self.model(x[first:])
+            return ISNetOutput(torch.cat([explained.logits, others]), explained.heatmaps)
+        return self._explained(x)
+
+    def _explained(self, x: Tensor) -> ISNetOutput:
+        """Logits and heatmaps of all images."""
         composites = self._variant.composites()
         with lrp.record(self.model, x, composite=composites, at=self.layers, checkpoint=self.checkpoint) as tape:
             logits = tape.output

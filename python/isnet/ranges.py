@@ -200,6 +200,8 @@ def tune(
         network.input_range,
         network.layers,
         None if network.generator is None else torch.Generator(),
+        leak=network.leak,
+        checkpoint=network.checkpoint,
     )
     totals = RelevanceTotals(per_map=network.variant == "dual")
     fit(

@@ -37,6 +37,8 @@ class DataConfig:
     test_size: int | None = None
     mark: Mark = "place"
     mask: MaskKind = "box"
+    imprecise: int = 0
+    ink: float = 1.0
     canvas: int = 40
     shift: int = 2
     noise: float = 0.1
@@ -110,6 +112,7 @@ class HeatmapConfig:
     """The ISNet and its loss; see :class:`isnet.ISNet` and :class:`isnet.ISNetLoss`."""
 
     eps: float = 1e-2
+    leak: float = 0.0
     input_range: tuple[Any, Any] | None = (0.0, 1.0)
     layers: tuple[str, ...] = ()
     d: float = 0.9

@@ -26,7 +26,7 @@ from isnet.model import ISNet
 from isnet.ranges import RANGES_NAME, load_ranges, save_ranges, tune
 from isnet.run_config import RunConfig
 from isnet.run_data import RunData, load_data
-from isnet.sensitivity import bias_sensitivity
+from isnet.sensitivity import OtherBackground, bias_sensitivity, blind_spot
 from isnet.training import BEST_NAME, CHECKPOINT_NAME, fit
 
 CONFIG_NAME = "config.json"
@@ -71,6 +71,7 @@ def build_isnet(config: RunConfig, model: nn.Module) -> ISNet:
         input_range=heatmap.input_range,
         layers=layers,
         generator=torch.Generator(),
+        leak=heatmap.leak,
     )
 
 
@@ -259,7 +260,19 @@ def evaluate_run(
     if sensitivity:
         pixel_range = run.config.data.pixel_range
         scores["sensitivity"] = {
-            name: {change: found._asdict() for change, found in bias_sensitivity(run.model, test, pixel_range).items()}
+            name: {
+                change: {
+                    **found._asdict(),
+                    "blind_spot": blind_spot(
+                        run.model,
+                        test,
+                        OtherBackground(test, change, pixel_range),
+                        eps=heatmap.eps,
+                        input_range=heatmap.input_range,
+                    )._asdict(),
+                }
+                for change, found in bias_sensitivity(run.model, test, pixel_range).items()
+            }
             for name, test in data.tests.items()
         }
     write_json(run.folder / EVALUATION_NAME, scores)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sized
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from isnet._seeds import stream_seed
-from isnet.evaluation import Example, predict, right_answers
+from isnet.evaluation import Example, background_share, heatmaps, predict, right_answers
 from isnet.warmup import replace_background
 
 Change = Literal["removed", "swapped"]
@@ -66,6 +67,72 @@ class OtherBackground(Dataset[Example]):
         return replace_background(image[None], kept[None], generator, *self.pixel_range)[0]
 
 
+class BlindSpot(NamedTuple):
+    """How much decisions move with the background, beside what the heatmaps show of it; all means in [0, 1].
+
+    Attributes:
+        changed: Share of the images whose answer changes.
+        distance: Total variation distance between the class probabilities before and after, 1/2 sum |p - p'|; for several labels per
+            image the mean of |p - p'|.
+        background: Share of absolute relevance outside the mask, for the predicted class, mean of before and after.
+        score: Mean of distance x (1 - background) over the images. Near 0: the decision does not depend on the background, or the heatmap
+            says that it does. Near 1: it does, and the heatmap is clean.
+    """
+
+    changed: float
+    distance: float
+    background: float
+    score: float
+
+
+def blind_spot(
+    model: nn.Module,
+    before: Dataset[Example],
+    after: Dataset[Example],
+    *,
+    eps: float = 1e-2,
+    input_range: tuple[Any, Any] | None = (0.0, 1.0),
+    max_images: int | None = 500,
+) -> BlindSpot:
+    """Exposes a background that acts without being seen in heatmaps: by switching units off, which epsilon-LRP gives no relevance.
+
+    Args:
+        model: The classifier.
+        before, after: The same images with two backgrounds, such as the right mark and another class's. Masks are those of ``before``.
+        eps: Stabiliser of the heatmaps' epsilon rule (without leak, whatever the training had).
+        input_range: Pixel range for z^B at the input, or None.
+        max_images: Look at the first so many only; None: at all.
+
+    Raises:
+        ValueError: sets of different sizes.
+
+    Source: docs/method.md section 5, on the blind spot; the score is ours.
+    """
+    count, other = (len(cast(Sized, dataset)) for dataset in (before, after))
+    if count != other:
+        raise ValueError(f"before, after: expected the same images, got {count} and {other}")
+    rows = range(count if max_images is None else min(max_images, count))
+    device = next(model.parameters()).device
+    parts: list[Tensor] = []
+    for (images, labels, masks), (changed, _, _) in zip(
+        *(DataLoader(Subset(dataset, rows), batch_size=100) for dataset in (before, after)), strict=True
+    ):
+        found = [heatmaps(model, x.to(device), eps=eps, input_range=input_range) for x in (images, changed)]
+        first, second = (logits.float().cpu() for logits, _ in found)
+        distance = _distance(first, second, several=labels.dim() == 2)
+        seen = torch.stack([background_share(heatmap.cpu(), masks) for _, heatmap in found]).nanmean(0).nan_to_num()
+        moved = _changed(first, second, labels).double().reshape(len(images), -1).mean(1)
+        parts.append(torch.stack([moved, distance.double(), seen.double(), (distance * (1 - seen)).double()]))
+    return BlindSpot(*torch.cat(parts, 1).mean(1).tolist())
+
+
+def _distance(before: Tensor, after: Tensor, *, several: bool) -> Tensor:
+    """[N], in [0, 1], of logits [N, K]."""
+    if several:
+        return (before.sigmoid() - after.sigmoid()).abs().mean(1)
+    return (before.softmax(1) - after.softmax(1)).abs().sum(1) / 2
+
+
 class Sensitivity(NamedTuple):
     """Shares in [0, 1]: right answers before and after, and answers that changed."""
 
@@ -76,7 +143,7 @@ class Sensitivity(NamedTuple):
 
 def bias_sensitivity(
     model: nn.Module, dataset: Dataset[Example], pixel_range: tuple[Any, Any] = (0.0, 1.0), seed: int = 0
-) -> dict[str, Sensitivity]:
+) -> dict[Change, Sensitivity]:
     """How the answers on a set depend on its backgrounds; a network that looks at the foreground alone has ``changed`` near 0.
 
     Args:
@@ -88,7 +155,7 @@ def bias_sensitivity(
         ``{"removed": ..., "swapped": ...}``; without the latter if all images are of one class.
     """
     logits, labels = predict(model, dataset)
-    found: dict[str, Sensitivity] = {}
+    found: dict[Change, Sensitivity] = {}
     changes: tuple[Change, ...] = ("removed", "swapped") if len(labels.unique(dim=0)) > 1 else ("removed",)
     for change in changes:
         after, _ = predict(model, OtherBackground(dataset, change, pixel_range, seed))

@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 Precision = Literal["float32", "bfloat16", "float16"]
 Schedule = Literal["constant", "cosine", "step"]
 Monitor = Literal["loss", "classification", "accuracy"]
+Balance = Literal["fixed", "auto"]
 
 # What may change when a run is taken up again: nothing of it alters the weights.
 _FREE = {"log_every", "save_every", "keep_last", "tensorboard", "workers", "patience"}
@@ -40,13 +41,18 @@ class TrainConfig:
         p: P, the share of the heatmap loss: loss = (1 - P) classification + P heatmap.
         p_ramp: Epochs after the warm-up over which P rises linearly from 0.
         p_schedule: Pairs (epoch after the warm-up, P), in ascending order: P from that epoch on; ``p`` before the first.
+        balance: ``"fixed"``: P as set here; ``"auto"``: from the running means of both losses (:class:`isnet.balance.Balance`), ``p``
+            being only what epochs are compared by where ``monitor`` is ``"loss"``.
         heatmap_every: The heatmap loss is taken on every K-th step, weighted K.
+        heatmap_fraction: Part of each batch, in (0, 1], whose images get a heatmap in those steps: the first ones, the order being
+            random. Batch norm sees them and the others apart.
         clip_norm: Largest norm of the gradient; None does not clip.
         precision: Of the forward pass: ``"bfloat16"`` and ``"float16"`` run it under autocast, the latter with loss scaling.
         ema: Decay of an exponential moving average of the weights, which is then what is scored and kept; None = none.
         monitor: Validation score that chooses the best checkpoint: ``"loss"`` (that of training), ``"classification"``
             (its first part) or ``"accuracy"``; None keeps the last.
         patience: Stop after this many epochs without a better score; None = never.
+        sync_batch_norm: In several processes, batch norm takes its statistics over all of them.
         channels_last: Keep model and images in channels-last memory format.
         deterministic: Use deterministic algorithms only; on a GPU, runs then repeat bit for bit.
         workers: Processes that load the images; 0 = this one.
@@ -73,12 +79,15 @@ class TrainConfig:
     p: float = 0.7
     p_ramp: float = 0.0
     p_schedule: tuple[tuple[float, float], ...] = ()
+    balance: Balance = "fixed"
     heatmap_every: int = 1
+    heatmap_fraction: float = 1.0
     clip_norm: float | None = 1.0
     precision: Precision = "float32"
     ema: float | None = None
     monitor: Monitor | None = None
     patience: int | None = None
+    sync_batch_norm: bool = False
     channels_last: bool = False
     deterministic: bool = False
     workers: int = 0
@@ -114,7 +123,9 @@ class TrainConfig:
                 ascending and all(0 <= p <= 1 for _, p in self.p_schedule),
                 "(epoch, P) with ascending epochs >= 0 and P in [0, 1]",
             ),
+            ("balance", self.balance in get_args(Balance), "fixed or auto"),
             ("heatmap_every", self.heatmap_every >= 1, ">= 1"),
+            ("heatmap_fraction", 0 < self.heatmap_fraction <= 1, "in (0, 1]"),
             ("clip_norm", self.clip_norm is None or self.clip_norm > 0, "> 0 or None"),
             ("precision", self.precision in get_args(Precision), "float32, bfloat16 or float16"),
             ("ema", self.ema is None or 0 < self.ema < 1, "in (0, 1) or None"),
@@ -129,6 +140,8 @@ class TrainConfig:
         for name, valid, expected in checks:
             if not valid:
                 raise ValueError(f"{name}: expected {expected}, got {getattr(self, name)!r}")
+        if self.balance == "auto" and (self.p_ramp or self.p_schedule):
+            raise ValueError("balance: auto leaves no room for p_ramp or p_schedule")
         if self.patience is not None and self.monitor is None:
             raise ValueError("patience: needs monitor, the score that is to improve")
 

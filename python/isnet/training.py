@@ -8,6 +8,7 @@ bit as if it had never stopped.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
@@ -23,13 +24,15 @@ from torch.utils.data import DataLoader, Dataset
 
 from isnet import validation as scoring
 from isnet._seeds import stream_seed
-from isnet._steps import StepLosses, layer_numbers, mean_losses, non_finite
+from isnet._steps import StepLosses, build_optimizer, deterministic, layer_numbers, mean_losses, non_finite
+from isnet.balance import Balance
 from isnet.checkpoints import Checkpoint, CheckpointError, load_checkpoint, load_model_state, save_checkpoint
 from isnet.distributed import current_world
 from isnet.evaluation import Example
 from isnet.loss import ISNetLoss, classification_loss
 from isnet.model import ISNet, ISNetOutput
 from isnet.runlog import RunLog
+from isnet.sync_batch_norm import synchronize_batch_norm
 from isnet.train_config import TrainConfig
 from isnet.warmup import replace_background
 
@@ -148,14 +151,17 @@ class _Trainer:
             raise ValueError("precision: relevance in float16 needs a GPU; use bfloat16 on the CPU")
         if config.channels_last:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if config.sync_batch_norm and self.world.size > 1:
+            synchronize_batch_norm(self.model)
         self.averaged: AveragedModel | None = None
         if config.ema is not None:
             self.averaged = AveragedModel(
                 self.model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True
             ).eval()
-        self.optimizer = _build_optimizer(self.model, config)
+        self.optimizer = build_optimizer(self.model, config)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "float16")
         self.watch = None if config.monitor is None else scoring.Watch(config.monitor, config.patience)
+        self.balance = Balance() if config.balance == "auto" else None
         self.step = 0
         self.log = RunLog(self.run_dir if self.world.is_main else None, tensorboard=config.tensorboard)
         self.noise = torch.Generator()
@@ -169,7 +175,7 @@ class _Trainer:
         devices = [self.device] if self.device.type == "cuda" else []
         if self.world.size > 1:
             self.shared = DistributedDataParallel(self.network, device_ids=devices or None)
-        with torch.random.fork_rng(devices=devices), _deterministic(self.config.deterministic):
+        with torch.random.fork_rng(devices=devices), deterministic(self.config.deterministic):
             while self.step < self.last_step and not (self.watch and self.watch.is_over):
                 started = time.perf_counter()
                 epoch = self.step // self.steps_per_epoch
@@ -266,7 +272,10 @@ class _Trainer:
         self.scaler.update()
         if self.averaged is not None:
             self.averaged.update_parameters(self.model)
-        return mean_losses(losses)._replace(grad_norm=None if norm is None else norm.item())
+        mean = mean_losses(losses)._replace(grad_norm=None if norm is None else norm.item())
+        if self.balance is not None and mean.heatmap is not None:  # in every process alike: P must be the same in all
+            self.balance.see(*self.world.mean((mean.classification, mean.heatmap)))
+        return mean
 
     def _accumulate(self, part: Example, index: int, count: int) -> StepLosses:
         """Forward and backward pass of one part; its gradient is added to those of the parts before."""
@@ -282,7 +291,7 @@ class _Trainer:
         torch.manual_seed(stream_seed(config.seed, "model", step, *own))
 
         supervised = self.isnet is not None and self.criterion is not None
-        share = config.heatmap_share(step, self.steps_per_epoch) if supervised else 0.0
+        share = self._share(step) if supervised else 0.0
         takes = supervised and config.takes_heatmap(step, self.steps_per_epoch)
         observed = self.observer is not None and step >= self.last_step - self.steps_per_epoch
         heatmap_loss, layers = None, {}
@@ -293,9 +302,10 @@ class _Trainer:
             else:
                 if self.isnet.generator is not None:
                     self.isnet.generator.manual_seed(stream_seed(config.seed, "target", step, *own))
-                output = self.shared(images, heatmaps=takes or observed)
+                first = len(images) if observed else math.ceil(config.heatmap_fraction * len(images))
+                output = self.shared(images, heatmaps=takes or observed, first=first)
         if takes and self.criterion is not None:
-            terms = self.criterion(output, labels, masks)
+            terms = self.criterion(output, labels, masks[:first])
             classification, heatmap_loss = terms.classification, terms.heatmap
             loss = (1 - share) * classification + share * config.heatmap_every * heatmap_loss
             layers = {name: layer_numbers(term) for name, term in terms.layers.items()}
@@ -309,6 +319,11 @@ class _Trainer:
         self.scaler.scale(loss / count).backward()
         heatmap = None if heatmap_loss is None else heatmap_loss.item()
         return StepLosses(loss.item(), classification.item(), heatmap, None, layers)
+
+    def _share(self, step: int) -> float:
+        """P of a step, from the schedule or from the losses so far."""
+        share = self.config.heatmap_share(step, self.steps_per_epoch)
+        return share if self.balance is None or not share else self.balance.share(share)
 
     def _require_finite(self, what: str, value: Tensor, part: Example) -> None:
         if not bool(torch.isfinite(value)):
@@ -335,7 +350,7 @@ class _Trainer:
             "heatmap": mean.heatmap,
             "layers": mean.layers,
             "grad_norm": mean.grad_norm,
-            "p": self.config.heatmap_share(step, self.steps_per_epoch) if self.criterion and self.isnet else 0.0,
+            "p": self._share(step) if self.criterion and self.isnet else 0.0,
             "lr": self.config.learning_rate(step, self.steps_per_epoch),
         }
 
@@ -349,6 +364,7 @@ class _Trainer:
         settings["scaler"] = self.scaler.state_dict()
         settings["watch"] = None if self.watch is None else self.watch.state()
         settings["observed"] = observed
+        settings["balance"] = None if self.balance is None else self.balance.state()
         optimizer, ema = self.optimizer.state_dict(), None
         if self.averaged is not None:
             ema, settings["averaged_steps"] = self.averaged.module.state_dict(), int(self.averaged.n_averaged)
@@ -384,24 +400,9 @@ class _Trainer:
             self.scaler.load_state_dict(state.settings["scaler"])
         if self.watch is not None and state.settings["watch"] is not None:
             self.watch.restore(state.settings["watch"])
+        if self.balance is not None:
+            self.balance.restore(state.settings["balance"])
         if self.observer is not None and self.world.is_main:  # takes over from all, whose number may have changed
             self.observer.restore(state.settings["observed"])
         self.step = state.step
         self.log.restore(self.step)
-
-
-@contextlib.contextmanager
-def _deterministic(wanted: bool) -> Iterator[None]:
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(wanted or before)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before)
-
-
-def _build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
-    return torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)

@@ -33,15 +33,17 @@ class Variant(ABC):
         eps: LRP stabilizer.
         input_range: (low, high) of the pixels for z^B at the input, or None.
         generator: source of the random choices, for variants that make any.
+        leak: factor of the epsilon rule for switched-off units.
     """
 
     eps: float = 1e-2
     input_range: tuple[Any, Any] | None = (0.0, 1.0)
     generator: torch.Generator | None = None
+    leak: float = 0.0
 
     def epsilon(self) -> lrp.Rule:
         """Epsilon in the form of LRP-Flex, z^B at the input if its range is known."""
-        return lrp.Epsilon(self.eps, first=_first(self.eps, self.input_range))
+        return lrp.Epsilon(self.eps, first=_first(self.eps, self.input_range), leak=self.leak)
 
     def composites(self) -> list[lrp.Composite | lrp.Rule]:
         """The rules that :meth:`explained` will ask for, known ahead of the forward pass: it keeps what they read."""
@@ -133,7 +135,7 @@ class GradientTimesInput(Variant):
         return [lrp.Epsilon(0.0)]
 
     def explained(self, logits: Tensor) -> list[Explained]:
-        return [Explained(lambda o: selective_score(o, 0.0), lrp.Epsilon(0.0))]
+        return [Explained(lambda o: selective_score(o, 0.0), lrp.Epsilon(0.0, leak=self.leak))]
 
 
 VARIANTS: dict[str, type[Variant]] = {

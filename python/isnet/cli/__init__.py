@@ -106,7 +106,8 @@ def evaluate(
             for change, found in changes.items():
                 typer.echo(
                     f"{trained.config.title}, {test} test, background {change}: accuracy {100 * found['accuracy']:.1f} % to "
-                    f"{100 * found['accuracy_after']:.1f} %, {100 * found['changed']:.1f} % of the answers change"
+                    f"{100 * found['accuracy_after']:.1f} %, {100 * found['changed']:.1f} % of the answers change, "
+                    f"blind spot {100 * found['blind_spot']['score']:.1f} %"
                 )
     _print_scores(loaded)
     table = score_table(score_rows(loaded))

@@ -13,20 +13,33 @@ app = typer.Typer(help="Experiments that a single command repeats.", no_args_is_
 @app.command()
 def mnist(
     preset: Annotated[
-        str, typer.Option(help="quick (about half an hour on two cores) or full (all digits, three seeds: hours).")
+        str, typer.Option(help="quick (a quarter of an hour on two cores) or full (all digits, three seeds: hours).")
     ] = "quick",
     out: Annotated[
         Path | None, typer.Option(help="Folder of cells and tables.", show_default="runs/mnist or runs/mnist-quick")
     ] = None,
     data_folder: Annotated[Path, typer.Option(help="Folder of the MNIST files.")] = Path("data/mnist"),
-    method: Annotated[list[str] | None, typer.Option(help="Only this method; repeatable.", show_default="all")] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(help="Only this method, or all; repeatable.", show_default="all; quick: twelve of them"),
+    ] = None,
+    mark: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Only this mark: place, texture, photo; repeatable.", show_default="all; quick: place, photo"
+        ),
+    ] = None,
     seeds: Annotated[int | None, typer.Option(help="Number of seeds.", min=1)] = None,
     processes: Annotated[int, typer.Option(help="Trainings at a time.", min=1)] = 2,
 ) -> None:
-    """Every method on biased MNIST, two kinds of mark; goes on where it was interrupted."""
+    """Every method on biased MNIST, several kinds of mark; goes on where it was interrupted."""
     from isnet.experiments import mnist as experiment
 
-    changes: dict[str, Any] = {"data_folder": str(data_folder), "methods": tuple(method or ())}
+    changes: dict[str, Any] = {"data_folder": str(data_folder)}
+    if method:
+        changes["methods"] = () if method == ["all"] else tuple(method)
+    if mark:
+        changes["marks"] = tuple(mark)
     if out is not None:
         changes["folder"] = str(out)
     if seeds is not None:

@@ -85,8 +85,14 @@ def configure(
     data_folder: Annotated[Path | None, _option(_MNIST, "Folder of the MNIST files.", "data/mnist")] = None,
     train_size: Annotated[int | None, _option(_MNIST, "Training digits.", "all")] = None,
     test_size: Annotated[int | None, _option(_MNIST, "Test digits.", "all")] = None,
-    mark: Annotated[str | None, _option(_MNIST, "Background mark: place or texture.", "place")] = None,
+    mark: Annotated[
+        str | None, _option(_MNIST, "Background mark: place, texture or photo (scikit-image).", "place")
+    ] = None,
     mask: Annotated[str | None, _option(_MNIST, "Foreground mask: box or digit.", "box")] = None,
+    imprecise: Annotated[
+        int | None, _option(_MNIST, "Pixels by which masks may be grown and moved, drawn for each.", "0")
+    ] = None,
+    ink: Annotated[float | None, _option(_MNIST, "Opacity of the digits' strokes.", "1")] = None,
     canvas: Annotated[int | None, _option(_MNIST, "Side of the images.", "40")] = None,
     shift: Annotated[int | None, _option(_MNIST, "Largest displacement of the digit.", "2")] = None,
     noise: Annotated[float | None, _option(_MNIST, "Amplitude of the noise on the canvas.", "0.1")] = None,
@@ -123,6 +129,9 @@ def configure(
         ),
     ] = None,
     patience: Annotated[int | None, _option(_TRAIN, "Stop after so many epochs without a better one.", "never")] = None,
+    sync_batch_norm: Annotated[
+        bool | None, _option(_TRAIN, "Batch norm over the images of all processes (torchrun).", "off")
+    ] = None,
     channels_last: Annotated[
         bool | None, _option(_TRAIN, "Memory format.", "first", names=("--channels-last/--channels-first",))
     ] = None,
@@ -131,12 +140,21 @@ def configure(
     seed: Annotated[int | None, _option(_TRAIN, "Seed of data and training.", "0")] = None,
     p: Annotated[float | None, _option(_LOSS, "P, share of the heatmap loss.", "0.7", names=("--p",))] = None,
     p_ramp: Annotated[float | None, _option(_LOSS, "Epochs over which P rises from 0.", "0")] = None,
+    balance: Annotated[
+        str | None, _option(_LOSS, "fixed: P as set; auto: from the running means of both losses.", "fixed")
+    ] = None,
     heatmap_every: Annotated[int | None, _option(_LOSS, "Heatmap loss on every K-th step, weighted K.", "1")] = None,
+    heatmap_fraction: Annotated[
+        float | None, _option(_LOSS, "Heatmap loss on this part of each batch's images.", "1")
+    ] = None,
     layer: Annotated[
         list[str] | None,
         _option(_LOSS, "Module whose relevance is supervised, too (LRP deep supervision); repeatable."),
     ] = None,
     eps: Annotated[float | None, _option(_LOSS, "Stabiliser of the epsilon rule.", "0.01")] = None,
+    leak: Annotated[
+        float | None, _option(_LOSS, "Factor for switched-off units in the epsilon rule, which shows inhibition.", "0")
+    ] = None,
     d: Annotated[float | None, _option(_LOSS, "GWRP decay of the heatmap loss.", "0.9", names=("--d",))] = None,
     c1: Annotated[
         float | None, _option(_LOSS, "Lower end of natural foreground relevance.", "measured; 1 for biased MNIST")
@@ -169,7 +187,7 @@ def configure(
     images = {"masks": masks, "label": label, "size": size, "mask_policy": mask_policy, "segmenter": segmenter, "resize": resize,
               "normalize": normalize, "validation": validation, "augment": augment}  # fmt: skip
     digits = {"data_folder": data_folder, "train_size": train_size, "test_size": test_size, "mark": mark, "mask": mask,
-              "canvas": canvas, "shift": shift, "noise": noise}  # fmt: skip
+              "imprecise": imprecise, "ink": ink, "canvas": canvas, "shift": shift, "noise": noise}  # fmt: skip
     misplaced = _given(**(digits if own else images))
     if misplaced:
         names = ", ".join(f"--{key.replace('_', '-')}" for key in misplaced)
@@ -190,7 +208,9 @@ def configure(
         arguments = {**base.arch_arguments, **parse_arguments(arch_arg)}
     heatmap = dataclasses.replace(
         base.heatmap,
-        **_given(eps=eps, d=d, c1=c1, c2=c2, w_foreground=w_foreground, layers=tuple(layer) if layer else None),
+        **_given(
+            eps=eps, leak=leak, d=d, c1=c1, c2=c2, w_foreground=w_foreground, layers=tuple(layer) if layer else None
+        ),
     )
     if heatmap.input_range is not None:
         heatmap = dataclasses.replace(heatmap, input_range=settings.pixel_range)
@@ -202,7 +222,9 @@ def configure(
             epochs=epochs, warmup=warmup, batch_size=batch_size, accumulate=accumulate, optimizer=optimizer, lr=lr, lr_rampup=lr_rampup,
             lr_after_warmup=lr_after_warmup, schedule=schedule, milestones=tuple(milestone) if milestone else None,
             weight_decay=weight_decay, precision=precision, ema=ema, patience=patience, channels_last=channels_last,
-            deterministic=deterministic, workers=workers, seed=seed, p=p, p_ramp=p_ramp, heatmap_every=heatmap_every,
+            sync_batch_norm=sync_batch_norm,
+            deterministic=deterministic, workers=workers, seed=seed, p=p, p_ramp=p_ramp, balance=balance, heatmap_every=heatmap_every,
+            heatmap_fraction=heatmap_fraction,
             save_every=save_every, keep_last=keep_last, tensorboard=tensorboard,
         ),
         **unset,

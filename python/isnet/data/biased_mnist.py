@@ -13,9 +13,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from isnet.data.mnist import MNIST
+from isnet.data.photographs import CLASS_PHOTOGRAPHS, UNSEEN_PHOTOGRAPHS, crops, photograph
 
-Bias = Literal["biased", "unbiased", "deceiving"]
-Mark = Literal["place", "texture"]
+Bias = Literal["biased", "unbiased", "deceiving", "unrelated"]
+Mark = Literal["place", "texture", "photo"]
 MaskKind = Literal["box", "digit"]
 
 _SQUARE = 3  # side of the bright square
@@ -33,13 +34,17 @@ class BiasedMNIST(Dataset[tuple[Tensor, Tensor, Tensor]]):
         images: Digits, uint8 [N, h, w], 0 = background.
         labels: Their classes, integers [N] in [0, num_classes).
         bias: ``"biased"``: the mark tells the image's class; ``"unbiased"``: no mark; ``"deceiving"``: the mark tells
-            another class, drawn uniformly.
+            another class, drawn uniformly; ``"unrelated"``: the mark of any class, drawn uniformly, so that it tells nothing.
         mark: ``"place"``: a bright square whose place along the border tells the class; ``"texture"``: a band along the
-            border filled with a grating whose direction tells the class and whose phase is random.
+            border filled with a grating whose direction tells the class and whose phase is random; ``"photo"``: the digit
+            stands before a random piece of a photograph, between its strokes, too, and each class has a photograph of its
+            own (``"unbiased"``: one of six that no class has). Needs scikit-image.
         canvas: Side of the square canvas, in pixels.
         shift: Largest random displacement of the digit from the centre, in pixels, each way.
         noise: Uniform noise in [0, noise] is added to the whole canvas.
         mask: Foreground: ``"box"``, the digit's h x w field; ``"digit"``, the pixels with ink and their neighbours.
+        imprecise: Each mask is grown by 0 to so many pixels and moved by up to so many each way, drawn anew for each.
+        ink: Opacity of the digit's strokes, in (0, 1]; what lies behind shines through.
         channels: Equal colour channels.
         num_classes: Number of classes.
         seed: Seed of all draws.
@@ -65,6 +70,8 @@ class BiasedMNIST(Dataset[tuple[Tensor, Tensor, Tensor]]):
         shift: int = 2,
         noise: float = 0.1,
         mask: MaskKind = "box",
+        imprecise: int = 0,
+        ink: float = 1.0,
         channels: int = 1,
         num_classes: int = 10,
         seed: int = 0,
@@ -82,8 +89,13 @@ class BiasedMNIST(Dataset[tuple[Tensor, Tensor, Tensor]]):
         in_range = (self.labels >= 0) & (self.labels < num_classes)
         if num_classes < 2 or not bool(in_range.all()):
             raise ValueError(f"labels: expected values in [0, {num_classes}) and at least 2 classes")
-        if not 0 <= noise <= 1 or shift < 0 or channels < 1:
-            raise ValueError(f"expected 0 <= noise <= 1, shift >= 0, channels >= 1; got {noise}, {shift}, {channels}")
+        if not 0 <= noise <= 1 or shift < 0 or channels < 1 or imprecise < 0 or not 0 < ink <= 1:
+            raise ValueError(
+                "expected 0 <= noise <= 1, shift >= 0, channels >= 1, imprecise >= 0, 0 < ink <= 1; "
+                f"got {noise}, {shift}, {channels}, {imprecise}, {ink}"
+            )
+        if mark == "photo" and num_classes > len(CLASS_PHOTOGRAPHS):
+            raise ValueError(f"num_classes: mark 'photo' has {len(CLASS_PHOTOGRAPHS)} photographs, got {num_classes}")
         band = min((canvas - digits.shape[1]) // 2, (canvas - digits.shape[2]) // 2) - shift
         if band < _MARGIN + _SQUARE:
             needed = max(digits.shape[1:]) + 2 * (shift + _MARGIN + _SQUARE)
@@ -92,9 +104,16 @@ class BiasedMNIST(Dataset[tuple[Tensor, Tensor, Tensor]]):
         # Separate streams: the scene must not depend on the bias.
         scene = torch.Generator().manual_seed(seed)
         marking = torch.Generator().manual_seed(seed + 1)
-        self.images, self.masks = _place_digits(digits, canvas, shift, noise, mask, scene)
+        strokes, self.masks, grain = _place_digits(digits, canvas, shift, noise, mask, scene)
+        if imprecise:
+            self.masks = _blur_masks(self.masks, imprecise, torch.Generator().manual_seed(seed + 2))
         self.marks = _choose_marks(self.labels, bias, num_classes, marking)
-        if bias != "unbiased":
+        strokes = ink * strokes
+        if mark == "photo":
+            photos = _photo_backgrounds(self.marks, canvas, torch.Generator().manual_seed(seed + 3))
+            strokes = strokes + (1 - strokes) * photos
+        self.images = (strokes + grain).clamp_(max=1)
+        if bias != "unbiased" and mark != "photo":
             if mark == "place":
                 _draw_squares(self.images, self.marks, num_classes)
             else:
@@ -138,6 +157,8 @@ def biased_mnist_splits(
     shift: int = 2,
     noise: float = 0.1,
     mask: MaskKind = "box",
+    imprecise: int = 0,
+    ink: float = 1.0,
     channels: int = 1,
     seed: int = 0,
 ) -> BiasedMNISTSplits:
@@ -152,6 +173,8 @@ def biased_mnist_splits(
         shift: Largest displacement of the digit.
         noise: Amplitude of the noise.
         mask: Kind of foreground mask.
+        imprecise: How far the masks are off, in pixels.
+        ink: Opacity of the strokes.
         channels: Colour channels.
         seed: Seed of all draws, the choice of digits included.
     """
@@ -172,6 +195,8 @@ def biased_mnist_splits(
             shift=shift,
             noise=noise,
             mask=mask,
+            imprecise=imprecise,
+            ink=ink,
             channels=channels,
             seed=1000 * seed + offset,
         )
@@ -223,8 +248,8 @@ def _check_choice(name: str, value: str, choices: object) -> None:
 
 def _place_digits(
     digits: Tensor, canvas: int, shift: int, noise: float, mask: MaskKind, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """(images, masks), each [N, 1, canvas, canvas]: digits at random places in the noise."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(ink, masks, noise), each [N, 1, canvas, canvas]: digits at random places."""
     count, height, width = digits.shape
     centre = torch.tensor([(canvas - height) // 2, (canvas - width) // 2])
     corners = centre + torch.randint(-shift, shift + 1, (count, 2), generator=generator)
@@ -236,13 +261,44 @@ def _place_digits(
         masks[here, :, row : row + height, column : column + width] = 1
     if mask == "digit":
         masks = torch.nn.functional.max_pool2d((ink > 0).float(), 3, stride=1, padding=1)
-    images = (ink + noise * torch.rand(ink.shape, generator=generator)).clamp_(max=1)
-    return images, masks
+    return ink, masks, noise * torch.rand(ink.shape, generator=generator)
+
+
+def _blur_masks(masks: Tensor, reach: int, generator: torch.Generator) -> Tensor:
+    """Masks [N, 1, H, W] as a careless hand would draw them: each grown by 0 to ``reach`` pixels and moved by up to ``reach`` each way."""
+    growth = torch.randint(0, reach + 1, (len(masks),), generator=generator)
+    moves = torch.randint(-reach, reach + 1, (len(masks), 2), generator=generator)
+    found = masks.clone()
+    for pixels in range(1, reach + 1):
+        here = growth == pixels
+        found[here] = torch.nn.functional.max_pool2d(masks[here], 2 * pixels + 1, stride=1, padding=pixels)
+    for down, right in moves.unique(dim=0).tolist():
+        here = (moves == torch.tensor([down, right])).all(1)
+        found[here] = _moved(found[here], down, right)
+    return found
+
+
+def _moved(masks: Tensor, down: int, right: int) -> Tensor:
+    """Masks [N, 1, H, W] moved by so many pixels; zero where nothing comes in, and nothing comes back on the other side."""
+    height, width = masks.shape[2:]
+    padded = torch.nn.functional.pad(masks, (abs(right), abs(right), abs(down), abs(down)))
+    top, left = abs(down) - down, abs(right) - right
+    return padded[:, :, top : top + height, left : left + width]
+
+
+def _photo_backgrounds(marks: Tensor, canvas: int, generator: torch.Generator) -> Tensor:
+    """[N, 1, canvas, canvas]: a piece of the photograph of the class that the mark tells, or of an unseen one (mark -1)."""
+    unseen = torch.randint(len(UNSEEN_PHOTOGRAPHS), marks.shape, generator=generator)
+    chosen = torch.where(marks >= 0, marks, len(CLASS_PHOTOGRAPHS) + unseen)
+    photos = [photograph(name) for name in (*CLASS_PHOTOGRAPHS, *UNSEEN_PHOTOGRAPHS)]
+    return crops(photos, chosen, canvas, generator)[:, None]
 
 
 def _choose_marks(labels: Tensor, bias: Bias, num_classes: int, generator: torch.Generator) -> Tensor:
     if bias == "unbiased":
         return torch.full_like(labels, -1)
+    if bias == "unrelated":
+        return torch.randint(num_classes, labels.shape, generator=generator)
     other = torch.randint(1, num_classes, labels.shape, generator=generator)
     return (labels + other) % num_classes if bias == "deceiving" else labels.clone()
 
