@@ -93,7 +93,9 @@ def compile_kernels(
             source = copy / "cuda" / source.name
         built = Path(folder) / library.name
         command = [compiler, *flags, f"-I{SHIM}", f"-I{CUDA_SOURCES}", "-x", "c++", str(source), "-o", str(built)]
-        result = subprocess.run(command, capture_output=True, text=True, timeout=600)
+        # A sanitizer's runtime that this process has preloaded is not for the compiler, which crawls or hangs under it.
+        environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+        result = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
         if result.returncode != 0:
             raise RuntimeError(f"{' '.join(command)}\n{result.stderr}")
         os.replace(built, library)  # atomic: parallel test processes may build the same file
