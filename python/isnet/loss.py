@@ -74,7 +74,12 @@ def _with_channel(masks: Tensor, shape: torch.Size) -> Tensor:
 
 
 def _check_values(masks: Tensor, empty_mask: EmptyMask) -> None:
-    """ValueError for values other than 0 and 1 and, unless skipped, for images without foreground. One synchronisation on a GPU."""
+    """ValueError for values other than 0 and 1 and, unless skipped, for images without foreground. One synchronisation on a GPU.
+
+    Left out while a CUDA graph is captured, when nothing may wait.
+    """
+    if masks.is_cuda and torch.cuda.is_current_stream_capturing():
+        return
     binary = ((masks == 0) | (masks == 1)).all()
     filled = (masks != 0).flatten(1).any(1)
     if bool(binary & filled.all() if empty_mask == "error" else binary):
