@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import TYPE_CHECKING, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from . import functional
@@ -83,13 +84,41 @@ class Block(Op):
         return None if bias is None else bias.to(self.output.dtype)
 
     def preactivation(self, bias: bool = True) -> Tensor:
-        """z = W' a + b' with b' detached (or without it); the forward pass's own numbers where it has them."""
-        a = self.input.tensor if self.input.dtype == self.output.dtype else self.input.tensor.to(self.output.dtype)
+        """z = W' a + b' with b' detached (or without it): the forward pass's own numbers and, for the weight, its own graph.
+
+        So the loss on the heatmap and the classification share the layer's backward pass.
+        """
+        known = (self.norm or self.map).output.tensor
         b = self.bias()
-        known = (self.norm or self.map).output
-        if bias or b is None:
-            return self.map.reuse(a, self.weight(), b, known.tensor.detach())
-        return self.map.forward(a, self.weight(), None)
+        norm = self.map if isinstance(self.map, BatchNorm) else self.norm
+        if not torch.is_grad_enabled():
+            return known if bias or b is None else known - self._per_output(b)
+        if norm is None:
+            # b' - b' is 0 and takes back the gradient for b that z's own graph has.
+            return (
+                known if b is None else known - self._per_output(self._undetached() - b if bias else self._undetached())
+            )
+        product = (self.input if norm is self.map else self.map.output).present()  # what the batch norm reads
+        if product is None or product.dtype != known.dtype:
+            a = self.input.tensor if self.input.dtype == self.output.dtype else self.input.tensor.to(self.output.dtype)
+            if bias or b is None:
+                return self.map.reuse(a, self.weight(), b, known.detach())
+            return self.map.forward(a, self.weight(), None)
+        if norm is not self.map and self.map.bias is not None:
+            product = product - self._per_output((self.map.bias - self.map.bias.detach()).to(product.dtype))
+        slope = norm.scale()
+        z = functional.affine_known(known, product, slope, norm.mean.to(slope.dtype))
+        return z if bias or b is None else z - self._per_output(b)
+
+    def _undetached(self) -> Tensor:
+        """b', with gradients."""
+        bias = self.bias(detach=False)
+        assert bias is not None
+        return bias
+
+    def _per_output(self, vector: Tensor) -> Tensor:
+        """A vector over output channels, to be broadcast against the block's output."""
+        return vector if self.map.kind == "linear" else vector.view(-1, *(1,) * (len(self.output.shape) - 2))
 
     def epsilon(self, multipliers: tuple[Tensor, Tensor | None], epsilon: float, leak: float) -> Tensor:
         """The epsilon rule in the form of LRP-Flex: one stabilizer, at the ReLU."""

@@ -72,7 +72,7 @@ class Value:
         Raises:
             RuntimeError: it was not kept.
         """
-        tensor = self._present()
+        tensor = self.present()
         if tensor is None:
             raise RuntimeError(
                 f"tape: a forward value of shape {tuple(self.shape)} is needed that was not kept. record() and LRP keep what the given "
@@ -82,10 +82,11 @@ class Value:
 
     def form(self) -> Tensor:
         """A tensor of this value's sizes, strides, dtype and device; its numbers mean nothing."""
-        tensor = self._present()
+        tensor = self.present()
         if tensor is None:
             return torch.empty_strided(self.shape, self._strides, dtype=self.dtype, device=self._device)
         return tensor.detach()
 
-    def _present(self) -> Tensor | None:
+    def present(self) -> Tensor | None:
+        """:attr:`tensor`, or None if it was not kept."""
         return self._weak() if self._strong is None and self._weak is not None else self._strong

@@ -77,6 +77,39 @@ def affine(
     return call(_Affine, multiplier, value, input, slope, shift, zplus, float(epsilon))
 
 
+class _AffineKnown(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, known: Tensor, input: Tensor, slope: Tensor, centre: Tensor) -> Tensor:
+        ctx.save_for_backward(input, slope, centre)
+        return known.detach()
+
+    @staticmethod
+    @first_order
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        input, slope, centre = ctx.saved_tensors
+        shape, others = (-1, *(1,) * (grad.dim() - 2)), (0, *range(2, grad.dim()))
+        grad_input = grad_slope = None
+        if ctx.needs_input_grad[1]:
+            grad_input = grad * slope.to(grad.dtype).view(shape)
+        if ctx.needs_input_grad[2]:
+            grad_slope = (grad * input).sum(others, dtype=slope.dtype) - grad.sum(others, dtype=slope.dtype) * centre
+        return None, grad_input, grad_slope, None
+
+
+def affine_known(known: Tensor, input: Tensor, slope: Tensor, centre: Tensor) -> Tensor:
+    """k (x - m) + c, a batch norm with its statistics held constant, whose value the forward pass has computed already.
+
+    Args:
+        known: the value, (B, C, ...).
+        input: x, (B, C, ...).
+        slope: k, (C,), float32 or float64.
+        centre: m, likewise; a constant.
+
+    Gradients: input, slope; first order only.
+    """
+    return call(_AffineKnown, known, input, slope, centre)
+
+
 class _SumZPlus(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, multiplier: Tensor, a: Tensor, b: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
