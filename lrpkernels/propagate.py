@@ -132,7 +132,7 @@ def _walk(
     planned = plan(tape, composite, keep=(logits, *hidden.values()))
     release = release and not tape.checkpoint  # whose backward reads the values again
     if release:
-        tape.ops = []
+        tape.ops, tape.released = [], True
     try:
         while planned:
             op, rule = planned.pop()

@@ -60,6 +60,7 @@ class Tape:
         self._keep: list[Any] = []
         self.live = torch.is_grad_enabled()
         self.checkpoint = checkpoint and self.live
+        self.released = False
         self.constants: list[
             tuple[Tensor, nn.Module]
         ] = []  # read beside recorded tensors, with a gradient history of their own
@@ -217,6 +218,10 @@ class Tape:
         if self.output is None:
             raise RuntimeError(
                 "tape: its tensors were released when the 'with' block ended; call relevance() inside it"
+            )
+        if self.released:
+            raise RuntimeError(
+                "tape: an earlier relevance(..., release=True) has let its values go; leave `release` out there"
             )
         return propagate(self, target, composite, at, output, memory_budget, release)
 

@@ -76,7 +76,7 @@ class Value:
         if tensor is None:
             raise RuntimeError(
                 f"tape: a forward value of shape {tuple(self.shape)} is needed that was not kept. record() and LRP keep what the given "
-                "composite and `at` read: ask for the relevance of these only, once if `release` was set, or record without them"
+                "composite and `at` read: ask for the relevance of these only, or record without them"
             )
         return tensor
 

@@ -2,13 +2,17 @@
 
 import gc
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
+from memory_peak import peak_bytes
 from networks import NETWORKS, build
 from torch import Tensor, nn
 
+import isnet
 import lrpkernels as lrp
+from benchmarks.networks import NETWORKS as BENCHMARKED
 from lrpkernels.layers.nested import leaves, map_leaves
 
 X = torch.rand(2, 3, 12, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -85,3 +89,77 @@ def test_nested_arguments() -> None:
     assert doubled == (2, [torch.Size([2, 3]), {"a": (8, None)}], slice(1, 2))
     values = torch.max(torch.rand(2, 2), 1)
     assert type(map_leaves(lambda leaf: leaf, values)) is type(values) and len(leaves(values)) == 2
+
+
+BIG = X.repeat(2, 1, 4, 4)  # activations, not weights, fill the memory
+LIMITS = {"epsilon": 1.0, "EpsilonPlus": 1.3}
+
+
+@pytest.mark.parametrize("composite", LIMITS)
+@pytest.mark.parametrize("name", ["residual", "dense"])
+def test_a_heatmap_takes_little_more_memory_than_an_input_gradient(name: str, composite: str) -> None:
+    net = build(NETWORKS[name]).requires_grad_(False)
+    attribution = lrp.LRP(net, lrp.EpsilonPlus() if composite == "EpsilonPlus" else lrp.Epsilon(1e-2))
+
+    def gradient() -> None:
+        image = BIG.clone().requires_grad_()
+        torch.autograd.grad(net(image).amax(1).sum(), image)
+
+    def heatmap() -> None:
+        with torch.no_grad():
+            attribution(BIG)
+
+    (base, _), (most, left) = peak_bytes(gradient), peak_bytes(heatmap)
+    assert left == 0
+    assert most <= LIMITS[composite] * base, most / base
+
+
+@pytest.mark.parametrize("name", ["resnet18", "dense"])
+def test_an_isnet_step_takes_less_than_twice_the_memory_of_a_plain_one(name: str) -> None:
+    model = (BENCHMARKED[name](5).double() if name in BENCHMARKED else build(NETWORKS[name])).train()
+    net = isnet.ISNet(model).train()
+
+    def plain() -> None:
+        model.zero_grad()
+        model(BIG).square().sum().backward()
+
+    def step() -> None:
+        model.zero_grad()
+        out = net(BIG)
+        (out.logits.square().sum() + out.heatmaps["input"].abs().sum()).backward()
+
+    (base, _), (most, _) = peak_bytes(plain), peak_bytes(step)
+    assert most <= 1.8 * base, most / base
+
+
+def test_what_was_not_kept_is_said() -> None:
+    net = build(NETWORKS["residual"])
+    with torch.no_grad(), lrp.record(net, X, composite=lrp.Epsilon(1e-2), at=["layer1"]) as tape:
+        tape.relevance(1, lrp.Epsilon(1e-2), at=["layer1"])
+        with pytest.raises(RuntimeError, match="not kept"):
+            tape.relevance(1, lrp.ZPlus(1e-2))
+        with pytest.raises(RuntimeError, match="not kept"):
+            tape.relevance(1, lrp.Epsilon(1e-2), at=["layer2.0.bn1"])
+        tape.relevance(1, lrp.Epsilon(1e-2), release=True)
+        with pytest.raises(RuntimeError, match="release"):
+            tape.relevance(1, lrp.Epsilon(1e-2))
+
+
+class _WinnersOverTwo(lrp.Epsilon):
+    """A rule of a user's own, which reads more than its base and does not say so."""
+
+    def max_pool(self, op: Any, multiplier: Tensor) -> Tensor:
+        return op.winner(multiplier * op.output.tensor / (2 * op.output.tensor + 1e-9))
+
+
+@pytest.mark.parametrize("rule", [_WinnersOverTwo(1e-2), lrp.EpsilonLayerwise(1e-2), lrp.EpsilonGammaBox(0.0, 1.0)])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_tape_that_keeps_what_is_read_gives_the_maps_of_one_that_keeps_all(name: str, rule: Any) -> None:
+    net = build(NETWORKS[name])
+    with torch.no_grad():
+        with lrp.record(net, X) as tape:
+            expected = tape.relevance(1, rule)
+        with lrp.record(net, X, composite=[lrp.Epsilon(1e-2), rule]) as tape:
+            found = tape.relevance(1, rule)
+            again = tape.relevance(1, rule, release=True)
+    assert torch.equal(found, expected) and torch.equal(again, expected)
