@@ -84,8 +84,9 @@ def arguments_of(op: str, layer: str, dtype: torch.dtype) -> tuple[Any, ...]:
         return (*((grad, normal(*planes)) if op.endswith("backward") else ()), g, normal(*planes), normal(*planes), 0.5)
     if op in ("max_pool_winner", "max_pool_winner_backward"):
         indices = torch.nn.functional.max_pool2d_with_indices(g.float(), 2)[1]
+        windows = (two, two, none, one)
         return (
-            (grad, indices) if op.endswith("backward") else (normal(*half), indices, [side, side], two, two, none, one)
+            (grad, indices, *windows) if op.endswith("backward") else (normal(*half), indices, [side, side], *windows)
         )
     if op == "average_pool":
         return (g, list(half[2:]), two, two, none, True, None)
@@ -96,7 +97,7 @@ def arguments_of(op: str, layer: str, dtype: torch.dtype) -> tuple[Any, ...]:
     if op == "conv_relevance":
         return (g, None, u, k, None, None, weight, 0, None, None, None, [side, side], *slide, 1e-2, 0.0, False)
     if op == "conv_weight_gradient":
-        return (g, None, u, k, None, None, normal(*planes), [3, 3], *slide, 1e-2, 0.0)
+        return (g, None, u, k, None, None, normal(*planes), [3, 3], *slide, 1e-2, 0.0, False)
     if op in ("heatmap_scores", "heatmap_scores_backward"):
         return _heatmap(op, batch, (4 * side) ** 2, normal, arithmetic_dtype(dtype))
     raise ValueError(f"op: no inputs for {op!r}")
