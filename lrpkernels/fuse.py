@@ -101,9 +101,8 @@ class Block(Op):
         product = (self.input if norm is self.map else self.map.output).present()  # what the batch norm reads
         if product is None or product.dtype != known.dtype:
             a = self.input.tensor if self.input.dtype == self.output.dtype else self.input.tensor.to(self.output.dtype)
-            if bias or b is None:
-                return self.map.reuse(a, self.weight(), b, known.detach())
-            return self.map.forward(a, self.weight(), None)
+            z = self.map.reuse(a, self.weight(), b, known.detach())
+            return z if bias or b is None else z - self._per_output(b)
         if norm is not self.map and self.map.bias is not None:
             product = product - self._per_output((self.map.bias - self.map.bias.detach()).to(product.dtype))
         slope = norm.scale()

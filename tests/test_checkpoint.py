@@ -88,7 +88,8 @@ def test_under_autocast(name: str, composite: str) -> None:
             logits, heatmap = lrp.LRP(net, COMPOSITES[composite], checkpoint=checkpoint)(x, [0, 3])
         return logits.float(), [heatmap]
 
-    _alike(net, run, tolerance=1e-6)
+    # Whether a batch norm's input is there decides which of two equal formulas gives a bfloat16 gradient.
+    _alike(net, run, tolerance=2**-8)
 
 
 @pytest.mark.parametrize("variant", ["selective", "dual"])
