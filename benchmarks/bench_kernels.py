@@ -1,6 +1,6 @@
 """Every op of ``torch.ops.lrpkernels`` beside eager PyTorch, on shapes of real layers.
 
-    python -m pytest benchmarks/bench_kernels.py --benchmark-json=kernels.json
+    python -m pytest benchmarks/bench_kernels.py --benchmark-timer=time.process_time --benchmark-json=kernels.json
     python -m pytest benchmarks/bench_kernels.py --device cuda --dtype bfloat16 -k "epsilon_scale and 512"
 
 Before anything is timed, the op's result is held against float64 on the very input that is timed. Eager is the plain formula, for a

@@ -11,7 +11,7 @@ from torch import Tensor
 from lrpkernels._layer_samples import REFERENCES
 from lrpkernels._rule_samples import RULE_REFERENCES
 from lrpkernels.functional import kept_ranks
-from lrpkernels.testing import arithmetic_dtype, epsilon_scale_reference, ratio_reference
+from lrpkernels.testing import arithmetic_dtype
 
 
 class Layer(NamedTuple):
@@ -24,13 +24,45 @@ class Layer(NamedTuple):
 
 # ResNet18 at 224x224: its first, third and last stage.
 LAYERS = {"64x56x56": Layer(4, 64, 56), "256x14x14": Layer(4, 256, 14), "512x7x7": Layer(4, 512, 7)}
+_DECAY = 0.9
+
+
+def _epsilon_scale(g: Tensor, addend: None, output: Tensor, scale: Tensor, epsilon: float, leak: float) -> Tensor:
+    return (
+        g * (output / (output + epsilon)) * scale.to(g.dtype).view(1, -1, 1, 1)
+    )  # no case for output 0: its slope apart, the same
+
+
+def _ratio(g: Tensor, value: Tensor, denominator: Tensor, epsilon: float) -> Tensor:
+    return g * (value / (denominator + epsilon * denominator.sign()))  # the inputs have no zero there
+
+
+def _conv_relevance(g: Tensor, *rest: Any) -> Tensor:
+    s = _epsilon_scale(g, None, rest[1], rest[2], *rest[15:17])
+    return torch.nn.functional.conv_transpose2d(s, rest[5], padding=1)
+
+
+def _conv_weight_gradient(g: Tensor, *rest: Any) -> Tensor:
+    s = _epsilon_scale(g, None, rest[1], rest[2], *rest[11:13])
+    return torch.nn.grad.conv2d_weight(rest[5], (g.shape[1], rest[5].shape[1], 3, 3), s, padding=1)
+
+
+def _average_pool_transpose(g: Tensor, size: list[int], *rest: Any) -> Tensor:
+    whole = g.new_empty((*g.shape[:2], *size))  # only its sizes are read
+    return torch.ops.aten.avg_pool2d_backward(g, whole, [2, 2], [2, 2], [0, 0], False, True, None)
+
+
+# What one would write in PyTorch for one target. The references that results are held against do more (several targets, every
+# part of the weights), so they are no fair rival where they do.
 _FORMULAS: dict[str, Callable[..., Any]] = {
-    "epsilon_scale": epsilon_scale_reference,
-    "ratio": ratio_reference,
     **REFERENCES,
     **RULE_REFERENCES,
+    "epsilon_scale": _epsilon_scale,
+    "ratio": _ratio,
+    "conv_relevance": _conv_relevance,
+    "conv_weight_gradient": _conv_weight_gradient,
+    "average_pool_transpose": _average_pool_transpose,
 }
-_DECAY = 0.9
 
 
 def arguments_of(op: str, layer: str, dtype: torch.dtype) -> tuple[Any, ...]:
