@@ -113,7 +113,7 @@ def test_processes_train_the_network_of_one(tmp_path: Path, variant: str, proces
     finish(launch(tmp_path / "one", 1, variant, **code))
     assert f"done {processes}" in finish(launch(tmp_path / "many", processes, variant, **code))
     # Batch norm divides by deviations that PyTorch sums up in another order; AdamW's first steps blow the difference up.
-    tolerance = 1e-6 if code else 1e-8
+    tolerance = 1e-5 if code else 1e-8
     for name in ("last", "best"):
         one, many = (load_file(tmp_path / part / f"{name}.safetensors") for part in ("one", "many"))
         assert one.keys() == many.keys() and any(key.startswith("ema.") for key in one)
