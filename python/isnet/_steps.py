@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -15,11 +15,28 @@ from torch import nn
 from isnet._files import atomic_path
 from isnet.evaluation import Example
 from isnet.loss import LayerLoss
+from isnet.model import ISNetOutput
 from isnet.train_config import TrainConfig
+
+AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+SMALLEST_SCALE = 2.0**-10  # of the loss; float16 gradients that overflow even here are no accident of scaling
 
 
 class NonFiniteLossError(FloatingPointError):
     """The loss or its gradient became infinite or not a number."""
+
+
+class HeatmapObserver(Protocol):
+    """Looks at the heatmaps of the last epoch; see :class:`isnet.ranges.RelevanceTotals`."""
+
+    def observe(self, output: ISNetOutput) -> None:
+        """Takes what the ISNet returned for one batch."""
+
+    def state(self) -> dict[str, Any]:
+        """JSON values kept in checkpoints."""
+
+    def restore(self, states: Sequence[Mapping[str, Any]]) -> None:
+        """Takes up what one or more processes have seen."""
 
 
 class StepLosses(NamedTuple):

@@ -11,9 +11,9 @@ import contextlib
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterator, Mapping, Sized
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -24,7 +24,17 @@ from torch.utils.data import DataLoader, Dataset
 
 from isnet import validation as scoring
 from isnet._seeds import stream_seed
-from isnet._steps import StepLosses, build_optimizer, deterministic, layer_numbers, mean_losses, non_finite
+from isnet._steps import (
+    AUTOCAST,
+    SMALLEST_SCALE,
+    HeatmapObserver,
+    StepLosses,
+    build_optimizer,
+    deterministic,
+    layer_numbers,
+    mean_losses,
+    non_finite,
+)
 from isnet.balance import Balance
 from isnet.checkpoints import Checkpoint, CheckpointError, load_checkpoint, load_model_state, save_checkpoint
 from isnet.distributed import current_world
@@ -38,22 +48,6 @@ from isnet.warmup import replace_background
 
 CHECKPOINT_NAME = "last.safetensors"
 BEST_NAME = "best.safetensors"
-
-_AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
-_SMALLEST_SCALE = 2.0**-10  # of the loss; float16 gradients that overflow even here are no accident of scaling
-
-
-class HeatmapObserver(Protocol):
-    """Looks at the heatmaps of the last epoch; see :class:`isnet.ranges.RelevanceTotals`."""
-
-    def observe(self, output: ISNetOutput) -> None:
-        """Takes what the ISNet returned for one batch."""
-
-    def state(self) -> dict[str, Any]:
-        """JSON values kept in checkpoints."""
-
-    def restore(self, states: Sequence[Mapping[str, Any]]) -> None:
-        """Takes up what one or more processes have seen."""
 
 
 def fit(
@@ -266,7 +260,7 @@ class _Trainer:
         if self.config.clip_norm is not None:
             norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
             # With loss scaling an overflow is expected now and then: the step is skipped and the scale halved.
-            if not self.scaler.is_enabled() or self.scaler.get_scale() < _SMALLEST_SCALE:
+            if not self.scaler.is_enabled() or self.scaler.get_scale() < SMALLEST_SCALE:
                 self._require_finite("gradient norm", norm, parts[-1])
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -295,7 +289,7 @@ class _Trainer:
         takes = supervised and config.takes_heatmap(step, self.steps_per_epoch)
         observed = self.observer is not None and step >= self.last_step - self.steps_per_epoch
         heatmap_loss, layers = None, {}
-        dtype = _AUTOCAST.get(config.precision)
+        dtype = AUTOCAST.get(config.precision)
         with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
             if self.isnet is None:
                 output = ISNetOutput(self.shared(images))
