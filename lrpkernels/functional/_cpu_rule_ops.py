@@ -1,6 +1,6 @@
-"""The ops of :mod:`.affine_maps` and :mod:`.heatmap_sums` on CPU tensors, by PyTorch: what the CUDA kernels are interchangeable with.
+"""Formulas of the ops of :mod:`.affine_maps` and :mod:`.heatmap_sums`, and the latter's ops on CPU tensors, by PyTorch.
 
-The engine itself takes PyTorch's functions on the CPU, which share work with the layers around them.
+The heatmap loss itself takes PyTorch's functions on the CPU, which share work with the layers around them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from .. import _extension  # noqa: F401  (the ops must exist before they are given implementations)
-from .._fake import memory_format
 
 
 def _many(value: Tensor, like: Tensor) -> Tensor:
@@ -70,15 +69,6 @@ def _wide(*tensors: Any) -> Any:
     """The tensors in the arithmetic dtype of the first, None as it is."""
     dtype = torch.float64 if tensors[0].dtype == torch.float64 else torch.float32
     return [None if t is None else t.to(dtype) for t in tensors]
-
-
-def _per_image(values: Tensor, like: Tensor) -> Tensor:
-    """Summed over the targets, to the shape of a forward value."""
-    return values.unflatten(0, (-1, like.shape[0])).sum(0) if like.shape[0] else torch.zeros_like(like)
-
-
-def _laid(result: Tensor, leader: Tensor, dtype: torch.dtype) -> Tensor:
-    return result.to(dtype).contiguous(memory_format=memory_format(leader))
 
 
 @torch.library.impl("lrpkernels::heatmap_scores", "CPU")
