@@ -22,6 +22,7 @@ from lrpkernels.bench import COMPOSITES, heatmap, input_gradient
 def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     parser = command_line.parser(__doc__, ["resnet18", "vgg16", "densenet121"])
     parser.add_argument("--composites", nargs="+", default=list(COMPOSITES), choices=list(COMPOSITES))
+    parser.add_argument("--static", action="store_true", help="also each heatmap with static calls (LRP(static=True))")
     options = parser.parse_args(arguments)
     command_line.begin(options)
     rows: list[dict[str, Any]] = []
@@ -31,9 +32,13 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
         model = NETWORKS[network](10).to(options.device).eval().requires_grad_(False)
         x = torch.rand(options.batch, 3, options.size, options.size, device=options.device)
         runs: dict[str, Callable[[], object]] = {"forward + input gradient": input_gradient(model, x)}
-        runs.update({name: heatmap(model, x, COMPOSITES[name][1]()) for name in options.composites})
+        for name in options.composites:
+            runs[name] = heatmap(model, x, COMPOSITES[name][1]())
+            if options.static:
+                runs[f"{name}, static"] = heatmap(model, x, COMPOSITES[name][1](), static=True)
         for row in as_rows(alternate(runs, options.repeats, wall=options.wall), network=network):
-            row["floor"] = COMPOSITES[row["name"]][0] if row["name"] in COMPOSITES else 1.0
+            composite = row["name"].removesuffix(", static")
+            row["floor"] = COMPOSITES[composite][0] if composite in COMPOSITES else 1.0
             rows.append(row)
             print(
                 f"{network:<12} {row['name']:<24} {row['seconds']:9.4f} {row['ratio']:7.3f} {row['floor']:6.1f}   "

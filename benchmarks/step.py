@@ -45,6 +45,7 @@ def steps(
     autocast: bool = False,
     model: torch.nn.Module | None = None,
     checkpoint: bool = False,
+    static: bool = False,
 ) -> dict[str, Callable[[], object]]:
     """The steps to compare, the plain one first; with ``every`` K a run is K steps, of both kinds, the last with a heatmap."""
     torch.manual_seed(0)
@@ -78,6 +79,9 @@ def steps(
     if checkpoint:
         small = isnet.ISNet(model, variant, **options, checkpoint=True)  # type: ignore[arg-type]
         runs[f"{name}, checkpointed"] = lambda: step(small)
+    if static:
+        fixed = isnet.ISNet(model, variant, **options, static=True)  # type: ignore[arg-type]
+        runs[f"{name}, static"] = lambda: step(fixed)
     if trick:
         runs["gradient trick step"] = gradient_trick_step(model, x, labels, masks, criterion)
     return runs
@@ -94,6 +98,7 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
         "--autocast", action="store_true", help="the ISNet step under bfloat16 autocast, the plain one in float32"
     )
     parser.add_argument("--checkpoint", action="store_true", help="also the ISNet step with tape checkpointing")
+    parser.add_argument("--static", action="store_true", help="also the ISNet step with static calls")
     parser.add_argument("--eval", action="store_true", help="batch norm with running statistics")
     parser.add_argument(
         "--trick", action="store_true", help="also plain autograd LRP: modified ReLU and double backward"
@@ -107,7 +112,7 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
         runs = steps(
             network, options.variant, batch=options.batch, size=options.size, classes=options.classes,
             training=not options.eval, device=options.device, trick=options.trick, every=options.every, autocast=options.autocast,
-            checkpoint=options.checkpoint,
+            checkpoint=options.checkpoint, static=options.static,
         )  # fmt: skip
         for row in as_rows(
             alternate(runs, options.repeats, wall=options.wall),

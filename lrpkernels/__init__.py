@@ -38,6 +38,7 @@ from .rules import (
     ZBox,
     ZPlus,
 )
+from .static import StaticCalls
 from .tape import Tape, record
 
 __all__ = [
@@ -61,6 +62,7 @@ __all__ = [
     "Pass",
     "RelevanceError",
     "Rule",
+    "StaticCalls",
     "Tape",
     "UnsupportedOperationError",
     "UnusedInputError",

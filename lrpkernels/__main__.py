@@ -69,13 +69,15 @@ def bench(
     device: _Device = "cpu",
     threads: _Threads = 1,
     wall: _Wall = False,
+    static: Annotated[bool, typer.Option(help="As LRP(static=True): the model always makes the same calls.")] = False,
     as_json: _Json = False,
 ) -> None:
     """What heatmaps and training through them cost on a model, beside forward pass and gradient."""
     from lrpkernels import bench as benchmark
 
     network, x = _prepared(model, shape, device, threads)
-    rows = _told(lambda: benchmark.bench(network, x, composites=composite or _TWO, repeats=repeats, wall=wall))
+    options: dict[str, Any] = {"repeats": repeats, "wall": wall, "static": static}
+    rows = _told(lambda: benchmark.bench(network, x, composites=composite or _TWO, **options))
     _show([row.as_dict() for row in rows], benchmark.table(rows), as_json)
 
 

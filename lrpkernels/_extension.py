@@ -16,7 +16,17 @@ except ImportError as error:
 
 from lrpkernels import _fake  # noqa: F401  (gives the ops their shape functions)
 
-ops = torch.ops.lrpkernels
+
+class _Ops:
+    """The ops of ``torch.ops.lrpkernels``, each by its only overload, which spares the search for it at every call."""
+
+    def __getattr__(self, name: str) -> Any:
+        overload = getattr(torch.ops.lrpkernels, name).default
+        setattr(self, name, overload)
+        return overload
+
+
+ops = _Ops()
 
 
 def build_info() -> dict[str, Any]:

@@ -54,6 +54,9 @@ class MeteredComposite(Composite):
     made: dict[int, float]
     reading: Reading
 
+    def chooser(self) -> Callable[[Op, str, bool], Rule]:
+        return self.rule_for  # which has to see every operation
+
     def rule_for(self, op: Op, name: str, reads_input: bool) -> Rule:
         rule = super().rule_for(op, name, reads_input)
         self.seen.append((op, rule))

@@ -12,6 +12,7 @@ from . import _capture
 from .composite import Composite, as_composite
 from .errors import NonFiniteError
 from .rules import Rule
+from .static import StaticCalls
 from .tape import Tape, record
 from .target import Target
 
@@ -23,6 +24,8 @@ class LRP:
         model: any ``nn.Module`` that maps images (B, C, H, W) or other float tensors to logits (B, K).
         composite: the rule of each layer: a rule for all, or a :class:`Composite`. Default: ``Epsilon(1e-2)``.
         checkpoint: when gradients are on, save less for backward and make it again there; the same numbers.
+        static: the model makes the same PyTorch calls whenever the form of its input and its mode are the same: its Python code runs
+            once, later passes run these calls alone (:class:`StaticCalls`), which saves most of the overhead on small layers.
 
     Example:
         >>> attribution = lrp.LRP(model, composite=lrp.Epsilon(1e-2, first=lrp.ZBox(0, 1)))
@@ -32,13 +35,19 @@ class LRP:
     """
 
     def __init__(
-        self, model: nn.Module, composite: Composite | Rule | None = None, *, checkpoint: bool = False
+        self,
+        model: nn.Module,
+        composite: Composite | Rule | None = None,
+        *,
+        checkpoint: bool = False,
+        static: bool = False,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
         self.model = model
         self.composite = as_composite(composite)
         self.checkpoint = checkpoint
+        self._calls = StaticCalls() if static else None
 
     def __call__(
         self,
@@ -69,7 +78,8 @@ class LRP:
             TypeError, ValueError: an input or target that does not fit.
             lrpkernels.errors.RelevanceError: a model that cannot be explained as asked.
         """
-        with record(self.model, x, composite=self.composite, checkpoint=self.checkpoint, **kwargs) as tape:
+        options: dict[str, Any] = {"checkpoint": self.checkpoint, "static": self._calls}
+        with record(self.model, x, composite=self.composite, **options, **kwargs) as tape:
             heatmap = tape.relevance(target, self.composite, output=output, memory_budget=memory_budget, release=True)
             if not _is_finite(heatmap):
                 tape.clear()

@@ -127,9 +127,9 @@ def input_gradient(model: nn.Module, x: Tensor) -> Callable[[], Tensor]:
     return run
 
 
-def heatmap(model: nn.Module, x: Tensor, composite: Composite | Rule) -> Callable[[], Tensor]:
+def heatmap(model: nn.Module, x: Tensor, composite: Composite | Rule, static: bool = False) -> Callable[[], Tensor]:
     """A heatmap of the highest logits, without gradients."""
-    attribution = LRP(model, composite)
+    attribution = LRP(model, composite, static=static)
 
     def run() -> Tensor:
         with torch.no_grad():
@@ -138,14 +138,14 @@ def heatmap(model: nn.Module, x: Tensor, composite: Composite | Rule) -> Callabl
     return run
 
 
-def training_steps(model: nn.Module, x: Tensor) -> dict[str, Callable[[], Tensor]]:
+def training_steps(model: nn.Module, x: Tensor, static: bool = False) -> dict[str, Callable[[], Tensor]]:
     """A plain training step, and one that also punishes the epsilon heatmap of the highest logits outside the middle of the image."""
     with torch.no_grad():
         labels = select_logits(model(x), None).argmax(1)
     background = torch.ones_like(x[:1])
     middle: list[Any] = [slice(n // 4, max(3 * n // 4, n // 4 + 1)) for n in x.shape[2:]]
     background[(..., *middle)] = 0
-    attribution = LRP(model, Epsilon(1e-2))
+    attribution = LRP(model, Epsilon(1e-2), static=static)
 
     def plain() -> Tensor:
         model.zero_grad()
@@ -170,6 +170,7 @@ def bench(
     composites: Sequence[str] = ("epsilon", "EpsilonPlus"),
     repeats: int = 7,
     wall: bool = False,
+    static: bool = False,
 ) -> list[Row]:
     """Heatmaps in turn with forward pass and input gradient, and a training step through a heatmap in turn with a plain one.
 
@@ -181,6 +182,7 @@ def bench(
         composites: names in :data:`COMPOSITES`.
         repeats: alternating runs of which the medians count, at least 3.
         wall: wall-clock instead of processor time (on a GPU always the wall's).
+        static: as :class:`LRP` takes it.
 
     Raises:
         ValueError: repeats below 3, or an unknown composite.
@@ -193,10 +195,10 @@ def bench(
     try:
         model.eval()
         runs: dict[str, Callable[[], object]] = {"forward + input gradient": input_gradient(model, x)}
-        runs |= {f"{name} heatmap": heatmap(model, x, COMPOSITES[name][1]()) for name in composites}
+        runs |= {f"{name} heatmap": heatmap(model, x, COMPOSITES[name][1](), static) for name in composites}
         heatmaps = alternate(runs, repeats, wall=wall)
         model.train()
-        steps = alternate(training_steps(model, x), repeats, wall=wall)
+        steps = alternate(training_steps(model, x, static), repeats, wall=wall)
     finally:
         for module, mode in modes:
             module.training = mode

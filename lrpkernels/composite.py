@@ -83,6 +83,25 @@ class Composite:
                 return best[1]
         return self.default
 
+    def reads_names(self) -> bool:
+        """Whether some selector is more than a type: looks at the name of a module, or at the module itself."""
+        return not all(isinstance(selector, type) for selector in self.layers)
+
+    def chooser(self) -> Callable[[Op, str, bool], Rule]:
+        """:meth:`rule_for`, for one pass: what types alone decide it looks up once for each type."""
+        if self.reads_names() or not self.layers:
+            return self.rule_for
+        known: dict[Any, Rule] = {}
+
+        def choose(op: Op, name: str, reads_input: bool) -> Rule:
+            kind = (op.module_type, type(op.module), reads_input and op.kind == "block")
+            rule = known.get(kind)
+            if rule is None:
+                rule = known[kind] = self.rule_for(op, name, reads_input)
+            return rule
+
+        return choose
+
     def explain(self, model: nn.Module, x: Tensor | tuple[Tensor, ...]) -> str:
         """A table of what each layer of ``model`` would follow: module, operation, rule, output shape. Runs one forward pass.
 

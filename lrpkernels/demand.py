@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Iterable, Sequence
+from typing import TYPE_CHECKING, cast
 
 from .layers.activation import Relu
 from .layers.linear_maps import LinearMap
@@ -32,7 +32,12 @@ class Demand:
 
     def __init__(self, model: nn.Module, composites: Sequence[Composite], at: Collection[str]) -> None:
         self._composites = composites
-        named = any(composite.layers for composite in composites)
+        self._choosers = [composite.chooser() for composite in composites]
+        named = any(composite.reads_names() for composite in composites)
+        # Without selectors the answer is one of two: for the layers that read the model's input, and for all others.
+        chosen = any(composite.layers for composite in composites)
+        self._everywhere = None if chosen else _read_by(composite.default for composite in composites)
+        self._at_input = _read_by(composite.first or composite.default for composite in composites)
         self._names = {id(m): name or "(model)" for name, m in model.named_modules()} if named else {}
         self._hidden = {id(m) for name, m in model.named_modules() if name in at} if at else set()
         # A value -> the linear map that made it, maybe with a batch norm merged into it, and what the rules of both read.
@@ -45,8 +50,10 @@ class Demand:
             if value.consumers > 1 and id(value) in self._merged:
                 self._merged.discard(id(value))
                 value.hold()
-        root, wanted = self._root_behind(op)
-        if root is None or isinstance(op, BatchNorm):
+        kind = type(op)
+        merges = kind is BatchNorm or kind is Relu
+        root, wanted = self._root_behind(op) if merges else _NOTHING
+        if root is None or kind is BatchNorm:
             # Also those of a merged batch norm: if its input turns out to have a second consumer, it is a block of its own after all.
             wanted |= self._reads(op)
         if root is None:
@@ -55,13 +62,13 @@ class Demand:
                     value.hold()
         else:
             self._merged.add(id(op.inputs[0]))
-            if _reads(root.reads_outputs, wanted) and not (isinstance(op, Relu) and "preactivation" in wanted):
+            if _reads(root.reads_outputs, wanted) and not (kind is Relu and "preactivation" in wanted):
                 op.inputs[0].let_go()
         if _reads(op.reads_outputs, wanted):
             for value in op.outputs:
                 value.hold()
-        if isinstance(op, LinearMap):
-            self._roots[id(op.output)] = (root or op, wanted)
+        if op.is_linear:
+            self._roots[id(op.outputs[0])] = (root or cast(LinearMap, op), wanted)
 
     def module_left(self, module: nn.Module, value: Value) -> None:
         """A module has returned this value."""
@@ -71,26 +78,33 @@ class Demand:
 
     def _root_behind(self, op: Op) -> tuple[LinearMap | None, frozenset[str]]:
         """The linear map with which a batch norm or ReLU will be one block (see lrpkernels.fuse), and what is read of it."""
-        nothing = None, frozenset[str]()
-        if not isinstance(op, (BatchNorm, Relu)) or op.inputs[0].consumers > 1:
-            return nothing
-        root, wanted = self._roots.get(id(op.inputs[0]), nothing)
-        if isinstance(op, BatchNorm) and root is not None:
-            single = op.inputs[0].producer is root and not isinstance(root, BatchNorm)
-            return (root, wanted) if single and can_merge(root, op) else nothing
+        value = op.inputs[0]
+        if value.consumers > 1:
+            return _NOTHING
+        root, wanted = self._roots.get(id(value), _NOTHING)
+        if root is not None and type(op) is BatchNorm:
+            single = value.producer is root and type(root) is not BatchNorm
+            return (root, wanted) if single and can_merge(root, op) else _NOTHING
         return root, wanted
 
     def _reads(self, op: Op) -> frozenset[str]:
         """What the rules of this operation read, over all composites."""
-        wanted: frozenset[str] = frozenset()
-        for composite in self._composites:
-            if isinstance(op, LinearMap) and composite.first is not None and op.inputs[0].behind_input:
-                rule: Rule = composite.first
-            else:
-                rule = composite.rule_for(op, self._names.get(id(op.module), ""), False)
-            # A subclass may read more than its base does: it has to say so itself.
-            wanted |= type(rule).__dict__.get("reads", EVERYTHING)
-        return wanted
+        at_input = op.is_linear and op.inputs[0].behind_input
+        if self._everywhere is not None:
+            return self._at_input if at_input else self._everywhere
+        name = self._names.get(id(op.module), "")
+        return _read_by(
+            composite.first if at_input and composite.first is not None else choose(op, name, False)
+            for composite, choose in zip(self._composites, self._choosers, strict=True)
+        )
+
+
+def _read_by(rules: Iterable[Rule]) -> frozenset[str]:
+    # A subclass may read more than its base does: it has to say so itself.
+    return frozenset[str]().union(*(type(rule).__dict__.get("reads", EVERYTHING) for rule in rules))
+
+
+_NOTHING: tuple[LinearMap | None, frozenset[str]] = None, frozenset()
 
 
 def _reads(which: bool | frozenset[str], wanted: frozenset[str]) -> bool:

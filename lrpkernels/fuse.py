@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +17,6 @@ from .layers.normalization import BatchNorm, can_merge
 if TYPE_CHECKING:
     from .rules.base import Rule
     from .tape import Value
-
-OpT = TypeVar("OpT", bound=Op)
 
 
 class Block(Op):
@@ -128,35 +126,47 @@ class Block(Op):
         return (rule.linear(self, (multipliers[0], None)),)
 
 
-def fuse(ops: list[Op], keep: Collection[Value]) -> list[Op]:
-    """Merge neighbours whose value in between nobody else reads.
+Fusion = list[tuple[int, ...]]  # of each fused operation the places of its parts: (map, norm, relu), -1 for none; (op,)
+
+
+def fuse(ops: list[Op], fusion: Fusion) -> list[Op]:
+    """The operations of a tape in order, every :class:`LinearMap` inside a :class:`Block`."""
+    found: list[Op] = []
+    for parts in fusion:
+        if len(parts) == 1:
+            found.append(ops[parts[0]])
+        else:
+            map, norm, relu = (None if place < 0 else ops[place] for place in parts)
+            found.append(Block(cast(LinearMap, map), cast("BatchNorm | None", norm), cast("Relu | None", relu)))
+    return found
+
+
+def fusion(ops: list[Op], keep: Collection[Value]) -> Fusion:
+    """Which neighbours merge: those whose value in between nobody else reads.
 
     Args:
         ops: a tape's operations, in order.
         keep: values that must stay visible (the explained output, hidden layers asked for).
-
-    Returns:
-        Operations in order, every :class:`LinearMap` inside a :class:`Block`.
     """
     kept = {id(value) for value in keep}
+    reader = {id(value): place for place, op in enumerate(ops) for value in op.inputs}
 
-    def follower(value: Value, kind: type[OpT]) -> OpT | None:
+    def follower(place: int, kind: type[Op]) -> int:
+        value = ops[place].output
         if value.consumers != 1 or id(value) in kept:
-            return None
-        op = reader.get(id(value))
-        return op if isinstance(op, kind) else None
+            return -1
+        reads = reader.get(id(value), -1)
+        return reads if reads >= 0 and type(ops[reads]) is kind else -1
 
-    reader = {id(value): op for op in ops for value in op.inputs}
     merged: set[int] = set()
-    place: dict[int, Block] = {}
-    for op in ops:
-        if not isinstance(op, LinearMap) or id(op) in merged:
+    blocks: dict[int, tuple[int, int, int]] = {}
+    for place, op in enumerate(ops):
+        if not op.is_linear or place in merged:
             continue
-        norm = None if isinstance(op, BatchNorm) else follower(op.output, BatchNorm)
-        if norm is not None and not can_merge(op, norm):
-            norm = None
-        relu = follower((norm or op).output, Relu)
-        last: Op = relu or norm or op
-        merged |= {id(part) for part in (op, norm, relu) if part is not None}
-        place[id(last)] = Block(op, norm, relu)
-    return [place.get(id(op), op) for op in ops if id(op) in place or id(op) not in merged]
+        norm = -1 if type(op) is BatchNorm else follower(place, BatchNorm)
+        if norm >= 0 and not can_merge(cast(LinearMap, op), cast(BatchNorm, ops[norm])):
+            norm = -1
+        relu = follower(max(place, norm), Relu)
+        merged |= {place, norm, relu}
+        blocks[max(place, norm, relu)] = (place, norm, relu)
+    return [blocks.get(place, (place,)) for place in range(len(ops)) if place in blocks or place not in merged]

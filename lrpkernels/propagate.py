@@ -11,10 +11,11 @@ from torch import Tensor
 from .checkpoint import linear
 from .composite import Composite, as_composite
 from .errors import UnsupportedOperationError, UnusedInputError
-from .fuse import Block, fuse
+from .fuse import Block, fuse, fusion
 from .target import Target, select_logits, start
 
 if TYPE_CHECKING:
+    from .fuse import Fusion
     from .layers.base import Op
     from .rules import Rule
     from .tape import Tape, Value
@@ -109,13 +110,19 @@ def _joined(parts: list[Tensor | None]) -> Tensor | None:
 
 def plan(tape: Tape, composite: Composite, keep: Sequence[Value] = ()) -> list[tuple[Op, Rule]]:
     """The fused operations of a tape in order, each with its rule."""
-    ops = fuse(tape.ops, keep)
+    ops = fuse(tape.ops, _fusion(tape, keep))
     names: dict[int, str] = {}
-    if composite.layers:  # walking over all modules costs as much as a small layer
+    if composite.reads_names():  # walking over all modules costs as much as a small layer
         names = {id(module): name or "(model)" for name, module in tape.model.named_modules()}
-    return [
-        (op, composite.rule_for(op, names.get(id(op.module), ""), any(v.behind_input for v in op.inputs))) for op in ops
-    ]
+    choose = composite.chooser()
+    return [(op, choose(op, names.get(id(op.module), ""), any(v.behind_input for v in op.inputs))) for op in ops]
+
+
+def _fusion(tape: Tape, keep: Sequence[Value]) -> Fusion:
+    if tape.trace is None:
+        return fusion(tape.ops, keep)
+    places = tuple(-1 if v.producer is None else tape.ops.index(v.producer) for v in keep)
+    return tape.trace.fusion(places, lambda: fusion(tape.ops, keep))
 
 
 def _walk(
@@ -136,7 +143,7 @@ def _walk(
     try:
         while planned:
             op, rule = planned.pop()
-            if isinstance(op, Block):
+            if type(op) is Block:
                 _through_block(op, rule, multipliers, relevances, wanted, found, tape.checkpoint)
             else:
                 _through(op, rule, multipliers, relevances, wanted, found)
@@ -151,7 +158,7 @@ def _walk(
 
 
 def _release(op: Op) -> None:
-    parts = (op.map, op.norm, op.relu) if isinstance(op, Block) else (op,)
+    parts = (op.map, op.norm, op.relu) if type(op) is Block else (op,)
     for part in parts:
         for value in () if part is None else part.outputs:
             value.release()

@@ -25,6 +25,7 @@ from .demand import Demand
 from .errors import InPlaceError, UnsupportedOperationError, UnusedInputError
 from .layers.base import dispatch
 from .rules import Rule
+from .static import StaticCalls, Trace, demand_key
 from .value import Value
 
 if TYPE_CHECKING:
@@ -61,11 +62,13 @@ class Tape:
         self.live = torch.is_grad_enabled()
         self.checkpoint = checkpoint and self.live
         self.released = False
+        self.watches = True  # False: whoever records takes values off the registry when their tensors go
+        self.trace: Trace | None = None  # of a model whose calls are known: filled while it is recorded, or replayed
         self.constants: list[
             tuple[Tensor, nn.Module]
         ] = []  # read beside recorded tensors, with a gradient history of their own
         for tensor in self.inputs:
-            self._values[id(tensor)] = Value(tensor, producer=None)
+            self._values[id(tensor)] = Value(tensor, producer=None, behind_input=True)
         self.input_values = tuple(self._values[id(tensor)] for tensor in self.inputs)
 
     # -- used by the recorders in lrpkernels.layers ------------------------------------------------------------------------------
@@ -81,22 +84,22 @@ class Tape:
     def add(self, op: Op, *outputs: Tensor, nonnegative: bool = False) -> None:
         """Append ``op``; its inputs are already :class:`Value` objects, ``outputs`` are the tensors it made."""
         op.module = self._modules[-1] if self._modules else self.model
+        behind_input = True
         for value in op.inputs:
             value.consumers += 1
-        made = []
+            behind_input &= value.behind_input
+        behind_input = behind_input and _moves_only(op)
+        registry, made = self._values, []
         for out in outputs:
-            self._values[id(out)] = value = Value(out, op, nonnegative)
+            registry[id(out)] = value = Value(out, op, nonnegative, behind_input)
             made.append(value)
             if out._is_view():
                 self._views.setdefault(id(out._base), []).append(weakref.ref(out))
         op.outputs = tuple(made)
         self.ops.append(op)
-        if _moves_only(op) and all(value.behind_input for value in op.inputs):
-            for value in op.outputs:
-                value.behind_input = True
         if self.demand is not None:
-            for value in op.outputs:
-                value.watch(self._values)
+            for value in made:
+                value.watch(registry if self.watches else None)
             self.demand.note(op)
 
     def replace(self, stale: Tensor, fresh: Tensor) -> None:
@@ -177,7 +180,8 @@ class Tape:
 
             near = difflib.get_close_matches(name, [n for n in modules if n], n=3, cutoff=0.3)
             raise ValueError(f"at: the model has no module {name!r}; near matches: {', '.join(near) or 'none'}")
-        calls = self._calls.get(id(modules[name]), [])
+        module = modules[name]
+        calls = self._calls.get(id(module), []) if self.trace is None else self.trace.outputs_of(self, module)
         if len(calls) != 1:
             raise ValueError(
                 f"at: module {name!r} must give one recorded tensor in a forward pass, it gave {len(calls)}"
@@ -262,7 +266,13 @@ class _Recorder(TorchFunctionMode):
         self.tape = tape
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return dispatch(self.tape, func, args, kwargs or {})
+        trace = self.tape.trace
+        if trace is None:
+            return dispatch(self.tape, func, args, kwargs or {})
+        call = trace.begin(self.tape, func, args, kwargs or {})
+        out = dispatch(self.tape, func, args, kwargs or {})
+        trace.end(self.tape, call, out)
+        return out
 
 
 @contextmanager
@@ -270,12 +280,13 @@ def _module_tracking(tape: Tape) -> Iterator[None]:
     """Notes which module is running, in this thread only, through PyTorch's global hooks, which are gone afterwards."""
     thread = get_ident()
 
-    modules, values = tape._modules, tape._values
+    modules, values, replaced = tape._modules, tape._values, tape._replaced
+    scripted = torch.jit.ScriptModule
 
     def enter(module: nn.Module, args: Any) -> None:
         if get_ident() == thread:
             modules.append(module)
-            if isinstance(module, torch.jit.ScriptModule) and any(tape.value(arg) is not None for arg in args):
+            if isinstance(module, scripted) and any(tape.value(arg) is not None for arg in args):
                 raise UnsupportedOperationError(
                     f"{tape.path()}: a TorchScript module hides its operations; use the nn.Module it was made from"
                 )
@@ -283,9 +294,11 @@ def _module_tracking(tape: Tape) -> Iterator[None]:
     def leave(module: nn.Module, args: Any, output: Any) -> None:
         if get_ident() == thread:
             modules.pop()
-            value = values.get(id(tape._replaced.get(id(output), output)))
+            value = values.get(id(replaced.get(id(output), output) if replaced else output))
             if value is not None:
                 tape._calls.setdefault(id(module), []).append(value)
+                if tape.trace is not None:
+                    tape.trace.left(tape, module, value)
                 if tape.demand is not None:
                     tape.demand.module_left(module, value)
 
@@ -305,6 +318,7 @@ def record(
     composite: Composite | Rule | Sequence[Composite | Rule] | None = None,
     at: Sequence[str] = (),
     checkpoint: bool = False,
+    static: StaticCalls | None = None,
     **kwargs: Any,
 ) -> Tape:
     """Run ``model(x, **kwargs)`` once, unchanged, and write down what it did.
@@ -319,6 +333,8 @@ def record(
             the forward pass. None: everything is.
         at: module names that they will ask for; counts beside ``composite``.
         checkpoint: when gradients are on, save less for backward and make it again there (lrpkernels.checkpoint); the same numbers.
+        static: for models that always make the same PyTorch calls, see :class:`lrpkernels.StaticCalls`: the calls of the first pass
+            are run again in later ones, without the model's Python code. None: the model runs.
         kwargs: passed on to the model, not explained.
 
     Returns:
@@ -328,6 +344,7 @@ def record(
         TypeError: an input is not a floating-point tensor.
         UnusedInputError: the model called no PyTorch function on its input.
         InPlaceError, UnsupportedOperationError: see lrpkernels.errors.
+        ValueError: ``static`` belongs to another model.
     """
     inputs = x if isinstance(x, tuple) else (x,)
     if not inputs:
@@ -339,11 +356,17 @@ def record(
                 f"record: input {index} must be a floating-point tensor, got {got}; integer inputs (token ids) have no "
                 "relevance of their own: start at their embedding, or pass them as keyword arguments"
             )
-    demand = None
-    if composite is not None:
-        several = [composite] if isinstance(composite, (Composite, Rule)) else composite
-        demand = Demand(model, [as_composite(c) for c in several], at)
+    several = [composite] if isinstance(composite, (Composite, Rule)) else composite
+    key = None if static is None else static.key(model, inputs, kwargs, demand_key(several, at), checkpoint)
+    known = None if static is None else static.find(key)
+    if known is not None:
+        tape = Tape(model, inputs, None, checkpoint)
+        known.replay(tape)
+        tape.finish()
+        return tape
+    demand = None if several is None else Demand(model, [as_composite(c) for c in several], at)
     tape = Tape(model, inputs, demand, checkpoint)
+    tape.trace = None if static is None else Trace(tape)
     with _module_tracking(tape), _Recorder(tape):
         output = model(*inputs, **kwargs)
     tape.output = output
@@ -359,6 +382,9 @@ def record(
             "theirs: pass the nn.Module they were made from)"
         )
     _refuse_hidden_branches(tape)
+    if static is not None and tape.trace is not None:
+        tape.trace.finish(tape)
+        static.keep(key, tape.trace)
     tape.finish()
     return tape
 

@@ -30,23 +30,30 @@ class Value:
         "recipe", "shape",
     )  # fmt: skip
 
-    def __init__(self, tensor: Tensor, producer: Op | None, nonnegative: bool = False) -> None:
+    def __init__(
+        self, tensor: Tensor, producer: Op | None, nonnegative: bool = False, behind_input: bool = False
+    ) -> None:
         self._strong: Tensor | None = tensor
         self._weak: weakref.ref[Tensor] | None = None
         self._holders = 1
-        self._device, self._strides = tensor.device, tensor.stride()
         self.shape = tensor.shape
         self.dtype = tensor.dtype
         self.producer = producer
         self.nonnegative = nonnegative
-        self.behind_input = producer is None
+        self.behind_input = behind_input
         self.consumers = 0
         self.history: Any = tensor.grad_fn
         self.recipe: Remade | None = None
 
-    def watch(self, registry: dict[int, Value]) -> None:
+    def watch(self, registry: dict[int, Value] | None) -> None:
         """Keep the tensor alive no longer, unless :meth:`hold` says so; its entry in ``registry`` goes when it goes."""
-        tensor, self._strong, self._holders = self.tensor, None, 0
+        tensor = self._strong
+        assert tensor is not None
+        self._strong, self._holders = None, 0
+        self._device, self._strides = tensor.device, tensor.stride()
+        if registry is None:
+            self._weak = weakref.ref(tensor)
+            return
         key, pop = id(tensor), registry.pop
         self._weak = weakref.ref(tensor, lambda _: pop(key, None))
 
@@ -60,6 +67,11 @@ class Value:
         self._holders -= 1
         if self._holders <= 0:
             self._strong = None
+
+    @property
+    def is_held(self) -> bool:
+        """Whether somebody will read it."""
+        return self._holders > 0
 
     def release(self) -> None:
         """No reader is left."""
@@ -83,7 +95,7 @@ class Value:
     def form(self) -> Tensor:
         """A tensor of this value's sizes, strides, dtype and device; its numbers mean nothing."""
         tensor = self.present()
-        if tensor is None:
+        if tensor is None:  # it was watched
             return torch.empty_strided(self.shape, self._strides, dtype=self.dtype, device=self._device)
         return tensor.detach()
 

@@ -29,9 +29,10 @@ class Relu(Op):
 
 @records(F.relu, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_)
 def _relu(tape: Tape, func: Any, args: Any, kwargs: Any) -> Tensor:
-    x, inplace = bind(args, kwargs, "input", "inplace", inplace=False)
+    x = args[0] if args else kwargs["input"]
     out = torch.relu(x)
     tape.add(Relu(tape.known(x)), out, nonnegative=True)
+    inplace = args[1] if len(args) > 1 else kwargs.get("inplace", False)
     if inplace or func is torch.relu_ or func is Tensor.relu_:
         tape.replace(x, out)
     return out

@@ -31,6 +31,7 @@ class Op(ABC):
     """
 
     kind = "op"
+    is_linear = False  # a LinearMap; isinstance of abstract classes is slow for a question that every recorded operation is asked
     # Whether the relevance pass reads these tensors: always, never, or if the rule's `reads` has one of the names.
     reads_inputs: bool | frozenset[str] = True
     reads_outputs: bool | frozenset[str] = True
@@ -73,6 +74,8 @@ Recorder = Callable[["Tape", Any, tuple[Any, ...], dict[str, Any]], Any]
 _RECORDERS: dict[Any, Recorder] = {}
 F = TypeVar("F", bound=Recorder)
 
+is_grad_enabled = torch.is_grad_enabled  # one lookup less for every operation
+
 
 def records(*functions: Any) -> Callable[[F], F]:
     """Register the decorated recorder for PyTorch functions. It runs the function and adds its operation to the tape."""
@@ -99,7 +102,7 @@ def dispatch(tape: Tape, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any
     Raises:
         InPlaceError: an argument is a view of a tensor that was changed in place.
     """
-    if tape.live and not torch.is_grad_enabled() and _in_custom_function():
+    if tape.live and not is_grad_enabled() and in_custom_function():
         # A custom autograd.Function runs its forward without gradients and puts its own backward on the result. What happens inside
         # is recorded, so the relevance pass needs the inner tensors' gradients, too.
         with torch.enable_grad():
@@ -107,8 +110,9 @@ def dispatch(tape: Tape, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any
     return _dispatch(tape, func, args, kwargs)
 
 
-def _in_custom_function() -> bool:
-    frame, forwards = sys._getframe(2), None
+def in_custom_function() -> bool:
+    """Whether this runs inside the ``forward`` of a custom ``torch.autograd.Function``."""
+    frame, forwards = sys._getframe(1), None
     while frame is not None:
         if frame.f_code.co_name == "forward":
             forwards = _custom_forwards() if forwards is None else forwards
@@ -129,22 +133,30 @@ def _custom_forwards() -> set[Any]:
 
 
 def _dispatch(tape: Tape, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    if tape.changed_in_place:
+    if tape._replaced:
         args, kwargs = map_leaves(tape.current, args), map_leaves(tape.current, kwargs)
     recorder = _RECORDERS.get(func)
     if recorder is not None:
-        if _reads_recorded(tape, args) | (bool(kwargs) and _reads_recorded(tape, kwargs.values())):
-            return recorder(tape, func, args, kwargs)
-        return func(*args, **kwargs)
+        read = _reads_recorded(tape, args)
+        if kwargs:
+            read |= _reads_recorded(tape, kwargs.values())
+        return recorder(tape, func, args, kwargs) if read else func(*args, **kwargs)
+    return _run_unknown(tape, func, args, kwargs)
+
+
+def _run_unknown(tape: Tape, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     out = func(*args, **kwargs)
-    if type(out) in _PLAIN:
-        return out
-    return _record_unknown(tape, func, args, kwargs, out)
+    return out if type(out) in _PLAIN else _record_unknown(tape, func, args, kwargs, out)
+
+
+def recorder_of(func: Any) -> Recorder:
+    """What records a call of ``func`` that reads a recorded tensor."""
+    return _RECORDERS.get(func, _run_unknown)
 
 
 def _reads_recorded(tape: Tape, args: Iterable[Any]) -> bool:
     """Whether a recorded tensor is among the arguments; constants with a history are noted on the way."""
-    values, found = tape._values, False
+    values, live, found = tape._values, tape.live, False
     for arg in args:
         kind = type(arg)
         if kind in _NO_TENSORS:
@@ -153,7 +165,7 @@ def _reads_recorded(tape: Tape, args: Iterable[Any]) -> bool:
             found = True
         elif kind is list or kind is tuple:
             found |= _reads_recorded(tape, arg)
-        elif tape.live and isinstance(arg, Tensor) and arg.grad_fn is not None:
+        elif live and isinstance(arg, Tensor) and arg.grad_fn is not None:
             tape.constants.append((arg, tape._modules[-1] if tape._modules else tape.model))
     return found
 

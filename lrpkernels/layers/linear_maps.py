@@ -29,6 +29,7 @@ class LinearMap(Op):
         bias: b, (channels,), or None.
     """
 
+    is_linear = True
     reads_inputs = frozenset({"input"})
     reads_outputs = frozenset({"output", "preactivation"})
     weight: Tensor

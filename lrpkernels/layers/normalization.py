@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -103,12 +104,22 @@ def _wide(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
 
 
+def _batch_norm_arguments(
+    input: Any,
+    running_mean: Any = None,
+    running_var: Any = None,
+    weight: Any = None,
+    bias: Any = None,
+    training: bool = False,
+    momentum: Any = 0.1,
+    eps: float = 1e-5,
+) -> Any:
+    return input, running_mean, running_var, weight, bias, training, momentum, eps
+
+
 @records(F.batch_norm)
 def _batch_norm(tape: Tape, func: Any, args: Any, kwargs: Any) -> Tensor:
-    names = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
-    x, mean, var, gamma, beta, training, momentum, eps = bind(
-        args, kwargs, *names, training=False, momentum=0.1, eps=1e-5
-    )
+    x, mean, var, gamma, beta, training, momentum, eps = _batch_norm_arguments(*args, **kwargs)
     value = tape.value(x)
     if value is None:
         from .linear_maps import _unrecorded
@@ -116,8 +127,8 @@ def _batch_norm(tape: Tape, func: Any, args: Any, kwargs: Any) -> Tensor:
         return _unrecorded(tape, func, args, kwargs)
     if (training and x.numel() // x.shape[1] <= 1) or (not training and (mean is None or var is None)):
         return func(x, mean, var, gamma, beta, training, momentum, eps)  # raises PyTorch's own error
-    cudnn = torch.backends.cudnn.enabled
-    with without_saving(x, value.recipe):
+    cudnn = torch._C._get_cudnn_enabled()
+    with _NOTHING if value.recipe is None else without_saving(x, value.recipe):
         if training:
             # What F.batch_norm calls; it also hands out the statistics it used, which spares a second pass over the input.
             out, mean, inverse_deviation, _, _ = torch._batch_norm_impl_index(
@@ -125,9 +136,16 @@ def _batch_norm(tape: Tape, func: Any, args: Any, kwargs: Any) -> Tensor:
             )
         else:
             out = torch.batch_norm(x, gamma, beta, mean, var, False, momentum, eps, cudnn)
-            inverse_deviation = torch.rsqrt(_wide(var.detach()) + eps)
-    tape.add(BatchNorm(value, gamma, beta, mean.detach(), _wide(inverse_deviation.detach())), out)
+            inverse_deviation = (_wide(_constant(var)) + eps).rsqrt_()
+    tape.add(BatchNorm(value, gamma, beta, _constant(mean), _wide(_constant(inverse_deviation))), out)
     return out
+
+
+_NOTHING = nullcontext()
+
+
+def _constant(statistics: Tensor) -> Tensor:
+    return statistics.detach() if statistics.requires_grad else statistics
 
 
 # What nn.SyncBatchNorm calls in training in several processes, inside a custom autograd function that brings its own backward.

@@ -49,6 +49,8 @@ class ISNet(nn.Module):
         checkpoint: save less of a training step for its backward and make it again there: the same numbers, less memory, more time.
         leak: factor, >= 0, with which relevance of the epsilon rule passes switched-off units, through which it otherwise does not:
             makes the loss see a background that acts by inhibition (docs/isnet.md).
+        static: the model makes the same PyTorch calls in every training step: its Python code runs once for each form of input, later
+            steps run these calls alone, which saves time on small layers (:class:`lrpkernels.StaticCalls` says what that asks for).
 
     Raises:
         TypeError: ``model`` is no module.
@@ -67,6 +69,7 @@ class ISNet(nn.Module):
         generator: torch.Generator | None = None,
         checkpoint: bool = False,
         leak: float = 0.0,
+        static: bool = False,
     ) -> None:
         super().__init__()
         if not isinstance(model, nn.Module):
@@ -86,9 +89,15 @@ class ISNet(nn.Module):
         self.variant = variant
         self.eps, self.input_range, self.layers, self.generator = eps, input_range, tuple(layers), generator
         self.checkpoint, self.leak = checkpoint, leak
+        self._calls = lrp.StaticCalls() if static else None
         self._variant = VARIANTS[variant](eps, input_range, generator, leak)
         self._variant.epsilon()  # checks eps, leak and input_range now, not at the first batch
         self._range_is_checked = input_range is None
+
+    @property
+    def is_static(self) -> bool:
+        """Whether ``static`` was asked for."""
+        return self._calls is not None
 
     def forward(self, x: Tensor, heatmaps: bool = True, first: int | None = None) -> ISNetOutput | Tensor:
         """Logits [B, K] in evaluation mode; an :class:`ISNetOutput` in training mode.
@@ -120,7 +129,8 @@ class ISNet(nn.Module):
     def _explained(self, x: Tensor) -> ISNetOutput:
         """Logits and heatmaps of all images."""
         composites = self._variant.composites()
-        with lrp.record(self.model, x, composite=composites, at=self.layers, checkpoint=self.checkpoint) as tape:
+        options: dict[str, Any] = {"at": self.layers, "checkpoint": self.checkpoint, "static": self._calls}
+        with lrp.record(self.model, x, composite=composites, **options) as tape:
             logits = tape.output
             if not isinstance(logits, Tensor) or logits.dim() != 2:
                 got = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__

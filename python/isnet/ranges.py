@@ -202,6 +202,7 @@ def tune(
         None if network.generator is None else torch.Generator(),
         leak=network.leak,
         checkpoint=network.checkpoint,
+        static=network.is_static,
     )
     totals = RelevanceTotals(per_map=network.variant == "dual")
     fit(
