@@ -14,11 +14,13 @@ from .heatmap_sums import HeatmapScores, heatmap_scores, kept_ranks
 from .maps import linear_adjoint, scatter_winner, uncat
 from .pointwise import epsilon_scale, ratio
 from .pool import average_pool_transpose, max_pool_winner
+from .shared_weight import SharedWeight, linear_transpose, shared_conv, shared_linear, sharing_pays
 from .weight_parts import positive_weight
 
 __all__ = [
     "ConvGeometry",
     "HeatmapScores",
+    "SharedWeight",
     "Weights",
     "affine",
     "affine_known",
@@ -36,10 +38,14 @@ __all__ = [
     "heatmap_scores",
     "kept_ranks",
     "linear_adjoint",
+    "linear_transpose",
     "max_pool_winner",
     "positive_weight",
     "ratio",
     "scatter_winner",
+    "shared_conv",
+    "shared_linear",
+    "sharing_pays",
     "sum_zplus",
     "uncat",
 ]

@@ -12,6 +12,7 @@ from . import _conv_routes, _vendor
 from ._autograd import call, first_order
 from ._conv_routes import NO_FACTORS, Factors, has_fused_conv
 from ._vendor import ConvGeometry
+from .shared_weight import Ledger, SharedWeight
 
 
 class _ConvEpsilon(torch.autograd.Function):
@@ -27,7 +28,10 @@ class _ConvEpsilon(torch.autograd.Function):
         geometry: ConvGeometry,
         epsilon: float,
         leak: float,
+        token: Tensor | None = None,
+        ledger: Ledger | None = None,
     ) -> Tensor:
+        ctx.ledger = ledger
         ctx.pointwise = addend is not None or output is not None or scale is not None
         ctx.geometry, ctx.epsilon, ctx.leak = geometry, epsilon, leak
         # s is not saved: backward makes it again, one elementwise pass for a tensor less per layer.
@@ -44,10 +48,16 @@ class _ConvEpsilon(torch.autograd.Function):
         multiplier, addend, output, scale, weight = ctx.saved_tensors
         need = ctx.needs_input_grad
         grad_weight = None
+        factors, settings = Factors(addend, output, scale), (weight, ctx.geometry, ctx.epsilon, ctx.leak)
         if need[4]:
-            grad_weight = _conv_routes.weight_gradient(
-                multiplier, Factors(addend, output, scale), grad, weight, ctx.geometry, ctx.epsilon, ctx.leak
-            )
+            grad_weight = _conv_routes.weight_gradient(multiplier, factors, grad, *settings)
+        if ctx.ledger is not None:
+
+            def contribution(sum: Tensor | None) -> Tensor:
+                part = _conv_routes.weight_gradient(multiplier, factors, grad, *settings)
+                return part if sum is None else sum.add_(part)
+
+            ctx.ledger.defer(contribution)
         grads: tuple[Tensor | None, ...] = (None, None, None, None)
         if any(need[:4]):
             t = _conv_routes.apply(grad, weight, ctx.geometry)
@@ -58,7 +68,7 @@ class _ConvEpsilon(torch.autograd.Function):
                 grads = (g, g if need[1] else None, u if need[2] else None, k if need[3] else None)
             else:
                 grads = (t, None, None, None)
-        return (*grads, grad_weight, None, None, None, None)
+        return (*grads, grad_weight, *(None,) * 6)
 
 
 def conv_epsilon(
@@ -72,6 +82,7 @@ def conv_epsilon(
     addend: Tensor | None = None,
     epsilon: float = 1e-2,
     leak: float = 0.0,
+    shared: SharedWeight | None = None,
 ) -> Tensor:
     r"""The multiplier at the input of convolution [-> batch norm] [-> ReLU] under the epsilon rule.
 
@@ -84,6 +95,7 @@ def conv_epsilon(
         input: the convolution's input, (B, C_in, ...); only its sizes and memory format are read.
         output, scale, addend, epsilon, leak: as in :func:`epsilon_scale`.
         geometry: stride, padding, dilation, transposed, output padding, groups.
+        shared: of a layer whose own backward pass makes the weight gradient; None: it is made here.
 
     Returns:
         G_in, (T*B, C_in, ...).
@@ -94,7 +106,10 @@ def conv_epsilon(
 
     Source: Bach et al. 2015 (epsilon rule); arXiv 2401.08409 (LRP-Flex); docs/method.md section 1.
     """
-    return call(_ConvEpsilon, multiplier, addend, output, scale, weight, input, geometry, float(epsilon), float(leak))
+    settings = (input, geometry, float(epsilon), float(leak))
+    if shared is None:
+        return call(_ConvEpsilon, multiplier, addend, output, scale, weight, *settings)
+    return call(_ConvEpsilon, multiplier, addend, output, scale, weight.detach(), *settings, *shared)
 
 
 class _ConvTranspose(torch.autograd.Function):

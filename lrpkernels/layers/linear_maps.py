@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .. import functional
 from ..checkpoint import of_convolution
-from ..functional import ConvGeometry
+from ..functional import ConvGeometry, SharedWeight
 from .base import Arrived, Multipliers, Op, bind, records
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ class LinearMap(Op):
     Attributes:
         weight: as recorded, in its own dtype.
         bias: b, (channels,), or None.
+        shared: of a layer that makes the weight gradients of its relevance passes in its own backward pass.
     """
 
     is_linear = True
@@ -34,6 +35,7 @@ class LinearMap(Op):
     reads_outputs = frozenset({"output", "preactivation"})
     weight: Tensor
     bias: Tensor | None
+    shared: SharedWeight | None = None
 
     @property
     @abstractmethod
@@ -135,6 +137,7 @@ class Conv(LinearMap):
             addend=addend,
             epsilon=epsilon,
             leak=leak,
+            shared=self.shared,
         )
 
     def forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -189,6 +192,8 @@ class Linear(LinearMap):
     ) -> Tensor:
         if addend is not None or output is not None or scale is not None:
             multiplier = functional.epsilon_scale(multiplier, output, scale, addend=addend, epsilon=epsilon, leak=leak)
+        if self.shared is not None:
+            return functional.linear_transpose(multiplier, self.weight, self.shared)
         return multiplier @ self._weight(multiplier)
 
     def forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -254,7 +259,7 @@ def _record_conv(tape: Tape, func: Any, args: Any, kwargs: Any, spatial: int, tr
             padding = tuple(t // 2 for t in total)
             out = func(*args, **kwargs)
     else:
-        out = func(*args, **kwargs)
+        out = None
     geometry = ConvGeometry(
         _tuple(stride, spatial),
         _tuple(padding, spatial),
@@ -264,7 +269,12 @@ def _record_conv(tape: Tape, func: Any, args: Any, kwargs: Any, spatial: int, tr
         groups,
     )
     value = tape.known(x)
-    tape.add(Conv(value, weight, bias, geometry), out)
+    op = Conv(value, weight, bias, geometry)
+    if out is None and tape.checkpoint and not transposed and _may_share(x, weight):
+        out, op.shared = functional.shared_conv(x, weight, bias, geometry)
+    elif out is None:
+        out = func(*args, **kwargs)
+    tape.add(op, out)
     if tape.checkpoint:
         tape.known(out).recipe = of_convolution(value, weight, bias, geometry, out.dtype)
     return out
@@ -301,6 +311,15 @@ def _linear(tape: Tape, func: Any, args: Any, kwargs: Any) -> Tensor:
     x, weight, bias = bind(args, kwargs, "input", "weight", "bias")
     if tape.value(x) is None or tape.value(weight) is not None or x.dim() < 2:
         return _unrecorded(tape, func, args, kwargs)
-    out = func(x, weight, bias)
-    tape.add(Linear(tape.known(x), weight, bias), out)
+    op = Linear(tape.known(x), weight, bias)
+    if tape.checkpoint and x.dim() == 2 and _may_share(x, weight):
+        out, op.shared = functional.shared_linear(x, weight, bias)
+    else:
+        out = func(x, weight, bias)
+    tape.add(op, out)
     return out
+
+
+def _may_share(x: Tensor, weight: Tensor) -> bool:
+    """Whether the layer should make all its weight gradients at once; autocast would have its casts in between."""
+    return not torch.is_autocast_enabled(x.device.type) and functional.sharing_pays(x, weight)
