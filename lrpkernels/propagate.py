@@ -15,7 +15,6 @@ from .fuse import Block, fuse, fusion
 from .target import Target, select_logits, start
 
 if TYPE_CHECKING:
-    from .fuse import Fusion
     from .layers.base import Op
     from .rules import Rule
     from .tape import Tape, Value
@@ -110,19 +109,12 @@ def _joined(parts: list[Tensor | None]) -> Tensor | None:
 
 def plan(tape: Tape, composite: Composite, keep: Sequence[Value] = ()) -> list[tuple[Op, Rule]]:
     """The fused operations of a tape in order, each with its rule."""
-    ops = fuse(tape.ops, _fusion(tape, keep))
+    ops = fuse(tape.ops, fusion(tape.ops, keep)) if tape.trace is None else tape.trace.fused(tape, keep)
     names: dict[int, str] = {}
     if composite.reads_names():  # walking over all modules costs as much as a small layer
         names = {id(module): name or "(model)" for name, module in tape.model.named_modules()}
     choose = composite.chooser()
     return [(op, choose(op, names.get(id(op.module), ""), any(v.behind_input for v in op.inputs))) for op in ops]
-
-
-def _fusion(tape: Tape, keep: Sequence[Value]) -> Fusion:
-    if tape.trace is None:
-        return fusion(tape.ops, keep)
-    places = tuple(-1 if v.producer is None else tape.ops.index(v.producer) for v in keep)
-    return tape.trace.fusion(places, lambda: fusion(tape.ops, keep))
 
 
 def _walk(

@@ -25,12 +25,14 @@ from .demand import Demand
 from .errors import InPlaceError, UnsupportedOperationError, UnusedInputError
 from .layers.base import dispatch
 from .rules import Rule
-from .static import StaticCalls, Trace, demand_key
+from .static import StaticCalls, demand_key
+from .trace import Trace
 from .value import Value
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from .frame import Frame
     from .layers.base import Op
     from .target import Target
 
@@ -62,6 +64,7 @@ class Tape:
         self.live = torch.is_grad_enabled()
         self.checkpoint = checkpoint and self.live
         self.released = False
+        self.frame: Frame | None = None  # operations and values that a later tape will use again
         self.watches = True  # False: whoever records takes values off the registry when their tensors go
         self.trace: Trace | None = None  # of a model whose calls are known: filled while it is recorded, or replayed
         self.constants: list[
@@ -229,6 +232,14 @@ class Tape:
             )
         return propagate(self, target, composite, at, output, memory_budget, release)
 
+    def adopt(self, frame: Frame) -> None:
+        """Use the operations and values of an earlier pass for these inputs."""
+        self.frame, self.ops, self.input_values = frame, frame.ops, frame.input_values
+        for value, tensor in zip(frame.input_values, self.inputs, strict=True):
+            value.refill(tensor, None, True)
+            value.nonnegative = False
+            self._values[id(tensor)] = value
+
     def finish(self) -> None:
         """Forget what only recording needs: histories would keep the autograd graph, replaced tensors their numbers."""
         for value in [*self.input_values, *(value for op in self.ops for value in op.outputs)]:
@@ -237,9 +248,13 @@ class Tape:
 
     def clear(self) -> None:
         """Release every recorded tensor, now and not when Python's garbage collector comes round."""
-        for op in self.ops:
-            for value in op.outputs:
-                value.producer = value.recipe = None  # values and operations refer to each other
+        if self.frame is not None and self.trace is not None:
+            self.trace.give_back(self.frame)
+            self.frame = None
+        else:
+            for op in self.ops:
+                for value in op.outputs:
+                    value.producer = value.recipe = None  # values and operations refer to each other
         self.demand = self.output = None
         self.ops = []
         self._values.clear()  # what watches a value refers to it
@@ -362,7 +377,8 @@ def record(
     if known is not None:
         tape = Tape(model, inputs, None, checkpoint)
         known.replay(tape)
-        tape.finish()
+        if tape.frame is None:
+            tape.finish()
         return tape
     demand = None if several is None else Demand(model, [as_composite(c) for c in several], at)
     tape = Tape(model, inputs, demand, checkpoint)

@@ -57,6 +57,11 @@ class Value:
         key, pop = id(tensor), registry.pop
         self._weak = weakref.ref(tensor, lambda _: pop(key, None))
 
+    def refill(self, tensor: Tensor, producer: Op | None, held: bool) -> None:
+        """The tensor of another pass, in every other respect like the one before."""
+        self._strong, self._weak = (tensor, None) if held else (None, weakref.ref(tensor))
+        self._holders, self.producer = int(held), producer
+
     def hold(self) -> None:
         """One more reader to come: the tensor stays."""
         self._strong = self.tensor
@@ -75,7 +80,7 @@ class Value:
 
     def release(self) -> None:
         """No reader is left."""
-        self._strong, self._holders, self.producer, self.recipe = None, 0, None, None
+        self._strong, self._weak, self._holders, self.producer, self.recipe = None, None, 0, None, None
 
     @property
     def tensor(self) -> Tensor:

@@ -58,7 +58,7 @@ def test_steps_are_bit_for_bit_those_of_a_recording(
     net = build(NETWORKS[name]).train(training)
     other, calls = copy.deepcopy(net), lrp.StaticCalls()
     options: dict[str, Any] = {"at": [HIDDEN[name]]} if name in HIDDEN else {}
-    for seed in range(3):  # the first fills the calls
+    for seed in range(5):  # the first notes the calls, the second makes operations that the others use again
         values, state = _step(net, calls, _images(seed), COMPOSITES[composite], checkpoint=checkpoint, **options)
         expected, reference = _step(other, None, _images(seed), COMPOSITES[composite], checkpoint=checkpoint, **options)
         assert all(torch.equal(a, b) for a, b in zip(values, expected, strict=True))
@@ -76,7 +76,8 @@ def test_networks_of_the_field(name: str) -> None:
     model, x = build_library(name)
     attribution, plain = lrp.LRP(model, static=True), lrp.LRP(model)
     with torch.no_grad():
-        attribution(x, 1)
+        for _ in range(3):
+            attribution(x, 1)
         again = x.flip(0) * 0.9
         output, heatmap = attribution(again, 1)
         expected, reference = plain(again, 1)
@@ -130,6 +131,42 @@ def test_awkward_calls_are_run_again_as_they_were() -> None:
     assert (net.runs, other.runs) == (1, 3) and int(net.norm.num_batches_tracked) == 3
 
 
+@pytest.mark.parametrize("gradients", [True, False])
+def test_several_tapes_at_once(gradients: bool) -> None:
+    net, calls = build(NETWORKS["residual"]).eval(), lrp.StaticCalls()
+    with torch.set_grad_enabled(gradients):
+        for _ in range(3):
+            tapes = [lrp.record(net, _images(seed), composite=lrp.ZPlus(), static=calls) for seed in range(4)]
+            maps = [tape.relevance(1, lrp.ZPlus()) for tape in tapes]
+            for tape, seed, heatmap in zip(tapes, range(4), maps, strict=True):
+                with lrp.record(net, _images(seed)) as plain:
+                    assert torch.equal(heatmap, plain.relevance(1, lrp.ZPlus()))
+                tape.clear()
+
+
+def test_parametrized_weights_are_those_of_the_pass() -> None:
+    normed = nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3, padding=1))
+    net = nn.Sequential(normed, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)).double()
+    calls = lrp.StaticCalls()
+    for seed in range(4):
+        with torch.no_grad():
+            net[0].parametrizations.weight.original0.mul_(1.5)
+        values, _ = _step(net, calls, _images(seed), lrp.Epsilon())
+        expected, _ = _step(net, None, _images(seed), lrp.Epsilon())
+        assert all(torch.equal(a, b) for a, b in zip(values, expected, strict=True))
+
+
+def test_the_sign_of_the_pixels_is_that_of_the_pass() -> None:
+    net, calls = build(NETWORKS["vgg"]).eval(), lrp.StaticCalls()
+    with torch.no_grad():
+        for shift in (0.0, 0.0, 0.0, -0.5, 0.0, -0.5):
+            x = _images(0) + shift
+            found = lrp.record(net, x, composite=lrp.ZPlus(), static=calls)
+            expected = lrp.record(net, x, composite=lrp.ZPlus())
+            assert torch.equal(found.relevance(1, lrp.ZPlus()), expected.relevance(1, lrp.ZPlus()))
+            found.clear()
+
+
 def test_replaced_parameters_are_noticed() -> None:
     net, calls = _Counting().double(), lrp.StaticCalls()
     _step(net, calls, _images(0), lrp.Epsilon())
@@ -143,7 +180,7 @@ def test_nothing_of_a_pass_stays_behind() -> None:
     attribution = lrp.LRP(net, static=True)
     gc.disable()  # reference counts alone must do
     try:
-        for _ in range(2):
+        for _ in range(4):
             x = _images(0)
             output, heatmap = attribution(x, 1)
             watched = [weakref.ref(tensor) for tensor in (x, output, heatmap)]
@@ -232,7 +269,7 @@ def test_an_isnet_trains_as_without(variant: Any) -> None:
     optimizers = [torch.optim.SGD(n.parameters(), 0.01) for n in nets]
     masks = (torch.rand(3, 1, 12, 12, generator=torch.Generator().manual_seed(5)) > 0.5).double()
     criterion, labels = isnet.ISNetLoss(p=0.7, d=0.9), torch.tensor([0, 1, 2])
-    for seed in range(3):
+    for seed in range(5):
         for trained, optimizer in zip(nets, optimizers, strict=True):
             optimizer.zero_grad()
             criterion(trained(_images(seed)), labels, masks).total.backward()

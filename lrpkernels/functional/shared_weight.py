@@ -73,9 +73,7 @@ class _SharedConv(torch.autograd.Function):
 
 class _SharedLinear(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, ledger: Ledger
-    ) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, ledger: Ledger) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(input, weight)
         ctx.ledger = ledger

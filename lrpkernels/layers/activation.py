@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import Arrived, Multipliers, Op, bind, records
+from .base import Again, Arrived, Multipliers, Op, bind, records
 from .linear_maps import _unrecorded
 
 if TYPE_CHECKING:
@@ -22,6 +22,12 @@ class Relu(Op):
     kind = "relu"
     reads_inputs = False
     module_type = nn.ReLU
+
+    def can_repeat(self, func: Any, args: Any, kwargs: Any) -> bool:
+        return True
+
+    def repeat(self, func: Any, args: Any, kwargs: Any) -> Tensor:
+        return torch.relu(args[0] if args else kwargs["input"])  # in-place calls, too, are carried out as this
 
     def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
         return (rule.relu(self, multipliers[0]),)
@@ -38,7 +44,7 @@ def _relu(tape: Tape, func: Any, args: Any, kwargs: Any) -> Tensor:
     return out
 
 
-class Activation(Op):
+class Activation(Again, Op):
     """Any other elementwise a = f(z): R_z = R_a, so that the multiplier meets f(z) / z.
 
     Attributes:
@@ -53,6 +59,10 @@ class Activation(Op):
 
     def label(self) -> str:
         return self.name
+
+    def can_repeat(self, func: Any, args: Any, kwargs: Any) -> bool:
+        # The flag `inplace` may be positional, the last one.
+        return super().can_repeat(func, args, kwargs) and not (args and args[-1] is True)
 
     def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
         return (rule.activation(self, multipliers[0]),)

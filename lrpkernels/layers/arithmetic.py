@@ -39,6 +39,12 @@ class Add(Op):
         super().__init__(*inputs)
         self.signs = signs
 
+    def can_repeat(self, func: Any, args: Any, kwargs: Any) -> bool:
+        return True
+
+    def repeat(self, func: Any, args: Any, kwargs: Any) -> Tensor:
+        return _sum(func, args, kwargs)
+
     def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
         return rule.add(self, multipliers[0])
 
@@ -229,6 +235,15 @@ def _finish(tape: Tape, func: Any, op: Op, x: Any, out: Tensor, nonnegative: boo
     return out
 
 
+def _sum(func: Any, args: Any, kwargs: Any) -> Tensor:
+    """What the call returns, in-place forms included, by its out-of-place form."""
+    x, y = _operands(args, kwargs)
+    alpha = kwargs.get("alpha", 1)
+    if func in _RSUBS:
+        return torch.rsub(x, y, alpha=alpha)
+    return torch.sub(x, y, alpha=alpha) if func in _SUBS else torch.add(x, y, alpha=alpha)
+
+
 @records(*_ADDS, *_SUBS, *_RSUBS)
 def _add(tape: Tape, func: Any, args: Any, kwargs: Any) -> Tensor:
     x, y = _operands(args, kwargs)
@@ -240,12 +255,7 @@ def _add(tape: Tape, func: Any, args: Any, kwargs: Any) -> Tensor:
         right = -right
     elif func in _RSUBS:
         left, right = -right, 1.0
-    if func in _RSUBS:
-        out = torch.rsub(x, y, alpha=alpha)
-    elif func in _SUBS:
-        out = torch.sub(x, y, alpha=alpha)
-    else:
-        out = torch.add(x, y, alpha=alpha)
+    out = _sum(func, args, kwargs)
     values = (tape.value(x), tape.value(y))
     pairs = [(value, sign) for value, sign in zip(values, (left, right), strict=True) if value is not None]
     nonnegative = len(pairs) == 2 and all(value.nonnegative and sign > 0 for value, sign in pairs)

@@ -23,6 +23,22 @@ Arrived = Sequence[
 ]  # one multiplier per output; None where nothing arrived (only operations with several outputs see it)
 
 
+class Again:
+    """Mixed into operations that keep nothing of a pass: to repeat them is to call their function again."""
+
+    def can_repeat(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        return not writes_in_place(func, kwargs)
+
+    def repeat(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        return func(*args, **kwargs)
+
+
+def writes_in_place(func: Any, kwargs: dict[str, Any]) -> bool:
+    """Whether a call changes its argument, by its name or a keyword."""
+    name = getattr(func, "__name__", "")
+    return (name.endswith("_") and not name.endswith("__")) or name.startswith("__i") or bool(kwargs.get("inplace"))
+
+
 class Op(ABC):
     """One recorded operation.
 
@@ -49,6 +65,20 @@ class Op(ABC):
     def label(self) -> str:
         """What this operation is called in tables."""
         return self.kind
+
+    def can_repeat(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether :meth:`repeat` does what recording this call did."""
+        return False
+
+    def repeat(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        """Runs the call that was recorded as this operation on other tensors of the same form, and returns its output.
+
+        What the operation itself keeps of a pass is of the new one then. Inputs and outputs are the caller's business.
+        """
+        raise NotImplementedError(self.kind)
+
+    def forget(self) -> None:  # noqa: B027 (few operations keep any)
+        """Lets go of large tensors that the operation itself keeps of a pass."""
 
     @abstractmethod
     def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:

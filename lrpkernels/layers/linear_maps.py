@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .. import functional
 from ..checkpoint import of_convolution
 from ..functional import ConvGeometry, SharedWeight
-from .base import Arrived, Multipliers, Op, bind, records
+from .base import Again, Arrived, Multipliers, Op, bind, records
 
 if TYPE_CHECKING:
     from ..rules.base import Rule
@@ -99,7 +99,7 @@ class LinearMap(Op):
         return self.weight if self.weight.dtype == like.dtype else self.weight.to(like.dtype)
 
 
-class Conv(LinearMap):
+class Conv(Again, LinearMap):
     """Convolution or transposed convolution of any dimension."""
 
     kind = "conv"
@@ -167,7 +167,7 @@ class Conv(LinearMap):
         return rows.reshape(*rows.shape, *(1,) * (self.weight.dim() - 2))
 
 
-class Linear(LinearMap):
+class Linear(Again, LinearMap):
     """A dense layer on the last dimension."""
 
     kind = "linear"

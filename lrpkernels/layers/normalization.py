@@ -35,6 +35,13 @@ class BatchNorm(LinearMap):
         self.gamma, self.beta = gamma, beta
         self.mean, self.inverse_deviation = mean, inverse_deviation
 
+    def can_repeat(self, func: Any, args: Any, kwargs: Any) -> bool:
+        return func is F.batch_norm
+
+    def repeat(self, func: Any, args: Any, kwargs: Any) -> Tensor:
+        out, self.mean, self.inverse_deviation = _normalized(*_batch_norm_arguments(*args, **kwargs))
+        return out
+
     @property
     def channels(self) -> int:
         return self.mean.shape[0]
@@ -127,21 +134,28 @@ def _batch_norm(tape: Tape, func: Any, args: Any, kwargs: Any) -> Tensor:
         return _unrecorded(tape, func, args, kwargs)
     if (training and x.numel() // x.shape[1] <= 1) or (not training and (mean is None or var is None)):
         return func(x, mean, var, gamma, beta, training, momentum, eps)  # raises PyTorch's own error
-    cudnn = torch._C._get_cudnn_enabled()
     with _NOTHING if value.recipe is None else without_saving(x, value.recipe):
-        if training:
-            # What F.batch_norm calls; it also hands out the statistics it used, which spares a second pass over the input.
-            out, mean, inverse_deviation, _, _ = torch._batch_norm_impl_index(
-                x, gamma, beta, mean, var, True, momentum, eps, cudnn
-            )
-        else:
-            out = torch.batch_norm(x, gamma, beta, mean, var, False, momentum, eps, cudnn)
-            inverse_deviation = (_wide(_constant(var)) + eps).rsqrt_()
-    tape.add(BatchNorm(value, gamma, beta, _constant(mean), _wide(_constant(inverse_deviation))), out)
+        out, mean, inverse_deviation = _normalized(x, mean, var, gamma, beta, training, momentum, eps)
+    tape.add(BatchNorm(value, gamma, beta, mean, inverse_deviation), out)
     return out
 
 
 _NOTHING = nullcontext()
+
+
+def _normalized(
+    x: Tensor, mean: Any, var: Any, gamma: Any, beta: Any, training: bool, momentum: Any, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What F.batch_norm returns, and mean and inverse deviation that it used."""
+    cudnn = torch._C._get_cudnn_enabled()
+    if training:
+        # What F.batch_norm calls; it also hands out the statistics, which spares a second pass over the input.
+        out, mean, inverse_deviation, _, _ = torch._batch_norm_impl_index(
+            x, gamma, beta, mean, var, True, momentum, eps, cudnn
+        )
+        return out, mean.detach(), _wide(inverse_deviation.detach())
+    out = torch.batch_norm(x, gamma, beta, mean, var, False, momentum, eps, cudnn)
+    return out, _constant(mean), (_wide(_constant(var)) + eps).rsqrt_()
 
 
 def _constant(statistics: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import functional
-from .base import Arrived, Multipliers, Op, bind, records
+from .base import Again, Arrived, Multipliers, Op, bind, records
 from .linear_maps import _tuple, _unrecorded
 
 if TYPE_CHECKING:
@@ -32,6 +32,19 @@ class MaxPool(Op):
         super().__init__(input)
         self.indices, self.arguments = indices, arguments
 
+    def can_repeat(self, func: Any, args: Any, kwargs: Any) -> bool:
+        return self.arguments is not None
+
+    def repeat(self, func: Any, args: Any, kwargs: Any) -> Tensor:
+        assert self.arguments is not None
+        x = args[0] if args else kwargs["input"]
+        pool = F.max_pool2d_with_indices if x.dim() == 4 else F.max_pool3d_with_indices
+        out, self.indices = pool(x, *self.arguments)
+        return out
+
+    def forget(self) -> None:
+        del self.indices
+
     def winner(self, multiplier: Tensor) -> Tensor:
         if self.arguments is None:
             return functional.scatter_winner(multiplier, self.indices, self.inputs[0].shape[2:])
@@ -41,7 +54,7 @@ class MaxPool(Op):
         return (rule.max_pool(self, multipliers[0]),)
 
 
-class AveragePool(Op):
+class AveragePool(Again, Op):
     """A parameter-free linear map with non-negative weights: average pooling, adaptive average pooling, mean over positions.
 
     Attributes:

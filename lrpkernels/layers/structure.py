@@ -12,7 +12,7 @@ from .. import functional
 from ..checkpoint import Concatenation
 from ..errors import InPlaceError
 from .arithmetic import Scale
-from .base import Arrived, Multipliers, Op, bind, records
+from .base import Again, Arrived, Multipliers, Op, bind, records
 from .fallback import Replayed
 from .linear_maps import _unrecorded
 from .nested import leaves
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ..tape import Tape, Value
 
 
-class Reshape(Op):
+class Reshape(Again, Op):
     """The same numbers in the same order under another shape."""
 
     kind = "reshape"
@@ -37,7 +37,7 @@ class Reshape(Op):
         return (relevance.reshape(-1, *shape[1:]),)
 
 
-class Cat(Op):
+class Cat(Again, Op):
     """Concatenation along a dimension other than the batch's."""
 
     kind = "cat"
@@ -63,7 +63,7 @@ class Movement(Replayed):
         return self._vjp([relevance])
 
 
-class Cast(Op):
+class Cast(Again, Op):
     """A copy, possibly in another dtype; the walk casts multipliers to each value's dtype by itself."""
 
     kind = "cast"
