@@ -151,6 +151,7 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
         for name in options.heatmaps:
             with ExitStack() as stack:
                 runs: dict[str, Callable[[], object]] = {"ours": heatmap(model, x, OURS[name])}
+                runs["ours, static calls"] = heatmap(model, x, OURS[name], static=True)
                 runs |= made_by(_peers(model, x, name, stack))
                 runs["forward + input gradient"] = input_gradient(model, x)
                 for row in as_rows(measured(runs, options.repeats, options.wall), network=network, heatmap=name):

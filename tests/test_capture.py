@@ -94,6 +94,20 @@ def test_rules(mode: str, composite: Any, capturing: None) -> None:
     compare(lambda: step(composite, 1), mode)
 
 
+@pytest.mark.parametrize("mode", ["fused", "vendor"])
+def test_static_calls(mode: str, capturing: None) -> None:
+    attribution = lrp.LRP(NET, lrp.Epsilon(1e-2, first=lrp.ZBox(0, 1)), static=True)
+
+    def run() -> list[Tensor]:
+        NET.zero_grad()
+        logits, heatmap = attribution(X, 1)
+        (logits.square().sum() + heatmap.square().sum()).backward()
+        return [heatmap.detach(), *(p.grad for p in NET.parameters() if p.grad is not None)]
+
+    run()  # notes the calls
+    compare(run, mode)
+
+
 def test_nothing_is_timed_and_known_choices_are_taken(capturing: None, monkeypatch: pytest.MonkeyPatch) -> None:
     def timer(call: Callable[[], object], device: torch.device) -> float:
         raise AssertionError("timed while capturing")

@@ -56,6 +56,17 @@ def test_networks_through_the_cuda_sources_equal_the_cpu_backend(name: str, dtyp
         assert float((a - b).abs().max()) <= tolerance * float(b.abs().max())
 
 
+@pytest.mark.parametrize("name", ["residual", "dense"])
+def test_static_calls_through_the_cuda_sources(name: str) -> None:
+    net = build(NETWORKS[name]).eval()
+    rule = lrp.Epsilon(1e-2, first=lrp.ZBox(0, 1))
+    with emulated_cuda(), torch.no_grad():
+        expected = lrp.LRP(net, rule)(X, 1)[1]
+        attribution = lrp.LRP(net, rule, static=True)
+        for _ in range(4):
+            assert torch.equal(attribution(X, 1)[1], expected)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_half_precision_through_the_cuda_sources_is_close_to_float64(name: str, dtype: torch.dtype) -> None:
