@@ -97,6 +97,19 @@ def test_train_evaluate_explain_report(tmp_path: Path, data_folder: Path) -> Non
     assert not re.search(r"(src|href)=\"(?!data:)", text)
 
 
+def test_static_and_less_memory(tmp_path: Path, data_folder: Path) -> None:
+    options = ["--data-folder", data_folder, *SMALL, "--variant", "selective"]
+    run("train", tmp_path / "plain", *options)
+    run("train", tmp_path / "static", *options, "--static")
+    run("train", tmp_path / "small", *options, "--less-memory")
+    plain, static, small = (load_run(tmp_path / name).model.state_dict() for name in ("plain", "static", "small"))
+    assert load_config(tmp_path / "static").heatmap.static and load_config(tmp_path / "small").heatmap.checkpoint
+    for name, tensor in plain.items():
+        assert torch.equal(static[name], tensor), name
+        # To rounding, which AdamW enlarges where gradients are small; the numbers themselves: tests/test_checkpoint.py.
+        torch.testing.assert_close(small[name], tensor, rtol=0.1, atol=5e-3)
+
+
 def test_train_resumes_with_the_runs_own_settings(
     tmp_path: Path, data_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

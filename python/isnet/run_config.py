@@ -123,6 +123,8 @@ class HeatmapConfig:
     w_foreground: float = 1.0
     foreground: Foreground = "hybrid"
     layer_decay: float = 0.8
+    static: bool = False
+    checkpoint: bool = False
 
 
 @dataclass(frozen=True)

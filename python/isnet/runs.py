@@ -72,6 +72,8 @@ def build_isnet(config: RunConfig, model: nn.Module) -> ISNet:
         layers=layers,
         generator=torch.Generator(),
         leak=heatmap.leak,
+        static=heatmap.static,
+        checkpoint=heatmap.checkpoint,
     )
 
 

@@ -155,6 +155,13 @@ def configure(
     leak: Annotated[
         float | None, _option(_LOSS, "Factor for switched-off units in the epsilon rule, which shows inhibition.", "0")
     ] = None,
+    static: Annotated[
+        bool | None,
+        _option(_LOSS, "The model makes the same PyTorch calls in every step: its Python code runs only once.", "off"),
+    ] = None,
+    less_memory: Annotated[
+        bool | None, _option(_LOSS, "Save less of a step for its backward pass and make it again there.", "off")
+    ] = None,
     d: Annotated[float | None, _option(_LOSS, "GWRP decay of the heatmap loss.", "0.9", names=("--d",))] = None,
     c1: Annotated[
         float | None, _option(_LOSS, "Lower end of natural foreground relevance.", "measured; 1 for biased MNIST")
@@ -209,7 +216,15 @@ def configure(
     heatmap = dataclasses.replace(
         base.heatmap,
         **_given(
-            eps=eps, leak=leak, d=d, c1=c1, c2=c2, w_foreground=w_foreground, layers=tuple(layer) if layer else None
+            eps=eps,
+            leak=leak,
+            d=d,
+            c1=c1,
+            c2=c2,
+            w_foreground=w_foreground,
+            layers=tuple(layer) if layer else None,
+            static=static,
+            checkpoint=less_memory,
         ),
     )
     if heatmap.input_range is not None:
