@@ -3,6 +3,7 @@
     python -m benchmarks.targets
     python -m benchmarks.targets --classes 2 10 50 200 1000
 
+The first number of classes is what the others are compared with, for plain and for ISNet steps, in one alternating run each.
 T targets share the forward pass and the denominators: the floor of T targets against one is (1 + T) / 2 for epsilon and (2 + T) / 3
 for z+. A Selective or Stochastic ISNet step makes one heatmap whatever the number of classes; the Original makes one per class.
 """
@@ -61,12 +62,16 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     T = options.targets
     for label, composite, floor in (("epsilon", lrp.Epsilon(1e-2), (1 + T) / 2), ("z+", lrp.ZPlus(1e-2), (2 + T) / 3)):
         report(many_targets(options.network, composite, T, options.batch, options.size, options.device), label, floor)
+    plain: dict[str, Callable[[], object]] = {}
+    isnet: dict[str, Callable[[], object]] = {}
     for classes in options.classes:
-        runs = steps(
+        made = steps(
             options.network, "selective", batch=options.batch, size=options.size, classes=classes, training=True,
             device=options.device,
         )  # fmt: skip
-        report(runs, f"{classes} classes", 2.0)
+        plain[f"{classes} classes"], isnet[f"{classes} classes"] = made.values()
+    report(plain, "plain step", 1.0)
+    report(isnet, "ISNet step", 1.0)
     return command_line.finish(options, rows)
 
 
