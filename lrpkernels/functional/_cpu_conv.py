@@ -37,8 +37,8 @@ def data_gradient(s: Tensor, weight: Tensor, input_size: torch.Size, geometry: C
     if route == "pointwise":
         return _pointwise(weight.flatten(1).t(), s)
     if route == "product":
-        columns = weight.flatten(1).t() @ _rows(s)
-        columns = columns.view(-1, s.shape[0], s[0, 0].numel()).movedim(0, 1)
+        # Positions ahead of channels: BLAS is up to ten times slower where a handful of positions are the columns.
+        columns = (_positions(s) @ weight.flatten(1)).view(s.shape[0], s[0, 0].numel(), -1).transpose(1, 2)
         if _is_pointwise(weight.shape, geometry):
             return columns.reshape(s.shape[0], -1, *input_size).contiguous()
         return F.fold(columns, input_size, weight.shape[2:], geometry.dilation, geometry.padding, geometry.stride)
@@ -52,9 +52,10 @@ def apply(input: Tensor, weight: Tensor, geometry: ConvGeometry) -> Tensor | Non
         return _pointwise(weight.flatten(1), input)
     if route != "product":
         return None
-    result = weight.flatten(1) @ _columns(input, weight, geometry)
+    unfolded = input if _is_pointwise(weight.shape, geometry) else _unfolded(input, weight, geometry)
+    result = _positions(unfolded) @ weight.flatten(1).t()
     size = _output_size(input.shape, weight.shape, geometry)
-    return result.view(-1, input.shape[0], *size).movedim(0, 1).contiguous()
+    return result.view(input.shape[0], *size, -1).movedim(-1, 1).contiguous()
 
 
 def weight_gradient(grad_output: Tensor, input: Tensor, weight: Tensor, geometry: ConvGeometry) -> Tensor | None:
@@ -120,11 +121,21 @@ def _rows(values: Tensor) -> Tensor:
     return values.flatten(2).movedim(0, 1).flatten(1)
 
 
+def _positions(values: Tensor) -> Tensor:
+    """(N, C, ...) -> (N * positions, C)."""
+    return values.flatten(2).transpose(1, 2).flatten(0, 1)
+
+
+def _unfolded(input: Tensor, weight: Tensor, geometry: ConvGeometry) -> Tensor:
+    """What each output position reads, (N, C_in * kernel, positions)."""
+    return F.unfold(input, weight.shape[2:], geometry.dilation, geometry.padding, geometry.stride)
+
+
 def _columns(input: Tensor, weight: Tensor, geometry: ConvGeometry) -> Tensor:
     """What each output position reads, (C_in * kernel, N * positions)."""
     if _is_pointwise(weight.shape, geometry):
         return _rows(input)
-    return _rows(F.unfold(input, weight.shape[2:], geometry.dilation, geometry.padding, geometry.stride))
+    return _rows(_unfolded(input, weight, geometry))
 
 
 def _by_threes(grad_output: Tensor, input: Tensor, weight: Tensor, geometry: ConvGeometry) -> Tensor:
