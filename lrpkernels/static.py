@@ -26,8 +26,8 @@ class StaticCalls:
     """The calls of one model, by the form of its input (shapes, strides, dtypes, device) and its state (training, gradients, autocast).
 
     For :func:`lrpkernels.record`, which fills it. The model must make the same PyTorch calls whenever these are the same; its modules
-    must stay what they are, numbers such as the p of a dropout included (parameters may be trained, loaded and replaced). Forward hooks and other Python code of the model do not
-    run again. A copy of this object, or a pickled one, knows no calls.
+    must stay what they are, numbers such as the p of a dropout included (parameters may be trained, loaded and replaced). Forward
+    hooks and other Python code of the model do not run again. A copy of this object, or a pickled one, knows no calls.
     """
 
     def __init__(self) -> None:
