@@ -6,7 +6,7 @@
     python -m benchmarks.scaling --ddp                                       # weak scaling, 1 and 2 gloo processes, wall clock
 
 Each point is an alternating run of a residual network (benchmarks.networks.residual): an ISNet Selective step beside a plain step, and
-epsilon and EpsilonPlus heatmaps beside forward pass plus input gradient. A cost that grows as fast as its baseline has a flat ratio:
+epsilon and EpsilonPlus heatmaps beside forward pass plus input gradient, step and epsilon with static calls, too. A cost that grows as fast as its baseline has a flat ratio:
 exponent 0 in the table of ratios, whatever the exponents of both.
 """
 
@@ -36,7 +36,9 @@ CURVES: dict[str, tuple[dict[str, int], tuple[int, ...]]] = {
 }
 PAIRS = {
     "ISNet selective step": ("plain step", 2.0),
+    "ISNet selective step, static": ("plain step", 2.0),
     "epsilon": ("forward + input gradient", COMPOSITES["epsilon"][0]),
+    "epsilon, static": ("forward + input gradient", COMPOSITES["epsilon"][0]),
     "EpsilonPlus": ("forward + input gradient", COMPOSITES["EpsilonPlus"][0]),
 }
 
@@ -48,12 +50,13 @@ def runs_of(
     torch.manual_seed(0)
     model = residual(width, depth, classes)
     training = steps(
-        "", "selective", batch=batch, size=size, classes=classes, training=True, device=device, model=model
+        "", "selective", batch=batch, size=size, classes=classes, training=True, device=device, model=model, static=True
     )
     still = residual(width, depth, classes).to(device).eval().requires_grad_(False)
     x = torch.rand(batch, 3, size, size, device=device)
     heatmaps: dict[str, Callable[[], object]] = {"forward + input gradient": input_gradient(still, x)}
     heatmaps |= {name: heatmap(still, x, COMPOSITES[name][1]()) for name in ("epsilon", "EpsilonPlus")}
+    heatmaps["epsilon, static"] = heatmap(still, x, COMPOSITES["epsilon"][1](), static=True)
     return [training, heatmaps]
 
 
