@@ -6,8 +6,8 @@
     python -m benchmarks.scaling --ddp                                       # weak scaling, 1 and 2 gloo processes, wall clock
 
 Each point is an alternating run of a residual network (benchmarks.networks.residual): an ISNet Selective step beside a plain step, and
-epsilon and EpsilonPlus heatmaps beside forward pass plus input gradient, step and epsilon with static calls, too. A cost that grows as fast as its baseline has a flat ratio:
-exponent 0 in the table of ratios, whatever the exponents of both.
+epsilon and EpsilonPlus heatmaps beside forward pass plus input gradient; step and epsilon with static calls, too. A cost that grows as
+fast as its baseline has a flat ratio: exponent 0 in the table of ratios, whatever the exponents of both.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ def test_scaling_measures_and_draws(
     monkeypatch.setitem(scaling.CURVES, "size", ({"batch": 2, "width": 4, "depth": 1, "classes": 3}, (32, 40)))
     path = tmp_path / "scaling.json"
     rows = scaling.main(["--curves", "size", "--repeats", "3", "--device", "cpu", "--json", str(path)])
-    assert [row["value"] for row in rows] == [32] * 5 + [40] * 5 and all(row["curve"] == "size" for row in rows)
+    assert [row["value"] for row in rows] == [32] * 7 + [40] * 7 and all(row["curve"] == "size" for row in rows)
     assert "| ISNet selective step / plain step |" in capsys.readouterr().out
     assert scaling.main(["--from", str(path), "--plots", str(tmp_path)]) == json.loads(path.read_text())["rows"]
     for name in ("seconds", "ratios"):
