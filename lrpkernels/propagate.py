@@ -32,7 +32,7 @@ class _Contributions:
         self._parts.setdefault(id(value), []).append(part)
 
     def pop(self, value: Value) -> Tensor | None:
-        parts = self._parts.pop(id(value), None)
+        parts = self._parts.pop(id(value), None) if self._parts else None
         return None if parts is None else _sum(parts)
 
     def pop_pair(self, value: Value) -> tuple[Tensor, Tensor | None] | None:
@@ -152,8 +152,9 @@ def _walk(
 def _release(op: Op) -> None:
     parts = (op.map, op.norm, op.relu) if type(op) is Block else (op,)
     for part in parts:
-        for value in () if part is None else part.outputs:
-            value.release()
+        if part is not None:
+            for value in part.outputs:
+                value.release()
 
 
 def _through(

@@ -50,7 +50,7 @@ NO_EPILOGUE = Epilogue()
 
 def has_fused_kernels(tensor: Tensor) -> bool:
     """Whether this tensor's device has kernels of ours that replace PyTorch's own (CUDA, or its emulation)."""
-    return tensor.device.type == fused_device
+    return fused_device is not None and tensor.device.type == fused_device
 
 
 def has_fused_conv(weight: Tensor, geometry: ConvGeometry) -> bool:
