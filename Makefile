@@ -19,7 +19,7 @@ help:
 	@echo "make format   what make lint can mend"
 	@echo "make peers    zennit, captum, lxt and autoLRP, which benchmarks compare with, without their dependencies"
 	@echo "make kernel-times  every op beside eager PyTorch on shapes of real layers, pytest-benchmark"
-	@echo "make ratios   cost of an ISNet step beside the accepted figures"
+	@echo "make ratios   cost of an ISNet step and of heatmaps beside the accepted figures"
 	@echo "make kernels  every CUDA kernel through nvcc for every architecture; no spills, no warnings"
 
 $(BIN)/.environment: pyproject.toml
@@ -74,7 +74,8 @@ linked: build
 # A few alternating steps beside the accepted ratios: a report, since speed is never asserted here.
 ratios: build
 	$(BIN)/python -m benchmarks.step --repeats 7 --json build/step.json
-	$(BIN)/python -m benchmarks.compare build/step.json
+	$(BIN)/python -m benchmarks.heatmap --networks resnet18 --composites epsilon EpsilonPlus --static --repeats 7 --json build/heatmap.json
+	$(BIN)/python -m benchmarks.compare build/step.json build/heatmap.json
 
 # Speed is reported, never asserted; a wrong result is.
 kernel-times: build
