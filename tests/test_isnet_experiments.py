@@ -1,6 +1,7 @@
 """The experiments at toy size: every method runs, an interrupted experiment goes on, tables say what was measured."""
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
+from test_isnet_training import Dying, KilledError
 from torch import nn
 from typer.testing import CliRunner
 
@@ -61,6 +63,28 @@ def test_every_method_gives_a_cell(digits: None, tmp_path: Path) -> None:
     assert standard["cost"] == 1
     text = mnist.table(rows)
     assert len(text.splitlines()) == 2 + len(rows) and "| place | segmentation, then classification |" in text
+
+
+def test_a_resumed_cell_counts_what_was_trained_before(
+    digits: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticks = itertools.count(100)
+    monkeypatch.setattr("isnet.training.time.process_time", lambda: float(next(ticks)))
+    costs = []
+    for name, killed in (("whole", False), ("killed", True)):
+        config = toy(tmp_path / name, epochs=3)
+        (cell,) = mnist.all_cells(dataclasses.replace(config, methods=("standard",)))
+        if killed:
+            with monkeypatch.context() as patch:
+                data = mnist.cell_data(mnist.run_config(config, cell), mnist.Method("standard"))
+                patch.setattr(mnist, "cell_data", lambda *_, data=data: data._replace(train=Dying(data.train, 300)))
+                with pytest.raises(KilledError):
+                    mnist.train_cell(config, cell)
+            next(ticks)  # the clock of another process
+        mnist.train_cell(config, cell)
+        result = json.loads((tmp_path / name / "cells" / f"{cell.key}.json").read_text())
+        costs.append(result["cpu_seconds"])
+    assert costs[0] == costs[1] > 3
 
 
 def test_tables_are_means_over_seeds(tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
+from isnet.warmup import WarmupBackground
+
 Precision = Literal["float32", "bfloat16", "float16"]
 Schedule = Literal["constant", "cosine", "step"]
 Monitor = Literal["loss", "classification", "accuracy"]
@@ -24,7 +26,8 @@ class TrainConfig:
 
     Attributes:
         epochs: Epochs after the warm-up.
-        warmup: Epochs before them in which the background is replaced by noise and only the classification loss counts.
+        warmup: Epochs before them in which the background is replaced and only the classification loss counts.
+        warmup_background: By what: ``"noise"``, white, or ``"smooth"``, of several scales (:func:`isnet.warmup.replace_background`).
         batch_size: Images per optimizer step, over all processes and parts; the last, smaller batch of an epoch is left
             out.
         accumulate: Parts into which each process cuts its share of a batch, one after the other, to save memory.
@@ -65,6 +68,7 @@ class TrainConfig:
 
     epochs: int = 8
     warmup: int = 0
+    warmup_background: WarmupBackground = "noise"
     batch_size: int = 64
     accumulate: int = 1
     optimizer: Literal["sgd", "adamw"] = "adamw"
@@ -105,6 +109,7 @@ class TrainConfig:
         checks = (
             ("epochs", self.epochs >= 0, ">= 0"),
             ("warmup", self.warmup >= 0, ">= 0"),
+            ("warmup_background", self.warmup_background in get_args(WarmupBackground), "noise or smooth"),
             ("batch_size", self.batch_size >= 2, ">= 2"),
             ("accumulate", self.accumulate >= 1, ">= 1"),
             ("optimizer", self.optimizer in ("sgd", "adamw"), "sgd or adamw"),
