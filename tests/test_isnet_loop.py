@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from isnet import ISNet, ISNetLoss
 from isnet._steps import NonFiniteLossError
-from isnet.checkpoints import load_checkpoint, load_model_state
+from isnet.checkpoints import CheckpointError, load_checkpoint, load_model_state
 from isnet.distributed import World
 from isnet.evaluation import accuracy
 from isnet.runlog import RunLog, read_log
@@ -110,6 +110,19 @@ def test_smooth_noise_is_smooth_and_white_noise_is_not() -> None:
     assert abs(correlation("noise")) < 0.05 and correlation("smooth") > 0.4
     with pytest.raises(ValueError, match="kind: expected one of noise, smooth, got 'pink'"):
         correlation("pink")
+
+
+def test_background_noise_throughout_may_branch_from_a_warmup(tmp_path: Path) -> None:
+    """After the warm-up, noise as in more of it; the learning rate, too, where nothing lowers it."""
+    longer, branched = small_model(), small_model()
+    warmup = TrainConfig(epochs=0, warmup=1, batch_size=32, lr_after_warmup=1.0)
+    train(longer, dataclasses.replace(warmup, warmup=3))
+    train(small_model(), warmup, run_dir=tmp_path)
+    config = dataclasses.replace(warmup, epochs=2, keep_replacing=True)
+    train(branched, config, run_dir=tmp_path, resume=True)
+    assert_same_model(longer, branched)
+    with pytest.raises(CheckpointError, match="keep_replacing: True there, False now"):
+        train(small_model(), dataclasses.replace(config, keep_replacing=False), run_dir=tmp_path, resume=True)
 
 
 def test_smooth_warmup_is_trained_on() -> None:

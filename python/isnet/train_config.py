@@ -28,6 +28,7 @@ class TrainConfig:
         epochs: Epochs after the warm-up.
         warmup: Epochs before them in which the background is replaced and only the classification loss counts.
         warmup_background: By what: ``"noise"``, white, or ``"smooth"``, of several scales (:func:`isnet.warmup.replace_background`).
+        keep_replacing: Replace the background after the warm-up, too: background-noise augmentation.
         batch_size: Images per optimizer step, over all processes and parts; the last, smaller batch of an epoch is left
             out.
         accumulate: Parts into which each process cuts its share of a batch, one after the other, to save memory.
@@ -69,6 +70,7 @@ class TrainConfig:
     epochs: int = 8
     warmup: int = 0
     warmup_background: WarmupBackground = "noise"
+    keep_replacing: bool = False
     batch_size: int = 64
     accumulate: int = 1
     optimizer: Literal["sgd", "adamw"] = "adamw"
@@ -174,6 +176,10 @@ class TrainConfig:
         ramp = self.p_ramp * steps_per_epoch
         return p * min(1.0, (after + 1) / ramp) if ramp else p
 
+    def replaces_background(self, step: int, steps_per_epoch: int) -> bool:
+        """Whether a step, counted from 0, sees other backgrounds than the images'."""
+        return self.keep_replacing or step < self.warmup * steps_per_epoch
+
     def takes_heatmap(self, step: int, steps_per_epoch: int) -> bool:
         """Whether the heatmap loss counts in a step, counted from 0."""
         after = step - self.warmup * steps_per_epoch
@@ -186,10 +192,12 @@ class TrainConfig:
     def differences(self, saved: Mapping[str, Any], *, past_warmup: bool = True) -> list[str]:
         """What keeps a run with the settings ``saved`` from being continued with these, one text each.
 
-        Logging, checkpointing and loading may change, and the number of epochs as far as the steps done do not depend on it.
+        Logging, checkpointing and loading may change, and the number of epochs and what becomes of the background after the warm-up as
+        far as the steps done do not depend on it.
         A setting that ``saved`` lacks counts as its default.
         """
         free = _FREE if self.schedule == "cosine" and past_warmup else _FREE | {"epochs"}
+        free = free if past_warmup else free | {"keep_replacing"}
         before = {field.name: field.default for field in fields(self)} | dict(saved)
         return [
             f"{name}: {_plain(before.get(name))!r} there, {value!r} now"

@@ -279,7 +279,7 @@ class _Trainer:
         """Forward and backward pass of one part; its gradient is added to those of the parts before."""
         config, step = self.config, self.step
         images, labels, masks = part = tuple(value.to(self.device) for value in part)  # type: ignore[assignment]
-        if step < config.warmup * self.steps_per_epoch:
+        if config.replaces_background(step, self.steps_per_epoch):
             images = replace_background(
                 images,
                 masks,

@@ -101,6 +101,9 @@ def configure(
     warmup_background: Annotated[
         str | None, _option(_TRAIN, "By which noise: noise (white) or smooth (of several scales).", "noise")
     ] = None,
+    keep_replacing: Annotated[
+        bool | None, _option(_TRAIN, "Replace the background after the warm-up, too.", "off")
+    ] = None,
     batch_size: Annotated[
         int | None, _option(_TRAIN, "Images per step, all processes together.", "16; 64 for biased MNIST")
     ] = None,
@@ -223,8 +226,8 @@ def configure(
         base.train,
         **_given(
             epochs=epochs, warmup=warmup, warmup_background=warmup_background, batch_size=batch_size, accumulate=accumulate,
-            optimizer=optimizer, lr=lr, lr_rampup=lr_rampup,
-            lr_after_warmup=lr_after_warmup, schedule=schedule, milestones=tuple(milestone) if milestone else None,
+            keep_replacing=keep_replacing, optimizer=optimizer, lr=lr, lr_rampup=lr_rampup, lr_after_warmup=lr_after_warmup,
+            schedule=schedule, milestones=tuple(milestone) if milestone else None,
             weight_decay=weight_decay, precision=precision, ema=ema, patience=patience, channels_last=channels_last,
             sync_batch_norm=sync_batch_norm,
             deterministic=deterministic, workers=workers, seed=seed, p=p, p_ramp=p_ramp, balance=balance, heatmap_every=heatmap_every,

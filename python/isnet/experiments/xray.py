@@ -104,11 +104,11 @@ PRESETS: Mapping[str, XrayConfig] = {
 
 
 class Method(NamedTuple):
-    """A way to train: variant, whether the background is noise at first, and whether on images without marks."""
+    """A way to train: variant, whether the background is noise at first or throughout, and whether on images without marks."""
 
     variant: Variant
     warm: bool = False
-    only_noise: bool = False
+    noise: bool = False
     unmarked: bool = False
 
 
@@ -116,7 +116,7 @@ METHODS: Mapping[str, Method] = {
     "trained without marks": Method("standard", unmarked=True),
     "standard": Method("standard"),
     "control (warm-up, then standard)": Method("standard", warm=True),
-    "background noise": Method("standard", only_noise=True),
+    "background noise": Method("standard", warm=True, noise=True),
     "selective": Method("selective", warm=True),
     "stochastic": Method("stochastic", warm=True),
     "dual": Method("dual", warm=True),
@@ -173,16 +173,16 @@ def run_config(config: XrayConfig, job: Job) -> RunConfig:
     """The settings of a method's run, or of the warm-up that several share."""
     name, seed = job
     method = METHODS.get(name, Method("standard", warm=True))
-    total = config.warmup + config.epochs
-    warmup = total if method.only_noise else config.warmup if method.warm else 0
+    warmup = config.warmup if method.warm else 0
     path = Path(config.data or images_folder(config, seed) / (UNMARKED if method.unmarked else MANIFEST))
     data = ImagesConfig(
         str(path), size=(config.size, config.size), channels=1, flip=0.5, shift=0.04 * config.size, seed=seed
     )
     train = TrainConfig(
-        epochs=0 if name == _WARMUP else total - warmup,
+        epochs=0 if name == _WARMUP else config.warmup + config.epochs - warmup,
         warmup=warmup,
         warmup_background=config.warmup_background if warmup else "noise",  # another one leaves plain runs valid
+        keep_replacing=method.noise,
         batch_size=config.batch_size,
         lr=config.lr,
         lr_rampup=2.0,
