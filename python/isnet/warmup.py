@@ -54,9 +54,10 @@ def replace_background(
 
 
 def smooth_noise(shape: tuple[int, ...], generator: torch.Generator, rows: slice = slice(None)) -> Tensor:
-    """Noise of several scales: grids of 2, 4, 8, ... cells a side up to one per pixel, each with an amplitude of its own.
+    """Noise of several scales: grids of 2, 4, 8, ... points a side, to one every two pixels at most, each with an amplitude of its own.
 
-    The scales are equally strong on average, as in natural images, whose power falls with the square of the frequency.
+    The scales are equally strong on average, as in natural images, whose power falls with the square of the frequency. A finer grid would
+    be white noise.
 
     Args:
         shape: (N, C, H, W) of the batch that is drawn.
@@ -71,11 +72,11 @@ def smooth_noise(shape: tuple[int, ...], generator: torch.Generator, rows: slice
     """
     count, channels, *size = shape
     noise = torch.rand(count, channels, 1, 1, generator=generator)[rows].expand(-1, -1, *size).clone()
-    side = 1
-    while side < max(size):
-        side *= 2
+    side = 2
+    while side == 2 or 2 * side <= max(size):
         grid = [min(side, length) for length in size]
         cells = torch.rand(count, channels, *grid, generator=generator)[rows] - 0.5
         amplitude = torch.rand(count, 1, 1, 1, generator=generator)[rows]
         noise += F.interpolate(amplitude * cells, size, mode="bilinear", align_corners=True)
+        side *= 2
     return noise.clamp_(0, 1)
