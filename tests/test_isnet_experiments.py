@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from typer.testing import CliRunner
 
 from isnet import cli
 from isnet.data import MNIST, BiasedMNIST
-from isnet.experiments import classes, mnist
+from isnet.experiments import classes, mnist, xray
 from isnet.experiments.baselines import Altered, InputGradients, with_mask
 
 
@@ -109,6 +110,10 @@ def test_tables_are_means_over_seeds(tmp_path: Path) -> None:
         mnist.methods(toy(tmp_path, methods=("magic",)))
     with pytest.raises(ValueError, match="preset: expected one of full, quick"):
         mnist.preset("fast")
+    with pytest.raises(ValueError, match="marks: expected one of place, texture, photo, got 'label'"):
+        toy(tmp_path, marks=("place", "label"))
+    with pytest.raises(ValueError, match=r"seeds: expected one or several different numbers, got \[2, 2\]"):
+        toy(tmp_path, seeds=(2, 2))
 
 
 def test_the_reference_has_no_marks_and_segmented_images_no_background(digits: None, tmp_path: Path) -> None:
@@ -190,6 +195,22 @@ def test_classes(tmp_path: Path) -> None:
     assert classes.read(tmp_path) == rows and (tmp_path / "classes.png").stat().st_size > 1000
     assert "| original | " in classes.table(rows) and classes.table(rows).splitlines()[2].endswith("| - |")
     assert isinstance(classes.figure(rows), Figure)
+
+
+def test_seeds_marks_and_background_from_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    for experiment in (mnist, xray):
+        monkeypatch.setattr(experiment, "run_experiment", lambda config, **_: asked.append(config) or [])
+        monkeypatch.setattr(experiment, "table", lambda rows: "")
+    chosen = ["--seeds", "3", "--warmup-background", "smooth"]
+    marks = ["--mark", "place", "--mark", "photo"]
+    for options in (["mnist", *chosen, *marks], ["xray", *chosen]):
+        assert CliRunner().invoke(cli.app, ["experiment", *options]).exit_code == 0
+        assert (asked[-1].seeds, asked[-1].warmup_background) == ((0, 1, 2), "smooth")
+    assert asked[0].marks == ("place", "photo")
+    for name in ("mnist", "xray"):
+        failed = CliRunner().invoke(cli.app, ["experiment", name, "--warmup-background", "pink"])
+        assert "warmup_background: expected one of noise, smooth, got 'pink'" in str(failed.exception) + failed.output
 
 
 def test_command_line(tmp_path: Path) -> None:

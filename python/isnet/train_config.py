@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
-from isnet.warmup import WarmupBackground
+from isnet.warmup import WARMUP_BACKGROUNDS, WarmupBackground
 
 Precision = Literal["float32", "bfloat16", "float16"]
 Schedule = Literal["constant", "cosine", "step"]
@@ -111,7 +111,7 @@ class TrainConfig:
         checks = (
             ("epochs", self.epochs >= 0, ">= 0"),
             ("warmup", self.warmup >= 0, ">= 0"),
-            ("warmup_background", self.warmup_background in get_args(WarmupBackground), "noise or smooth"),
+            ("warmup_background", self.warmup_background in WARMUP_BACKGROUNDS, " or ".join(WARMUP_BACKGROUNDS)),
             ("batch_size", self.batch_size >= 2, ">= 2"),
             ("accumulate", self.accumulate >= 1, ">= 1"),
             ("optimizer", self.optimizer in ("sgd", "adamw"), "sgd or adamw"),

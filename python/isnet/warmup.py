@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 WarmupBackground = Literal["noise", "smooth"]
+WARMUP_BACKGROUNDS: tuple[str, ...] = get_args(WarmupBackground)
 
 
 def replace_background(
@@ -40,8 +41,8 @@ def replace_background(
     Raises:
         ValueError: an unknown kind.
     """
-    if kind not in get_args(WarmupBackground):
-        raise ValueError(f"kind: expected one of {', '.join(get_args(WarmupBackground))}, got {kind!r}")
+    if kind not in WARMUP_BACKGROUNDS:
+        raise ValueError(f"kind: expected one of {', '.join(WARMUP_BACKGROUNDS)}, got {kind!r}")
     total = len(images) if total is None else total
     rows = slice(first, first + len(images))
     if kind == "smooth":

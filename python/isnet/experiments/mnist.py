@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ from isnet.runs import build_criterion, build_isnet, build_model
 from isnet.sensitivity import blind_spot
 from isnet.train_config import Balance, TrainConfig
 from isnet.training import fit
-from isnet.warmup import WarmupBackground
+from isnet.warmup import WARMUP_BACKGROUNDS, WarmupBackground
 
 TESTS = ("biased", "unbiased", "deceiving")
 _GRADIENT_STRENGTH = 1.0
@@ -75,6 +75,11 @@ class MNISTConfig:
     marks: tuple[Mark, ...] = ("place", "texture", "photo")
     seeds: tuple[int, ...] = (0, 1, 2)
     methods: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:  # before anything is trained
+        trainings.require_known("marks", self.marks, get_args(Mark))
+        trainings.require_known("warmup_background", [self.warmup_background], WARMUP_BACKGROUNDS)
+        trainings.require_different("seeds", self.seeds)
 
 
 # What fits into a quarter of an hour on two cores; the ordering of the full table shows in these.

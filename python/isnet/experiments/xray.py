@@ -26,7 +26,7 @@ from isnet.runlog import LOG_NAME
 from isnet.runs import Run, build_isnet, evaluate_run, load_evaluation, load_run, require_same_run, train_run
 from isnet.train_config import TrainConfig
 from isnet.training import CHECKPOINT_NAME
-from isnet.warmup import WarmupBackground
+from isnet.warmup import WARMUP_BACKGROUNDS, WarmupBackground
 
 _RESAMPLES = 200
 _WARMUP = "warm-up"
@@ -82,8 +82,8 @@ class XrayConfig:
         for name in ("train", "validation", "test", "pixels", "size"):
             if getattr(self, name) < 2:
                 raise ValueError(f"{name}: expected at least 2, got {getattr(self, name)}")
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds: expected one or several different numbers, got {list(self.seeds)}")
+        trainings.require_known("warmup_background", [self.warmup_background], WARMUP_BACKGROUNDS)
+        trainings.require_different("seeds", self.seeds)
 
 
 PRESETS: Mapping[str, XrayConfig] = {
