@@ -147,7 +147,7 @@ def methods(config: MNISTConfig) -> dict[str, Method]:
         "trained without bias": Method("standard", rival="unrelated"),
         "standard": Method("standard"),
         "control (warm-up, then standard)": Method("standard", warm=True),
-        "background noise": Method("standard", rival="noise"),
+        "background noise": Method("standard", warm=True, rival="noise"),
         "segmentation, then classification": Method("standard", rival="segmented"),
         "input gradients": Method("standard", rival="gradients"),
     }
@@ -232,14 +232,16 @@ def run_config(config: MNISTConfig, cell: Cell) -> RunConfig:
     """The settings of a cell."""
     method = methods(config)[cell.method]
     total = config.warmup + config.epochs
-    warmup = total if method.rival == "noise" else config.warmup if method.warm else 0
+    warmup = config.warmup if method.warm else 0
     train = TrainConfig(
         epochs=total - warmup,
         warmup=warmup,
         warmup_background=config.warmup_background if warmup else "noise",  # another one leaves plain runs valid
+        keep_replacing=method.rival == "noise",
         batch_size=config.batch_size,
         channels_last=True,
         lr_after_warmup=1.0,
+        schedule="cosine",
         balance=method.balance,
         heatmap_every=method.every,
         heatmap_fraction=method.fraction,

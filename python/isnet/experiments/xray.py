@@ -67,7 +67,7 @@ class XrayConfig:
     size: int = 224
     warmup: int = 20
     epochs: int = 20
-    warmup_background: WarmupBackground = "noise"
+    warmup_background: WarmupBackground = "smooth"
     batch_size: int = 32
     lr: float = 2e-3
     p: float = 0.8
