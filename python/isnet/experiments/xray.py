@@ -70,7 +70,7 @@ class XrayConfig:
     warmup_background: WarmupBackground = "smooth"
     batch_size: int = 32
     lr: float = 2e-3
-    p: float = 0.8
+    p: float = 0.7
     heatmap_every: int = 1
     seeds: tuple[int, ...] = (0, 1, 2)
     methods: tuple[str, ...] = ()
@@ -186,7 +186,7 @@ def run_config(config: XrayConfig, job: Job) -> RunConfig:
         batch_size=config.batch_size,
         lr=config.lr,
         lr_rampup=2.0,
-        lr_after_warmup=0.5,
+        lr_after_warmup=1.0,
         schedule="cosine",
         seed=seed,
     )
