@@ -15,6 +15,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 from isnet import cli
+from isnet.checkpoints import CheckpointError
 from isnet.data import MNIST, BiasedMNIST
 from isnet.experiments import classes, mnist, xray
 from isnet.experiments.baselines import Altered, InputGradients, with_mask
@@ -99,6 +100,7 @@ def test_tables_are_means_over_seeds(tmp_path: Path) -> None:
             "blind_spot": {"changed": 0.1, "distance": 0.25, "background": 0.2, "score": 0.125},
             "cpu_seconds": 3,
             "steps": 2,
+            "settings": mnist.run_config(config, cell).to_json(),
         }
         (tmp_path / "cells").mkdir(exist_ok=True)
         (tmp_path / "cells" / f"{cell.key}.json").write_text(json.dumps(result))
@@ -106,6 +108,10 @@ def test_tables_are_means_over_seeds(tmp_path: Path) -> None:
     assert row["biased"] == pytest.approx((60, 100 * 0.02**0.5)) and row["cost"] == 1
     assert "| 60.0 ± 14.1 | 20.0 | 25.0 | 12.5 | 1.00 |" in mnist.table([row])
     assert mnist.run_experiment(config, progress=False) == [row]  # nothing is left to train
+    with pytest.raises(
+        CheckpointError, match=r"other settings \(train.epochs: 2 there, 3 now\); choose another folder"
+    ):
+        mnist.run_experiment(dataclasses.replace(config, epochs=2), progress=False)
     with pytest.raises(ValueError, match="methods: no magic; there are"):
         mnist.methods(toy(tmp_path, methods=("magic",)))
     with pytest.raises(ValueError, match="preset: expected one of full, quick"):

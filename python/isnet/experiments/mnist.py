@@ -21,6 +21,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from isnet._files import write_json, write_text
+from isnet.checkpoints import CheckpointError
 from isnet.data import BiasedMNIST, load_mnist
 from isnet.data.biased_mnist import Bias, Mark
 from isnet.evaluation import Example, accuracy, background_attention
@@ -28,6 +29,7 @@ from isnet.experiments import trainings
 from isnet.experiments.baselines import Altered, InputGradients, segmented, with_mask
 from isnet.run_config import DataConfig, HeatmapConfig, RunConfig, Variant
 from isnet.run_data import RunData, load_data
+from isnet.runlog import flatten
 from isnet.runs import build_criterion, build_isnet, build_model
 from isnet.sensitivity import blind_spot
 from isnet.train_config import Balance, TrainConfig
@@ -177,17 +179,42 @@ def run_experiment(config: MNISTConfig, *, processes: int = 2, progress: bool = 
 
     Returns:
         One row per method and mark, as :func:`table_rows` returns them.
+
+    Raises:
+        CheckpointError: the folder holds cells of other settings.
     """
     folder = Path(config.folder)
     load_mnist(config.data_folder, progress=progress)  # once, not in every process
     cells = all_cells(config)
     trainings.train_missing(
-        train_cell, config, cells, lambda cell: _path(folder, cell).exists(), processes=processes, progress=progress
+        train_cell, config, cells, partial(_finished, config), processes=processes, progress=progress
     )
     rows = table_rows(config, cells)
     write_json(folder / "results.json", rows)
     write_text(folder / "table.md", table(rows))
     return rows
+
+
+def _finished(config: MNISTConfig, cell: Cell) -> bool:
+    """Whether a cell has its scores.
+
+    Raises:
+        CheckpointError: those are of other settings.
+    """
+    path = _path(Path(config.folder), cell)
+    if not path.exists():
+        return False
+    saved = json.loads(path.read_text()).get("settings")
+    if saved is None:
+        raise CheckpointError(f"{path}: an older version's, which kept no settings; choose another folder")
+    # From and to JSON once more: a setting newer than the cell has its default.
+    ours, theirs = (flatten(run.to_json()) for run in (run_config(config, cell), RunConfig.from_json(saved)))
+    differences = [
+        f"{key}: {theirs.get(key)!r} there, {ours[key]!r} now" for key in ours if ours[key] != theirs.get(key)
+    ]
+    if differences:
+        raise CheckpointError(f"{path} is of other settings ({'; '.join(differences)}); choose another folder")
+    return True
 
 
 def all_cells(config: MNISTConfig) -> list[Cell]:
@@ -221,7 +248,7 @@ def train_cell(config: MNISTConfig, cell: Cell) -> None:
     scores = {test: accuracy(model, dataset) for test, dataset in data.tests.items()}
     shown = background_attention(model, data.tests["deceiving"], max_images=_ATTENTION_IMAGES)
     spot = blind_spot(model, data.tests["biased"], data.tests["deceiving"], max_images=_ATTENTION_IMAGES)
-    result = {"accuracy": scores, "background": shown, "blind_spot": spot._asdict()}
+    result = {"accuracy": scores, "background": shown, "blind_spot": spot._asdict(), "settings": run.to_json()}
     write_json(
         _path(folder, cell),
         {**cell._asdict(), **result, "cpu_seconds": log[-1]["cpu_seconds"], "steps": log[-1]["step"]},
