@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
@@ -350,6 +351,10 @@ def test_warmup_can_be_shared(tmp_path: Path) -> None:
     train(small_model(), TrainConfig(epochs=0, warmup=1, batch_size=32), run_dir=tmp_path)
     train(branched, config, "selective", run_dir=tmp_path, resume=True)
     assert_same_model(straight, branched)
+    other = dataclasses.replace(config, p=0.9, schedule="cosine", lr_after_warmup=1.0, heatmap_every=2)
+    assert not other.differences(TrainConfig(warmup=1, batch_size=32).to_json(), past_warmup=False)
+    with pytest.raises(CheckpointError, match=r"lr_after_warmup: 0.3 there, 1.0 now.* p: 0.7 there, 0.9 now"):
+        train(small_model(), other, "selective", run_dir=tmp_path, resume=True)
 
 
 def test_resuming_under_other_settings_is_refused(tmp_path: Path) -> None:

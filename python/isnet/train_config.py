@@ -16,6 +16,11 @@ Schedule = Literal["constant", "cosine", "step"]
 Monitor = Literal["loss", "classification", "accuracy"]
 Balance = Literal["fixed", "auto"]
 
+# What acts after the warm-up only, and may change before its end.
+_AFTER_WARMUP = {
+    *("keep_replacing", "lr_after_warmup", "schedule", "milestones", "gamma"),
+    *("p", "p_ramp", "p_schedule", "heatmap_every", "heatmap_fraction"),
+}
 # What may change when a run is taken up again: nothing of it alters the weights.
 _FREE = {"log_every", "save_every", "keep_last", "tensorboard", "workers", "patience"}
 
@@ -192,12 +197,12 @@ class TrainConfig:
     def differences(self, saved: Mapping[str, Any], *, past_warmup: bool = True) -> list[str]:
         """What keeps a run with the settings ``saved`` from being continued with these, one text each.
 
-        Logging, checkpointing and loading may change, and the number of epochs and what becomes of the background after the warm-up as
+        Logging, checkpointing and loading may change, and the number of epochs and what acts after the warm-up (P, schedule, ...) as
         far as the steps done do not depend on it.
         A setting that ``saved`` lacks counts as its default.
         """
         free = _FREE if self.schedule == "cosine" and past_warmup else _FREE | {"epochs"}
-        free = free if past_warmup else free | {"keep_replacing"}
+        free = free if past_warmup else free | _AFTER_WARMUP
         before = {field.name: field.default for field in fields(self)} | dict(saved)
         return [
             f"{name}: {_plain(before.get(name))!r} there, {value!r} now"

@@ -49,7 +49,7 @@ class XrayConfig:
         warmup_background: What replaces the background then, and throughout for the rival "background noise"; see
             :class:`isnet.train_config.TrainConfig`.
         batch_size, lr: Of the training.
-        p: P of the ISNets, the share of the heatmap loss.
+        p, dual_p: P of the ISNets, the share of the heatmap loss, and Dual's: with 0.7 it followed the marks.
         heatmap_every: K of the ISNets.
         seeds: One rendering of the images and one training per method each; of ``data`` only the training differs.
         methods: Names to run; empty: all.
@@ -71,6 +71,7 @@ class XrayConfig:
     batch_size: int = 32
     lr: float = 2e-3
     p: float = 0.7
+    dual_p: float = 0.9
     heatmap_every: int = 1
     seeds: tuple[int, ...] = (0, 1, 2)
     methods: tuple[str, ...] = ()
@@ -190,9 +191,10 @@ def run_config(config: XrayConfig, job: Job) -> RunConfig:
         schedule="cosine",
         seed=seed,
     )
-    if method.warm:  # only where they matter: another P leaves the plain networks valid
-        train = dataclasses.replace(train, p=config.p, heatmap_every=config.heatmap_every)
-    tune = 0 if method.variant == "standard" else 1
+    tune = 0
+    if method.variant != "standard":  # only where they matter: another P leaves the plain networks valid
+        p = config.dual_p if method.variant == "dual" else config.p
+        train, tune = dataclasses.replace(train, p=p, heatmap_every=config.heatmap_every), 1
     return RunConfig(method.variant, data=with_classes(data), train=train, tune=tune, name=name)
 
 
