@@ -23,7 +23,7 @@ def _seeds_and_background(seeds: int | None, warmup_background: str | None) -> d
 @app.command()
 def mnist(
     preset: Annotated[
-        str, typer.Option(help="quick (a quarter of an hour on two cores) or full (all digits, three seeds: hours).")
+        str, typer.Option(help="quick (ten minutes a seed on two cores) or full (all digits, three seeds: hours).")
     ] = "quick",
     out: Annotated[
         Path | None, typer.Option(help="Folder of cells and tables.", show_default="runs/mnist or runs/mnist-quick")
@@ -80,7 +80,9 @@ def classes(
 
 @app.command()
 def xray(
-    preset: Annotated[str, typer.Option(help="quick (half an hour on two cores) or full (many hours).")] = "quick",
+    preset: Annotated[
+        str, typer.Option(help="quick (a quarter of an hour a seed on two cores) or full (many hours).")
+    ] = "quick",
     data: Annotated[
         Path | None,
         typer.Option(
