@@ -69,10 +69,11 @@ def test_train_evaluate_explain_report(tmp_path: Path, data_folder: Path) -> Non
     assert "| standard |" in output
     run(
         "train", guarded, "--data-folder", data_folder, *SMALL, "--variant", "selective", "--warmup", "1",
-        "--heatmap-every", "2", "--name", "guarded net",
+        "--heatmap-every", "2", "--name", "guarded net", "--warmup-background", "smooth",
     )  # fmt: skip
     config = load_config(guarded)
     assert (config.variant, config.train.warmup, config.train.heatmap_every) == ("selective", 1, 2)
+    assert (config.train.warmup_background, config.train.keep_replacing) == ("smooth", False)
     assert config.arch_arguments["block_inplanes"] == [4, 4, 8, 8]
 
     table = run("evaluate", standard, guarded)

@@ -1,19 +1,23 @@
 """The experiments at toy size: every method runs, an interrupted experiment goes on, tables say what was measured."""
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
+from test_isnet_training import Dying, KilledError
 from torch import nn
 from typer.testing import CliRunner
 
 from isnet import cli
+from isnet.checkpoints import CheckpointError
 from isnet.data import MNIST, BiasedMNIST
-from isnet.experiments import classes, mnist
+from isnet.experiments import classes, mnist, xray
 from isnet.experiments.baselines import Altered, InputGradients, with_mask
 
 
@@ -63,6 +67,28 @@ def test_every_method_gives_a_cell(digits: None, tmp_path: Path) -> None:
     assert len(text.splitlines()) == 2 + len(rows) and "| place | segmentation, then classification |" in text
 
 
+def test_a_resumed_cell_counts_what_was_trained_before(
+    digits: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticks = itertools.count(100)
+    monkeypatch.setattr("isnet.training.time.process_time", lambda: float(next(ticks)))
+    costs = []
+    for name, killed in (("whole", False), ("killed", True)):
+        config = toy(tmp_path / name, epochs=3)
+        (cell,) = mnist.all_cells(dataclasses.replace(config, methods=("standard",)))
+        if killed:
+            with monkeypatch.context() as patch:
+                data = mnist.cell_data(mnist.run_config(config, cell), mnist.Method("standard"))
+                patch.setattr(mnist, "cell_data", lambda *_, data=data: data._replace(train=Dying(data.train, 300)))
+                with pytest.raises(KilledError):
+                    mnist.train_cell(config, cell)
+            next(ticks)  # the clock of another process
+        mnist.train_cell(config, cell)
+        result = json.loads((tmp_path / name / "cells" / f"{cell.key}.json").read_text())
+        costs.append(result["cpu_seconds"])
+    assert costs[0] == costs[1] > 3
+
+
 def test_tables_are_means_over_seeds(tmp_path: Path) -> None:
     config = toy(tmp_path, seeds=(0, 1), methods=("standard",))
     cells = [mnist.Cell("standard", "place", seed) for seed in (0, 1)]
@@ -74,6 +100,7 @@ def test_tables_are_means_over_seeds(tmp_path: Path) -> None:
             "blind_spot": {"changed": 0.1, "distance": 0.25, "background": 0.2, "score": 0.125},
             "cpu_seconds": 3,
             "steps": 2,
+            "settings": mnist.run_config(config, cell).to_json(),
         }
         (tmp_path / "cells").mkdir(exist_ok=True)
         (tmp_path / "cells" / f"{cell.key}.json").write_text(json.dumps(result))
@@ -81,10 +108,18 @@ def test_tables_are_means_over_seeds(tmp_path: Path) -> None:
     assert row["biased"] == pytest.approx((60, 100 * 0.02**0.5)) and row["cost"] == 1
     assert "| 60.0 ± 14.1 | 20.0 | 25.0 | 12.5 | 1.00 |" in mnist.table([row])
     assert mnist.run_experiment(config, progress=False) == [row]  # nothing is left to train
+    with pytest.raises(
+        CheckpointError, match=r"other settings \(train.epochs: 2 there, 3 now\); choose another folder"
+    ):
+        mnist.run_experiment(dataclasses.replace(config, epochs=2), progress=False)
     with pytest.raises(ValueError, match="methods: no magic; there are"):
         mnist.methods(toy(tmp_path, methods=("magic",)))
     with pytest.raises(ValueError, match="preset: expected one of full, quick"):
         mnist.preset("fast")
+    with pytest.raises(ValueError, match="marks: expected one of place, texture, photo, got 'label'"):
+        toy(tmp_path, marks=("place", "label"))
+    with pytest.raises(ValueError, match=r"seeds: expected one or several different numbers, got \[2, 2\]"):
+        toy(tmp_path, seeds=(2, 2))
 
 
 def test_the_reference_has_no_marks_and_segmented_images_no_background(digits: None, tmp_path: Path) -> None:
@@ -166,6 +201,22 @@ def test_classes(tmp_path: Path) -> None:
     assert classes.read(tmp_path) == rows and (tmp_path / "classes.png").stat().st_size > 1000
     assert "| original | " in classes.table(rows) and classes.table(rows).splitlines()[2].endswith("| - |")
     assert isinstance(classes.figure(rows), Figure)
+
+
+def test_seeds_marks_and_background_from_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    for experiment in (mnist, xray):
+        monkeypatch.setattr(experiment, "run_experiment", lambda config, **_: asked.append(config) or [])
+        monkeypatch.setattr(experiment, "table", lambda rows: "")
+    chosen = ["--seeds", "3", "--warmup-background", "smooth"]
+    marks = ["--mark", "place", "--mark", "photo"]
+    for options in (["mnist", *chosen, *marks], ["xray", *chosen]):
+        assert CliRunner().invoke(cli.app, ["experiment", *options]).exit_code == 0
+        assert (asked[-1].seeds, asked[-1].warmup_background) == ((0, 1, 2), "smooth")
+    assert asked[0].marks == ("place", "photo")
+    for name in ("mnist", "xray"):
+        failed = CliRunner().invoke(cli.app, ["experiment", name, "--warmup-background", "pink"])
+        assert "warmup_background: expected one of noise, smooth, got 'pink'" in str(failed.exception) + failed.output
 
 
 def test_command_line(tmp_path: Path) -> None:

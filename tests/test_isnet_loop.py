@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from isnet import ISNet, ISNetLoss
 from isnet._steps import NonFiniteLossError
-from isnet.checkpoints import load_checkpoint, load_model_state
+from isnet.checkpoints import CheckpointError, load_checkpoint, load_model_state
 from isnet.distributed import World
 from isnet.evaluation import accuracy
 from isnet.runlog import RunLog, read_log
@@ -59,7 +59,7 @@ def test_settings_survive_json_and_old_checkpoints_lack_new_ones() -> None:
     config = TrainConfig(milestones=(2,), schedule="step", p_schedule=((0, 0.5),))
     assert TrainConfig(**json.loads(json.dumps(config.to_json()))) == config
     assert config.differences(config.to_json()) == []
-    old = {name: value for name, value in config.to_json().items() if name not in ("accumulate", "precision")}
+    old = {name: value for name, value in config.to_json().items() if name not in ("accumulate", "warmup_background")}
     assert config.differences(old) == []
     assert TrainConfig(accumulate=2).differences({"accumulate": 1}) == ["accumulate: 1 there, 2 now"]
     assert TrainConfig(workers=2, tensorboard=True, keep_last=3).differences({}) == []
@@ -82,16 +82,60 @@ def test_accumulated_parts_equal_the_whole_batch(warmup: int) -> None:
     assert [entry["step"] for entry in log if entry["kind"] == "step"] == list(range(1, 3 + 2 * warmup))
 
 
-def test_noise_of_parts_is_the_batchs() -> None:
+@pytest.mark.parametrize("kind", ["noise", "smooth"])
+def test_noise_of_parts_is_the_batchs(kind: Any) -> None:
     data = blobs(12)
-    whole = replace_background(data.images, data.masks, torch.Generator().manual_seed(1))
-    part = replace_background(data.images[4:8], data.masks[4:8], torch.Generator().manual_seed(1), first=4, total=12)
-    assert torch.equal(whole[4:8], part)
+
+    def replaced(rows: slice, seed: int = 1, **place: int) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        return replace_background(data.images[rows], data.masks[rows], generator, kind=kind, **place)
+
+    whole = replaced(slice(12))
+    assert torch.equal(whole[4:8], replaced(slice(4, 8), first=4, total=12))
+    assert torch.equal(whole, replaced(slice(12))) and not torch.equal(whole, replaced(slice(12), seed=2))
+    inside = data.masks > 0
+    assert torch.equal(whole[inside], data.images[inside])
 
 
-def test_noise_range_per_channel() -> None:
-    images, masks = torch.full((2, 2, 8, 8), 7.0), torch.zeros(2, 1, 8, 8)
-    noisy = replace_background(images, masks, torch.Generator().manual_seed(0), [0.0, -2.0], [1.0, -1.0])
+def test_smooth_noise_is_smooth_and_white_noise_is_not() -> None:
+    images, masks = torch.zeros(64, 1, 40, 48), torch.zeros(64, 1, 40, 48)
+
+    def correlation(kind: Any) -> float:
+        """Of horizontal neighbours, within the images: grey levels do not count."""
+        noisy = replace_background(images, masks, torch.Generator().manual_seed(0), kind=kind)
+        noisy = noisy - noisy.mean((1, 2, 3), keepdim=True)
+        left, right = noisy[..., :-1], noisy[..., 1:]
+        return float((left * right).sum() / (left.square().sum() * right.square().sum()).sqrt())
+
+    assert abs(correlation("noise")) < 0.05 and correlation("smooth") > 0.8
+    with pytest.raises(ValueError, match="kind: expected one of noise, smooth, got 'pink'"):
+        correlation("pink")
+
+
+def test_background_noise_throughout_may_branch_from_a_warmup(tmp_path: Path) -> None:
+    """After the warm-up, noise as in more of it; the learning rate, too, where nothing lowers it."""
+    longer, branched = small_model(), small_model()
+    warmup = TrainConfig(epochs=0, warmup=1, batch_size=32, lr_after_warmup=1.0)
+    train(longer, dataclasses.replace(warmup, warmup=3))
+    train(small_model(), warmup, run_dir=tmp_path)
+    config = dataclasses.replace(warmup, epochs=2, keep_replacing=True)
+    train(branched, config, run_dir=tmp_path, resume=True)
+    assert_same_model(longer, branched)
+    with pytest.raises(CheckpointError, match="keep_replacing: True there, False now"):
+        train(small_model(), dataclasses.replace(config, keep_replacing=False), run_dir=tmp_path, resume=True)
+
+
+def test_smooth_warmup_is_trained_on() -> None:
+    white, smooth = (small_model() for _ in range(2))
+    for model, kind in ((white, "noise"), (smooth, "smooth")):
+        train(model, TrainConfig(epochs=0, warmup=1, batch_size=16, warmup_background=kind))  # type: ignore[arg-type]
+    assert not torch.equal(white[0].weight, smooth[0].weight)
+
+
+@pytest.mark.parametrize("kind", ["noise", "smooth"])
+def test_noise_range_per_channel(kind: Any) -> None:
+    images, masks = torch.full((8, 2, 8, 12), 7.0), torch.zeros(8, 1, 8, 12)
+    noisy = replace_background(images, masks, torch.Generator().manual_seed(0), [0.0, -2.0], [1.0, -1.0], kind=kind)
     assert noisy[:, 0].min() >= 0 and noisy[:, 0].max() <= 1
     assert noisy[:, 1].min() >= -2 and noisy[:, 1].max() <= -1
 
@@ -263,7 +307,8 @@ def test_resumed_run_with_every_option_equals_an_uninterrupted_one(
     resumed = train(
         small_model(seed=7, dropout=0.2), config, variant, data=data, run_dir=folder, resume=True, **options
     )
-    assert [{**entry, "seconds": 0} for entry in whole] == [{**entry, "seconds": 0} for entry in resumed]
+    timeless = {"seconds": 0, "cpu_seconds": 0}
+    assert [{**entry, **timeless} for entry in whole] == [{**entry, **timeless} for entry in resumed]
     for name in (CHECKPOINT_NAME, BEST_NAME, "epoch-0003.safetensors"):
         one, other = load_checkpoint(tmp_path / "whole" / name), load_checkpoint(folder / name)
         assert one.settings == other.settings and one.ema is not None and other.ema is not None

@@ -204,7 +204,9 @@ def test_torchrun_trains_what_one_process_trains(folder: Path, tmp_path: Path) -
     options = ["--data", folder, "--variant", "selective", *SHORT, "--precision", "float32", "--clip-norm", "0"]
     run("train", tmp_path / "one", *options)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "isnet"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
+    # With the caller's paths, so that the processes import the code under test.
+    paths = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
     words = [str(word) for word in (*command, "train", tmp_path / "many", *options)]
     done = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
@@ -85,7 +86,15 @@ def test_schedules() -> None:
 @pytest.mark.parametrize(
     ("setting", "value"),
     [
-        *[("epochs", -1), ("warmup", -1), ("batch_size", 1), ("optimizer", "lion"), ("lr", 0.0), ("p", 1.5)],
+        *[
+            ("epochs", -1),
+            ("warmup", -1),
+            ("warmup_background", "pink"),
+            ("batch_size", 1),
+            ("optimizer", "lion"),
+            ("lr", 0.0),
+            ("p", 1.5),
+        ],
         *[("heatmap_every", 0), ("clip_norm", 0.0), ("schedule", "linear"), ("save_every", 0), ("seed", -1)],
         *[("accumulate", 0), ("milestones", (0,)), ("gamma", 0.0), ("lr_rampup", -1.0), ("precision", "float8")],
         *[("ema", 1.0), ("monitor", "luck"), ("patience", 0), ("workers", -1), ("keep_last", -1)],
@@ -329,7 +338,7 @@ def test_resumed_run_equals_an_uninterrupted_one(
             assert torch.equal(value, final[1].optimizer["state"][index][name])
 
     def timeless(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        return [{key: value for key, value in entry.items() if key != "seconds"} for entry in entries]
+        return [{key: value for key, value in entry.items() if not key.endswith("seconds")} for entry in entries]
 
     assert timeless(log) == timeless(expected)
     assert timeless(read_log(folder / LOG_NAME)) == timeless(expected)
@@ -342,6 +351,10 @@ def test_warmup_can_be_shared(tmp_path: Path) -> None:
     train(small_model(), TrainConfig(epochs=0, warmup=1, batch_size=32), run_dir=tmp_path)
     train(branched, config, "selective", run_dir=tmp_path, resume=True)
     assert_same_model(straight, branched)
+    other = dataclasses.replace(config, p=0.9, schedule="cosine", lr_after_warmup=1.0, heatmap_every=2)
+    assert not other.differences(TrainConfig(warmup=1, batch_size=32).to_json(), past_warmup=False)
+    with pytest.raises(CheckpointError, match=r"lr_after_warmup: 0.3 there, 1.0 now.* p: 0.7 there, 0.9 now"):
+        train(small_model(), other, "selective", run_dir=tmp_path, resume=True)
 
 
 def test_resuming_under_other_settings_is_refused(tmp_path: Path) -> None:

@@ -16,9 +16,10 @@ from PIL import Image
 from isnet.checkpoints import CheckpointError
 from isnet.data import DataError, audit, read_table, sources
 from isnet.data import chest_ct as ct
-from isnet.experiments import radiographs, xray
+from isnet.experiments import radiographs, xray, xray_images
 from isnet.experiments.markings import HOSPITALS, mark
 from isnet.run_data import image_set
+from isnet.runs import load_config
 
 
 def phantom(shape: tuple[int, int, int] = (40, 48, 60), spacing: float = 5.0) -> np.ndarray:
@@ -80,23 +81,23 @@ def test_marks_leave_the_lungs_alone(chest: ct.ChestCT, name: str) -> None:
 def toy(folder: Path) -> xray.XrayConfig:
     return xray.preset(
         "quick", folder=str(folder / "runs"), images=str(folder / "images"), train=12, validation=4, test=4, pixels=32, size=32,
-        warmup=1, epochs=1, batch_size=4, methods=("standard", "selective"),
+        warmup=1, epochs=1, batch_size=4, warmup_background="smooth", methods=("standard", "selective"),
     )  # fmt: skip
 
 
 @pytest.fixture
 def chests(chest: ct.ChestCT, monkeypatch: pytest.MonkeyPatch) -> None:
     found = {name: dataclasses.replace(chest, name=name) for name in ct.CT_SOURCES}
-    monkeypatch.setattr(xray, "load_chest_cts", lambda folder, progress: found)
+    monkeypatch.setattr(xray_images, "load_chest_cts", lambda folder, progress: found)
 
 
 def test_manifests_hold_the_other_patients_back_and_swap_the_marks(chests: None, tmp_path: Path) -> None:
     config = toy(tmp_path)
-    manifest = xray.render_images(config, processes=1, progress=False)
+    manifest = xray.render_images(config, 0, processes=1, progress=False)
     table = read_table(manifest)
     assert table.classes == ("normal", "opacity")
     assert {(r.source == "totalsegmentator") for r in table.part("train").records} == {False}
-    tests = [f"{who} patients, marks {marks}" for who in ("other", "seen") for marks in xray.MARKINGS]
+    tests = [f"{who} patients, marks {marks}" for who in ("other", "seen") for marks in xray_images.MARKINGS]
     assert sorted(table.splits[2:]) == sorted(tests)
     for split in tests:
         part = table.part(split)
@@ -104,20 +105,20 @@ def test_manifests_hold_the_other_patients_back_and_swap_the_marks(chests: None,
         assert {r.source for r in part.records} & {"totalsegmentator"} == (
             {"totalsegmentator"} if "other" in split else set()
         )
-    assert not list(audit(image_set(xray.run_config(config, "standard").data, table)))  # type: ignore[arg-type]
-    unmarked = read_table(manifest.with_name(xray.UNMARKED)).part("train").records
+    assert not list(audit(image_set(xray.run_config(config, xray.Job("standard", 0)).data, table)))  # type: ignore[arg-type]
+    unmarked = read_table(manifest.with_name(xray_images.UNMARKED)).part("train").records
     assert [r.label for r in unmarked] == [r.label for r in table.part("train").records]
     assert all("absent" in str(r.image) for r in unmarked)
     # Nothing is rendered again, a damaged run is completed, and other settings are refused.
-    gone = tmp_path / "images" / "mask" / "00003.png"
+    gone = tmp_path / "images" / "seed-0" / "mask" / "00003.png"
     before = np.asarray(Image.open(gone))
     gone.unlink()
-    kept = (tmp_path / "images" / "mask" / "00002.png").stat().st_mtime_ns
-    xray.render_images(config, processes=2, progress=False)
+    kept = (tmp_path / "images" / "seed-0" / "mask" / "00002.png").stat().st_mtime_ns
+    xray.render_images(config, 0, processes=2, progress=False)
     assert np.array_equal(np.asarray(Image.open(gone)), before)
-    assert (tmp_path / "images" / "mask" / "00002.png").stat().st_mtime_ns == kept
+    assert (tmp_path / "images" / "seed-0" / "mask" / "00002.png").stat().st_mtime_ns == kept
     with pytest.raises(ValueError, match="rendered with other settings"):
-        xray.render_images(dataclasses.replace(config, seed=1), progress=False)
+        xray.render_images(dataclasses.replace(config, train=14), 0, progress=False)
 
 
 def test_methods_are_trained_scored_and_taken_up_again(
@@ -125,26 +126,54 @@ def test_methods_are_trained_scored_and_taken_up_again(
 ) -> None:
     monkeypatch.setattr(xray, "_RESAMPLES", 10)
     config = toy(tmp_path)
-    xray.render_images(config, processes=1, progress=False)
-    for name in ("warm-up", *config.methods):
-        xray.train_method(config, name)
-    log = (Path(config.folder) / "selective" / "log.jsonl").read_text().splitlines()
+    several = dataclasses.replace(config, seeds=(0, 4))
+    for seed in several.seeds:
+        xray.render_images(config, seed, processes=1, progress=False)
+        for name in ("warm-up", *config.methods):
+            xray.train_method(config, xray.Job(name, seed))
+    folder = Path(config.folder) / "seed-0"
+    log = (folder / "selective" / "log.jsonl").read_text().splitlines()
     assert [json.loads(line)["phase"] for line in log if "phase" in line] == ["warm-up", "training"]
+    assert (folder / "selective" / "ranges.json").exists()
+    assert load_config(folder / "selective").train.warmup_background == "smooth"
     rows = xray.run_experiment(config, processes=1, progress=False)  # all are there: none is trained again
     assert [row["method"] for row in rows] == list(config.methods) and len(rows[0]["tests"]) == 6
-    assert (Path(config.folder) / "selective" / "ranges.json").exists()
     text = (Path(config.folder) / "table.md").read_text()
-    assert text == xray.table(rows) and "relevance outside the lungs" in text
+    assert text == xray.table(rows) == xray.table_of_seeds(rows) and "relevance outside the lungs" in text
     assert json.loads((Path(config.folder) / "results.json").read_text()) == rows
+    both = xray.run_experiment(several, processes=1, progress=False)
+    assert [row["seed"] for row in both] == [0, 0, 4, 4] and both[:2] == rows
+    assert "| selective, 4 |" in (Path(config.folder) / "seeds.md").read_text()
     # The user's own manifest trains the same way, without the method that needs unmarked images; other runs are not passed off as these.
-    own = dataclasses.replace(config, data=str(tmp_path / "images" / "manifest.csv"), images="unused")
+    own = dataclasses.replace(config, data=str(tmp_path / "images" / "seed-0" / "manifest.csv"), images="unused")
     assert xray.run_experiment(own, processes=1, progress=False) == rows
+    # Another background of the warm-up leaves the methods valid that have none.
+    white = dataclasses.replace(config, warmup_background="noise", methods=("standard",))
+    assert xray.run_experiment(white, processes=1, progress=False) == rows[:1]
+    with pytest.raises(CheckpointError, match=r"other settings .*warmup_background"):
+        xray.run_experiment(dataclasses.replace(white, methods=("selective",)), processes=1, progress=False)
     with pytest.raises(CheckpointError, match=r"other settings .*lr"):
         xray.run_experiment(dataclasses.replace(config, lr=1e-4), processes=1, progress=False)
     with pytest.raises(ValueError, match="methods: no magic; there are"):
         xray.run_experiment(dataclasses.replace(config, methods=("magic",)), progress=False)
     with pytest.raises(ValueError, match="held_out: expected some, not all"):
         dataclasses.replace(config, held_out=("nobody",))
+    with pytest.raises(ValueError, match=r"seeds: expected one or several different numbers, got \[1, 1\]"):
+        dataclasses.replace(config, seeds=(1, 1))
+
+
+def test_tables_are_means_over_seeds() -> None:
+    rows = []
+    for seed, value in ((0, 0.7), (1, 0.8), (2, 0.9)):
+        auc = {"value": value, "low": value - 0.1, "high": value + 0.05}
+        tests = {
+            "seen": {"auc": auc, "background": value / 10},
+            "one class": {"auc": {**auc, "value": None}, "background": 0.1},
+        }
+        rows.append({"method": "dual", "seed": seed, "tests": tests})
+    assert "| dual | 0.800 ± 0.100 | - | 9 ± 0 % |" in xray.table(rows)
+    assert "| dual, 2 | 0.900 [0.800, 0.950] | - | 10 % |" in xray.table_of_seeds(rows)
+    assert "| dual | 0.700 [0.600, 0.750] | - | 8 % |" in xray.table(rows[:1])
 
 
 def test_volumes_are_turned_the_same_way_from_nifti_and_nrrd(tmp_path: Path) -> None:

@@ -9,11 +9,18 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
+from isnet.warmup import WARMUP_BACKGROUNDS, WarmupBackground
+
 Precision = Literal["float32", "bfloat16", "float16"]
 Schedule = Literal["constant", "cosine", "step"]
 Monitor = Literal["loss", "classification", "accuracy"]
 Balance = Literal["fixed", "auto"]
 
+# What acts after the warm-up only, and may change before its end.
+_AFTER_WARMUP = {
+    *("keep_replacing", "lr_after_warmup", "schedule", "milestones", "gamma"),
+    *("p", "p_ramp", "p_schedule", "heatmap_every", "heatmap_fraction"),
+}
 # What may change when a run is taken up again: nothing of it alters the weights.
 _FREE = {"log_every", "save_every", "keep_last", "tensorboard", "workers", "patience"}
 
@@ -24,7 +31,9 @@ class TrainConfig:
 
     Attributes:
         epochs: Epochs after the warm-up.
-        warmup: Epochs before them in which the background is replaced by noise and only the classification loss counts.
+        warmup: Epochs before them in which the background is replaced and only the classification loss counts.
+        warmup_background: By what: ``"noise"``, white, or ``"smooth"``, of several scales (:func:`isnet.warmup.replace_background`).
+        keep_replacing: Replace the background after the warm-up, too: background-noise augmentation.
         batch_size: Images per optimizer step, over all processes and parts; the last, smaller batch of an epoch is left
             out.
         accumulate: Parts into which each process cuts its share of a batch, one after the other, to save memory.
@@ -65,6 +74,8 @@ class TrainConfig:
 
     epochs: int = 8
     warmup: int = 0
+    warmup_background: WarmupBackground = "noise"
+    keep_replacing: bool = False
     batch_size: int = 64
     accumulate: int = 1
     optimizer: Literal["sgd", "adamw"] = "adamw"
@@ -105,6 +116,7 @@ class TrainConfig:
         checks = (
             ("epochs", self.epochs >= 0, ">= 0"),
             ("warmup", self.warmup >= 0, ">= 0"),
+            ("warmup_background", self.warmup_background in WARMUP_BACKGROUNDS, " or ".join(WARMUP_BACKGROUNDS)),
             ("batch_size", self.batch_size >= 2, ">= 2"),
             ("accumulate", self.accumulate >= 1, ">= 1"),
             ("optimizer", self.optimizer in ("sgd", "adamw"), "sgd or adamw"),
@@ -169,6 +181,10 @@ class TrainConfig:
         ramp = self.p_ramp * steps_per_epoch
         return p * min(1.0, (after + 1) / ramp) if ramp else p
 
+    def replaces_background(self, step: int, steps_per_epoch: int) -> bool:
+        """Whether a step, counted from 0, sees other backgrounds than the images'."""
+        return self.keep_replacing or step < self.warmup * steps_per_epoch
+
     def takes_heatmap(self, step: int, steps_per_epoch: int) -> bool:
         """Whether the heatmap loss counts in a step, counted from 0."""
         after = step - self.warmup * steps_per_epoch
@@ -181,10 +197,12 @@ class TrainConfig:
     def differences(self, saved: Mapping[str, Any], *, past_warmup: bool = True) -> list[str]:
         """What keeps a run with the settings ``saved`` from being continued with these, one text each.
 
-        Logging, checkpointing and loading may change, and the number of epochs as far as the steps done do not depend on it.
+        Logging, checkpointing and loading may change, and the number of epochs and what acts after the warm-up (P, schedule, ...) as
+        far as the steps done do not depend on it.
         A setting that ``saved`` lacks counts as its default.
         """
         free = _FREE if self.schedule == "cosine" and past_warmup else _FREE | {"epochs"}
+        free = free if past_warmup else free | _AFTER_WARMUP
         before = {field.name: field.default for field in fields(self)} | dict(saved)
         return [
             f"{name}: {_plain(before.get(name))!r} there, {value!r} now"

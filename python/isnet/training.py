@@ -87,7 +87,8 @@ def fit(
         progress: Show a progress bar on the terminal.
 
     Returns:
-        The log: one entry per ``log_every`` steps and one per epoch, those of a resumed run included.
+        The log: one entry per ``log_every`` steps and one per epoch, those of a resumed run included. ``"cpu_seconds"``: processor
+        time of this process from the beginning up to the entry, without what a killed process did after its last checkpoint.
 
     Raises:
         ValueError: too few images for one batch, a batch that processes and parts do not divide, an ISNet without criterion,
@@ -157,6 +158,7 @@ class _Trainer:
         self.watch = None if config.monitor is None else scoring.Watch(config.monitor, config.patience)
         self.balance = Balance() if config.balance == "auto" else None
         self.step = 0
+        self.started = 0.0  # the processor time at which this process would have begun the whole run
         self.log = RunLog(self.run_dir if self.world.is_main else None, tensorboard=config.tensorboard)
         self.noise = torch.Generator()
         self.shared: nn.Module = network  # what each step calls: the network, or DDP around it
@@ -166,6 +168,8 @@ class _Trainer:
     def run(self, validation: Mapping[str, Dataset[Example]], display: Progress, title: str) -> list[dict[str, Any]]:
         task = display.add_task(title, total=self.last_step, completed=self.step, loss="")
         self.log.start()
+        before = self.log.entries[-1].get("cpu_seconds", 0.0) if self.log.entries else 0.0  # absent in logs of old
+        self.started = time.process_time() - before
         devices = [self.device] if self.device.type == "cuda" else []
         if self.world.size > 1:
             self.shared = DistributedDataParallel(self.network, device_ids=devices or None)
@@ -192,7 +196,7 @@ class _Trainer:
             window.append(losses)
             display.update(task, completed=self.step, loss=f"loss {losses.total:.3f}")
             if self.step % self.config.log_every == 0:
-                self.log.add(self._summary(window))
+                self._note(self._summary(window))
                 window.clear()
             due = self.config.save_every is not None and self.step % self.config.save_every == 0
             if due and self.step % self.steps_per_epoch:  # run() saves at the end of the epoch, after its log entry
@@ -216,7 +220,7 @@ class _Trainer:
                 score = entry["validation"][self.watch.monitor]
             if entry["phase"] != "warm-up":  # a network before its ISNet training is not what the run is for
                 best = entry["best"] = self.watch.see(score)
-        self.log.add(entry)
+        self._note(entry)
         self.log.save_table()
         self._save(CHECKPOINT_NAME)
         if best:
@@ -275,9 +279,16 @@ class _Trainer:
         """Forward and backward pass of one part; its gradient is added to those of the parts before."""
         config, step = self.config, self.step
         images, labels, masks = part = tuple(value.to(self.device) for value in part)  # type: ignore[assignment]
-        if step < config.warmup * self.steps_per_epoch:
-            place = {"first": self._first(index), "total": config.batch_size}
-            images = replace_background(images, masks, self._generator("noise", step), *self.input_range, **place)
+        if config.replaces_background(step, self.steps_per_epoch):
+            images = replace_background(
+                images,
+                masks,
+                self._generator("noise", step),
+                *self.input_range,
+                kind=config.warmup_background,
+                first=self._first(index),
+                total=config.batch_size,
+            )
         if config.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         # The first part draws as the whole batch would; the others need draws of their own.
@@ -329,6 +340,9 @@ class _Trainer:
         return self.noise.manual_seed(stream_seed(self.config.seed, stream, index))
 
     # ---- log and checkpoints
+
+    def _note(self, entry: dict[str, Any]) -> None:
+        self.log.add({**entry, "cpu_seconds": time.process_time() - self.started})
 
     def _summary(self, window: list[StepLosses]) -> dict[str, Any]:
         """The means of the steps since the last entry, over all processes."""

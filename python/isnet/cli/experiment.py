@@ -9,11 +9,21 @@ import typer
 
 app = typer.Typer(help="Experiments that a single command repeats.", no_args_is_help=True)
 
+_WARMUP_BACKGROUND = typer.Option(
+    help="Noise of the warm-up and of the rival trained on it: noise (white) or smooth.",
+    show_default="mnist: noise, xray: smooth",
+)
+
+
+def _seeds_and_background(seeds: int | None, warmup_background: str | None) -> dict[str, Any]:
+    changes: dict[str, Any] = {} if seeds is None else {"seeds": tuple(range(seeds))}
+    return changes if warmup_background is None else {**changes, "warmup_background": warmup_background}
+
 
 @app.command()
 def mnist(
     preset: Annotated[
-        str, typer.Option(help="quick (a quarter of an hour on two cores) or full (all digits, three seeds: hours).")
+        str, typer.Option(help="quick (ten minutes a seed on two cores) or full (all digits, three seeds: hours).")
     ] = "quick",
     out: Annotated[
         Path | None, typer.Option(help="Folder of cells and tables.", show_default="runs/mnist or runs/mnist-quick")
@@ -29,7 +39,10 @@ def mnist(
             help="Only this mark: place, texture, photo; repeatable.", show_default="all; quick: place, photo"
         ),
     ] = None,
-    seeds: Annotated[int | None, typer.Option(help="Number of seeds.", min=1)] = None,
+    warmup_background: Annotated[str | None, _WARMUP_BACKGROUND] = None,
+    seeds: Annotated[
+        int | None, typer.Option(help="Number of seeds, 0 and up.", min=1, show_default="3; quick: 1")
+    ] = None,
     processes: Annotated[int, typer.Option(help="Trainings at a time.", min=1)] = 2,
 ) -> None:
     """Every method on biased MNIST, several kinds of mark; goes on where it was interrupted."""
@@ -42,8 +55,7 @@ def mnist(
         changes["marks"] = tuple(mark)
     if out is not None:
         changes["folder"] = str(out)
-    if seeds is not None:
-        changes["seeds"] = tuple(range(seeds))
+    changes |= _seeds_and_background(seeds, warmup_background)
     config = experiment.preset(preset, **changes)
     typer.echo(experiment.table(experiment.run_experiment(config, processes=processes)))
     typer.echo(f"Cells and tables: {config.folder}")
@@ -68,7 +80,9 @@ def classes(
 
 @app.command()
 def xray(
-    preset: Annotated[str, typer.Option(help="quick (half an hour on two cores) or full (many hours).")] = "quick",
+    preset: Annotated[
+        str, typer.Option(help="quick (a quarter of an hour a seed on two cores) or full (many hours).")
+    ] = "quick",
     data: Annotated[
         Path | None,
         typer.Option(
@@ -89,6 +103,11 @@ def xray(
         list[str] | None, typer.Option(help="Patient that only tests see; repeatable.", show_default="totalsegmentator")
     ] = None,
     method: Annotated[list[str] | None, typer.Option(help="Only this method; repeatable.", show_default="all")] = None,
+    warmup_background: Annotated[str | None, _WARMUP_BACKGROUND] = None,
+    seeds: Annotated[
+        int | None,
+        typer.Option(help="Number of seeds, of rendering and training.", min=1, show_default="3; quick: 1"),
+    ] = None,
     processes: Annotated[int, typer.Option(help="Trainings at a time.", min=1)] = 2,
 ) -> None:
     """Chest radiographs out of distribution: rendered from four CTs (semi-synthetic), or your own; goes on where it stopped."""
@@ -98,6 +117,7 @@ def xray(
     for name, value in (("data", data), ("images", images), ("folder", out)):
         if value is not None:
             changes[name] = str(value)
+    changes |= _seeds_and_background(seeds, warmup_background)
     if size is not None:
         changes["size"] = size
     if held_out:

@@ -98,6 +98,12 @@ def configure(
     noise: Annotated[float | None, _option(_MNIST, "Amplitude of the noise on the canvas.", "0.1")] = None,
     epochs: Annotated[int | None, _option(_TRAIN, "Epochs after the warm-up.", "8")] = None,
     warmup: Annotated[int | None, _option(_TRAIN, "Epochs with the background replaced by noise first.", "0")] = None,
+    warmup_background: Annotated[
+        str | None, _option(_TRAIN, "By which noise: noise (white) or smooth (of several scales).", "noise")
+    ] = None,
+    keep_replacing: Annotated[
+        bool | None, _option(_TRAIN, "Replace the background after the warm-up, too.", "off")
+    ] = None,
     batch_size: Annotated[
         int | None, _option(_TRAIN, "Images per step, all processes together.", "16; 64 for biased MNIST")
     ] = None,
@@ -234,8 +240,9 @@ def configure(
     train = dataclasses.replace(
         base.train,
         **_given(
-            epochs=epochs, warmup=warmup, batch_size=batch_size, accumulate=accumulate, optimizer=optimizer, lr=lr, lr_rampup=lr_rampup,
-            lr_after_warmup=lr_after_warmup, schedule=schedule, milestones=tuple(milestone) if milestone else None,
+            epochs=epochs, warmup=warmup, warmup_background=warmup_background, batch_size=batch_size, accumulate=accumulate,
+            keep_replacing=keep_replacing, optimizer=optimizer, lr=lr, lr_rampup=lr_rampup, lr_after_warmup=lr_after_warmup,
+            schedule=schedule, milestones=tuple(milestone) if milestone else None,
             weight_decay=weight_decay, precision=precision, ema=ema, patience=patience, channels_last=channels_last,
             sync_batch_norm=sync_batch_norm,
             deterministic=deterministic, workers=workers, seed=seed, p=p, p_ramp=p_ramp, balance=balance, heatmap_every=heatmap_every,

@@ -9,12 +9,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -22,6 +21,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from isnet._files import write_json, write_text
+from isnet.checkpoints import CheckpointError
 from isnet.data import BiasedMNIST, load_mnist
 from isnet.data.biased_mnist import Bias, Mark
 from isnet.evaluation import Example, accuracy, background_attention
@@ -29,10 +29,12 @@ from isnet.experiments import trainings
 from isnet.experiments.baselines import Altered, InputGradients, segmented, with_mask
 from isnet.run_config import DataConfig, HeatmapConfig, RunConfig, Variant
 from isnet.run_data import RunData, load_data
+from isnet.runlog import flatten
 from isnet.runs import build_criterion, build_isnet, build_model
 from isnet.sensitivity import blind_spot
 from isnet.train_config import Balance, TrainConfig
 from isnet.training import fit
+from isnet.warmup import WARMUP_BACKGROUNDS, WarmupBackground
 
 TESTS = ("biased", "unbiased", "deceiving")
 _GRADIENT_STRENGTH = 1.0
@@ -53,6 +55,8 @@ class MNISTConfig:
         data_folder: Where the MNIST files are kept.
         train_size, test_size: Digits; None: all.
         warmup, epochs: Of each method that has them; all methods see warmup + epochs epochs.
+        warmup_background: What replaces the background then, and throughout for the rival "background noise"; see
+            :class:`isnet.train_config.TrainConfig`.
         batch_size: Images per step.
         heatmap_every: K of the ISNets.
         lazy: Further K, of the Selective ISNet after the warm-up.
@@ -66,12 +70,18 @@ class MNISTConfig:
     test_size: int | None = None
     warmup: int = 3
     epochs: int = 7
+    warmup_background: WarmupBackground = "noise"
     batch_size: int = 64
     heatmap_every: int = 1
     lazy: tuple[int, ...] = (2, 4, 8, 16)
     marks: tuple[Mark, ...] = ("place", "texture", "photo")
     seeds: tuple[int, ...] = (0, 1, 2)
     methods: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:  # before anything is trained
+        trainings.require_known("marks", self.marks, get_args(Mark))
+        trainings.require_known("warmup_background", [self.warmup_background], WARMUP_BACKGROUNDS)
+        trainings.require_different("seeds", self.seeds)
 
 
 # What fits into a quarter of an hour on two cores; the ordering of the full table shows in these.
@@ -139,7 +149,7 @@ def methods(config: MNISTConfig) -> dict[str, Method]:
         "trained without bias": Method("standard", rival="unrelated"),
         "standard": Method("standard"),
         "control (warm-up, then standard)": Method("standard", warm=True),
-        "background noise": Method("standard", rival="noise"),
+        "background noise": Method("standard", warm=True, rival="noise"),
         "segmentation, then classification": Method("standard", rival="segmented"),
         "input gradients": Method("standard", rival="gradients"),
     }
@@ -169,17 +179,42 @@ def run_experiment(config: MNISTConfig, *, processes: int = 2, progress: bool = 
 
     Returns:
         One row per method and mark, as :func:`table_rows` returns them.
+
+    Raises:
+        CheckpointError: the folder holds cells of other settings.
     """
     folder = Path(config.folder)
     load_mnist(config.data_folder, progress=progress)  # once, not in every process
     cells = all_cells(config)
     trainings.train_missing(
-        train_cell, config, cells, lambda cell: _path(folder, cell).exists(), processes=processes, progress=progress
+        train_cell, config, cells, partial(_finished, config), processes=processes, progress=progress
     )
     rows = table_rows(config, cells)
     write_json(folder / "results.json", rows)
     write_text(folder / "table.md", table(rows))
     return rows
+
+
+def _finished(config: MNISTConfig, cell: Cell) -> bool:
+    """Whether a cell has its scores.
+
+    Raises:
+        CheckpointError: those are of other settings.
+    """
+    path = _path(Path(config.folder), cell)
+    if not path.exists():
+        return False
+    saved = json.loads(path.read_text()).get("settings")
+    if saved is None:
+        raise CheckpointError(f"{path}: an older version's, which kept no settings; choose another folder")
+    # From and to JSON once more: a setting newer than the cell has its default.
+    ours, theirs = (flatten(run.to_json()) for run in (run_config(config, cell), RunConfig.from_json(saved)))
+    differences = [
+        f"{key}: {theirs.get(key)!r} there, {ours[key]!r} now" for key in ours if ours[key] != theirs.get(key)
+    ]
+    if differences:
+        raise CheckpointError(f"{path} is of other settings ({'; '.join(differences)}); choose another folder")
+    return True
 
 
 def all_cells(config: MNISTConfig) -> list[Cell]:
@@ -208,28 +243,32 @@ def train_cell(config: MNISTConfig, cell: Cell) -> None:
     elif method.rival == "gradients":
         network = InputGradients(model, _GRADIENT_STRENGTH)
         options = {"classification_loss": network.loss}
-    started = time.process_time()
     train_set = Altered(data.train, with_mask) if method.rival == "gradients" else data.train
     log = fit(network, train_set, run.train, run_dir=folder / "runs" / cell.key, resume=True, progress=False, **options)
-    seconds = time.process_time() - started
     scores = {test: accuracy(model, dataset) for test, dataset in data.tests.items()}
     shown = background_attention(model, data.tests["deceiving"], max_images=_ATTENTION_IMAGES)
     spot = blind_spot(model, data.tests["biased"], data.tests["deceiving"], max_images=_ATTENTION_IMAGES)
-    result = {"accuracy": scores, "background": shown, "blind_spot": spot._asdict()}
-    write_json(_path(folder, cell), {**cell._asdict(), **result, "cpu_seconds": seconds, "steps": log[-1]["step"]})
+    result = {"accuracy": scores, "background": shown, "blind_spot": spot._asdict(), "settings": run.to_json()}
+    write_json(
+        _path(folder, cell),
+        {**cell._asdict(), **result, "cpu_seconds": log[-1]["cpu_seconds"], "steps": log[-1]["step"]},
+    )
 
 
 def run_config(config: MNISTConfig, cell: Cell) -> RunConfig:
     """The settings of a cell."""
     method = methods(config)[cell.method]
     total = config.warmup + config.epochs
-    warmup = total if method.rival == "noise" else config.warmup if method.warm else 0
+    warmup = config.warmup if method.warm else 0
     train = TrainConfig(
         epochs=total - warmup,
         warmup=warmup,
+        warmup_background=config.warmup_background if warmup else "noise",  # another one leaves plain runs valid
+        keep_replacing=method.rival == "noise",
         batch_size=config.batch_size,
         channels_last=True,
         lr_after_warmup=1.0,
+        schedule="cosine",
         balance=method.balance,
         heatmap_every=method.every,
         heatmap_fraction=method.fraction,

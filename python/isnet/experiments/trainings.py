@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import multiprocessing
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import Any, TypeVar
 
@@ -36,6 +36,27 @@ def chosen(methods: Mapping[str, MethodT], wanted: Collection[str]) -> dict[str,
     if unknown:
         raise ValueError(f"methods: no {', '.join(sorted(unknown))}; there are {', '.join(methods)}")
     return {name: method for name, method in methods.items() if not wanted or name in wanted}
+
+
+def require_known(name: str, values: Iterable[str], known: Collection[str]) -> None:
+    """Checks a setting's values.
+
+    Raises:
+        ValueError: one that is not known.
+    """
+    for value in values:
+        if value not in known:
+            raise ValueError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
+
+
+def require_different(name: str, values: Sequence[int]) -> None:
+    """Checks that there is one value at least, and none twice.
+
+    Raises:
+        ValueError: otherwise.
+    """
+    if not values or len(set(values)) < len(values):
+        raise ValueError(f"{name}: expected one or several different numbers, got {list(values)}")
 
 
 def train_missing(
