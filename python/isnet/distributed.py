@@ -7,6 +7,7 @@ runs unless torchrun (or the caller) has set the processes up.
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -90,5 +91,8 @@ def launched_world(device: str) -> Iterator[tuple[World, str]]:
     dist.init_process_group(backend)
     try:
         yield current_world(), device
+        dist.barrier()  # nobody leaves while another still talks to it
     finally:
+        # What reference cycles keep of DDP holds the group, whose threads must not outlive the interpreter.
+        gc.collect()
         dist.destroy_process_group()
