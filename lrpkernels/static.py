@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from .composite import Composite
+from .composite import Composite, as_composite
 from .errors import UnsupportedOperationError
 from .rules import Rule
 
@@ -81,7 +81,20 @@ def demand_key(composites: Sequence[Composite | Rule] | None, at: Sequence[str])
     """What the values to keep depend on; rules without selectors are equal where their settings are."""
     if composites is None:
         return None
-    return (*(c if isinstance(c, Rule) else (c.first, c.default, *c.layers.items()) for c in composites), *at)
+    found: list[Any] = []
+    for composite in map(as_composite, composites):
+        found += [_settings(composite.first), _settings(composite.default)]
+        found += [(selector, _settings(rule)) for selector, rule in composite.layers.items()]
+    return (*found, *at)
+
+
+def _settings(rule: Rule | None) -> Any:
+    """What stands for a rule in a key: itself, or its text if it holds lists (the bounds of ZBox may be some)."""
+    try:
+        hash(rule)
+    except TypeError:
+        return type(rule), repr(rule)
+    return rule
 
 
 def is_plain(value: Any) -> bool:

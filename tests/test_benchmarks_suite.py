@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import classes, peer_steps, scaling, step_roofline
+from benchmarks import classes, overhead, peer_steps, scaling, step_roofline
 from benchmarks.gradient_trick import autograd_heatmap, modified_relus, stabilized_layers
 from benchmarks.kernel_inputs import LAYERS, arguments_of, eager
 from benchmarks.op_log import Call, log
@@ -37,6 +37,12 @@ def test_scaling_measures_and_draws(
     assert scaling.main(["--from", str(path), "--plots", str(tmp_path)]) == json.loads(path.read_text())["rows"]
     for name in ("seconds", "ratios"):
         assert (tmp_path / f"scaling-{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_overhead_is_told_per_block(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = overhead.main(["--blocks", "2", "--repeats", "2", "--device", "cpu"])
+    assert len(rows) == 7 and rows[0]["name"] == "forward pass" and rows[0]["us"] > 0
+    assert "heatmap, static, above forward + input gradient" in capsys.readouterr().out
 
 
 def test_classes_have_their_floors() -> None:

@@ -23,6 +23,7 @@ from lrpkernels.target import select_logits
 
 COMPOSITES: dict[str, Any] = {
     "epsilon and box": lrp.Epsilon(1e-2, first=lrp.ZBox(0.0, 1.0)),
+    "bounds in lists": lrp.Epsilon(1e-2, first=lrp.ZBox([0.0] * 3, [1.0] * 3)),  # type: ignore[arg-type]
     "layerwise": lrp.EpsilonLayerwise(1e-2),
     "EpsilonPlus": lrp.EpsilonPlus(),
     "by name": lrp.Composite({"*": lrp.ZPlus(1e-2)}, first=lrp.WSquare()),

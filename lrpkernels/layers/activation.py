@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import Again, Arrived, Multipliers, Op, bind, records
+from .base import Arrived, Multipliers, Op, bind, records
 from .linear_maps import _unrecorded
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def _relu(tape: Tape, func: Any, args: Any, kwargs: Any) -> Tensor:
     return out
 
 
-class Activation(Again, Op):
+class Activation(Op):
     """Any other elementwise a = f(z): R_z = R_a, so that the multiplier meets f(z) / z.
 
     Attributes:
@@ -52,6 +52,7 @@ class Activation(Again, Op):
     """
 
     kind = "activation"
+    repeats = True
 
     def __init__(self, input: Value, name: str, gate: bool = False) -> None:
         super().__init__(input)

@@ -23,16 +23,6 @@ Arrived = Sequence[
 ]  # one multiplier per output; None where nothing arrived (only operations with several outputs see it)
 
 
-class Again:
-    """Mixed into operations that keep nothing of a pass: to repeat them is to call their function again."""
-
-    def can_repeat(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        return not writes_in_place(func, kwargs)
-
-    def repeat(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        return func(*args, **kwargs)
-
-
 def writes_in_place(func: Any, kwargs: dict[str, Any]) -> bool:
     """Whether a call changes its argument, by its name or a keyword."""
     name = getattr(func, "__name__", "")
@@ -48,6 +38,9 @@ class Op(ABC):
 
     kind = "op"
     is_linear = False  # a LinearMap; isinstance of abstract classes is slow for a question that every recorded operation is asked
+    repeats = (
+        False  # it keeps nothing of a pass: calling its function again, out of place, is all there is to a new one
+    )
     # Whether the relevance pass reads these tensors: always, never, or if the rule's `reads` has one of the names.
     reads_inputs: bool | frozenset[str] = True
     reads_outputs: bool | frozenset[str] = True
@@ -68,14 +61,14 @@ class Op(ABC):
 
     def can_repeat(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether :meth:`repeat` does what recording this call did."""
-        return False
+        return self.repeats and not writes_in_place(func, kwargs)
 
     def repeat(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         """Runs the call that was recorded as this operation on other tensors of the same form, and returns its output.
 
         What the operation itself keeps of a pass is of the new one then. Inputs and outputs are the caller's business.
         """
-        raise NotImplementedError(self.kind)
+        return func(*args, **kwargs)
 
     def forget(self) -> None:  # noqa: B027 (few operations keep any)
         """Lets go of large tensors that the operation itself keeps of a pass."""

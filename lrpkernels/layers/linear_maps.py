@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .. import functional
 from ..checkpoint import of_convolution
 from ..functional import ConvGeometry, SharedWeight
-from .base import Again, Arrived, Multipliers, Op, bind, records
+from .base import Arrived, Multipliers, Op, bind, records
 
 if TYPE_CHECKING:
     from ..rules.base import Rule
@@ -99,10 +99,11 @@ class LinearMap(Op):
         return self.weight if self.weight.dtype == like.dtype else self.weight.to(like.dtype)
 
 
-class Conv(Again, LinearMap):
+class Conv(LinearMap):
     """Convolution or transposed convolution of any dimension."""
 
     kind = "conv"
+    repeats = True
 
     def __init__(self, input: Value, weight: Tensor, bias: Tensor | None, geometry: ConvGeometry) -> None:
         super().__init__(input)
@@ -167,10 +168,11 @@ class Conv(Again, LinearMap):
         return rows.reshape(*rows.shape, *(1,) * (self.weight.dim() - 2))
 
 
-class Linear(Again, LinearMap):
+class Linear(LinearMap):
     """A dense layer on the last dimension."""
 
     kind = "linear"
+    repeats = True
     module_type = nn.Linear
 
     def __init__(self, input: Value, weight: Tensor, bias: Tensor | None) -> None:

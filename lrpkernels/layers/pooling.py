@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import functional
-from .base import Again, Arrived, Multipliers, Op, bind, records
+from .base import Arrived, Multipliers, Op, bind, records
 from .linear_maps import _tuple, _unrecorded
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class MaxPool(Op):
         return (rule.max_pool(self, multipliers[0]),)
 
 
-class AveragePool(Again, Op):
+class AveragePool(Op):
     """A parameter-free linear map with non-negative weights: average pooling, adaptive average pooling, mean over positions.
 
     Attributes:
@@ -63,6 +63,7 @@ class AveragePool(Again, Op):
     """
 
     kind = "avg_pool"
+    repeats = True
     reads_inputs = reads_outputs = frozenset({"pool"})
 
     def __init__(

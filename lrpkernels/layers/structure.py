@@ -12,7 +12,7 @@ from .. import functional
 from ..checkpoint import Concatenation
 from ..errors import InPlaceError
 from .arithmetic import Scale
-from .base import Again, Arrived, Multipliers, Op, bind, records
+from .base import Arrived, Multipliers, Op, bind, records
 from .fallback import Replayed
 from .linear_maps import _unrecorded
 from .nested import leaves
@@ -22,10 +22,11 @@ if TYPE_CHECKING:
     from ..tape import Tape, Value
 
 
-class Reshape(Again, Op):
+class Reshape(Op):
     """The same numbers in the same order under another shape."""
 
     kind = "reshape"
+    repeats = True
     reads_inputs = reads_outputs = False
 
     def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
@@ -37,10 +38,11 @@ class Reshape(Again, Op):
         return (relevance.reshape(-1, *shape[1:]),)
 
 
-class Cat(Again, Op):
+class Cat(Op):
     """Concatenation along a dimension other than the batch's."""
 
     kind = "cat"
+    repeats = True
     reads_inputs = reads_outputs = False
 
     def __init__(self, inputs: tuple[Value, ...], places: list[tuple[int, int]], dim: int) -> None:
@@ -63,10 +65,11 @@ class Movement(Replayed):
         return self._vjp([relevance])
 
 
-class Cast(Again, Op):
+class Cast(Op):
     """A copy, possibly in another dtype; the walk casts multipliers to each value's dtype by itself."""
 
     kind = "cast"
+    repeats = True
     reads_inputs = reads_outputs = False
 
     def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
