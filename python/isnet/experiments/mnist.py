@@ -153,10 +153,11 @@ def methods(config: MNISTConfig) -> dict[str, Method]:
         "segmentation, then classification": Method("standard", rival="segmented"),
         "input gradients": Method("standard", rival="gradients"),
     }
-    variants: tuple[Variant, ...] = ("selective", "stochastic", "dual", "original")
+    variants: tuple[Variant, ...] = ("selective", "stochastic", "dual", "gradient_times_input", "original")
     for variant in variants:
-        found[f"{variant} from scratch"] = Method(variant, every=config.heatmap_every)
-        found[f"{variant} after warm-up"] = Method(variant, warm=True, every=config.heatmap_every)
+        name = variant.replace("_", " ")
+        found[f"{name} from scratch"] = Method(variant, every=config.heatmap_every)
+        found[f"{name} after warm-up"] = Method(variant, warm=True, every=config.heatmap_every)
     for every in config.lazy:
         if every != config.heatmap_every:
             found[f"selective after warm-up, K = {every}"] = Method("selective", warm=True, every=every)
@@ -277,7 +278,7 @@ def run_config(config: MNISTConfig, cell: Cell) -> RunConfig:
     data = DataConfig(config.data_folder, config.train_size, config.test_size, mark=cell.mark, seed=cell.seed)
     if cell.mark == "photo":
         data = dataclasses.replace(data, mask="digit", imprecise=_MASK_ERROR, ink=_INK)
-    return RunConfig(method.variant, data=data, heatmap=HeatmapConfig(leak=method.leak), train=train)
+    return RunConfig(method.variant, data=data, heatmap=HeatmapConfig(leak=method.leak, static=True), train=train)
 
 
 def cell_data(run: RunConfig, method: Method) -> RunData:
