@@ -42,11 +42,19 @@ STABLE_TORCH_LIBRARY(lrpkernels, m) {
       "Tensor? denominator, Tensor input, int[] kernel_size, int[] stride, int[] padding, int[] dilation, int groups, "
       "float epsilon, float leak, bool tensor_cores) -> Tensor");
   m.def(
+      "conv_epsilon(Tensor multiplier, Tensor? addend, Tensor? output, Tensor? scale, Tensor weight, Tensor input, "
+      "int[] stride, int[] padding, int[] dilation, int groups, float epsilon, float leak) -> Tensor");
+  m.def(
+      "conv_epsilon_backward(Tensor grad, Tensor multiplier, Tensor? addend, Tensor? output, Tensor? scale, "
+      "Tensor weight, int[] stride, int[] padding, int[] dilation, int groups, float epsilon, float leak, "
+      "bool need_values, bool need_scale, bool need_weight) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(
       "affine(Tensor multiplier, Tensor value, Tensor input, Tensor slope, Tensor? shift, bool zplus, float epsilon) "
       "-> Tensor");
   m.def(
       "affine_backward(Tensor grad, Tensor multiplier, Tensor value, Tensor input, Tensor slope, Tensor? shift, "
       "bool zplus, float epsilon) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def("batch_norm_scale(Tensor variance, Tensor? gamma, float epsilon) -> Tensor");
   m.def("sum_zplus(Tensor multiplier, Tensor a, Tensor b, float epsilon) -> (Tensor, Tensor)");
   m.def(
       "sum_zplus_backward(Tensor grad_a, Tensor grad_b, Tensor multiplier, Tensor a, Tensor b, float epsilon) "

@@ -33,13 +33,11 @@ class Frame:
         self.blocks: dict[tuple[int, ...], list[Op]] = {}
         self._kept = [True] * len(self.ops) if kept is None else kept
 
-    def run(self, tape: Tape, place: int, func: Any, args: Any, kwargs: Any) -> Tensor:
+    def run(self, place: int, func: Any, args: Any, kwargs: Any) -> Tensor:
         """An operation on new tensors."""
         op = self.ops[place]
         out = op.repeat(func, args, kwargs)
-        value = op.outputs[0]
-        value.refill(out, op, self._kept[place])
-        tape._values[id(out)] = value
+        op.outputs[0].refill(out, op, self._kept[place])
         return out
 
     def empty(self) -> None:

@@ -73,9 +73,12 @@ class _Call:
         results: the slots of the tensors that it returned, None for other leaves.
         place: of the one operation that it was recorded as, whose output is its result; -1: it was recorded in another way.
         drop: slots that no later call reads.
+        first: slot of the first argument if no other is a tensor of the pass, as in most calls; -1: otherwise.
     """
 
-    __slots__ = ("args", "drop", "fills", "func", "grad", "kwargs", "module", "nested", "place", "recorder", "results")
+    __slots__ = (
+        "args", "drop", "fills", "first", "func", "grad", "kwargs", "module", "nested", "place", "recorder", "rest", "results",
+    )  # fmt: skip
 
     def __init__(self, func: Any, args: Any, kwargs: Any, module: nn.Module, grad: bool) -> None:
         self.func, self.args, self.kwargs, self.module, self.grad = func, args, kwargs, module, grad
@@ -87,6 +90,28 @@ class _Call:
         # Most calls have their tensors at the top of the positional arguments.
         self.nested = len([*self.slots()]) != len(top)
         self.fills = bool(top)
+        alone = len(top) == 1 and not self.nested and type(args) is tuple and args[0] is top[0]
+        self.first: int = top[0].index if alone else -1
+        self.rest: tuple[Any, ...] = args[1:] if alone else ()
+
+    def filled(self, tensors: Sequence[Any]) -> tuple[Any, Any]:
+        """The arguments in this pass, positional and keyword ones."""
+        if self.first >= 0:
+            return (tensors[self.first], *self.rest), self.kwargs
+        if self.nested:
+            return _filled(self.args, tensors), _filled(self.kwargs, tensors)
+        if self.fills:
+            return tuple([tensors[a.index] if type(a) is _Slot else a for a in self.args]), self.kwargs
+        return self.args, self.kwargs
+
+    def keep(self, out: Any, tensors: list[Any]) -> None:
+        """Puts what the call has returned into its slots."""
+        if isinstance(out, Tensor):
+            tensors[self.results[0]] = out  # type: ignore[index]
+            return
+        for index, leaf in zip(self.results, leaves(out), strict=True):
+            if index is not None:
+                tensors[index] = leaf
 
     def slots(self) -> Iterator[int]:
         return _slots((self.args, self.kwargs))
@@ -116,6 +141,8 @@ class Trace:
         self._kept: tuple[bool, ...] | None = None
         self._fusions: dict[Any, Fusion] = {}
         self._repeats = not tape.checkpoint  # whose backward reads the values after the pass
+        self._direct = False  # every call of a frame is one operation or reads none
+        self._produced: dict[int, int] = {}  # the operation behind a slot of the output
         self._idle: list[Frame] = []
         for tensor in tape.inputs:
             self._new_slot(tensor)
@@ -179,6 +206,9 @@ class Trace:
             drops.setdefault(i, []).append(index)
         for i, call in enumerate(self._calls):
             call.drop = tuple(drops.get(i, ()))
+        self._direct = all(c.grad is self._grad and (c.place >= 0 or c.recorder is None) for c in self._calls)
+        places = {call.results[0]: call.place for call in self._calls if call.place >= 0}
+        self._produced = {index: places[index] for index in _slots(self._output) if index in places}
         if tape.demand is not None:
             self._kept = tuple(value.is_held for op in tape.ops for value in op.outputs)
         self._slots, self._watched, self._owners = {}, [], {}
@@ -251,32 +281,41 @@ class Trace:
             tape.demand = Kept(self._kept)
         tensors: list[Any] = [None] * self._count
         tensors[: len(tape.inputs)] = tape.inputs
+        if tape.frame is not None and self._direct:
+            self._run_frame(tape, tape.frame, tensors)
+        else:
+            self._run_calls(tape, tensors)
+        tape.output = _filled(self._output, tensors)
+        if self._repeats and tape.frame is None:
+            tape.frame = Frame(tape, self._kept)
+
+    def _run_frame(self, tape: Tape, frame: Frame, tensors: list[Any]) -> None:
+        for call in self._calls:
+            args, kwargs = call.filled(tensors)
+            if call.place >= 0:
+                tensors[call.results[0]] = frame.run(call.place, call.func, args, kwargs)  # type: ignore[index]
+            else:
+                call.keep(call.func(*args, **kwargs), tensors)
+            for index in call.drop:
+                tensors[index] = None
+        for index, place in self._produced.items():
+            tape._values[id(tensors[index])] = frame.ops[place].outputs[0]
+
+    def _run_calls(self, tape: Tape, tensors: list[Any]) -> None:
         registry = tape._values
         tape._modules.append(tape.model)
         for call in self._calls:
-            args, kwargs = call.args, call.kwargs
-            if call.nested:
-                args, kwargs = _filled(args, tensors), _filled(kwargs, tensors)
-            elif call.fills:
-                args = tuple([tensors[a.index] if type(a) is _Slot else a for a in args])
+            args, kwargs = call.filled(tensors)
             if call.grad is self._grad:
                 out = _run(tape, call, args, kwargs)
             else:
                 with torch.set_grad_enabled(call.grad):
                     out = _run(tape, call, args, kwargs)
-            if isinstance(out, Tensor):
-                tensors[call.results[0]] = out  # type: ignore[index]
-            else:
-                for index, leaf in zip(call.results, leaves(out), strict=True):
-                    if index is not None:
-                        tensors[index] = leaf
+            call.keep(out, tensors)
             for index in call.drop:
                 registry.pop(id(tensors[index]), None)
                 tensors[index] = None
         tape._modules.clear()
-        tape.output = _filled(self._output, tensors)
-        if self._repeats and tape.frame is None:
-            tape.frame = Frame(tape, self._kept)
 
     def fused(self, tape: Tape, keep: Sequence[Value]) -> list[Op]:
         """The tape's operations, merged into blocks; what merges is found once for each ``keep``."""
@@ -305,7 +344,9 @@ def _run(tape: Tape, call: _Call, args: Any, kwargs: Any) -> Any:
     if call.recorder is None:
         return call.func(*args, **kwargs)
     if call.place >= 0 and tape.frame is not None:
-        return tape.frame.run(tape, call.place, call.func, args, kwargs)
+        out = tape.frame.run(call.place, call.func, args, kwargs)
+        tape._values[id(out)] = tape.frame.ops[call.place].outputs[0]
+        return out
     tape._modules[0] = call.module
     tape.watches = call.place < 0
     return call.recorder(tape, call.func, args, kwargs)

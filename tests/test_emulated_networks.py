@@ -181,8 +181,11 @@ def test_the_rules_use_the_parts_of_the_weights_in_the_kernels(monkeypatch: pyte
             return lambda *args: (seen.add(int(args[place])), op(*args))[1]
 
     net = build(NETWORKS["vgg"]).float()
-    with emulated_cuda():
-        monkeypatch.setattr(lrp.functional._conv_routes, "ops", Spy())
+    with (
+        emulated_cuda(),
+        monkeypatch.context() as patch,
+    ):  # undone first: the former ops must not be those of the emulation
+        patch.setattr(lrp.functional._conv_routes, "ops", Spy())
         for rule in (lrp.Epsilon(1e-2, first=lrp.ZBox(0, 1)), lrp.AlphaBeta(2.0, 1.0, 1e-2)):
             lrp.LRP(net, rule)(X.float(), 1)[1].square().sum().backward()
         lrp.LRP(net, rule)(X.float() - 0.5, 1)
@@ -232,8 +235,8 @@ def test_layers_without_a_matrix_product_have_kernels(
             called.append(asked)
             return getattr(torch.ops.lrpkernels_emulated, asked)
 
-    with emulated_cuda():
-        monkeypatch.setattr(lrp.functional.affine_maps, "ops", Spy())
+    with emulated_cuda(), monkeypatch.context() as patch:
+        patch.setattr(lrp.functional.affine_maps, "ops", Spy())
         lrp.LRP(build(NETWORKS[name]), rule)(X, 1)[1].square().sum().backward()
     assert {op, f"{op}_backward"} <= set(called)
 

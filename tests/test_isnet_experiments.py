@@ -54,7 +54,7 @@ def toy(folder: Path, **changes: object) -> mnist.MNISTConfig:
 def test_every_method_gives_a_cell(digits: None, tmp_path: Path) -> None:
     config = toy(tmp_path)
     cells = mnist.all_cells(config)
-    assert len(cells) == 21
+    assert len(cells) == 23
     for cell in cells:
         mnist.train_cell(config, cell)
     rows = mnist.table_rows(config, cells)

@@ -6,6 +6,7 @@
 
 #include "../common/rule_math.h"
 #include "partition.h"
+#include "pointwise.h"
 
 namespace lrpkernels::cpu {
 namespace {
@@ -378,6 +379,19 @@ struct Backend {
 using Ops = PointwiseOps<Backend>;
 
 }  // namespace
+
+Tensor epsilon_scale(const Tensor& multiplier, const OptionalTensor& addend, const OptionalTensor& output,
+                     const OptionalTensor& scale, double epsilon, double leak) {
+  return Ops::epsilon_scale(multiplier, addend, output, scale, epsilon, leak);
+}
+
+std::tuple<Tensor, Tensor, Tensor> epsilon_scale_backward(const Tensor& grad, const Tensor& multiplier,
+                                                          const OptionalTensor& addend, const OptionalTensor& output,
+                                                          const OptionalTensor& scale, double epsilon, double leak,
+                                                          bool need_scale) {
+  return Ops::epsilon_scale_backward(grad, multiplier, addend, output, scale, epsilon, leak, need_scale);
+}
+
 }  // namespace lrpkernels::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(lrpkernels, CPU, m) {

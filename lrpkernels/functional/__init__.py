@@ -7,7 +7,7 @@ raises), which is what training through a heatmap needs: the heatmap itself is a
 from . import _cpu_rule_ops  # noqa: F401  (registers the CPU twins)
 from ._conv_routes import has_fused_conv, has_fused_kernels
 from ._vendor import ConvGeometry, Weights
-from .affine_maps import affine, affine_known, has_affine_kernels, sum_zplus
+from .affine_maps import affine, affine_known, batch_norm_scale, has_affine_kernels, sum_zplus
 from .conv import conv_epsilon, conv_map, conv_transpose
 from .conv_parts import conv_box, conv_part, conv_share
 from .heatmap_sums import HeatmapScores, heatmap_scores, kept_ranks
@@ -25,6 +25,7 @@ __all__ = [
     "affine",
     "affine_known",
     "average_pool_transpose",
+    "batch_norm_scale",
     "conv_box",
     "conv_epsilon",
     "conv_map",

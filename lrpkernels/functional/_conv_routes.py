@@ -58,6 +58,11 @@ def has_fused_conv(weight: Tensor, geometry: ConvGeometry) -> bool:
     return has_fused_kernels(weight) and not geometry.transposed and weight.dim() in (3, 4)
 
 
+def has_whole_rule(values: Tensor, geometry: ConvGeometry) -> bool:
+    """Whether the device has the epsilon rule of a convolution as one op each way: the CPU, whose calls cost more than small maps."""
+    return values.is_cpu and fused_device != "cpu" and not geometry.transposed
+
+
 def _tensor_cores(dtype: torch.dtype) -> bool:
     return dtype != torch.float32 or tuning.allows_tf32()
 

@@ -29,6 +29,7 @@ _convolution_backward = torch.ops.aten.convolution_backward.default
 _LARGE_WEIGHT = 1 << 19  # elements
 _FEW_POSITIONS = {"data": 64, "apply": 128, "weight": 512}  # output positions of all images together
 _FEW_CHANNELS = 8
+_DTYPES = (torch.float32, torch.float64)
 
 
 def data_gradient(s: Tensor, weight: Tensor, input_size: torch.Size, geometry: ConvGeometry) -> Tensor | None:
@@ -71,10 +72,16 @@ def weight_gradient(grad_output: Tensor, input: Tensor, weight: Tensor, geometry
     return gradient
 
 
+def is_atens(purpose: Purpose, values: Tensor, weight: Tensor, geometry: ConvGeometry) -> bool:
+    """Whether ATen's convolution is the better choice on the CPU."""
+    return _route(purpose, values, weight, geometry) is None
+
+
 def _route(purpose: Purpose, values: Tensor, weight: Tensor, geometry: ConvGeometry) -> Route | None:
-    if values.device.type != "cpu" or not values.is_contiguous() or values.dtype not in (torch.float32, torch.float64):
+    route = _choose(purpose, values.shape, weight.shape, geometry)
+    if route is None or not values.is_cpu or not values.is_contiguous() or values.dtype not in _DTYPES:
         return None
-    return _choose(purpose, values.shape, weight.shape, geometry)
+    return route
 
 
 @lru_cache(maxsize=4096)

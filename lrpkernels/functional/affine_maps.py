@@ -17,6 +17,33 @@ def has_affine_kernels(tensor: Tensor) -> bool:
     return has_fused_kernels(tensor) or (tensor.device.type == "cpu" and tensor.dtype != torch.float16)
 
 
+def batch_norm_scale(variance: Tensor, gamma: Tensor | None, epsilon: float) -> Tensor:
+    """The factor per channel of a batch norm in evaluation mode, k = gamma / sqrt(variance + epsilon).
+
+    Args:
+        variance: running variance, (C,), a constant; any floating dtype.
+        gamma: (C,), or None for 1.
+        epsilon: of the batch norm.
+
+    Returns:
+        k, (C,), float32 or better.
+
+    Gradients: none.
+    """
+    one_call = variance.is_cpu and not has_fused_kernels(variance)
+    if one_call and variance.dtype in _WIDE and (gamma is None or gamma.dtype == variance.dtype):
+        return ops.batch_norm_scale(variance, gamma, epsilon)
+    inverse = (_wide(variance) + epsilon).rsqrt_()
+    return inverse if gamma is None else _wide(gamma) * inverse
+
+
+_WIDE = (torch.float32, torch.float64)
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dtype in _WIDE else tensor.float()
+
+
 class _Affine(torch.autograd.Function):
     @staticmethod
     def forward(

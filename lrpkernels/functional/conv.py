@@ -10,7 +10,8 @@ from torch import Tensor
 from .._extension import ops
 from . import _conv_routes, _vendor
 from ._autograd import call, first_order
-from ._conv_routes import NO_FACTORS, Factors, has_fused_conv
+from ._conv_routes import NO_FACTORS, Factors, has_fused_conv, has_whole_rule
+from ._cpu_conv import is_atens
 from ._vendor import ConvGeometry
 from .shared_weight import Ledger, SharedWeight
 
@@ -39,6 +40,10 @@ class _ConvEpsilon(torch.autograd.Function):
         if has_fused_conv(weight, geometry):
             factors = Factors(addend, output, scale)
             return _conv_routes.relevance(multiplier, factors, weight, input, geometry, epsilon, leak)
+        if has_whole_rule(multiplier, geometry) and is_atens("data", multiplier, weight, geometry):
+            return ops.conv_epsilon(
+                multiplier, addend, output, scale, weight, input, *geometry[:3], geometry.groups, epsilon, leak
+            )
         s = ops.epsilon_scale(multiplier, addend, output, scale, epsilon, leak) if ctx.pointwise else multiplier
         return _vendor.data_gradient(s, weight, input, geometry)
 
@@ -46,7 +51,19 @@ class _ConvEpsilon(torch.autograd.Function):
     @first_order
     def backward(ctx: Any, grad: Tensor) -> Any:
         multiplier, addend, output, scale, weight = ctx.saved_tensors
-        need = ctx.needs_input_grad
+        need, geometry = ctx.needs_input_grad, ctx.geometry
+        if (
+            ctx.ledger is None
+            and has_whole_rule(grad, geometry)
+            and is_atens("apply", grad, weight, geometry)
+            and is_atens("weight", multiplier, weight, geometry)
+        ):
+            g, u, k, w = ops.conv_epsilon_backward(
+                grad, multiplier, addend, output, scale, weight, *geometry[:3], geometry.groups, ctx.epsilon, ctx.leak,
+                any(need[:3]), need[3], need[4],
+            )  # fmt: skip
+            made = (g if need[0] else None, g if need[1] else None, u if need[2] else None, k if need[3] else None)
+            return (*made, w if need[4] else None, *(None,) * 6)
         grad_weight = None
         factors, settings = Factors(addend, output, scale), (weight, ctx.geometry, ctx.epsilon, ctx.leak)
         if need[4]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,13 @@ if TYPE_CHECKING:
     from ..tape import Tape, Value
 
 
+class Variance(NamedTuple):
+    """Running statistics that a batch norm in evaluation mode divides by the root of."""
+
+    variance: Tensor
+    eps: float
+
+
 class BatchNorm(LinearMap):
     """y = k * x + c, k = gamma / sqrt(var + eps), c = beta - k * mean; alone (as here) or merged into the convolution ahead of it.
 
@@ -29,17 +36,17 @@ class BatchNorm(LinearMap):
     module_type = nn.modules.batchnorm._BatchNorm
 
     def __init__(
-        self, input: Value, gamma: Tensor | None, beta: Tensor | None, mean: Tensor, inverse_deviation: Tensor
+        self, input: Value, gamma: Tensor | None, beta: Tensor | None, mean: Tensor, spread: Tensor | Variance
     ) -> None:
         super().__init__(input)
         self.gamma, self.beta = gamma, beta
-        self.mean, self.inverse_deviation = mean, inverse_deviation
+        self.mean, self.spread = mean, spread
 
     def can_repeat(self, func: Any, args: Any, kwargs: Any) -> bool:
         return func is F.batch_norm
 
     def repeat(self, func: Any, args: Any, kwargs: Any) -> Tensor:
-        out, self.mean, self.inverse_deviation = _normalized(*_batch_norm_arguments(*args, **kwargs))
+        out, self.mean, self.spread = _normalized(*_batch_norm_arguments(*args, **kwargs))
         return out
 
     @property
@@ -48,7 +55,12 @@ class BatchNorm(LinearMap):
 
     def scale(self) -> Tensor:
         """k, (C,), float32 or float64."""
-        return self.inverse_deviation if self.gamma is None else _wide(self.gamma) * self.inverse_deviation
+        if isinstance(self.spread, Variance):
+            if not torch.is_grad_enabled():
+                return functional.batch_norm_scale(self.spread.variance, self.gamma, self.spread.eps)
+            with torch.no_grad():
+                self.spread = functional.batch_norm_scale(self.spread.variance, None, self.spread.eps)
+        return self.spread if self.gamma is None else _wide(self.gamma) * self.spread
 
     def shift(self, detach: bool = True) -> Tensor:
         """c, (C,); ``detach`` cuts beta off from gradients, k stays live."""
@@ -135,8 +147,8 @@ def _batch_norm(tape: Tape, func: Any, args: Any, kwargs: Any) -> Tensor:
     if (training and x.numel() // x.shape[1] <= 1) or (not training and (mean is None or var is None)):
         return func(x, mean, var, gamma, beta, training, momentum, eps)  # raises PyTorch's own error
     with _NOTHING if value.recipe is None else without_saving(x, value.recipe):
-        out, mean, inverse_deviation = _normalized(x, mean, var, gamma, beta, training, momentum, eps)
-    tape.add(BatchNorm(value, gamma, beta, mean, inverse_deviation), out)
+        out, mean, spread = _normalized(x, mean, var, gamma, beta, training, momentum, eps)
+    tape.add(BatchNorm(value, gamma, beta, mean, spread), out)
     return out
 
 
@@ -145,8 +157,8 @@ _NOTHING = nullcontext()
 
 def _normalized(
     x: Tensor, mean: Any, var: Any, gamma: Any, beta: Any, training: bool, momentum: Any, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """What F.batch_norm returns, and mean and inverse deviation that it used."""
+) -> tuple[Tensor, Tensor, Tensor | Variance]:
+    """What F.batch_norm returns, and what it used: the mean, and the inverse deviation or the variance that it comes from."""
     cudnn = torch._C._get_cudnn_enabled()
     if training:
         # What F.batch_norm calls; it also hands out the statistics, which spares a second pass over the input.
@@ -155,7 +167,7 @@ def _normalized(
         )
         return out, mean.detach(), _wide(inverse_deviation.detach())
     out = torch.batch_norm(x, gamma, beta, mean, var, False, momentum, eps, cudnn)
-    return out, _constant(mean), (_wide(_constant(var)) + eps).rsqrt_()
+    return out, _constant(mean), Variance(_constant(var), eps)
 
 
 def _constant(statistics: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .base import Arrived, Multipliers, Op, bind, records
 from .linear_maps import _unrecorded
-from .normalization import BatchNorm, _wide
+from .normalization import BatchNorm, Variance
 
 if TYPE_CHECKING:
     from ..rules.base import Rule
@@ -97,7 +97,7 @@ def _instance_norm(tape: Tape, func: Any, args: Any, kwargs: Any) -> Tensor:
         return _unrecorded(tape, func, args, kwargs)
     out = func(*args, **kwargs)
     if not use_input:
-        tape.add(BatchNorm(tape.known(x), weight, bias, mean.detach(), torch.rsqrt(_wide(var.detach()) + eps)), out)
+        tape.add(BatchNorm(tape.known(x), weight, bias, mean.detach(), Variance(var.detach(), eps)), out)
         return out
     grouped = (x.shape[0], x.shape[1], x.shape[2:].numel())
     tape.add(Normalization(tape.known(x), grouped, _per_channel(weight, x), eps), out)
