@@ -76,7 +76,7 @@ def measure(call: Call) -> Row:
 
 
 def affine(dtype: Dtype) -> Iterator[Call]:
-    """Batch norm standing alone under both rules, and sums under z+."""
+    """Batch norm standing alone under two rules, and sums under z+."""
     numel, size = BATCH * CHANNELS * SIDE * SIDE, dtype.size
     t, g, v, x, out, dg, dv, dx = (Buffer(normal(numel), dtype) for _ in range(8))
     k, c = (Buffer(normal(CHANNELS), wide(dtype)) for _ in range(2))
@@ -84,16 +84,19 @@ def affine(dtype: Dtype) -> Iterator[Call]:
     for layout, inner in (("NCHW", SIDE * SIDE), ("channels-last", 1)):
         extent = Extent(numel, 1, CHANNELS, inner)
         workspace = scratch(load("affine").affine_backward_workspace(dtype, extent))
-        for rule in (0, 1):
-            name = f"affine ({'z+' if rule else 'epsilon'})"
+        for rule, favour in (("epsilon", (1.0, 0.0)), ("z+", (0.0, 1.0))):
+            name = f"affine ({rule})"
 
-            def forward(kernels: Kernels, extent: Extent = extent, rule: int = rule) -> None:
-                kernels.affine(dtype, rule, g, v, x, k, c, out, extent, 1e-2)
+            def forward(kernels: Kernels, extent: Extent = extent, favour: tuple[float, float] = favour) -> None:
+                kernels.affine(dtype, *favour, g, v, x, k, c, out, extent, 1e-2)
 
             def backward(
-                kernels: Kernels, extent: Extent = extent, rule: int = rule, workspace: Buffer = workspace
+                kernels: Kernels,
+                extent: Extent = extent,
+                favour: tuple[float, float] = favour,
+                workspace: Buffer = workspace,
             ) -> None:
-                kernels.affine_backward(dtype, rule, t, g, v, x, k, c, dg, dv, dx, dk, dc, workspace, extent, 1e-2)
+                kernels.affine_backward(dtype, *favour, t, g, v, x, k, c, dg, dv, dx, dk, dc, workspace, extent, 1e-2)
 
             yield Call("affine", name, layout, dtype, 4 * numel * size, forward)
             yield Call("affine", f"{name} backward", layout, dtype, 7 * numel * size, backward)

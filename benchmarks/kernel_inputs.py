@@ -109,7 +109,8 @@ def arguments_of(op: str, layer: str, dtype: torch.dtype) -> tuple[Any, ...]:
             away_from_zero(normal(*planes)),
             k,
             None,
-            False,
+            1.0,
+            0.0,
             0.05,
         )
     if op in ("sum_zplus", "sum_zplus_backward"):

@@ -49,11 +49,12 @@ STABLE_TORCH_LIBRARY(lrpkernels, m) {
       "Tensor weight, int[] stride, int[] padding, int[] dilation, int groups, float epsilon, float leak, "
       "bool need_values, bool need_scale, bool need_weight) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def(
-      "affine(Tensor multiplier, Tensor value, Tensor input, Tensor slope, Tensor? shift, bool zplus, float epsilon) "
+      "affine(Tensor multiplier, Tensor value, Tensor input, Tensor slope, Tensor? shift, float whole, float positive, "
+      "float epsilon) "
       "-> Tensor");
   m.def(
       "affine_backward(Tensor grad, Tensor multiplier, Tensor value, Tensor input, Tensor slope, Tensor? shift, "
-      "bool zplus, float epsilon) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+      "float whole, float positive, float epsilon) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def("batch_norm_scale(Tensor variance, Tensor? gamma, float epsilon) -> Tensor");
   m.def("sum_zplus(Tensor multiplier, Tensor a, Tensor b, float epsilon) -> (Tensor, Tensor)");
   m.def(

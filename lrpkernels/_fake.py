@@ -307,7 +307,14 @@ def _batch_norm_scale(variance: Tensor, gamma: Tensor | None, epsilon: float) ->
 
 @torch.library.register_fake("lrpkernels::affine")
 def _affine(
-    multiplier: Tensor, value: Tensor, input: Tensor, slope: Tensor, shift: Tensor | None, zplus: bool, epsilon: float
+    multiplier: Tensor,
+    value: Tensor,
+    input: Tensor,
+    slope: Tensor,
+    shift: Tensor | None,
+    whole: float,
+    positive: float,
+    epsilon: float,
 ) -> Tensor:
     for name, tensor in (("value", value), ("input", input)):
         _check_forward_value("affine", name, tensor, multiplier)
@@ -322,7 +329,8 @@ def _affine_backward(
     input: Tensor,
     slope: Tensor,
     shift: Tensor | None,
-    zplus: bool,
+    whole: float,
+    positive: float,
     epsilon: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     _check_like_multiplier("affine_backward", "grad", grad, multiplier)

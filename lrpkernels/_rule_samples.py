@@ -38,7 +38,7 @@ def rule_samples(op: str, dtype: torch.dtype, values: Values, targets: int) -> I
             backward = [values(many), values(many)] if op.endswith("backward") else []
             yield (*backward, values(many), values(shape), values(shape), 0.5), f"{shape}"
             continue
-        for zplus in (False, True):
+        for favour in ((1.0, 0.0), (0.0, 1.0), (1.0, 0.1)):  # epsilon, z+, gamma
             for with_shift in (False, True):
                 grads = (values(many),) if op.endswith("backward") else ()
                 # Away from z = 0, around which the epsilon rule jumps.
@@ -46,10 +46,10 @@ def rule_samples(op: str, dtype: torch.dtype, values: Values, targets: int) -> I
                 x.copy_(torch.where(x < 0, x.clamp(-1, -0.25), x.clamp(0.25, 1)))
                 k, c = (values((shape[1],)).contiguous().to(wide).clamp(-1, 1) for _ in range(2))
                 k = torch.where(k < 0, k - 0.25, k + 0.25)
-                shift = (torch.where(c < 0, c - 1.5, c + 1.5) if not zplus else c) if with_shift else None
+                shift = (torch.where(c < 0, c - 1.5, c + 1.5) if favour[0] else c) if with_shift else None
                 yield (
-                    (*grads, values(many), values(shape), x, k, shift, zplus, 0.05),
-                    f"{shape} z+ {zplus} shift {with_shift}",
+                    (*grads, values(many), values(shape), x, k, shift, *favour, 0.05),
+                    f"{shape} favour {favour} shift {with_shift}",
                 )
 
 

@@ -15,6 +15,7 @@ from cuda_on_cpu import DTYPES, Buffer, Dtype, Extent, assert_close, load, runs
 
 SHAPES = [(0, 3, 4), (1, 1, 1), (5, 3, 5), (2, 7, 49), (5, 131, 3), (3, 64, 16), (33, 40, 1), (1, 2, 2100)]
 EPSILON = 0.05
+FAVOURS = ((1.0, 0.0), (0.0, 1.0), (1.0, 0.25))  # epsilon, z+, gamma
 STEP = 1e-30  # of the complex derivative: no difference is taken, so it may be tiny
 RUNS = runs()
 
@@ -37,11 +38,10 @@ def sum_shares(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.where(a.real >= 0, s, 0), np.where(b.real >= 0, s, 0)
 
 
-def affine_share(zplus: bool, v: np.ndarray, x: np.ndarray, k: np.ndarray, c: np.ndarray) -> np.ndarray:
-    if not zplus:
-        return v * k / stable(k * x + c)
+def affine_share(favour: tuple[float, float], v: np.ndarray, x: np.ndarray, k: np.ndarray, c: np.ndarray) -> np.ndarray:
+    whole, extra = favour
     part = np.where(np.where(x.real >= 0, k.real > 0, k.real < 0), k, 0)
-    return v * part / stable(positive(k * x) + positive(c))
+    return v * (whole * k + extra * part) / stable(whole * (k * x + c) + extra * (positive(k * x) + positive(c)))
 
 
 def derivative(function, arguments: list[np.ndarray], which: int) -> np.ndarray:
@@ -89,8 +89,8 @@ def test_affine(dtype: Dtype, order: int) -> None:
     kernels = load("affine")
     kernels.configure(order)
     wide = DTYPES["float64" if dtype.name == "float64" else "float32"]
-    cases = itertools.product(SHAPES, (False, True), [(1, 0, True, True), (3, 0, True, False), (2, 1, False, True)])
-    for shape, zplus, (targets, shift, has_shift, sums) in cases:
+    cases = itertools.product(SHAPES, FAVOURS, [(1, 0, True, True), (3, 0, True, False), (2, 1, False, True)])
+    for shape, favour, (targets, shift, has_shift, sums) in cases:
         n, channels = math.prod(shape), shape[1]
         for inner in {shape[2], 1}:
             extent = Extent(n, targets, channels, inner)
@@ -103,23 +103,28 @@ def test_affine(dtype: Dtype, order: int) -> None:
             dk, dc = Buffer((channels,), wide), Buffer((channels,), wide)
             workspace = Buffer((kernels.affine_backward_workspace(dtype, extent) // 8 + 1,), DTYPES["float64"])
             given = c if has_shift else None
-            kernels.affine(dtype, zplus, g, v, x, slope, given, result, extent, EPSILON)
+            kernels.affine(dtype, *favour, g, v, x, slope, given, result, extent, EPSILON)
             outputs = (dk, dc, workspace) if sums else (None, None, None)
-            kernels.affine_backward(dtype, zplus, t, g, v, x, slope, given, dg, dv, dx, *outputs, extent, EPSILON)
+            kernels.affine_backward(dtype, *favour, t, g, v, x, slope, given, dg, dv, dx, *outputs, extent, EPSILON)
             workspace.read()
             if n == 0:
                 continue
             k, add = slope.read()[where], (c.read() if has_shift else np.zeros(channels))[where]
             arguments = [v.read(), x.read(), k, add]
 
-            def share(*parts: np.ndarray, zplus: bool = zplus) -> np.ndarray:
-                return affine_share(zplus, *parts)
+            def share(*parts: np.ndarray, favour: tuple[float, float] = favour) -> np.ndarray:
+                return affine_share(favour, *parts)
 
             # Near the jump of sgn the denominator's own rounding shows: it is at least EPSILON, its terms may cancel.
-            floor = np.abs(stable(positive(k * arguments[1]) + positive(add) if zplus else k * arguments[1] + add))
+            whole, extra = favour
+            product = k * arguments[1]
+            floor = np.abs(stable(whole * (product + add) + extra * (positive(product) + positive(add))))
             cancel = 1 + (np.abs(k * arguments[1]) + np.abs(add)) / floor
-            factor = np.abs(arguments[0] * k) / floor * cancel
-            away = np.abs(k * arguments[1] + add) > 1e-4
+            most = whole + extra
+            factor = most * np.abs(arguments[0] * k) / floor * cancel
+            away = np.abs(whole * (product + add) + extra * (positive(product) + positive(add))) > (
+                1e-4 if whole else -1
+            )
             products, size = (t.read() * g.read()).sum(0), np.abs(t.read() * g.read()).sum(0)
             for got, expected, bound in (
                 (result, g.read() * share(*arguments), np.abs(g.read()) * factor),

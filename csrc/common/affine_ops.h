@@ -11,7 +11,7 @@ template <typename Backend>
 struct AffineOps {
   // multiplier [T * B, C, ...]; value, input [B, C, ...]; slope, shift [C] -> [T * B, C, ...]
   static Tensor affine(const Tensor& multiplier, const Tensor& value, const Tensor& input, const Tensor& slope,
-                       const OptionalTensor& shift, bool zplus, double epsilon) {
+                       const OptionalTensor& shift, double whole, double positive, double epsilon) {
     constexpr const char* kOp = "affine";
     const LrpDtype dtype = storage_dtype(kOp, multiplier, Backend::kDtypes);
     check(kOp, multiplier, value, input, slope, shift, epsilon);
@@ -22,7 +22,7 @@ struct AffineOps {
     const Tensor g = to_layout(multiplier, layout), v = to_layout(value, layout), x = to_layout(input, layout);
     const Tensor k = to_layout(slope, Layout::kContiguous);
     const OptionalTensor c = detail::to_layout(shift, Layout::kContiguous);
-    Backend::affine(dtype, static_cast<int>(zplus), g.const_data_ptr(), v.const_data_ptr(), x.const_data_ptr(),
+    Backend::affine(dtype, whole, positive, g.const_data_ptr(), v.const_data_ptr(), x.const_data_ptr(),
                     k.const_data_ptr(), detail::const_data(c), result.mutable_data_ptr(),
                     extent_of(multiplier, input, layout), epsilon, guard.stream());
     return result;
@@ -31,7 +31,7 @@ struct AffineOps {
   // -> (grad_multiplier, grad_value, grad_input, grad_slope, grad_shift); grad_shift is empty when shift is None
   static std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> affine_backward(
       const Tensor& grad, const Tensor& multiplier, const Tensor& value, const Tensor& input, const Tensor& slope,
-      const OptionalTensor& shift, bool zplus, double epsilon) {
+      const OptionalTensor& shift, double whole, double positive, double epsilon) {
     constexpr const char* kOp = "affine_backward";
     const LrpDtype dtype = storage_dtype(kOp, multiplier, Backend::kDtypes);
     check_like_multiplier(kOp, "grad", grad, multiplier);
@@ -55,7 +55,7 @@ struct AffineOps {
     Tensor workspace = new_dense(multiplier, {Backend::affine_backward_workspace(dtype, extent)}, Layout::kContiguous,
                                  ScalarType::Byte);
     Backend::affine_backward(
-        dtype, static_cast<int>(zplus), t.const_data_ptr(), g.const_data_ptr(), v.const_data_ptr(), x.const_data_ptr(),
+        dtype, whole, positive, t.const_data_ptr(), g.const_data_ptr(), v.const_data_ptr(), x.const_data_ptr(),
         k.const_data_ptr(), detail::const_data(c), grad_multiplier.mutable_data_ptr(), grad_value.mutable_data_ptr(),
         grad_input.mutable_data_ptr(), grad_slope.mutable_data_ptr(), grad_shift.mutable_data_ptr(),
         workspace.mutable_data_ptr(), extent, epsilon, guard.stream());

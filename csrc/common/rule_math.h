@@ -41,21 +41,35 @@ LRP_HD acc_t negative_part(acc_t x) {
   return x >= acc_t(0) ? acc_t(0) : x;
 }
 
+// How much of all contributions takes part, and how much of the positive ones besides: the epsilon rule has 1 and 0, z+
+// 0 and 1, the gamma rule 1 and gamma.
+template <typename acc_t>
+struct Favour {
+  acc_t whole;
+  acc_t positive;
+
+  // What a contribution counts, by whether it is a positive one.
+  LRP_HD acc_t of(bool is_positive) const { return whole + (is_positive ? positive : acc_t(0)); }
+};
+
 // Denominator and factor of one element of an affine layer y = k x + c: G_in = G v factor / denominator.
 template <typename acc_t>
 struct AffineShare {
-  acc_t denominator;  // z, or z+ = (k x)+ + c+, stabilised
-  acc_t factor;       // k; under z+ the k of x's sign
+  acc_t denominator;  // whole * z + positive * z+, z+ = (k x)+ + c+, stabilised
+  acc_t factor;       // whole * k + positive * (the k of x's sign)
 
-  LRP_HD AffineShare(bool zplus, acc_t x, acc_t k, acc_t c, acc_t epsilon) {
-    const acc_t z = zplus ? positive_part(k * x) + positive_part(c) : k * x + c;
+  LRP_HD AffineShare(Favour<acc_t> favour, acc_t x, acc_t k, acc_t c, acc_t epsilon) {
+    const acc_t product = k * x;
+    const acc_t z = favour.whole * (product + c) + favour.positive * (positive_part(product) + positive_part(c));
     denominator = stabilize(z, epsilon);
-    factor = !zplus ? k : (x >= acc_t(0) ? positive_part(k) : negative_part(k));
+    factor = k * favour.of(same_sign(x, k));
   }
+
+  LRP_HD static bool same_sign(acc_t x, acc_t k) { return x >= acc_t(0) ? k > acc_t(0) : k < acc_t(0); }
 };
 
 // Its derivatives. With P = sum_T t G (t the incoming gradient): dD = -P v f / D^2, dv = P f / D, dx = dD k,
-// dk = P v / D + dD x, dc = dD; under z+ each only where its positive part is.
+// dk = P v / D + dD x, dc = dD, each term as much as its contribution counts.
 template <typename acc_t>
 struct AffineGradient {
   acc_t value;
@@ -63,16 +77,15 @@ struct AffineGradient {
   acc_t slope;
   acc_t shift;
 
-  LRP_HD AffineGradient(bool zplus, acc_t product, acc_t v, acc_t x, acc_t k, acc_t c, acc_t epsilon) {
-    const AffineShare<acc_t> share(zplus, x, k, c, epsilon);
+  LRP_HD AffineGradient(Favour<acc_t> favour, acc_t product, acc_t v, acc_t x, acc_t k, acc_t c, acc_t epsilon) {
+    const AffineShare<acc_t> share(favour, x, k, c, epsilon);
     const acc_t part = product / share.denominator;
     value = part * share.factor;
     const acc_t denominator = -value * v / share.denominator;
-    const bool through_product = !zplus || k * x > acc_t(0);
-    const bool through_factor = !zplus || (x >= acc_t(0) ? k > acc_t(0) : k < acc_t(0));
-    input = through_product ? denominator * k : acc_t(0);
-    slope = (through_factor ? part * v : acc_t(0)) + (through_product ? denominator * x : acc_t(0));
-    shift = !zplus || c > acc_t(0) ? denominator : acc_t(0);
+    const acc_t through_product = denominator * favour.of(k * x > acc_t(0));
+    input = through_product * k;
+    slope = part * v * favour.of(AffineShare<acc_t>::same_sign(x, k)) + through_product * x;
+    shift = denominator * favour.of(c > acc_t(0));
   }
 };
 

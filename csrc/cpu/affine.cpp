@@ -115,6 +115,7 @@ struct Affine {
   double* partial_shift;       // likewise
   LrpExtent extent;
   Partition tasks;
+  Favour<acc_t> favour;
   acc_t epsilon;
 };
 
@@ -155,7 +156,7 @@ LRP_ALWAYS_INLINE void for_each_block(const Partition& tasks, int64_t first, int
                        });
 }
 
-template <typename scalar_t, Span kKind, bool kZPlus>
+template <typename scalar_t, Span kKind>
 struct AffineForward : Affine<scalar_t> {
   using acc_t = arithmetic_t<scalar_t>;
 
@@ -171,7 +172,7 @@ struct AffineForward : Affine<scalar_t> {
                             const acc_t epsilon = this->epsilon;
                             acc_t factors[kBlock];
                             for (int64_t i = 0; i < count; ++i) {
-                              const AffineShare<acc_t> share(kZPlus, load(x[i]), k[i], c[i], epsilon);
+                              const AffineShare<acc_t> share(this->favour, load(x[i]), k[i], c[i], epsilon);
                               factors[i] = load(v[i]) * share.factor / share.denominator;
                             }
                             for (int64_t target = 0; target < this->extent.targets; ++target) {
@@ -184,7 +185,7 @@ struct AffineForward : Affine<scalar_t> {
   }
 };
 
-template <typename scalar_t, Span kKind, bool kZPlus>
+template <typename scalar_t, Span kKind>
 struct AffineBackward : Affine<scalar_t> {
   using acc_t = arithmetic_t<scalar_t>;
 
@@ -207,7 +208,7 @@ struct AffineBackward : Affine<scalar_t> {
     const acc_t epsilon = this->epsilon;
     acc_t factors[kBlock], products[kBlock];
     for (int64_t i = 0; i < count; ++i) {
-      const AffineShare<acc_t> share(kZPlus, load(x[i]), k[i], c[i], epsilon);
+      const AffineShare<acc_t> share(this->favour, load(x[i]), k[i], c[i], epsilon);
       factors[i] = load(v[i]) * share.factor / share.denominator;
       products[i] = acc_t(0);
     }
@@ -224,7 +225,7 @@ struct AffineBackward : Affine<scalar_t> {
     scalar_t* __restrict dv = this->grad_value + offset;
     scalar_t* __restrict dx = this->grad_input + offset;
     for (int64_t i = 0; i < count; ++i) {
-      const AffineGradient<acc_t> d(kZPlus, products[i], load(v[i]), load(x[i]), k[i], c[i], epsilon);
+      const AffineGradient<acc_t> d(this->favour, products[i], load(v[i]), load(x[i]), k[i], c[i], epsilon);
       store(dv[i], d.value);
       store(dx[i], d.input);
       slopes[i] = d.slope;
@@ -284,15 +285,14 @@ struct Backend {
     });
   }
 
-  static void affine(LrpDtype dtype, int zplus, const void* multiplier, const void* value, const void* input,
-                     const void* slope, const void* shift, void* result, LrpExtent extent, double epsilon, void*) {
+  static void affine(LrpDtype dtype, double whole, double positive, const void* multiplier, const void* value,
+                     const void* input, const void* slope, const void* shift, void* result, LrpExtent extent,
+                     double epsilon, void*) {
     with_storage(dtype, [&](auto storage) {
       using scalar_t = decltype(storage);
-      Affine<scalar_t> args = affine_of<scalar_t>(multiplier, value, input, slope, shift, result, extent, epsilon);
-      with_span(args.tasks.kind, [&](auto kind) {
-        with_flag(zplus != 0,
-                  [&](auto rule) { run_parallel(args.tasks, AffineForward<scalar_t, kind(), rule()>{args}); });
-      });
+      Affine<scalar_t> args =
+          affine_of<scalar_t>(whole, positive, multiplier, value, input, slope, shift, result, extent, epsilon);
+      with_span(args.tasks.kind, [&](auto kind) { run_parallel(args.tasks, AffineForward<scalar_t, kind()>{args}); });
     });
   }
 
@@ -300,25 +300,22 @@ struct Backend {
     return 2 * partition(extent, true).partial_sums() * static_cast<int64_t>(sizeof(double));
   }
 
-  static void affine_backward(LrpDtype dtype, int zplus, const void* grad, const void* multiplier, const void* value,
-                              const void* input, const void* slope, const void* shift, void* grad_multiplier,
-                              void* grad_value, void* grad_input, void* grad_slope, void* grad_shift, void* workspace,
-                              LrpExtent extent, double epsilon, void*) {
+  static void affine_backward(LrpDtype dtype, double whole, double positive, const void* grad, const void* multiplier,
+                              const void* value, const void* input, const void* slope, const void* shift,
+                              void* grad_multiplier, void* grad_value, void* grad_input, void* grad_slope,
+                              void* grad_shift, void* workspace, LrpExtent extent, double epsilon, void*) {
     std::memset(workspace, 0, affine_backward_workspace(dtype, extent));
     with_storage(dtype, [&](auto storage) {
       using scalar_t = decltype(storage);
       using acc_t = arithmetic_t<scalar_t>;
-      Affine<scalar_t> args =
-          affine_of<scalar_t>(multiplier, value, input, slope, shift, grad_multiplier, extent, epsilon);
+      Affine<scalar_t> args = affine_of<scalar_t>(whole, positive, multiplier, value, input, slope, shift,
+                                                  grad_multiplier, extent, epsilon);
       args.grad = static_cast<const scalar_t*>(grad);
       args.grad_value = static_cast<scalar_t*>(grad_value);
       args.grad_input = static_cast<scalar_t*>(grad_input);
       args.partial_slope = static_cast<double*>(workspace);
       args.partial_shift = args.partial_slope + args.tasks.partial_sums();
-      with_span(args.tasks.kind, [&](auto kind) {
-        with_flag(zplus != 0,
-                  [&](auto rule) { run_parallel(args.tasks, AffineBackward<scalar_t, kind(), rule()>{args}); });
-      });
+      with_span(args.tasks.kind, [&](auto kind) { run_parallel(args.tasks, AffineBackward<scalar_t, kind()>{args}); });
       channel_totals(args.tasks, args.partial_slope, static_cast<acc_t*>(grad_slope));
       channel_totals(args.tasks, args.partial_shift, static_cast<acc_t*>(grad_shift));
     });
@@ -338,8 +335,9 @@ struct Backend {
   }
 
   template <typename scalar_t>
-  static Affine<scalar_t> affine_of(const void* multiplier, const void* value, const void* input, const void* slope,
-                                    const void* shift, void* result, LrpExtent extent, double epsilon) {
+  static Affine<scalar_t> affine_of(double whole, double positive, const void* multiplier, const void* value,
+                                    const void* input, const void* slope, const void* shift, void* result,
+                                    LrpExtent extent, double epsilon) {
     using acc_t = arithmetic_t<scalar_t>;
     Affine<scalar_t> args{};
     args.multiplier = static_cast<const scalar_t*>(multiplier);
@@ -350,6 +348,7 @@ struct Backend {
     args.result = static_cast<scalar_t*>(result);
     args.extent = extent;
     args.tasks = partition(extent, true);
+    args.favour = {static_cast<acc_t>(whole), static_cast<acc_t>(positive)};
     args.epsilon = static_cast<acc_t>(epsilon);
     return args;
   }

@@ -1,4 +1,4 @@
-// Layers without a matrix product under the rules: sums (z+), and batch norm standing alone (epsilon and z+).
+// Layers without a matrix product under the rules: sums (z+), and batch norm standing alone (epsilon, z+, gamma).
 #include "../common/rule_math.h"
 #include "channel_sum.cuh"
 
@@ -97,7 +97,7 @@ struct Affine {
   scalar_t* result;            // [targets, numel]
   LrpExtent extent;
   ChannelMap channels;
-  bool zplus;
+  Favour<acc_t> favour;
   acc_t epsilon;
 
   template <int kVec>
@@ -107,7 +107,7 @@ struct Affine {
     Pack<acc_t, kVec> factor = load<kVec>(value + i);
 #pragma unroll
     for (int j = 0; j < kVec; ++j) {
-      const AffineShare<acc_t> share(zplus, x[j], k[j], c[j], epsilon);
+      const AffineShare<acc_t> share(favour, x[j], k[j], c[j], epsilon);
       factor[j] *= share.factor / share.denominator;
     }
 #pragma unroll 1
@@ -138,7 +138,7 @@ struct AffineBackward {
   scalar_t* grad_input;        // [numel]
   LrpExtent extent;
   ChannelMap channels;
-  bool zplus;
+  Favour<acc_t> favour;
   acc_t epsilon;
 
   template <int kVec>
@@ -153,7 +153,7 @@ struct AffineBackward {
       const Pack<acc_t, kVec> g = load<kVec>(multiplier + at);
 #pragma unroll
       for (int j = 0; j < kVec; ++j) {
-        const AffineShare<acc_t> share(zplus, x[j], k[j], c[j], epsilon);
+        const AffineShare<acc_t> share(favour, x[j], k[j], c[j], epsilon);
         products[j] += t[j] * g[j];
         t[j] *= v[j] * (share.factor / share.denominator);
       }
@@ -163,7 +163,7 @@ struct AffineBackward {
     Pack<acc_t, kSums * kVec> sums;
 #pragma unroll
     for (int j = 0; j < kVec; ++j) {
-      const AffineGradient<acc_t> d(zplus, products[j], v[j], x[j], k[j], c[j], epsilon);
+      const AffineGradient<acc_t> d(favour, products[j], v[j], x[j], k[j], c[j], epsilon);
       dv[j] = d.value;
       dx[j] = d.input;
       sums[j] = d.slope;
@@ -221,8 +221,9 @@ int lrp_sum_zplus_backward(LrpDtype dtype, const void* grad_a, const void* grad_
   });
 }
 
-int lrp_affine(LrpDtype dtype, int zplus, const void* multiplier, const void* value, const void* input,
-               const void* slope, const void* shift, void* result, LrpExtent extent, double epsilon, void* stream) {
+int lrp_affine(LrpDtype dtype, double whole, double positive, const void* multiplier, const void* value,
+               const void* input, const void* slope, const void* shift, void* result, LrpExtent extent, double epsilon,
+               void* stream) {
   if (extent.numel * extent.targets == 0) return 0;
   return with_storage(dtype, [&](auto storage) {
     using scalar_t = decltype(storage);
@@ -235,7 +236,7 @@ int lrp_affine(LrpDtype dtype, int zplus, const void* multiplier, const void* va
                                 static_cast<scalar_t*>(result),
                                 extent,
                                 ChannelMap(extent),
-                                zplus != 0,
+                                {static_cast<acc_t>(whole), static_cast<acc_t>(positive)},
                                 static_cast<acc_t>(epsilon)};
     return launch_elementwise(body, extent.numel, vectorizable<scalar_t>(extent, multiplier, value, input, result),
                               stream);
@@ -253,10 +254,10 @@ int64_t lrp_affine_backward_workspace(LrpDtype dtype, LrpExtent extent) {
   }
 }
 
-int lrp_affine_backward(LrpDtype dtype, int zplus, const void* grad, const void* multiplier, const void* value,
-                        const void* input, const void* slope, const void* shift, void* grad_multiplier,
-                        void* grad_value, void* grad_input, void* grad_slope, void* grad_shift, void* workspace,
-                        LrpExtent extent, double epsilon, void* stream) {
+int lrp_affine_backward(LrpDtype dtype, double whole, double positive, const void* grad, const void* multiplier,
+                        const void* value, const void* input, const void* slope, const void* shift,
+                        void* grad_multiplier, void* grad_value, void* grad_input, void* grad_slope, void* grad_shift,
+                        void* workspace, LrpExtent extent, double epsilon, void* stream) {
   if (extent.numel * extent.targets == 0) return 0;
   return with_storage(dtype, [&](auto storage) {
     using scalar_t = decltype(storage);
@@ -272,7 +273,7 @@ int lrp_affine_backward(LrpDtype dtype, int zplus, const void* grad, const void*
                                         static_cast<scalar_t*>(grad_input),
                                         extent,
                                         ChannelMap(extent),
-                                        zplus != 0,
+                                        {static_cast<acc_t>(whole), static_cast<acc_t>(positive)},
                                         static_cast<acc_t>(epsilon)};
     const bool vectors =
         vectorizable<scalar_t>(extent, grad, multiplier, value, input, grad_multiplier, grad_value, grad_input);

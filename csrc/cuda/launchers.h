@@ -179,17 +179,18 @@ int lrp_sum_zplus_backward(LrpDtype dtype, const void* grad_a, const void* grad_
                            LrpExtent extent, double epsilon, void* stream);
 
 // A batch norm that stands alone, y = k_c x + c_c per channel; value: its output, or that of a ReLU behind it.
-//   epsilon rule: G_in = G v k / (z + eps sgn z), z = k x + c
-//   z+ rule:      G_in = G v k' / (z+ + eps), z+ = (k x)+ + c+, k' = k+ where x >= 0, k- elsewhere
-// slope and shift are in the arithmetic type; shift may be null (0).
-int lrp_affine(LrpDtype dtype, int zplus, const void* multiplier, const void* value, const void* input,
-               const void* slope, const void* shift, void* result, LrpExtent extent, double epsilon, void* stream);
+// G_in = G v k' / (d + eps sgn d), d = whole z + positive z+, z = k x + c, z+ = (k x)+ + c+, k' = whole k + positive (k
+// of x's sign). The epsilon rule has whole = 1, positive = 0; z+ 0 and 1; gamma 1 and gamma. slope and shift are in the
+// arithmetic type; shift may be null (0).
+int lrp_affine(LrpDtype dtype, double whole, double positive, const void* multiplier, const void* value,
+               const void* input, const void* slope, const void* shift, void* result, LrpExtent extent, double epsilon,
+               void* stream);
 
 int64_t lrp_affine_backward_workspace(LrpDtype dtype, LrpExtent extent);
 
 // grad_slope and grad_shift (both, or neither) are sums over all but the channel.
-int lrp_affine_backward(LrpDtype dtype, int zplus, const void* grad, const void* multiplier, const void* value,
-                        const void* input, const void* slope, const void* shift, void* grad_multiplier,
-                        void* grad_value, void* grad_input, void* grad_slope, void* grad_shift, void* workspace,
-                        LrpExtent extent, double epsilon, void* stream);
+int lrp_affine_backward(LrpDtype dtype, double whole, double positive, const void* grad, const void* multiplier,
+                        const void* value, const void* input, const void* slope, const void* shift,
+                        void* grad_multiplier, void* grad_value, void* grad_input, void* grad_slope, void* grad_shift,
+                        void* workspace, LrpExtent extent, double epsilon, void* stream);
 }

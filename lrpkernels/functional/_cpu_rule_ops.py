@@ -31,14 +31,13 @@ def _channels(slope: Tensor, shift: Tensor | None, x: Tensor) -> tuple[Tensor, T
 
 
 def affine_formula(
-    g: Tensor, v: Tensor, x: Tensor, slope: Tensor, shift: Tensor | None, zplus: bool, epsilon: float
+    g: Tensor, v: Tensor, x: Tensor, slope: Tensor, shift: Tensor | None, whole: float, positive: float, epsilon: float
 ) -> Tensor:
-    """G v k / (z + eps sgn z), or with z+ and the k of one sign."""
+    """G v k / (d + eps sgn d), d = whole z + positive z+, k likewise with the k of x's sign."""
     k, c = _channels(slope, shift, x)
-    z = (k * x).relu() + c.relu() if zplus else k * x + c
-    if zplus:
-        k = torch.where(x >= 0, k.clamp(min=0), k.clamp(max=0))
-    return g * _many(v * k / _stable(z, epsilon), g)
+    d = whole * (k * x + c) + positive * ((k * x).relu() + c.relu())
+    k = whole * k + positive * torch.where(x >= 0, k.clamp(min=0), k.clamp(max=0))
+    return g * _many(v * k / _stable(d, epsilon), g)
 
 
 def sum_zplus_formula(g: Tensor, a: Tensor, b: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:

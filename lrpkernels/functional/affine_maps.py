@@ -53,18 +53,19 @@ class _Affine(torch.autograd.Function):
         input: Tensor,
         slope: Tensor,
         shift: Tensor | None,
-        zplus: bool,
+        whole: float,
+        positive: float,
         epsilon: float,
     ) -> Tensor:
         ctx.save_for_backward(multiplier, value, input, slope, shift)
-        ctx.zplus, ctx.epsilon = zplus, epsilon
-        return ops.affine(multiplier, value, input, slope, shift, zplus, epsilon)
+        ctx.settings = (whole, positive, epsilon)
+        return ops.affine(multiplier, value, input, slope, shift, *ctx.settings)
 
     @staticmethod
     @first_order
     def backward(ctx: Any, grad: Tensor) -> Any:
-        grads = ops.affine_backward(grad, *ctx.saved_tensors, ctx.zplus, ctx.epsilon)
-        return (*(g if need else None for g, need in zip(grads, ctx.needs_input_grad, strict=False)), None, None)
+        grads = ops.affine_backward(grad, *ctx.saved_tensors, *ctx.settings)
+        return (*(g if need else None for g, need in zip(grads, ctx.needs_input_grad, strict=False)), None, None, None)
 
 
 def affine(
@@ -74,13 +75,14 @@ def affine(
     slope: Tensor,
     shift: Tensor | None = None,
     *,
-    zplus: bool,
+    whole: float,
+    positive: float,
     epsilon: float,
 ) -> Tensor:
     r"""The multiplier at the input of a batch norm y = k_c x + c_c that stands alone.
 
-    Epsilon rule: G_in = G v k / (z + epsilon * sgn z), z = k x + c. z+ rule: G_in = G v k' / (z+ + epsilon), z+ = (k x)+ + c+,
-    k' = k+ where x >= 0, k- elsewhere.
+    G_in = G v k' / (d + epsilon * sgn d), d = whole * z + positive * z+, z = k x + c, z+ = (k x)+ + c+, and k' = whole * k + positive *
+    (k+ where x >= 0, k- elsewhere). Epsilon rule: whole 1, positive 0; z+: 0 and 1; gamma: 1 and gamma.
 
     Args:
         multiplier: G at the output, (T*B, C, ...), T targets of one batch, target-major.
@@ -88,7 +90,7 @@ def affine(
         input: x, likewise.
         slope: k, (C,), float32 (float64 beside float64).
         shift: c, likewise; None: 0.
-        zplus: which rule.
+        whole, positive: shares of all contributions and of the positive ones.
         epsilon: stabilizer, >= 0.
 
     Returns:
@@ -99,9 +101,9 @@ def affine(
     Raises:
         RuntimeError: a shape, dtype or device does not fit.
 
-    Source: Bach et al. 2015 (epsilon and alpha-beta rules); docs/method.md section 1.
+    Source: Bach et al. 2015 (epsilon and alpha-beta rules), Montavon et al. 2019 (gamma rule); docs/method.md section 1.
     """
-    return call(_Affine, multiplier, value, input, slope, shift, zplus, float(epsilon))
+    return call(_Affine, multiplier, value, input, slope, shift, float(whole), float(positive), float(epsilon))
 
 
 class _AffineKnown(torch.autograd.Function):

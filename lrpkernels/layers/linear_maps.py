@@ -73,23 +73,41 @@ class LinearMap(Op):
         """W^T s for several weights that share s."""
         return [self.transpose(s, weight) for weight in weights]
 
+    def transpose_sum(self, s: tuple[Tensor, Tensor], weights: tuple[Tensor, Tensor]) -> Tensor:
+        """The sum of W^T s over two weights, each with an s of its own."""
+        return self.transpose(s[0], weights[0]) + self.transpose(s[1], weights[1])
+
     def fused_geometry(self, weight: Tensor) -> ConvGeometry | None:
         """The convolution's geometry where fused kernels pick W+ and W- as they load ``weight``, else None."""
         return None
 
+    def has_fused_rule(self, g: Tensor) -> bool:
+        """Whether :meth:`fused_rule` is there for multipliers like ``g``."""
+        return False
+
     def fused_rule(
-        self, g: Tensor, value: Tensor, input: Tensor, bias: Tensor | None, epsilon: float, *, zplus: bool
-    ) -> Tensor | None:
-        """The multiplier at the input under the z+ rule or the epsilon rule in layer form by one kernel; None: there is none for it.
+        self,
+        g: Tensor,
+        value: Tensor,
+        input: Tensor,
+        bias: Tensor | None,
+        epsilon: float,
+        *,
+        whole: float,
+        positive: float,
+        sign: int = 1,
+    ) -> Tensor:
+        """The multiplier at the input under a rule with the weights whole W + positive W+, by one kernel.
 
         Args:
             g: multiplier at the output of the block.
             value, input: its output and input.
-            bias: that takes part in the denominator (its positive part under the z+ rule), or None.
+            bias: that takes part in the denominator, by the same shares, or None.
             epsilon: stabilizer.
-            zplus: which rule.
+            whole, positive: 1 and 0 for the epsilon rule in layer form, 0 and 1 for z+, 1 and gamma for gamma.
+            sign: -1: W- in place of W+.
         """
-        return None
+        raise AssertionError("see has_fused_rule")
 
     @abstractmethod
     def per_channel(self, vector: Tensor) -> Tensor:
@@ -158,6 +176,12 @@ class Conv(LinearMap):
         if self.geometry.transposed or self.geometry.groups != 1 or self.weight.shape[1] > 4:
             return super().transpose_each(s, weights)
         return self.transpose(s, torch.cat(list(weights), 1)).chunk(len(weights), 1)
+
+    def transpose_sum(self, s: tuple[Tensor, Tensor], weights: tuple[Tensor, Tensor]) -> Tensor:
+        # Stacked along the output channels the sum is one convolution, worth it where weights are small beside what they make.
+        if self.geometry.transposed or self.geometry.groups != 1 or self.weight.numel() > self.inputs[0].shape.numel():
+            return super().transpose_sum(s, weights)
+        return self.transpose(torch.cat(s, 1), torch.cat(weights, 0))
 
     def per_channel(self, vector: Tensor) -> Tensor:
         if not self.geometry.transposed:

@@ -99,14 +99,26 @@ class BatchNorm(LinearMap):
     def transpose(self, s: Tensor, weight: Tensor) -> Tensor:
         return s * self._broadcast(weight)
 
+    def has_fused_rule(self, g: Tensor) -> bool:
+        return functional.has_affine_kernels(g)
+
     def fused_rule(
-        self, g: Tensor, value: Tensor, input: Tensor, bias: Tensor | None, epsilon: float, *, zplus: bool
-    ) -> Tensor | None:
-        if not functional.has_affine_kernels(g):
-            return None
+        self,
+        g: Tensor,
+        value: Tensor,
+        input: Tensor,
+        bias: Tensor | None,
+        epsilon: float,
+        *,
+        whole: float,
+        positive: float,
+        sign: int = 1,
+    ) -> Tensor:
         slope = self.scale()
         shift = None if bias is None else bias.to(slope.dtype)
-        return functional.affine(g, value, input, slope, shift, zplus=zplus, epsilon=epsilon)
+        if sign < 0:  # of -z, whose positive contributions are z's negative ones
+            slope, shift = -slope, None if shift is None else -shift
+        return functional.affine(g, value, input, slope, shift, whole=whole, positive=positive, epsilon=epsilon)
 
     def per_channel(self, vector: Tensor) -> Tensor:
         return vector

@@ -38,10 +38,8 @@ def signed_share(block: Block, g: Tensor, eps: float, sign: int, bias: bool, sca
     if b is not None:
         b = b.clamp(min=0) if sign > 0 else b.clamp(max=0)
     a = layer_input(block)
-    if sign > 0 and not scaled:
-        found = block.map.fused_rule(g, block.output.tensor, a, b, eps, zplus=True)
-        if found is not None:
-            return found
+    if not scaled and block.map.has_fused_rule(g):
+        return block.map.fused_rule(g, block.output.tensor, a, b, eps, whole=0.0, positive=1.0, sign=sign)
     geometry = block.map.fused_geometry(block.map.weight)
     if geometry is not None:
         return _fused_share(block, g, a, block.weight(), b, eps, sign, scaled, geometry)

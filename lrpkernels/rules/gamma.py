@@ -48,18 +48,26 @@ class Gamma(Rule):
     def linear(self, block: Block, multipliers: tuple[Tensor, Tensor | None]) -> Tensor:
         g = total(multipliers)
         signed = block.relu is None  # behind a ReLU only z > 0 carries relevance
+        if not self.scaled and block.map.has_fused_rule(g):
+            result = self._fused(block, g, 1)
+            return result + self._fused(block, g, -1) if signed else result
         if not is_nonnegative(block):
             result = self._share(block, g, 1)
             return result + self._share(block, g, -1) if signed else result
         a, weight, bias = layer_input(block), block.weight(), block.bias() if self.bias else None
         up = self._favoured(weight, 1)
         d = block.map.forward(a, up, None if bias is None else self._favoured(bias, 1))
-        result = block.map.transpose(self._ratio(block, g, 1, d), up)
+        s = self._ratio(block, g, 1, d)
         if not signed:
-            return result
+            return block.map.transpose(s, up)
         # z = a W + b is known, so the sum with W- favoured needs no convolution: d+ + d- = (2 + gamma) (a W + b).
         d = (2 + self.gamma) * self._preactivation(block) - d
-        return result + block.map.transpose(self._ratio(block, g, -1, d), self._favoured(weight, -1))
+        return block.map.transpose_sum((s, self._ratio(block, g, -1, d)), (up, self._favoured(weight, -1)))
+
+    def _fused(self, block: Block, g: Tensor, sign: int) -> Tensor:
+        """The part of the outputs of one sign by the layer's own kernel."""
+        value, a, bias = self._value(block, sign), layer_input(block), block.bias() if self.bias else None
+        return block.map.fused_rule(g, value, a, bias, self.eps, whole=1.0, positive=self.gamma, sign=sign)
 
     def _favoured(self, weight: Tensor, sign: int) -> Tensor:
         """W + gamma W+, or W + gamma W-."""
@@ -75,9 +83,13 @@ class Gamma(Rule):
         return z - bias.view(-1, *(1,) * (z.dim() - 2)) if block.map.kind != "linear" else z - bias
 
     def _ratio(self, block: Block, g: Tensor, sign: int, d: Tensor) -> Tensor:
+        return stabilized_ratio(g, self._value(block, sign), d, self.eps, self.scaled)
+
+    @staticmethod
+    def _value(block: Block, sign: int) -> Tensor:
+        """The outputs of one sign."""
         z = block.output.tensor
-        value = z if block.relu is not None else z.clamp(min=0) if sign > 0 else z.clamp(max=0)
-        return stabilized_ratio(g, value, d, self.eps, self.scaled)
+        return z if block.relu is not None else z.clamp(min=0) if sign > 0 else z.clamp(max=0)
 
     def _share(self, block: Block, g: Tensor, sign: int) -> Tensor:
         """The part of the outputs of one sign, for inputs of either."""

@@ -48,15 +48,14 @@ class EpsilonLayerwise(Rule):
         positive("eps", self.eps)
 
     def linear(self, block: Block, multipliers: tuple[Tensor, Tensor | None]) -> Tensor:
-        if not self.scaled:
+        g = total(multipliers)
+        if not self.scaled and block.map.has_fused_rule(g):
             bias = block.bias() if self.bias else None
-            found = block.map.fused_rule(
-                total(multipliers), block.output.tensor, layer_input(block), bias, self.eps, zplus=False
+            return block.map.fused_rule(
+                g, block.output.tensor, layer_input(block), bias, self.eps, whole=1.0, positive=0.0
             )
-            if found is not None:
-                return found
         z = block.preactivation(bias=self.bias)
-        s = stabilized_ratio(total(multipliers), block.output.tensor, z, self.eps, self.scaled)
+        s = stabilized_ratio(g, block.output.tensor, z, self.eps, self.scaled)
         return block.map.transpose(s, block.weight())
 
     def _normalized(self, g: Tensor, value: Tensor) -> Tensor:
