@@ -153,8 +153,31 @@ def _bad_calls() -> dict[str, tuple[Callable[[], Any], str]]:
             "conv_epsilon: padding must be 2 numbers >= 0, got [1, -1]",
         ),
         "weight": (
-            lambda: forward(*none, weight=case.weight[0]),
-            "conv_epsilon: weight must have 4 dimensions, got [3, 3, 2]",
+            lambda: forward(*none, weight=case.weight[:5]),
+            "conv_epsilon: weight must have 4 dimensions and C_out = 8 for groups = 1, got [5, 3, 3, 2]",
+        ),
+        "flat weight": (
+            lambda: forward(*none, weight=torch.rand(8)),
+            "conv_epsilon: weight must have 4 dimensions and C_out = 8",
+        ),
+        "rank": (
+            lambda: ops.conv_epsilon(case.multiplier[0, 0], *none, case.weight, case.input, *slide, 0.1, 0.0),
+            "conv_epsilon: multiplier must have shape [N, C, ...], got [",
+        ),
+        "groups": (lambda: forward(*none, slide=(*slide[:3], 3)), "C_out = 8 for groups = 3"),
+        "input": (
+            lambda: ops.conv_epsilon(case.multiplier, *none, case.weight, case.input[:, :2], *slide, 0.1, 0.0),
+            "conv_epsilon: input must have 4 dimensions and C_in = 3, got [2, 2, 9, 8]",
+        ),
+        "sizes": (
+            lambda: ops.conv_epsilon(case.multiplier, *none, case.weight, case.input[:, :, 1:], *slide, 0.1, 0.0),
+            "conv_epsilon: input sizes [8, 8] give 6 output positions in dimension 0, got [7, 4]",
+        ),
+        "grad": (
+            lambda: ops.conv_epsilon_backward(
+                case.grad[:, :2], case.multiplier, *none, case.weight, *slide, 0.1, 0.0, True, False, True
+            ),
+            "conv_epsilon_backward: grad must have 4 dimensions and C_in = 3, got [6, 2, 9, 8]",
         ),
         "variance": (
             lambda: ops.batch_norm_scale(torch.rand(3, 1), None, 0.1),
