@@ -5,6 +5,7 @@
   weight in every call, a product reads it as it lies.
 - Strided with few input channels (a stem): the gradient for the input as a convolution at the output's resolution that makes all
   stride x stride sub-pixels as channels.
+- Few images of middling planes: the weight's gradient as one convolution with images and channels changed about.
 - One, two, or (7x7) four to six input channels: the weight's gradient by threes, for which oneDNN has kernels of their own.
 
 Every function returns None where ATen is the better choice.
@@ -22,7 +23,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from ._vendor import ConvGeometry
 
-Route = Literal["pointwise", "product", "subpixel", "threes"]
+Route = Literal["pointwise", "product", "subpixel", "swapped", "threes"]
 Purpose = Literal["data", "apply", "weight"]
 
 _convolution_backward = torch.ops.aten.convolution_backward.default
@@ -66,6 +67,9 @@ def weight_gradient(grad_output: Tensor, input: Tensor, weight: Tensor, geometry
         return None
     if route == "threes":
         return _by_threes(grad_output, input, weight, geometry)
+    if route == "swapped":
+        inputs, grads = (t.transpose(0, 1).contiguous() for t in (input, grad_output))
+        return torch.convolution(inputs, grads, None, *geometry).transpose(0, 1).contiguous()
     # Into a tensor that nothing else views, so that autograd adds the block's other weight gradient in place.
     gradient = torch.empty_like(weight, memory_format=torch.contiguous_format)
     torch.mm(_rows(grad_output), _columns(input, weight, geometry).t(), out=gradient.view(weight.shape[0], -1))
@@ -102,9 +106,19 @@ def _choose(purpose: Purpose, values: torch.Size, weight: torch.Size, geometry: 
         return None
     if purpose == "weight":
         wide = weight[2:].numel() >= 49
-        return "threes" if weight[1] in (1, 2) or (wide and weight[1] in (4, 5, 6)) else None
+        if weight[1] in (1, 2) or (wide and weight[1] in (4, 5, 6)):
+            return "threes"
+        return "swapped" if _swaps(values, weight, geometry) else None
     strided = geometry.stride[0] == geometry.stride[1] > 1 and max(geometry.dilation) == 1
     return "subpixel" if purpose == "data" and strided and weight[1] <= _FEW_CHANNELS else None
+
+
+def _swaps(values: torch.Size, weight: torch.Size, geometry: ConvGeometry) -> bool:
+    """Whether oneDNN's convolution over images as channels is faster than its weight gradient."""
+    plane = values[2:].numel()
+    middling = (14**2 if values[0] > 1 else 28**2) <= plane <= 64**2 and values[0] <= 4
+    dense = max(geometry.stride) == max(geometry.dilation) == 1 and min(weight[:2]) >= 32
+    return middling and dense and weight.numel() * plane * values[0] >= 1 << 28
 
 
 def _is_pointwise(weight: torch.Size, geometry: ConvGeometry) -> bool:
