@@ -144,7 +144,7 @@ def test_hard_setting(digits: None, tmp_path: Path) -> None:
     """A photograph behind faint strokes, masks that are off, in training, at the tests and for the reference alike."""
     config = toy(tmp_path, marks=("photo",))
     cells = mnist.all_cells(config)
-    assert len(cells) == 20 and "trained without marks" not in {cell.method for cell in cells}
+    assert len(cells) == 22 and "trained without marks" not in {cell.method for cell in cells}
     cell = mnist.Cell("trained without bias", "photo", 0)
     run = mnist.run_config(config, cell)
     assert (run.data.mark, run.data.mask, run.data.imprecise, run.data.ink) == ("photo", "digit", 2, 0.6)
