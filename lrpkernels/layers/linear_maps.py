@@ -17,7 +17,7 @@ from ..functional import ConvGeometry, SharedWeight
 from .base import Arrived, Multipliers, Op, bind, records
 
 if TYPE_CHECKING:
-    from ..rules.base import Rule
+    from ..rules.base import Favour, Rule
     from ..tape import Tape, Value
 
 
@@ -86,16 +86,7 @@ class LinearMap(Op):
         return False
 
     def fused_rule(
-        self,
-        g: Tensor,
-        value: Tensor,
-        input: Tensor,
-        bias: Tensor | None,
-        epsilon: float,
-        *,
-        whole: float,
-        positive: float,
-        sign: int = 1,
+        self, g: Tensor, value: Tensor, input: Tensor, bias: Tensor | None, epsilon: float, favour: Favour
     ) -> Tensor:
         """The multiplier at the input under a rule with the weights whole W + positive W+, by one kernel.
 
@@ -104,8 +95,7 @@ class LinearMap(Op):
             value, input: its output and input.
             bias: that takes part in the denominator, by the same shares, or None.
             epsilon: stabilizer.
-            whole, positive: 1 and 0 for the epsilon rule in layer form, 0 and 1 for z+, 1 and gamma for gamma.
-            sign: -1: W- in place of W+.
+            favour: the rule.
         """
         raise AssertionError("see has_fused_rule")
 

@@ -15,6 +15,7 @@ from .base import bind, records
 from .linear_maps import LinearMap
 
 if TYPE_CHECKING:
+    from ..rules.base import Favour
     from ..tape import Tape, Value
 
 
@@ -103,22 +104,15 @@ class BatchNorm(LinearMap):
         return functional.has_affine_kernels(g)
 
     def fused_rule(
-        self,
-        g: Tensor,
-        value: Tensor,
-        input: Tensor,
-        bias: Tensor | None,
-        epsilon: float,
-        *,
-        whole: float,
-        positive: float,
-        sign: int = 1,
+        self, g: Tensor, value: Tensor, input: Tensor, bias: Tensor | None, epsilon: float, favour: Favour
     ) -> Tensor:
         slope = self.scale()
         shift = None if bias is None else bias.to(slope.dtype)
-        if sign < 0:  # of -z, whose positive contributions are z's negative ones
+        if favour.sign < 0:  # of -z, whose positive contributions are z's negative ones
             slope, shift = -slope, None if shift is None else -shift
-        return functional.affine(g, value, input, slope, shift, whole=whole, positive=positive, epsilon=epsilon)
+        return functional.affine(
+            g, value, input, slope, shift, whole=favour.whole, positive=favour.positive, epsilon=epsilon
+        )
 
     def per_channel(self, vector: Tensor) -> Tensor:
         return vector

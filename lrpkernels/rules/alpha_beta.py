@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..functional import Weights, conv_part, conv_share, has_affine_kernels, sum_zplus
 from .base import (
+    Favour,
     Rule,
     is_nonnegative,
     layer_input,
@@ -39,7 +40,7 @@ def signed_share(block: Block, g: Tensor, eps: float, sign: int, bias: bool, sca
         b = b.clamp(min=0) if sign > 0 else b.clamp(max=0)
     a = layer_input(block)
     if not scaled and block.map.has_fused_rule(g):
-        return block.map.fused_rule(g, block.output.tensor, a, b, eps, whole=0.0, positive=1.0, sign=sign)
+        return block.map.fused_rule(g, block.output.tensor, a, b, eps, Favour(0.0, 1.0, sign))
     geometry = block.map.fused_geometry(block.map.weight)
     if geometry is not None:
         return _fused_share(block, g, a, block.weight(), b, eps, sign, scaled, geometry)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from math import isfinite
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,6 +23,19 @@ if TYPE_CHECKING:
 # The forward values that a rule's methods may read: a, v and z = W' a + b' of :meth:`Rule.linear`; summands and result of a sum; input
 # and output of a pooling layer. What ReLUs and other activations read is always there.
 EVERYTHING = frozenset({"input", "output", "preactivation", "summands", "sum", "pool"})
+
+
+class Favour(NamedTuple):
+    """How much of all contributions to z takes part in a rule, and how much of those of one sign besides.
+
+    Attributes:
+        whole, positive: 1 and 0 for the epsilon rule in layer form, 0 and 1 for z+, 1 and gamma for the gamma rule.
+        sign: -1: the negative contributions in place of the positive ones.
+    """
+
+    whole: float
+    positive: float
+    sign: int = 1
 
 
 def positive(name: str, value: float, zero: bool = True) -> None:

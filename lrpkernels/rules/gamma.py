@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 from torch.nn.functional import leaky_relu
 
-from .base import Rule, is_nonnegative, layer_input, positive, select_by_sign, stabilized_ratio, total
+from .base import Favour, Rule, is_nonnegative, layer_input, positive, select_by_sign, stabilized_ratio, total
 
 if TYPE_CHECKING:
     from ..fuse import Block
@@ -67,7 +67,7 @@ class Gamma(Rule):
     def _fused(self, block: Block, g: Tensor, sign: int) -> Tensor:
         """The part of the outputs of one sign by the layer's own kernel."""
         value, a, bias = self._value(block, sign), layer_input(block), block.bias() if self.bias else None
-        return block.map.fused_rule(g, value, a, bias, self.eps, whole=1.0, positive=self.gamma, sign=sign)
+        return block.map.fused_rule(g, value, a, bias, self.eps, Favour(1.0, self.gamma, sign))
 
     def _favoured(self, weight: Tensor, sign: int) -> Tensor:
         """W + gamma W+, or W + gamma W-."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from .base import Rule, layer_input, positive, stabilized_ratio, total
+from .base import Favour, Rule, layer_input, positive, stabilized_ratio, total
 
 if TYPE_CHECKING:
     from ..fuse import Block
@@ -51,9 +51,7 @@ class EpsilonLayerwise(Rule):
         g = total(multipliers)
         if not self.scaled and block.map.has_fused_rule(g):
             bias = block.bias() if self.bias else None
-            return block.map.fused_rule(
-                g, block.output.tensor, layer_input(block), bias, self.eps, whole=1.0, positive=0.0
-            )
+            return block.map.fused_rule(g, block.output.tensor, layer_input(block), bias, self.eps, Favour(1.0, 0.0))
         z = block.preactivation(bias=self.bias)
         s = stabilized_ratio(g, block.output.tensor, z, self.eps, self.scaled)
         return block.map.transpose(s, block.weight())
