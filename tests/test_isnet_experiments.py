@@ -216,7 +216,10 @@ def test_seeds_marks_and_background_from_the_command_line(monkeypatch: pytest.Mo
     assert asked[0].marks == ("place", "photo")
     for name in ("mnist", "xray"):
         failed = CliRunner().invoke(cli.app, ["experiment", name, "--warmup-background", "pink"])
-        assert "warmup_background: expected one of noise, smooth, got 'pink'" in str(failed.exception) + failed.output
+        assert (
+            "warmup_background: expected one of noise, smooth, swap, got 'pink'"
+            in str(failed.exception) + failed.output
+        )
 
 
 def test_command_line(tmp_path: Path) -> None:

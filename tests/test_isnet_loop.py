@@ -82,8 +82,8 @@ def test_accumulated_parts_equal_the_whole_batch(warmup: int) -> None:
     assert [entry["step"] for entry in log if entry["kind"] == "step"] == list(range(1, 3 + 2 * warmup))
 
 
-@pytest.mark.parametrize("kind", ["noise", "smooth"])
-def test_noise_of_parts_is_the_batchs(kind: Any) -> None:
+@pytest.mark.parametrize("kind", ["noise", "smooth", "swap"])
+def test_background_of_parts_is_the_batchs(kind: Any) -> None:
     data = blobs(12)
 
     def replaced(rows: slice, seed: int = 1, **place: int) -> Tensor:
@@ -92,9 +92,33 @@ def test_noise_of_parts_is_the_batchs(kind: Any) -> None:
 
     whole = replaced(slice(12))
     assert torch.equal(whole[4:8], replaced(slice(4, 8), first=4, total=12))
-    assert torch.equal(whole, replaced(slice(12))) and not torch.equal(whole, replaced(slice(12), seed=2))
+    assert torch.equal(whole, replaced(slice(12))) and torch.equal(whole, replaced(slice(12), seed=2)) == (
+        kind == "swap"
+    )
     inside = data.masks > 0
     assert torch.equal(whole[inside], data.images[inside])
+
+
+def test_swapped_background_is_the_neighbours() -> None:
+    """Its mean where the neighbour has foreground; the last of an odd number takes the first one's."""
+    images = torch.rand(5, 2, 6, 8)
+    masks = torch.zeros(5, 1, 6, 8)
+    masks[:, :, 2:4, 3:6] = 1
+    masks[1, :, :3] = 1
+    masks[4] = 0
+    found = replace_background(images, masks, torch.Generator(), kind="swap")
+    hole = masks[1, 0] > 0
+    mean = images[1][:, ~hole].mean(1)[:, None, None]
+    expected = torch.where(masks[0] > 0, images[0], torch.where(hole, mean, images[1]))
+    torch.testing.assert_close(found[0], expected)
+    assert torch.equal(found[4][:, masks[0, 0] == 0], images[0][:, masks[0, 0] == 0])
+    masks[3] = 1
+    found = replace_background(images, masks, torch.Generator(), kind="swap")
+    assert torch.equal(found[3], images[3])
+    whole_mean = images[3].mean((1, 2))[:, None].expand(-1, int((masks[2] == 0).sum()))
+    torch.testing.assert_close(found[2][:, masks[2, 0] == 0], whole_mean)
+    with pytest.raises(ValueError, match="images: backgrounds can be swapped among two or more at a time, got 1"):
+        replace_background(images[:1], masks[:1], torch.Generator(), kind="swap")
 
 
 def test_smooth_noise_is_smooth_and_white_noise_is_not() -> None:
@@ -108,7 +132,7 @@ def test_smooth_noise_is_smooth_and_white_noise_is_not() -> None:
         return float((left * right).sum() / (left.square().sum() * right.square().sum()).sqrt())
 
     assert abs(correlation("noise")) < 0.05 and correlation("smooth") > 0.8
-    with pytest.raises(ValueError, match="kind: expected one of noise, smooth, got 'pink'"):
+    with pytest.raises(ValueError, match="kind: expected one of noise, smooth, swap, got 'pink'"):
         correlation("pink")
 
 
@@ -125,11 +149,11 @@ def test_background_noise_throughout_may_branch_from_a_warmup(tmp_path: Path) ->
         train(small_model(), dataclasses.replace(config, keep_replacing=False), run_dir=tmp_path, resume=True)
 
 
-def test_smooth_warmup_is_trained_on() -> None:
-    white, smooth = (small_model() for _ in range(2))
-    for model, kind in ((white, "noise"), (smooth, "smooth")):
+def test_every_background_is_trained_on() -> None:
+    white, *others = (small_model() for _ in range(3))
+    for model, kind in zip((white, *others), ("noise", "smooth", "swap"), strict=True):
         train(model, TrainConfig(epochs=0, warmup=1, batch_size=16, warmup_background=kind))  # type: ignore[arg-type]
-    assert not torch.equal(white[0].weight, smooth[0].weight)
+    assert not any(torch.equal(white[0].weight, other[0].weight) for other in others)
 
 
 @pytest.mark.parametrize("kind", ["noise", "smooth"])

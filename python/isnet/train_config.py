@@ -32,8 +32,9 @@ class TrainConfig:
     Attributes:
         epochs: Epochs after the warm-up.
         warmup: Epochs before them in which the background is replaced and only the classification loss counts.
-        warmup_background: By what: ``"noise"``, white, or ``"smooth"``, of several scales (:func:`isnet.warmup.replace_background`).
-        keep_replacing: Replace the background after the warm-up, too: background-noise augmentation.
+        warmup_background: By what: ``"noise"``, white, ``"smooth"``, of several scales, or ``"swap"``, another image's background
+            (:func:`isnet.warmup.replace_background`).
+        keep_replacing: Replace the background after the warm-up, too: augmentation in place of a guard.
         batch_size: Images per optimizer step, over all processes and parts; the last, smaller batch of an epoch is left
             out.
         accumulate: Parts into which each process cuts its share of a batch, one after the other, to save memory.

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-WarmupBackground = Literal["noise", "smooth"]
+WarmupBackground = Literal["noise", "smooth", "swap"]
 WARMUP_BACKGROUNDS: tuple[str, ...] = get_args(WarmupBackground)
 
 
@@ -23,7 +23,7 @@ def replace_background(
     first: int = 0,
     total: int | None = None,
 ) -> Tensor:
-    """Replaces everything outside the foreground by noise, of another amplitude in each image.
+    """Replaces everything outside the foreground, by noise of another amplitude in each image or by what lies behind another one.
 
     Args:
         images: [B, C, H, W] in [low, high].
@@ -31,7 +31,8 @@ def replace_background(
         generator: CPU generator of the draws.
         low: Lower end of the pixel range, a number or one per channel.
         high: Upper end.
-        kind: ``"noise"``: uniform white noise from ``low`` upwards; ``"smooth"``: :func:`smooth_noise`.
+        kind: ``"noise"``: uniform white noise from ``low`` upwards; ``"smooth"``: :func:`smooth_noise`; ``"swap"``:
+            :func:`swapped_backgrounds`, without a draw.
         first: Where these images stand in a batch of which other processes hold the rest.
         total: Size of that batch; None = ``images`` is all of it.
 
@@ -39,10 +40,12 @@ def replace_background(
         [B, C, H, W], the foreground as in ``images``, the rest in [low, high].
 
     Raises:
-        ValueError: an unknown kind.
+        ValueError: an unknown kind, or a single image whose background is to be swapped.
     """
     if kind not in WARMUP_BACKGROUNDS:
         raise ValueError(f"kind: expected one of {', '.join(WARMUP_BACKGROUNDS)}, got {kind!r}")
+    if kind == "swap":
+        return torch.where(masks > 0, images, swapped_backgrounds(images, masks))
     total = len(images) if total is None else total
     rows = slice(first, first + len(images))
     if kind == "smooth":
@@ -52,6 +55,36 @@ def replace_background(
         noise = (noise * torch.rand(total, 1, 1, 1, generator=generator))[rows]
     low, high = (torch.as_tensor(end, dtype=noise.dtype).reshape(-1, 1, 1) for end in (low, high))
     return torch.where(masks > 0, images, (low + (high - low) * noise).to(images))
+
+
+def swapped_backgrounds(images: Tensor, masks: Tensor) -> Tensor:
+    """What each image's neighbour has outside its own foreground: the first two exchange their backgrounds, the next two, and so on.
+
+    Where the neighbour's foreground was, its background's mean stands. In batches of random order the backgrounds are then those of
+    random other images, and tell nothing of the class. The last of an odd number takes the first one's.
+
+    Args:
+        images: [B, C, H, W].
+        masks: [B, 1, H, W], 1 = foreground.
+
+    Returns:
+        [B, C, H, W].
+
+    Raises:
+        ValueError: fewer than two images.
+
+    Source: Xiao, Engstrom, Ilyas, Madry, Noise or Signal, ICLR 2021 ("Mixed-Rand"; there the hole is filled by tiles of the background).
+    """
+    if len(images) < 2:
+        raise ValueError(f"images: backgrounds can be swapped among two or more at a time, got {len(images)}")
+    background = (masks <= 0).to(images)
+    area = background.sum((2, 3), keepdim=True)
+    mean = (images * background).sum((2, 3), keepdim=True) / area.clamp(min=1)
+    # Without any background of its own: of the image.
+    mean = torch.where(area > 0, mean, images.mean((2, 3), keepdim=True))
+    neighbours = torch.arange(len(images), device=images.device) ^ 1
+    neighbours[neighbours >= len(images)] = 0
+    return torch.where(masks > 0, mean, images)[neighbours]
 
 
 def smooth_noise(shape: tuple[int, ...], generator: torch.Generator, rows: slice = slice(None)) -> Tensor:

@@ -97,9 +97,14 @@ def configure(
     shift: Annotated[int | None, _option(_MNIST, "Largest displacement of the digit.", "2")] = None,
     noise: Annotated[float | None, _option(_MNIST, "Amplitude of the noise on the canvas.", "0.1")] = None,
     epochs: Annotated[int | None, _option(_TRAIN, "Epochs after the warm-up.", "8")] = None,
-    warmup: Annotated[int | None, _option(_TRAIN, "Epochs with the background replaced by noise first.", "0")] = None,
+    warmup: Annotated[int | None, _option(_TRAIN, "Epochs with the background replaced first.", "0")] = None,
     warmup_background: Annotated[
-        str | None, _option(_TRAIN, "By which noise: noise (white) or smooth (of several scales).", "noise")
+        str | None,
+        _option(
+            _TRAIN,
+            "By what: noise (white), smooth (noise of several scales) or swap (another image's background).",
+            "noise",
+        ),
     ] = None,
     keep_replacing: Annotated[
         bool | None, _option(_TRAIN, "Replace the background after the warm-up, too.", "off")
