@@ -22,6 +22,7 @@ from isnet.data import (
     read_table,
     with_validation,
 )
+from isnet.data.biased_mnist import Bias
 from isnet.data.records import TRAIN, VALIDATION
 from isnet.evaluation import Example
 from isnet.run_config import DataConfig, ImagesConfig
@@ -41,15 +42,17 @@ class RunData(NamedTuple):
     tests: Mapping[str, Dataset[Example]]
 
 
-def load_data(config: DataConfig | ImagesConfig, *, progress: bool = True) -> RunData:
-    """Builds the data sets; biased MNIST is fetched if needed.
+def load_data(config: DataConfig | ImagesConfig, *, progress: bool = True, train_bias: Bias = "biased") -> RunData:
+    """Builds the data sets; biased MNIST is fetched if needed, ``train_bias`` being that of its training images.
 
     Raises:
         DataError: images or masks that cannot be used under the mask policy, or classes other than those of the run.
     """
     if isinstance(config, DataConfig):
         values = dataclasses.asdict(config)
-        splits = biased_mnist_splits(load_mnist(values.pop("folder"), progress=progress), **values)
+        splits = biased_mnist_splits(
+            load_mnist(values.pop("folder"), progress=progress), train_bias=train_bias, **values
+        )
         return RunData(splits.train, splits.tests, splits.tests)
     table = with_validation(load_table(config), config.validation, config.seed)
     if config.mask_policy == "skip":

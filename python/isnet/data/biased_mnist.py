@@ -152,6 +152,7 @@ def biased_mnist_splits(
     *,
     train_size: int | None = None,
     test_size: int | None = None,
+    train_bias: Bias = "biased",
     mark: Mark = "place",
     canvas: int = 40,
     shift: int = 2,
@@ -162,12 +163,13 @@ def biased_mnist_splits(
     channels: int = 1,
     seed: int = 0,
 ) -> BiasedMNISTSplits:
-    """A biased training set and the biased, unbiased and deceiving test sets.
+    """A training set and the biased, unbiased and deceiving test sets.
 
     Args:
         mnist: The digits.
         train_size: Use this many training digits, drawn with ``seed``; all by default or if there are fewer.
         test_size: Likewise for the test digits.
+        train_bias: Bias of the training set; it has the same digits at the same places with any.
         mark: As for :class:`BiasedMNIST`, like all that follow.
         canvas: Side of the images.
         shift: Largest displacement of the digit.
@@ -205,7 +207,7 @@ def biased_mnist_splits(
     test = subset(len(mnist.test_labels), test_size, 1)
     test_images, test_labels = mnist.test_images[test], mnist.test_labels[test]
     return BiasedMNISTSplits(
-        build(mnist.train_images[train], mnist.train_labels[train], "biased", 0),
+        build(mnist.train_images[train], mnist.train_labels[train], train_bias, 0),
         build(test_images, test_labels, "biased", 500),
         build(test_images, test_labels, "unbiased", 500),
         build(test_images, test_labels, "deceiving", 500),

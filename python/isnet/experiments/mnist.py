@@ -13,16 +13,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
-import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import Dataset
 
 from isnet._files import write_json, write_text
 from isnet.checkpoints import CheckpointError
-from isnet.data import BiasedMNIST, load_mnist
+from isnet.data import load_mnist
 from isnet.data.biased_mnist import Bias, Mark
 from isnet.evaluation import Example, accuracy, background_attention
 from isnet.experiments import trainings
@@ -41,6 +40,7 @@ _GRADIENT_STRENGTH = 1.0
 _ATTENTION_IMAGES = 200
 _LEAK = 0.1
 _FRACTION = 0.25
+_SWAP_LAZY = 4  # K of the Selective ISNet beside swapped backgrounds: the cheap one
 # Of the hard setting: pixels by which masks are grown and moved; and strokes so faint that a cut-out's edge is the easier thing to see.
 _MASK_ERROR = 2
 _INK = 0.6
@@ -56,7 +56,7 @@ class MNISTConfig:
         train_size, test_size: Digits; None: all.
         warmup, epochs: Of each method that has them; all methods see warmup + epochs epochs.
         warmup_background: What replaces the background then, and throughout for the rival "background noise"; see
-            :class:`isnet.train_config.TrainConfig`.
+            :class:`isnet.train_config.TrainConfig`. Methods named after the swap have that.
         batch_size: Images per step.
         heatmap_every: K of the ISNets.
         lazy: Further K, of the Selective ISNet after the warm-up.
@@ -90,6 +90,7 @@ _QUICK = (
     "standard",
     "control (warm-up, then standard)",
     "background noise",
+    "background swap",
     "segmentation, then classification",
     "selective from scratch",
     "selective after warm-up",
@@ -98,6 +99,7 @@ _QUICK = (
     "selective after warm-up, K = 4",
     "selective after warm-up, leak 0.1",
     "selective after warm-up, automatic P",
+    "selective with background swap, K = 4",
 )
 
 PRESETS: Mapping[str, MNISTConfig] = {
@@ -118,12 +120,22 @@ PRESETS: Mapping[str, MNISTConfig] = {
 
 
 class Method(NamedTuple):
-    """A way to train: a variant (or a rival's name) with or without the warm-up, and how its heatmap loss is taken and weighted."""
+    """A way to train: a variant (or a rival's name) with or without the warm-up, and how its heatmap loss is taken and weighted.
+
+    Attributes:
+        throughout: Backgrounds are replaced after the warm-up, too.
+        background: By what, if not by what the experiment says.
+        bias: Of the training images.
+        rival: A training that the package has no variant for.
+    """
 
     variant: Variant
     warm: bool = False
+    throughout: bool = False
+    background: WarmupBackground | None = None
     every: int = 1
-    rival: str = ""
+    bias: Bias = "biased"
+    rival: Literal["", "segmented", "gradients"] = ""
     leak: float = 0.0
     fraction: float = 1.0
     balance: Balance = "fixed"
@@ -145,11 +157,12 @@ class Cell(NamedTuple):
 def methods(config: MNISTConfig) -> dict[str, Method]:
     """Every method by name, rivals first."""
     found = {
-        "trained without marks": Method("standard", rival="unbiased"),
-        "trained without bias": Method("standard", rival="unrelated"),
+        "trained without marks": Method("standard", bias="unbiased"),
+        "trained without bias": Method("standard", bias="unrelated"),
         "standard": Method("standard"),
         "control (warm-up, then standard)": Method("standard", warm=True),
-        "background noise": Method("standard", warm=True, rival="noise"),
+        "background noise": Method("standard", warm=True, throughout=True),
+        "background swap": Method("standard", warm=True, throughout=True, background="swap"),
         "segmentation, then classification": Method("standard", rival="segmented"),
         "input gradients": Method("standard", rival="gradients"),
     }
@@ -167,6 +180,15 @@ def methods(config: MNISTConfig) -> dict[str, Method]:
     found[f"selective after warm-up, leak {_LEAK:g}"] = Method("selective", warm=True, every=every, leak=_LEAK)
     found["selective from scratch, automatic P"] = Method("selective", every=every, balance="auto")
     found["selective after warm-up, automatic P"] = Method("selective", warm=True, every=every, balance="auto")
+    swap = Method("standard", warm=True, background="swap")
+    found["control (swap warm-up, then standard)"] = swap
+    for guard, guarded in (
+        ("selective", swap._replace(variant="selective", every=_SWAP_LAZY)),
+        ("dual", swap._replace(variant="dual")),
+    ):
+        lazy = f", K = {guarded.every}" if guarded.every > 1 else ""
+        found[f"{guard} after swap warm-up{lazy}"] = guarded
+        found[f"{guard} with background swap{lazy}"] = guarded._replace(throughout=True)
     return trainings.chosen(found, config.methods)
 
 
@@ -226,7 +248,7 @@ def all_cells(config: MNISTConfig) -> list[Cell]:
         for seed in config.seeds
         for mark in config.marks
         for name, method in found
-        if not (mark == "photo" and method.rival == "unbiased")
+        if not (mark == "photo" and method.bias == "unbiased")
     ]
 
 
@@ -264,8 +286,9 @@ def run_config(config: MNISTConfig, cell: Cell) -> RunConfig:
     train = TrainConfig(
         epochs=total - warmup,
         warmup=warmup,
-        warmup_background=config.warmup_background if warmup else "noise",  # another one leaves plain runs valid
-        keep_replacing=method.rival == "noise",
+        # Where there is no warm-up, another background leaves runs valid.
+        warmup_background=(method.background or config.warmup_background) if warmup else "noise",
+        keep_replacing=method.throughout,
         batch_size=config.batch_size,
         channels_last=True,
         lr_after_warmup=1.0,
@@ -284,30 +307,11 @@ def run_config(config: MNISTConfig, cell: Cell) -> RunConfig:
 def cell_data(run: RunConfig, method: Method) -> RunData:
     """The data sets of a cell: biased training images, but for the methods that see others."""
     assert isinstance(run.data, DataConfig)
-    data = load_data(run.data, progress=False)
-    if method.rival in ("unbiased", "unrelated"):
-        return data._replace(train=_with_bias(run.data, "unbiased" if method.rival == "unbiased" else "unrelated"))
+    data = load_data(run.data, progress=False, train_bias=method.bias)
     if method.rival == "segmented":
         tests: dict[str, Dataset[Example]] = {name: Altered(test, segmented) for name, test in data.tests.items()}
         return RunData(Altered(data.train, segmented), {}, tests)
     return data
-
-
-def _with_bias(config: DataConfig, bias: Bias) -> BiasedMNIST:
-    """The training digits, at the same places, with other marks."""
-    mnist = load_mnist(config.folder, progress=False)
-    order = np.sort(np.random.default_rng([config.seed, 0]).permutation(len(mnist.train_labels))[: config.train_size])
-    images, labels = mnist.train_images[order], mnist.train_labels[order]
-    return BiasedMNIST(
-        images,
-        labels,
-        bias=bias,
-        mark=config.mark,
-        mask=config.mask,
-        imprecise=config.imprecise,
-        ink=config.ink,
-        seed=1000 * config.seed,
-    )
 
 
 def table_rows(config: MNISTConfig, cells: Sequence[Cell]) -> list[dict[str, Any]]:
