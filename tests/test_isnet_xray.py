@@ -64,10 +64,6 @@ def test_rendering_follows_from_the_seed_and_shows_the_lungs(chest: ct.ChestCT) 
     assert 0.1 < first.mask.mean() < 0.7
     body = ~first.mask & (np.abs(np.arange(64) - 32) < 4)
     assert first.image[first.mask].mean() < first.image[body].mean()  # lungs absorb less than the mediastinum
-    ill = np.mean(
-        [radiographs.render(chest, np.random.default_rng(n), ill=True, size=64).image.mean() for n in range(4)]
-    )
-    assert np.isfinite(ill)
 
 
 @pytest.mark.parametrize("name", HOSPITALS)

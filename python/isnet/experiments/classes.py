@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -128,8 +127,3 @@ def write(folder: Path, rows: list[dict[str, Any]]) -> None:
         temporary.write_text(table(rows))
     with atomic_path(folder / "classes.png") as temporary:
         figure(rows).savefig(temporary, format="png", dpi=150)
-
-
-def read(folder: Path) -> list[dict[str, Any]]:
-    """The rows that :func:`write` wrote."""
-    return json.loads((folder / "classes.json").read_text())

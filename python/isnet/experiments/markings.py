@@ -21,7 +21,6 @@ class Hospital:
         frame: Width of a bright frame, share of the image; 0: none.
         collimation: Width of the dark bands left and right, share of the image; 0: none.
         wire: Whether a monitoring wire lies on the shoulder.
-        brightness: Added to the background's grey values, as another exposure would.
     """
 
     letters: str
@@ -29,7 +28,6 @@ class Hospital:
     frame: float = 0.0
     collimation: float = 0.0
     wire: bool = False
-    brightness: float = 0.0
 
 
 # Class -> the hospital whose patients all have that class in the biased training set.
@@ -48,7 +46,7 @@ def mark(radiograph: Radiograph, hospital: Hospital, rng: np.random.Generator) -
         rng: Of their exact places.
     """
     size = radiograph.image.shape[0]
-    canvas = Image.fromarray(np.clip(255 * (radiograph.image + hospital.brightness), 0, 255).astype(np.uint8))
+    canvas = Image.fromarray(np.clip(255 * radiograph.image, 0, 255).astype(np.uint8))
     draw = ImageDraw.Draw(canvas)
     jitter = rng.integers(0, max(1, size // 40), 2)
     if hospital.collimation:
