@@ -54,10 +54,10 @@ def test_automatic_share_is_that_of_the_losses_before() -> None:
     steps = [entry for entry in train(small_model(), config, "selective", data=blobs(64)) if entry["kind"] == "step"]
     first = steps[4]
     share = first["heatmap"] / (first["heatmap"] + first["classification"])
-    assert [entry["p"] for entry in steps[:5]] == [0, 0, 0, 0, pytest.approx(share)]
-    used = [0.6, *(entry["p"] for entry in steps[4:-1])]
-    for entry, p in zip(steps[4:], used, strict=True):
-        assert entry["loss"] == pytest.approx((1 - p) * entry["classification"] + p * entry["heatmap"], rel=1e-5)
+    assert [entry["p"] for entry in steps[:6]] == [0, 0, 0, 0, 0.6, pytest.approx(share)]
+    for entry in steps:
+        p, heatmap = entry["p"], entry["heatmap"] or 0
+        assert entry["loss"] == pytest.approx((1 - p) * entry["classification"] + p * heatmap, rel=1e-5)
 
 
 # ---- heatmaps of a part of each batch

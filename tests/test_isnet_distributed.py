@@ -1,25 +1,34 @@
 """Several gloo processes train the same network as one; a killed one ends the job and leaves a checkpoint to resume from."""
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from isnet import cli
+from isnet.distributed import World
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAIN = """
-import os, pathlib, sys, torch
+import json, os, pathlib, sys, torch
 torch.set_num_threads(1)
-import isnet, isnet.training
-from isnet.distributed import launched_world
-from isnet.ranges import tune
+from isnet import runs
+from isnet.distributed import World, launched_world
+from isnet.run_config import HeatmapConfig, RunConfig
+from isnet.run_data import RunData
 from isnet.train_config import TrainConfig
+from isnet.validation import losses
 
 folder, batches, slow = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
 
@@ -39,21 +48,24 @@ class Images(torch.utils.data.Dataset):
             time.sleep(slow)
         return self.images[i], self.labels[i], self.masks[i]
 
-torch.manual_seed(1)
-model = torch.nn.Sequential(
-    torch.nn.Conv2d(1, 6, 3), torch.nn.ReLU(), torch.nn.MaxPool2d(2), torch.nn.Conv2d(6, 8, 3, bias=not "NORM"), NORM torch.nn.ReLU(),
-    torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(8, 3),
-).double()
-net = isnet.ISNet(model, "VARIANT", layers=["3"], generator=torch.Generator())
-config = TrainConfig(epochs=2, warmup=1, batch_size=8, lr=1e-2, p=0.6, ema=0.9, monitor="loss", save_every=1, log_every=2,
-                     sync_batch_norm=True, balance="BALANCE")
+def build_model(config):
+    torch.manual_seed(1)
+    return torch.nn.Sequential(
+        torch.nn.Conv2d(1, 6, 3), torch.nn.ReLU(), torch.nn.MaxPool2d(2), torch.nn.Conv2d(6, 8, 3, bias=not "NORM"), NORM torch.nn.ReLU(),
+        torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(8, 3),
+    ).double()
+
+runs.build_model = build_model
+train = TrainConfig(epochs=2, warmup=1, batch_size=8, lr=1e-2, p=0.6, ema=0.9, monitor="loss", save_every=1, log_every=2,
+                    sync_batch_norm=SYNC, balance="BALANCE")
+config = RunConfig("VARIANT", heatmap=HeatmapConfig(layers=("3",)), train=train, tune=1)
 with launched_world("cpu") as (world, _):
     (pathlib.Path(folder) / f"pid-{world.rank}").write_text(str(os.getpid()))
-    ranges = tune(net, Images(), config, epochs=1, progress=False)
-    c1, c2 = ({name: getattr(r, key) for name, r in ranges.items()} for key in ("c1", "c2"))
-    isnet.training.fit(net, Images(), config, criterion=isnet.ISNetLoss(c1=c1, c2=c2), validation={"v": Images()},
-                       run_dir=folder, resume=True, progress=False)
+    run = runs.train_run(folder, config, data=RunData(Images(), {"v": Images()}, {}), resume=True, progress=False)
     if world.is_main:
+        net, criterion = runs.build_isnet(config, run.model), runs.build_criterion(config, run.folder)
+        scores = losses(run.model, Images(), World(), isnet=net, criterion=criterion, p=0.6)
+        (run.folder / "scores.json").write_text(json.dumps(scores))
         print("done", world.size)
 """
 
@@ -64,7 +76,7 @@ def launch(
     folder.mkdir(parents=True, exist_ok=True)
     script = folder / "train.py"
     text = TRAIN
-    for name, value in {"VARIANT": variant, "NORM": "", "BALANCE": "fixed", **code}.items():
+    for name, value in {"VARIANT": variant, "NORM": "", "BALANCE": "fixed", "SYNC": "True", **code}.items():
         text = text.replace(name, value)
     script.write_text(text)
     run = [str(script), str(folder), str(batches), str(slow)]
@@ -106,8 +118,9 @@ NORM = "torch.nn.BatchNorm2d(8),"
         ("selective", 2, {"NORM": NORM, "BALANCE": "auto"}),
         ("selective", 4, {}),
         ("dual", 2, {"NORM": NORM}),
+        ("stochastic", 2, {}),
     ],
-    ids=["selective, batch norm, automatic P", "selective in four", "dual, batch norm"],
+    ids=["selective, batch norm, automatic P", "selective in four", "dual, batch norm", "stochastic"],
 )
 def test_processes_train_the_network_of_one(tmp_path: Path, variant: str, processes: int, code: dict[str, str]) -> None:
     finish(launch(tmp_path / "one", 1, variant, **code))
@@ -130,6 +143,34 @@ def test_processes_train_the_network_of_one(tmp_path: Path, variant: str, proces
         assert (a["kind"], a["epoch"]) == (b["kind"], b["epoch"])
         if a["kind"] == "step":
             assert a["loss"] == pytest.approx(b["loss"], rel=tolerance)
+        else:
+            assert a["validation"] == pytest.approx(b["validation"], rel=tolerance)
+
+
+def test_processes_score_the_network_that_is_kept(tmp_path: Path) -> None:
+    """Batch norm's running statistics are each process's own in training; the scores are of those of the first, which is saved."""
+    finish(launch(tmp_path, 2, NORM=NORM, SYNC="False"))
+    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    best = [entry["validation"] for entry in log if entry.get("best")][-1]
+    assert best == pytest.approx(json.loads((tmp_path / "scores.json").read_text()), rel=1e-10)
+
+
+def test_scoring_begins_when_the_other_processes_have_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+
+    @contextlib.contextmanager
+    def world(device: str) -> Iterator[tuple[World, str]]:
+        yield World(0, 2), device
+        order.append("left")
+
+    tests = SimpleNamespace(tests={"test": None})
+    monkeypatch.setattr("isnet.distributed.launched_world", world)
+    monkeypatch.setattr("isnet.run_data.load_data", lambda *_, **__: tests)
+    monkeypatch.setattr("isnet.runs.train_run", lambda *_, **__: order.append("trained"))
+    monkeypatch.setattr("isnet.runs.evaluate_run", lambda *_, **__: order.append("scored"))
+    monkeypatch.setattr("isnet.cli._print_scores", lambda *_: None)
+    assert CliRunner().invoke(cli.app, ["train", str(tmp_path / "run")]).exit_code == 0
+    assert order == ["trained", "left", "scored"]
 
 
 def test_a_killed_process_ends_the_job_and_its_checkpoint_is_taken_up(tmp_path: Path) -> None:

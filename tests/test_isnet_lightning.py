@@ -2,6 +2,8 @@
 
 import copy
 import warnings
+from pathlib import Path
+from typing import Any
 
 import lightning
 import pytest
@@ -56,6 +58,31 @@ def test_same_weights_as_by_hand(every: int) -> None:
     assert {"train_loss", "val_loss", "val_accuracy"} <= set(trainer.callback_metrics)
     images: Tensor = data().tensors[0]
     assert torch.equal(module.eval()(images), net.eval()(images))
+
+
+def test_heatmap_steps_are_counted_over_epochs_and_interruptions(tmp_path: Path) -> None:
+    """Three batches an epoch, the heatmap on every fourth step."""
+    steps: list[bool] = []
+
+    class Counting(ISNetLoss):
+        def forward(self, out: Any, *rest: Any) -> Any:
+            steps.append(bool(out.heatmaps))
+            return super().forward(out, *rest)
+
+    quiet = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about data loader processes, and a checkpoint within the folder of another
+        for epochs, checkpoint in ((1, None), (3, tmp_path / "one.ckpt")):
+            module = ISNetModule(network(), Counting(), heatmap_every=4)
+            trainer = lightning.Trainer(max_epochs=epochs, accelerator="cpu", **quiet)
+            trainer.fit(module, DataLoader(data(), batch_size=4), ckpt_path=checkpoint)
+            trainer.save_checkpoint(tmp_path / "one.ckpt")
+    assert steps == [False, False, False, True, False, False, False, True, False]
 
 
 def test_faulty_settings() -> None:

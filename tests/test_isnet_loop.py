@@ -68,8 +68,8 @@ def test_settings_survive_json_and_old_checkpoints_lack_new_ones() -> None:
 # ---- parts of a batch
 
 
-@pytest.mark.parametrize("warmup", [0, 1])
-def test_accumulated_parts_equal_the_whole_batch(warmup: int) -> None:
+@pytest.mark.parametrize(("variant", "warmup"), [("selective", 0), ("selective", 1), ("stochastic", 0)])
+def test_accumulated_parts_equal_the_whole_batch(variant: str, warmup: int) -> None:
     models = []
     for parts in (1, 4):
         torch.manual_seed(0)
@@ -77,7 +77,7 @@ def test_accumulated_parts_equal_the_whole_batch(warmup: int) -> None:
         data = blobs(32)
         data.images, data.masks = data.images.double(), data.masks.double()
         config = TrainConfig(epochs=1, warmup=warmup, batch_size=16, accumulate=parts, log_every=1, p=0.5)
-        log = train(models[-1], config, "selective", data=data)
+        log = train(models[-1], config, variant, data=data)
     assert_close_models(*models, tolerance=1e-9)
     assert [entry["step"] for entry in log if entry["kind"] == "step"] == list(range(1, 3 + 2 * warmup))
 
@@ -162,6 +162,24 @@ def test_noise_range_per_channel(kind: Any) -> None:
     noisy = replace_background(images, masks, torch.Generator().manual_seed(0), [0.0, -2.0], [1.0, -1.0], kind=kind)
     assert noisy[:, 0].min() >= 0 and noisy[:, 0].max() <= 1
     assert noisy[:, 1].min() >= -2 and noisy[:, 1].max() <= -1
+
+
+def test_single_images_have_nothing_to_swap() -> None:
+    config = TrainConfig(warmup=1, batch_size=16, accumulate=16, warmup_background="swap")
+    with pytest.raises(
+        ValueError, match="batch_size: backgrounds are swapped among two or more images, got 16 among 1"
+    ):
+        train(small_model(), config)
+    train(small_model(), dataclasses.replace(config, warmup=0, epochs=1), "selective", data=blobs(16))
+
+
+def test_static_calls_do_not_go_with_synchronised_batch_norm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("isnet.training.current_world", lambda: World(0, 2))
+    with pytest.raises(ValueError, match="sync_batch_norm: what processes tell each other cannot be repeated"):
+        fit(
+            ISNet(small_model(), static=True), blobs(), TrainConfig(sync_batch_norm=True), criterion=ISNetLoss(),
+            progress=False,
+        )  # fmt: skip
 
 
 def test_indivisible_batch_is_refused() -> None:
@@ -268,6 +286,28 @@ def test_validation_losses_are_those_of_training() -> None:
     assert [found["loss"], found["classification"], found["heatmap"]] == pytest.approx((sums / 40).tolist(), rel=1e-5)
     plain = losses(model, data, World(), p=0.0)
     assert plain["heatmap"] == 0 and plain["loss"] == plain["classification"]
+
+
+def test_own_classification_loss_counts_in_every_step_and_in_validation() -> None:
+    """Ten times the cross-entropy: the same network before the first step has ten times the loss, with and without a heatmap."""
+
+    def ten(logits: Tensor, labels: Tensor) -> Tensor:
+        return 10 * nn.functional.cross_entropy(logits, labels)
+
+    data, config = (
+        blobs(32),
+        TrainConfig(epochs=1, batch_size=16, lr=1e-12, heatmap_every=2, log_every=1, monitor="loss"),
+    )
+    logs = [
+        train(small_model(), config, "selective", data=data, validation={"val": data}, **options)
+        for options in ({}, {"classification_loss": ten})
+    ]
+    for one, other in zip(*logs, strict=True):
+        one, other = (entry.get("validation", entry) for entry in (one, other))
+        assert other["classification"] == pytest.approx(10 * one["classification"], rel=1e-4)
+        share, heatmap = (0.7, other["heatmap"] or 0) if "p" not in other else (other["p"], 2 * (other["heatmap"] or 0))
+        assert other["loss"] == pytest.approx((1 - share) * other["classification"] + share * heatmap, rel=1e-5)
+    assert [entry["heatmap"] is None for entry in logs[1][:2]] == [True, False]
 
 
 def test_early_stopping_keeps_the_best(tmp_path: Path) -> None:
@@ -397,7 +437,8 @@ def test_multi_label_training_from_end_to_end() -> None:
     assert accuracy(model, data) == log[-1]["accuracy"]["train"] > max(0.9, before)
 
 
-def test_non_finite_gradient_stops(tmp_path: Path) -> None:
+@pytest.mark.parametrize("clip_norm", [1.0, None])
+def test_non_finite_gradient_stops(tmp_path: Path, clip_norm: float | None) -> None:
     class Root(nn.Module):
         """Finite at zero, with an infinite slope."""
 
@@ -409,7 +450,7 @@ def test_non_finite_gradient_stops(tmp_path: Path) -> None:
             return self.weight.sqrt().expand(len(x), 3)
 
     with pytest.raises(NonFiniteLossError, match=r"step 1: the gradient norm is (inf|nan)\. The batch is in"):
-        train(Root(), TrainConfig(batch_size=16), run_dir=tmp_path)
+        train(Root(), TrainConfig(batch_size=16, clip_norm=clip_norm), run_dir=tmp_path)
     assert (tmp_path / "non-finite-batch.safetensors").exists()
 
 

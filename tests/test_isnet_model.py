@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 
 import lrpkernels as lrp
 from isnet import ISNet, ISNetLoss, ISNetOutput, selective_score, stochastic_target
-from isnet.variants import PositiveEvidence, logit_sum
+from isnet.evaluation import heatmaps
+from isnet.variants import VARIANTS, PositiveEvidence, logit_sum
 from lrpkernels.functional import ratio
 
 DATA = Path(__file__).parent / "data"
@@ -51,7 +53,7 @@ class _Fixed(ISNet):
         explained = self._variant.epsilon()
 
         class Given(type(self._variant)):  # type: ignore[misc]
-            def explained(self, logits: Tensor):  # type: ignore[no-untyped-def]
+            def explained(self, logits: Tensor, place: object = None):  # type: ignore[no-untyped-def]
                 from isnet.variants import Explained
 
                 return [Explained(target, explained)]
@@ -238,6 +240,31 @@ def test_heatmaps_can_be_spared_and_looked_at() -> None:
     net.explain(x)
     assert net.model[1].training and not net.model.training
     assert torch.equal(net.model[1].running_mean, running)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_rules_known_ahead_are_those_of_the_passes(variant: str) -> None:
+    """What a pass reads is kept for it: ``composites`` must foresee ``explained``, whose rule for the logits knows these."""
+    found = VARIANTS[variant](1e-2, (0.0, 1.0), torch.Generator(), 0.1)
+    asked = [explained.composite for explained in found.explained(torch.rand(2, 3))]
+    assert [getattr(rule, "logits", None) is None for rule in found.composites()] == [True] * len(asked)
+    known = [dataclasses.replace(rule, logits=None) if hasattr(rule, "logits") else rule for rule in asked]
+    assert found.composites() == known
+
+
+def test_explanations_are_the_evaluations_whatever_the_variant() -> None:
+    model, x = _small(), torch.rand(2, 1, 8, 8)
+    expected = heatmaps(model, x, target=2, eps=0.1, input_range=None)
+    for variant in VARIANTS:
+        found = ISNet(model, variant, eps=0.1, input_range=None, leak=0.2).explain(x, 2)  # type: ignore[arg-type]
+        assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
+def test_parts_of_a_batch_draw_what_the_whole_would() -> None:
+    logits = torch.rand(12, 5)
+    whole = stochastic_target(logits, torch.Generator().manual_seed(3))
+    part = stochastic_target(logits[4:7], torch.Generator().manual_seed(3), (4, 12))
+    assert torch.equal(part, whole[4:7])
 
 
 def test_stochastic_draws_the_highest_logit_half_of_the_time_and_repeats_with_its_generator() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import statistics
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,9 +14,14 @@ import torch
 from test_isnet_training import Dying, KilledError, blobs, small_model
 from torch import Tensor
 
-from isnet import ISNet, ISNetOutput
-from isnet.ranges import RelevanceTotals, Welford, load_ranges, natural_range, save_ranges, tune
+from isnet import ISNet, ISNetOutput, runs
+from isnet.checkpoints import load_checkpoint
+from isnet.ranges import NaturalRange, RelevanceTotals, Welford, load_ranges, natural_range, save_ranges, tune
+from isnet.run_config import RunConfig
+from isnet.run_data import RunData
+from isnet.runlog import read_log
 from isnet.train_config import TrainConfig
+from isnet.training import CHECKPOINT_NAME, fit
 
 RECORDED = json.loads((Path(__file__).parent / "data" / "fasterisnet_unit_tunecut.json").read_text())
 
@@ -26,19 +33,36 @@ def heatmaps(totals: Tensor) -> Tensor:
     return weights * totals[:, :, None, None, None]
 
 
-@pytest.mark.parametrize("case", ["flex_1map", "flex_4maps", "block_4maps", "block_dual"])
+def measured(values: Tensor, per_map: bool = False) -> NaturalRange:
+    found = RelevanceTotals(per_map)
+    for batch in heatmaps(values).split([1, 7, 20, 9]):
+        found.observe(ISNetOutput(torch.zeros(len(batch), 2), {"input": batch}))
+    return found.ranges()["input"]
+
+
+@pytest.mark.parametrize("case", ["flex_1map", "block_dual"])
 def test_ranges_equal_the_recorded_ones(case: str) -> None:
+    recorded = RECORDED[case]
+    ranges = measured(torch.tensor(recorded["values"], dtype=torch.float64), per_map=case == "block_dual")
+    for ours, theirs in ((ranges.c1, "C1"), (ranges.c2, "C2"), (ranges.mean, "mean"), (ranges.std, "std")):
+        assert ours == pytest.approx(recorded[theirs], rel=1e-12)
+    assert ranges.images == 37
+
+
+@pytest.mark.parametrize("case", ["flex_4maps", "block_4maps"])
+def test_every_map_of_the_original_counts_and_the_mean_is_the_recorded_one(case: str) -> None:
+    """The public code takes the deviation of the images' means over their maps, which is smaller; these give its numbers."""
     recorded = RECORDED[case]
     values = torch.tensor(recorded["values"], dtype=torch.float64)
     if case == "flex_4maps":  # the public code leaves the first half of the maps out there
         values = values[:, 2:]
-    found = RelevanceTotals(per_map=case == "block_dual")
-    for batch in heatmaps(values).split([1, 7, 20, 9]):
-        found.observe(ISNetOutput(torch.zeros(len(batch), 2), {"input": batch}))
-    ranges = found.ranges()["input"]
-    for ours, theirs in ((ranges.c1, "C1"), (ranges.c2, "C2"), (ranges.mean, "mean"), (ranges.std, "std")):
-        assert ours == pytest.approx(recorded[theirs], rel=1e-12)
-    assert ranges.images == 37
+    ranges, theirs = measured(values), measured(values.mean(1, keepdim=True))
+    assert ranges.mean == pytest.approx(recorded["mean"], rel=1e-12)
+    assert ranges.std == pytest.approx([statistics.stdev(values.flatten().tolist())], rel=1e-12)
+    assert ranges.std > theirs.std and ranges.images == values.numel()
+    assert (ranges.c1[0], ranges.c2[0]) == natural_range(ranges.mean[0], ranges.std[0])
+    for ours, name in ((theirs.c1, "C1"), (theirs.c2, "C2"), (theirs.std, "std")):
+        assert ours == pytest.approx(recorded[name], rel=1e-12)
 
 
 def test_natural_range_by_hand() -> None:
@@ -86,7 +110,7 @@ def test_tuning_measures_each_layer_and_rule_and_leaves_the_network_alone(varian
     assert list(found) == ["input", "2"]
     for layer in found.values():
         assert len(layer.c1) == len(layer.c2) == numbers
-        assert layer.images == 48
+        assert layer.images == 48 * (3 if variant == "original" else 1)
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
@@ -99,6 +123,23 @@ def test_tuning_sees_the_last_epoch_of_plain_training_only() -> None:
     assert found["input"].images == 32
     assert found["input"].mean[0] == pytest.approx(totals.mean().item(), rel=1e-4)
     assert found["input"].std[0] == pytest.approx(totals.std().item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("given", [None, (2.0, 3.0)])
+def test_backgrounds_stay_replaced_in_the_range_of_the_pixels(
+    monkeypatch: pytest.MonkeyPatch, given: tuple[float, float] | None
+) -> None:
+    seen = []
+
+    def spy(images: Tensor, masks: Tensor, generator: torch.Generator, low: float, high: float, **_: Any) -> Tensor:
+        seen.append((low, high))
+        return images
+
+    monkeypatch.setattr("isnet.training.replace_background", spy)
+    network = ISNet(small_model(), "selective", input_range=(-2.0, 2.0))
+    config = TrainConfig(batch_size=16, warmup=2, keep_replacing=True)
+    tune(network, blobs(32), config, epochs=1, input_range=given, progress=False)
+    assert seen == [given or (-2.0, 2.0)] * 2
 
 
 def test_killed_tuning_resumes_to_the_same_ranges(tmp_path: Path) -> None:
@@ -120,3 +161,103 @@ def test_ranges_survive_the_disk(tmp_path: Path) -> None:
     (tmp_path / "ranges.json").write_text('{"input": {"low": 1}}')
     with pytest.raises(ValueError, match=r"ranges\.json: not natural ranges"):
         load_ranges(tmp_path / "ranges.json")
+
+
+# ---- runs: warm-up, ranges of the network that it left, training
+
+
+CONFIG = RunConfig(
+    "selective",
+    train=TrainConfig(epochs=1, warmup=2, batch_size=16, save_every=1, ema=0.9, monitor="loss", schedule="cosine"),
+    tune=2,
+)
+
+
+@pytest.fixture
+def data(monkeypatch: pytest.MonkeyPatch) -> RunData:
+    monkeypatch.setattr(runs, "build_model", lambda config: small_model(dropout=0.2))
+    return RunData(blobs(48), {"held out": blobs(16, seed=1)}, {})
+
+
+def assert_same_runs(one: Path, other: Path) -> None:
+    timeless = {"seconds": 0, "cpu_seconds": 0}
+    logs = [[{**entry, **timeless} for entry in read_log(folder / "log.jsonl")] for folder in (one, other)]
+    assert logs[0] == logs[1]
+    assert load_ranges(one / "ranges.json") == load_ranges(other / "ranges.json")
+    for name in (CHECKPOINT_NAME, "best.safetensors", "tuning/last.safetensors"):
+        ours, theirs = (load_checkpoint(folder / name) for folder in (one, other))
+        assert ours.settings == theirs.settings
+        for states in ((ours.model, theirs.model), (ours.ema or {}, theirs.ema or {})):
+            assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
+
+
+def test_ranges_are_measured_on_what_the_warmup_left(data: RunData, tmp_path: Path) -> None:
+    runs.train_run(tmp_path / "run", CONFIG, data=data, progress=False)
+    # By hand: the warm-up alone, tuning of a copy at the learning rate after it, and a training of one piece with these ranges.
+    network = runs.build_isnet(CONFIG, small_model(dropout=0.2))
+    config = CONFIG.train
+    fit(network, data.train, dataclasses.replace(config, epochs=0, monitor=None), progress=False)
+    found = tune(network, data.train, dataclasses.replace(config, lr=0.3 * config.lr), epochs=2, progress=False)
+    assert load_ranges(tmp_path / "run" / "ranges.json") == found
+    assert found != tune(runs.build_isnet(CONFIG, small_model()), data.train, config, epochs=2, progress=False)
+    straight = small_model(dropout=0.2)
+    criterion = runs.build_criterion(CONFIG, tmp_path / "run")
+    fit(
+        runs.build_isnet(CONFIG, straight),
+        data.train,
+        dataclasses.replace(config, monitor=None),
+        criterion=criterion,
+        progress=False,
+    )
+    trained = load_checkpoint(tmp_path / "run" / CHECKPOINT_NAME).model
+    assert all(torch.equal(value, trained[key]) for key, value in straight.state_dict().items())
+    log = [entry for entry in read_log(tmp_path / "run" / "log.jsonl") if entry["kind"] == "epoch"]
+    assert [entry["phase"] for entry in log] == ["warm-up", "warm-up", "training"]
+
+
+@pytest.mark.parametrize("moment", ["tune", "save_ranges", "build_criterion", "load_run", *range(10, 250, 40)])
+def test_a_run_killed_in_or_between_its_phases_goes_on_bit_for_bit(
+    data: RunData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str | int
+) -> None:
+    """Two epochs of warm-up, two of tuning, one of training with 48 images each: killed after some of them, or at a call."""
+    runs.train_run(tmp_path / "whole", CONFIG, data=data, progress=False)
+    with monkeypatch.context() as patch:
+        dying = data
+        if isinstance(moment, str):
+            patch.setattr(runs, moment, raising)
+        else:
+            dying = data._replace(train=Dying(blobs(48), moment))
+        with pytest.raises(KilledError):
+            runs.train_run(tmp_path / "killed", CONFIG, data=dying, progress=False)
+    runs.train_run(tmp_path / "killed", CONFIG, data=data, resume=True, progress=False)
+    assert_same_runs(tmp_path / "whole", tmp_path / "killed")
+
+
+def raising(*_: object, **__: object) -> None:
+    raise KilledError
+
+
+def test_tuning_alone_is_the_first_part_of_the_run(data: RunData, tmp_path: Path) -> None:
+    runs.train_run(tmp_path / "whole", CONFIG, data=data, progress=False)
+    path = runs.tune_run(tmp_path / "parts", CONFIG, data=data, progress=False)
+    assert load_ranges(path) == load_ranges(tmp_path / "whole" / "ranges.json")
+    runs.train_run(tmp_path / "parts", CONFIG, data=data, resume=True, progress=False)
+    assert_same_runs(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_without_validation_a_score_to_watch_is_refused_before_anything_is_trained(
+    data: RunData, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match="monitor: needs a validation set"):
+        runs.train_run(tmp_path / "run", CONFIG, data=data._replace(validation={}), progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_branched_run_is_left_alone_once_it_has_begun(data: RunData, tmp_path: Path) -> None:
+    warmup = dataclasses.replace(CONFIG, variant="standard", train=dataclasses.replace(CONFIG.train, epochs=0))
+    runs.train_run(tmp_path / "warm-up", warmup, data=data, progress=False)
+    runs.train_run(tmp_path / "whole", CONFIG, data=data, progress=False)
+    for _ in range(2):
+        runs.branch_run(tmp_path / "branch", tmp_path / "warm-up")
+        runs.train_run(tmp_path / "branch", CONFIG, data=data, resume=True, progress=False)
+    assert_same_runs(tmp_path / "whole", tmp_path / "branch")

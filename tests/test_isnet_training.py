@@ -22,7 +22,7 @@ from isnet.data import BiasedMNIST
 from isnet.evaluation import accuracy, background_attention, background_share, evaluate, heatmaps
 from isnet.runlog import LOG_NAME, read_log
 from isnet.train_config import TrainConfig
-from isnet.training import CHECKPOINT_NAME, fit
+from isnet.training import BEST_NAME, CHECKPOINT_NAME, fit
 from isnet.warmup import replace_background
 
 
@@ -299,6 +299,37 @@ class Dying(Spy):
         if len(self.seen) == self.items:
             raise KilledError
         return super().__getitem__(index)
+
+
+@pytest.mark.parametrize("written", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("name", [CHECKPOINT_NAME, BEST_NAME, "epoch-0003.safetensors"])
+def test_killed_between_two_checkpoints_it_keeps_the_same_best(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, written: bool
+) -> None:
+    """The third epoch is the best one, and the last two are kept; the run dies as it writes them."""
+    config = TrainConfig(epochs=3, batch_size=16, lr=1e-2, monitor="loss", keep_last=2)
+    options: dict[str, Any] = {"data": blobs(48), "validation": {"held out": blobs(24, seed=3)}}
+    expected = train(small_model(), config, run_dir=tmp_path / "whole", **options)
+    assert [entry["best"] for entry in expected if entry["kind"] == "epoch"][-1]
+
+    def dying(path: Path, state: Checkpoint) -> None:
+        last = path.name == name and state.step == 9
+        if written or not last:
+            save_checkpoint(path, state)
+        if last:
+            raise KilledError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("isnet.training.save_checkpoint", dying)
+        with pytest.raises(KilledError):
+            train(small_model(), config, run_dir=tmp_path / "killed", **options)
+    train(small_model(), config, run_dir=tmp_path / "killed", resume=True, **options)
+    files = [sorted(path.name for path in (tmp_path / run).glob("*.safetensors")) for run in ("whole", "killed")]
+    assert files[0] == files[1] == [BEST_NAME, "epoch-0002.safetensors", "epoch-0003.safetensors", CHECKPOINT_NAME]
+    for file in files[0]:
+        one, other = (load_checkpoint(tmp_path / run / file) for run in ("whole", "killed"))
+        assert (one.step, one.settings) == (other.step, other.settings)
+        assert all(torch.equal(value, other.model[key]) for key, value in one.model.items())
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])

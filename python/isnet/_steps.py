@@ -13,9 +13,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 from isnet._files import atomic_path
+from isnet.distributed import World
 from isnet.evaluation import Example
 from isnet.loss import LayerLoss
-from isnet.model import ISNetOutput
+from isnet.model import ISNet, ISNetOutput
 from isnet.train_config import TrainConfig
 
 AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -40,13 +41,52 @@ class HeatmapObserver(Protocol):
 
 
 class StepLosses(NamedTuple):
-    """The losses of a step; None where it took no heatmap, or did not clip."""
+    """The losses of a step, None where it took no heatmap, and P, as it used it."""
 
     total: float
     classification: float
     heatmap: float | None
     grad_norm: float | None
     layers: dict[str, dict[str, float]]
+    share: float
+
+
+def require_trainable(
+    config: TrainConfig, world: World, images: int, isnet: ISNet | None, device: torch.device
+) -> None:
+    """Checks before the first step what can be told by then.
+
+    Raises:
+        ValueError: see :func:`isnet.training.fit`.
+    """
+    shares = f"among {world.size} processes, each in {config.accumulate} parts"
+    part, rest = divmod(config.batch_size, world.size * config.accumulate)
+    if images < config.batch_size:
+        raise ValueError(f"train_set: {images} images do not fill one batch of {config.batch_size}")
+    if rest:
+        raise ValueError(f"batch_size: {config.batch_size} images cannot be shared out evenly {shares}")
+    if part < 2 and config.warmup_background == "swap" and (config.warmup or config.keep_replacing):
+        raise ValueError(
+            f"batch_size: backgrounds are swapped among two or more images, got {config.batch_size} {shares}"
+        )
+    if isnet is None:
+        return
+    if config.precision == "float16" and device.type == "cpu":
+        raise ValueError("precision: relevance in float16 needs a GPU; use bfloat16 on the CPU")
+    if isnet.is_static and config.sync_batch_norm and world.size > 1:
+        raise ValueError(
+            "sync_batch_norm: what processes tell each other cannot be repeated by static calls; leave one of them out"
+        )
+
+
+def require_validation(config: TrainConfig, validation: Mapping[str, object]) -> None:
+    """Checks that there is something to score after each epoch, if that is wanted.
+
+    Raises:
+        ValueError: otherwise.
+    """
+    if config.monitor is not None and not validation:
+        raise ValueError("monitor: needs a validation set")
 
 
 def layer_numbers(terms: LayerLoss) -> dict[str, float]:
@@ -59,7 +99,7 @@ def layer_numbers(terms: LayerLoss) -> dict[str, float]:
 
 
 def mean_losses(losses: Sequence[StepLosses]) -> StepLosses:
-    """The means over those that have a value."""
+    """The means over those that have a value; P of the last."""
 
     def mean(values: Iterable[float | None]) -> float | None:
         found = [value for value in values if value is not None]
@@ -76,6 +116,7 @@ def mean_losses(losses: Sequence[StepLosses]) -> StepLosses:
         mean(step.heatmap for step in losses),
         mean(step.grad_norm for step in losses),
         layers,
+        losses[-1].share,
     )
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,15 @@ class World:
         values = [value]
         dist.broadcast_object_list(values, src=0)
         return values[0]
+
+    @torch.no_grad()
+    def share_buffers(self, module: nn.Module) -> None:
+        """Gives ``module`` the buffers of rank 0's, such as running statistics, which differ where each saw its own images."""
+        if self.size == 1:
+            return
+        buffers = list(module.buffers())
+        for own, main in zip(buffers, self.from_main([buffer.cpu() for buffer in buffers]), strict=True):
+            own.copy_(main)
 
     def barrier(self) -> None:
         """Waits for all."""

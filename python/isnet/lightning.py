@@ -21,7 +21,7 @@ class ISNetModule(lightning.LightningModule):
         criterion: Its loss.
         lr: Learning rate of AdamW; override ``configure_optimizers`` for anything else.
         weight_decay: Of AdamW.
-        heatmap_every: The heatmap loss is taken on every K-th step, weighted K.
+        heatmap_every: The heatmap loss is taken on every K-th step of the optimizer, weighted K.
 
     Raises:
         ValueError: lr or heatmap_every out of range.
@@ -46,7 +46,8 @@ class ISNetModule(lightning.LightningModule):
 
     def training_step(self, batch: Example, batch_idx: int) -> Tensor:
         images, labels, masks = batch
-        takes = (batch_idx + 1) % self.heatmap_every == 0
+        # Of the optimizer's steps, over all epochs: batches are counted anew in each.
+        takes = (self.global_step + 1) % self.heatmap_every == 0
         terms = self.criterion(self.network(images, heatmaps=takes), labels, masks)
         p = self.criterion.p
         loss = (1 - p) * terms.classification + p * self.heatmap_every * terms.heatmap

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import lrpkernels as lrp
 
+from .evaluation import heatmaps
 from .variants import VARIANTS
 
 VariantName = Literal["selective", "stochastic", "original", "dual", "gradient_times_input"]
@@ -99,7 +100,9 @@ class ISNet(nn.Module):
         """Whether ``static`` was asked for."""
         return self._calls is not None
 
-    def forward(self, x: Tensor, heatmaps: bool = True, first: int | None = None) -> ISNetOutput | Tensor:
+    def forward(
+        self, x: Tensor, heatmaps: bool = True, first: int | None = None, place: tuple[int, int] | None = None
+    ) -> ISNetOutput | Tensor:
         """Logits [B, K] in evaluation mode; an :class:`ISNetOutput` in training mode.
 
         Args:
@@ -107,6 +110,8 @@ class ISNet(nn.Module):
             heatmaps: False spares the relevance pass in a training step (lazy heatmap loss); ``.heatmaps`` is then empty.
             first: Heatmaps of the first so many images only, in [1, B]; the others take a forward pass of their own, in which batch
                 norm in training mode has statistics of its own. None: of all.
+            place: (i, n): the explained images are those from i on of n in a batch whose others are explained elsewhere, and the
+                Stochastic variant draws for all n. None: these are all.
 
         Raises:
             ValueError: the model does not return logits [B, K], too few classes for the variant, ``first`` out of range, or pixels of the
@@ -122,11 +127,11 @@ class ISNet(nn.Module):
         if first is not None and first != len(x):
             if not 1 <= first < len(x):
                 raise ValueError(f"first: expected a number of images from 1 to {len(x)}, got {first}")
-            explained, others = self._explained(x[:first]), self.model(x[first:])
+            explained, others = self._explained(x[:first], place), self.model(x[first:])
             return ISNetOutput(torch.cat([explained.logits, others]), explained.heatmaps)
-        return self._explained(x)
+        return self._explained(x, place)
 
-    def _explained(self, x: Tensor) -> ISNetOutput:
+    def _explained(self, x: Tensor, place: tuple[int, int] | None) -> ISNetOutput:
         """Logits and heatmaps of all images."""
         composites = self._variant.composites()
         options: dict[str, Any] = {"at": self.layers, "checkpoint": self.checkpoint, "static": self._calls}
@@ -136,7 +141,7 @@ class ISNet(nn.Module):
                 got = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
                 raise ValueError(f"model must return logits of shape [B, K], got {got}")
             maps: dict[str, list[Tensor]] = {}
-            passes = self._variant.explained(logits)
+            passes = self._variant.explained(logits, place)
             for explained in passes:
                 last = explained is passes[-1]
                 found = tape.relevance(explained.target, explained.composite, at=self.layers, release=last)
@@ -147,9 +152,10 @@ class ISNet(nn.Module):
             logits, {name: parts[0] if len(parts) == 1 else torch.cat(parts, 1) for name, parts in maps.items()}
         )
 
-    @torch.no_grad()
     def explain(self, x: Tensor, target: Any = None) -> tuple[Tensor, Tensor]:
-        """Logits and heatmap for looking at, by the rules of training, without gradients and in evaluation mode.
+        """Logits and heatmap for looking at (:func:`isnet.evaluation.heatmaps`): in evaluation mode, without gradients.
+
+        By the epsilon rule without leak, z^B at the input if its range is known, whatever the variant: networks can be compared by them.
 
         Args:
             x: images [B, C, H, W].
@@ -158,13 +164,7 @@ class ISNet(nn.Module):
         Returns:
             Logits [B, K] and R [B, C, H, W] ([B, T, C, H, W] for several targets).
         """
-        modes = [(module, module.training) for module in self.model.modules()]
-        self.model.eval()
-        try:
-            return lrp.LRP(self.model, self._variant.epsilon())(x, target)
-        finally:
-            for module, mode in modes:
-                module.training = mode
+        return heatmaps(self.model, x, target=target, eps=self.eps, input_range=self.input_range)
 
     def _check_range(self, x: Tensor) -> None:
         """ValueError for pixels well outside ``input_range``, with which z^B shares relevance out wrongly without a sign of it."""

@@ -39,7 +39,7 @@ class NaturalRange:
     Attributes:
         c1, c2: The range, one number for all maps of an image or one per map (z+ and epsilon of the Dual ISNet).
         mean, std: Of the totals from which it follows.
-        images: Their number.
+        images: Number of these totals: one per image, for the Original ISNet one per heatmap.
     """
 
     c1: tuple[float, ...]
@@ -102,7 +102,7 @@ class RelevanceTotals:
     """Statistics of the total relevance of each supervised layer, gathered from an ISNet's outputs.
 
     Args:
-        per_map: Keep an image's maps apart (the rules of the Dual ISNet differ in size); else their mean counts.
+        per_map: A range for each of an image's maps (the rules of the Dual ISNet differ in size); else one for all, each of which counts.
     """
 
     def __init__(self, per_map: bool = False) -> None:
@@ -119,7 +119,7 @@ class RelevanceTotals:
             totals = total_relevance(heatmaps)
             if not bool(torch.isfinite(totals).all()):
                 raise FloatingPointError(f"relevance at {name!r} is not finite: raise eps or lower the learning rate")
-            self.layers.setdefault(name, Welford()).add(totals if self.per_map else totals.mean(1, keepdim=True))
+            self.layers.setdefault(name, Welford()).add(totals if self.per_map else totals.reshape(-1, 1))
 
     def state(self) -> dict[str, Any]:
         """JSON values for :meth:`restore`."""
@@ -135,7 +135,7 @@ class RelevanceTotals:
         """The natural range of each layer.
 
         Raises:
-            ValueError: fewer than two images, or totals that are zero or all the same.
+            ValueError: fewer than two heatmaps, or totals that are zero or all the same.
         """
         found = {}
         for name, layer in self.layers.items():
@@ -143,7 +143,7 @@ class RelevanceTotals:
             bounds = [natural_range(m, s) for m, s in zip(mean, std, strict=True)]
             if layer.count < 2 or not all(0 < c1 * _SMALLEST_SPREAD < c2 for c1, c2 in bounds):
                 raise ValueError(
-                    f"no natural range at {name!r}: the total relevance of {layer.count} images has mean {mean} and "
+                    f"no natural range at {name!r}: the total relevance of {layer.count} heatmaps has mean {mean} and "
                     f"standard deviation {std}; train the plain network for longer, or set c1 and c2 by hand"
                 )
             c1, c2 = zip(*bounds, strict=True)
@@ -158,6 +158,7 @@ def tune(
     *,
     epochs: int,
     classification_loss: Callable[[Tensor, Tensor], Tensor] = classification_loss,
+    input_range: tuple[Any, Any] | None = None,
     run_dir: str | os.PathLike[str] | None = None,
     resume: bool = False,
     progress: bool = True,
@@ -170,6 +171,7 @@ def tune(
         config: As it will be trained; warm-up, schedules, averaging and monitoring are left out.
         epochs: Epochs of plain training, at least 1; the heatmaps of the last one count.
         classification_loss: (logits, labels) -> scalar.
+        input_range: Pixel range of the noise, if ``config`` keeps replacing the background; None: that of the network, or [0, 1].
         run_dir: Folder for the log and the checkpoint of this phase.
         resume: Continue from the checkpoint in ``run_dir``.
         progress: Show a progress bar.
@@ -210,6 +212,7 @@ def tune(
         train_set,
         plain,
         classification_loss=classification_loss,
+        input_range=input_range or network.input_range or (0.0, 1.0),
         run_dir=run_dir,
         resume=resume,
         observer=totals,

@@ -6,8 +6,10 @@ optimizer), ``best.safetensors`` (if a validation score chooses), ``evaluation.j
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +17,8 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from isnet._files import write_json
+from isnet._files import atomic_path, write_json
+from isnet._steps import require_validation
 from isnet.architectures import build_architecture
 from isnet.checkpoints import CheckpointError, load_checkpoint, load_model_state
 from isnet.distributed import current_world
@@ -26,6 +29,7 @@ from isnet.model import ISNet
 from isnet.ranges import RANGES_NAME, load_ranges, save_ranges, tune
 from isnet.run_config import RunConfig
 from isnet.run_data import RunData, load_data
+from isnet.runlog import LOG_NAME
 from isnet.sensitivity import OtherBackground, bias_sensitivity, blind_spot
 from isnet.training import BEST_NAME, CHECKPOINT_NAME, fit
 
@@ -109,8 +113,8 @@ def train_run(
 ) -> Run:
     """Trains a run in ``folder`` and keeps settings, log and checkpoint there.
 
-    With ``config.tune`` the natural range of relevance is measured first, as :func:`tune_run` does. In processes started by torchrun
-    each calls this with the same arguments.
+    With ``config.tune`` the natural range of relevance is measured first, as :func:`tune_run` does, unless the folder has it already. In
+    processes started by torchrun each calls this with the same arguments.
 
     Args:
         folder: Made if needed. Without ``resume`` it must not hold a run.
@@ -122,17 +126,19 @@ def train_run(
 
     Raises:
         FileExistsError: ``folder`` holds a run and ``resume`` is off.
-        ValueError: ``resume`` with other settings.
+        ValueError: ``resume`` with other settings, or ``config.train.monitor`` without validation data.
     """
-    folder = _open(Path(folder), config, resume)
     data = data or load_data(config.data, progress=progress)
-    model = build_model(config).to(device)
-    network: nn.Module = model
+    require_validation(config.train, data.validation)  # now, not after tuning
+    folder = _open(Path(folder), config, resume)
     criterion = None
     if config.variant != "standard":
-        network = build_isnet(config, model)
-        _measure(folder, config, network, data, resume=resume, progress=progress)
+        # If that took the warm-up, training goes on from its checkpoint.
+        resume |= _measure(folder, config, data, device=device, resume=resume, progress=progress)
         criterion = build_criterion(config, folder)
+    network: nn.Module = build_model(config).to(device)
+    if config.variant != "standard":
+        network = build_isnet(config, network)
     fit(
         network,
         data.train,
@@ -160,18 +166,30 @@ def tune_run(
 ) -> Path:
     """Measures the natural range of relevance alone (``config.tune`` epochs) and returns the file of ranges; see :func:`train_run`.
 
+    With ``config.train.warmup`` the warm-up is trained first, and the ranges are those of the network that it leaves, at the learning rate
+    after it. It is the first part of the run: :func:`train_run` goes on from there.
+
     Raises:
         FileExistsError: ``folder`` holds a run and ``resume`` is off.
         ValueError: a standard run, ``config.tune`` = 0, or no range can be told.
     """
     if config.tune < 1:
         raise ValueError(f"tune: expected at least one epoch, got {config.tune}")
-    network = build_isnet(config, build_model(config).to(device))
+    build_isnet(config, build_model(config))  # a run without heatmaps is refused before it has a folder
     folder = _open(Path(folder), config, resume)
-    _measure(
-        folder, config, network, data or load_data(config.data, progress=progress), resume=resume, progress=progress
-    )
+    data = data or load_data(config.data, progress=progress)
+    _measure(folder, config, data, device=device, resume=resume, progress=progress)
     return folder / RANGES_NAME
+
+
+def branch_run(folder: str | os.PathLike[str], start: str | os.PathLike[str]) -> None:
+    """Lets the run in ``folder`` go on, once it is resumed, from where the one in ``start`` stands; it is left alone if it has begun."""
+    folder, start = Path(folder), Path(start)
+    if (folder / CHECKPOINT_NAME).exists():
+        return
+    for name in (LOG_NAME, CHECKPOINT_NAME):  # the log first: a checkpoint without it would never get one
+        with atomic_path(folder / name) as temporary:
+            shutil.copyfile(start / name, temporary)
 
 
 def _open(folder: Path, config: RunConfig, resume: bool) -> Path:
@@ -189,23 +207,26 @@ def _open(folder: Path, config: RunConfig, resume: bool) -> Path:
     return folder
 
 
-def _measure(folder: Path, config: RunConfig, network: ISNet, data: RunData, *, resume: bool, progress: bool) -> None:
-    """Writes the ranges of ``network`` unless they are there or not wanted."""
-    world = current_world()
+def _measure(folder: Path, config: RunConfig, data: RunData, *, device: str, resume: bool, progress: bool) -> bool:
+    """Writes the ranges, unless they are there or not wanted, of the network that the warm-up leaves, if the run has one.
+
+    Returns:
+        Whether the folder has now the checkpoint of that warm-up.
+    """
+    world, train = current_world(), config.train
     if config.tune == 0 or world.from_main((folder / RANGES_NAME).exists()):
-        return
-    ranges = tune(
-        network,
-        data.train,
-        config.train,
-        epochs=config.tune,
-        run_dir=folder / _TUNING_FOLDER,
-        resume=resume,
-        progress=progress,
-    )
+        return False
+    network = build_isnet(config, build_model(config).to(device))
+    options: dict[str, Any] = {"input_range": config.data.pixel_range, "resume": resume, "progress": progress}
+    if train.warmup:
+        warmup = dataclasses.replace(train, epochs=0)
+        fit(network, data.train, warmup, validation=data.validation, run_dir=folder, title=config.title, **options)
+        train = dataclasses.replace(train, lr=train.lr * train.lr_after_warmup)
+    ranges = tune(network, data.train, train, epochs=config.tune, run_dir=folder / _TUNING_FOLDER, **options)
     if world.is_main:
         save_ranges(folder / RANGES_NAME, ranges)
     world.barrier()
+    return config.train.warmup > 0
 
 
 def load_config(folder: str | os.PathLike[str]) -> RunConfig:

@@ -34,6 +34,8 @@ from isnet._steps import (
     layer_numbers,
     mean_losses,
     non_finite,
+    require_trainable,
+    require_validation,
 )
 from isnet.balance import Balance
 from isnet.checkpoints import Checkpoint, CheckpointError, load_checkpoint, load_model_state, save_checkpoint
@@ -76,8 +78,9 @@ def fit(
         train_set: Items (image [C, H, W], label [] or labels [K], mask [1, H, W]). Its ``set_epoch``, if it has one, is called
             with the number of each epoch before its first item is asked for.
         config: How to train.
-        criterion: The heatmap loss; needed for an ISNet. Its ``p`` gives way to the schedule in ``config``.
-        classification_loss: (logits, labels) -> scalar, used in steps without a heatmap.
+        criterion: The heatmap loss; needed for an ISNet, unless there is only a warm-up. Its ``p`` gives way to the schedule in
+            ``config``, and its classification loss to ``classification_loss``.
+        classification_loss: (logits, labels) -> scalar, a mean over the images; for validation, too.
         input_range: Pixel range of the noise in the warm-up.
         validation: Data sets whose accuracy is logged after each epoch. ``config.monitor`` is taken on the first.
         run_dir: Folder for the log and the checkpoints; None keeps nothing on disk.
@@ -91,15 +94,15 @@ def fit(
         time of this process from the beginning up to the entry, without what a killed process did after its last checkpoint.
 
     Raises:
-        ValueError: too few images for one batch, a batch that processes and parts do not divide, an ISNet without criterion,
-            ``resume`` without ``run_dir``, ``config.monitor`` without ``validation``, or an ISNet in float16 on the CPU.
+        ValueError: too few images for one batch, a batch that processes and parts do not divide, or leave single images whose
+            backgrounds are to be swapped, an ISNet without criterion, ``resume`` without ``run_dir``, ``config.monitor`` without
+            ``validation``, an ISNet in float16 on the CPU, or one with static calls and synchronised batch norm.
         CheckpointError: the checkpoint is of other settings (those of logging, saving and loading, and, under a
             constant schedule, ``epochs`` may change).
         NonFiniteLossError: loss or gradient not finite; the batch is saved in ``run_dir``.
     """
     validation = validation or {}
-    if config.monitor is not None and not validation:
-        raise ValueError("monitor: needs a validation set")
+    require_validation(config, validation)
     trainer = _Trainer(network, train_set, config, criterion, classification_loss, input_range, run_dir, observer)
     if resume:
         trainer.restore()
@@ -125,25 +128,16 @@ class _Trainer:
     ) -> None:
         self.isnet = network if isinstance(network, ISNet) else None
         self.model: nn.Module = self.isnet.model if self.isnet is not None else network
-        if self.isnet is not None and criterion is None and observer is None:
+        if self.isnet is not None and criterion is None and observer is None and config.epochs:
             raise ValueError("criterion: an ISNet needs an ISNetLoss")
-        self.world = current_world()
+        self.world, self.device = current_world(), next(self.model.parameters()).device
         self.images_count = len(cast(Sized, train_set))
+        require_trainable(config, self.world, self.images_count, self.isnet, self.device)
         self.steps_per_epoch = self.images_count // config.batch_size
         self.last_step = (config.warmup + config.epochs) * self.steps_per_epoch
-        if self.steps_per_epoch == 0:
-            raise ValueError(f"train_set: {self.images_count} images do not fill one batch of {config.batch_size}")
-        if config.batch_size % (self.world.size * config.accumulate):
-            raise ValueError(
-                f"batch_size: {config.batch_size} images cannot be shared out evenly among {self.world.size} processes, "
-                f"each in {config.accumulate} parts"
-            )
         self.network, self.train_set, self.config, self.criterion = network, train_set, config, criterion
         self.classification_loss, self.input_range, self.observer = classification_loss, input_range, observer
         self.run_dir = None if run_dir is None else Path(run_dir)
-        self.device = next(self.model.parameters()).device
-        if config.precision == "float16" and self.isnet is not None and self.device.type == "cpu":
-            raise ValueError("precision: relevance in float16 needs a GPU; use bfloat16 on the CPU")
         if config.channels_last:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if config.sync_batch_norm and self.world.size > 1:
@@ -204,7 +198,11 @@ class _Trainer:
 
     def _end_epoch(self, entry: dict[str, Any], validation: Mapping[str, Dataset[Example]]) -> None:
         config, best = self.config, False
-        scored = self.model if self.averaged is None else self.averaged.module
+        self.world.share_buffers(self.model)
+        scored = self.model
+        if self.averaged is not None:
+            self.world.share_buffers(self.averaged)
+            scored = self.averaged.module
         if validation:
             entry["accuracy"] = scoring.accuracies(scored, validation, self.world)
         if self.watch is not None:
@@ -215,19 +213,26 @@ class _Trainer:
                 # Always at the final P: a schedule must not change what the epochs are compared by.
                 p = config.heatmap_share(self.last_step - 1, self.steps_per_epoch) if self.criterion else 0.0
                 entry["validation"] = scoring.losses(
-                    scored, data, self.world, isnet=self.isnet, criterion=self.criterion, p=p
+                    scored,
+                    data,
+                    self.world,
+                    isnet=self.isnet,
+                    criterion=self.criterion,
+                    classification_loss=self.classification_loss,
+                    p=p,
                 )
                 score = entry["validation"][self.watch.monitor]
             if entry["phase"] != "warm-up":  # a network before its ISNet training is not what the run is for
                 best = entry["best"] = self.watch.see(score)
         self._note(entry)
         self.log.save_table()
-        self._save(CHECKPOINT_NAME)
+        # The one to resume from comes last: it knows of the others, which a run killed ahead of it makes again.
         if best:
             self._save(BEST_NAME)
         if config.keep_last:
             self._save(f"epoch-{entry['epoch']:04d}.safetensors")
             self._forget(entry["epoch"] - config.keep_last)
+        self._save(CHECKPOINT_NAME)
 
     def _batches(self, epoch: int) -> Iterator[Example]:
         """This process's parts of the batches of an epoch, from ``self.step`` on."""
@@ -260,17 +265,15 @@ class _Trainer:
             with contextlib.nullcontext() if last or ddp is None else ddp.no_sync():
                 losses.append(self._accumulate(part, index, len(parts)))
         self.scaler.unscale_(self.optimizer)
-        norm = None
-        if self.config.clip_norm is not None:
-            norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
-            # With loss scaling an overflow is expected now and then: the step is skipped and the scale halved.
-            if not self.scaler.is_enabled() or self.scaler.get_scale() < SMALLEST_SCALE:
-                self._require_finite("gradient norm", norm, parts[-1])
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm or math.inf)
+        # With loss scaling an overflow is expected now and then: the step is skipped and the scale halved.
+        if not self.scaler.is_enabled() or self.scaler.get_scale() < SMALLEST_SCALE:
+            self._require_finite("gradient norm", norm, parts[-1])
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.averaged is not None:
             self.averaged.update_parameters(self.model)
-        mean = mean_losses(losses)._replace(grad_norm=None if norm is None else norm.item())
+        mean = mean_losses(losses)._replace(grad_norm=norm.item())
         if self.balance is not None and mean.heatmap is not None:  # in every process alike: P must be the same in all
             self.balance.see(*self.world.mean((mean.classification, mean.heatmap)))
         return mean
@@ -291,7 +294,7 @@ class _Trainer:
             )
         if config.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
-        # The first part draws as the whole batch would; the others need draws of their own.
+        # Dropout: the first part draws as the whole batch would; the others need draws of their own.
         own = () if self._first(index) == 0 else (self._first(index),)
         torch.manual_seed(stream_seed(config.seed, "model", step, *own))
 
@@ -306,24 +309,24 @@ class _Trainer:
                 output = ISNetOutput(self.shared(images))
             else:
                 if self.isnet.generator is not None:
-                    self.isnet.generator.manual_seed(stream_seed(config.seed, "target", step, *own))
+                    self.isnet.generator.manual_seed(stream_seed(config.seed, "target", step))
                 first = len(images) if observed else math.ceil(config.heatmap_fraction * len(images))
-                output = self.shared(images, heatmaps=takes or observed, first=first)
+                place = (self._first(index) // len(images) * first, config.batch_size // len(images) * first)
+                output = self.shared(images, heatmaps=takes or observed, first=first, place=place)
+        classification = self.classification_loss(output.logits, labels)
+        loss = (1 - share) * classification
         if takes and self.criterion is not None:
             terms = self.criterion(output, labels, masks[:first])
-            classification, heatmap_loss = terms.classification, terms.heatmap
-            loss = (1 - share) * classification + share * config.heatmap_every * heatmap_loss
+            heatmap_loss = terms.heatmap
+            loss = loss + share * config.heatmap_every * heatmap_loss
             layers = {name: layer_numbers(term) for name, term in terms.layers.items()}
-        else:
-            classification = self.classification_loss(output.logits, labels)
-            loss = (1 - share) * classification
         if observed and self.observer is not None:
             self.observer.observe(output)
 
         self._require_finite("loss", loss, part)
         self.scaler.scale(loss / count).backward()
         heatmap = None if heatmap_loss is None else heatmap_loss.item()
-        return StepLosses(loss.item(), classification.item(), heatmap, None, layers)
+        return StepLosses(loss.item(), classification.item(), heatmap, None, layers, share)
 
     def _share(self, step: int) -> float:
         """P of a step, from the schedule or from the losses so far."""
@@ -348,7 +351,6 @@ class _Trainer:
         """The means of the steps since the last entry, over all processes."""
         window = [losses for part in self.world.gather(window) for losses in part]
         mean = mean_losses(window)
-        step = self.step - 1
         return {
             "kind": "step",
             "step": self.step,
@@ -358,8 +360,8 @@ class _Trainer:
             "heatmap": mean.heatmap,
             "layers": mean.layers,
             "grad_norm": mean.grad_norm,
-            "p": self._share(step) if self.criterion and self.isnet else 0.0,
-            "lr": self.config.learning_rate(step, self.steps_per_epoch),
+            "p": mean.share,
+            "lr": self.config.learning_rate(self.step - 1, self.steps_per_epoch),
         }
 
     def _save(self, name: str) -> None:

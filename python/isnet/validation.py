@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sized
+from collections.abc import Callable, Iterator, Mapping, Sized
 from typing import Any, cast
 
 import torch
@@ -37,6 +37,7 @@ def losses(
     *,
     isnet: ISNet | None = None,
     criterion: ISNetLoss | None = None,
+    classification_loss: Callable[[Tensor, Tensor], Tensor] = classification_loss,
     p: float = 0.0,
     batch_size: int = 64,
 ) -> dict[str, float]:
@@ -48,8 +49,9 @@ def losses(
         world: The processes that share the work.
         isnet: The ISNet in training, whose variant and rules are applied to ``model``; None: no heatmap loss.
         criterion: Its loss.
+        classification_loss: (logits, labels) -> scalar, as in training.
         p: Share of the heatmap loss in the total.
-        batch_size: Images at a time.
+        batch_size: Images at a time, in all processes together.
 
     Returns:
         ``{"loss", "classification", "heatmap"}``; heatmap is 0 without ``isnet``.
@@ -58,14 +60,15 @@ def losses(
     device = next(model.parameters()).device
     network = None if isnet is None or criterion is None else _explained(model, isnet)
     with evaluation_mode(model):
-        for images, labels, masks in DataLoader(_part(dataset, world), batch_size=batch_size):
-            images, labels, masks = (value.to(device) for value in (images, labels, masks))
+        for place, example in _parts(dataset, world, batch_size):
+            images, labels, masks = (value.to(device) for value in example)
             heatmap: Tensor | float = 0.0
             if network is None or criterion is None:
-                classification = classification_loss(model(images), labels)
+                logits = model(images)
             else:
-                terms = criterion(network(images), labels, masks)
-                classification, heatmap = terms.classification, terms.heatmap
+                output = network(images, place=place)
+                logits, heatmap = output.logits, criterion(output, labels, masks).heatmap
+            classification = classification_loss(logits, labels)
             sums += len(images) * torch.tensor([float(classification), float(heatmap)], dtype=torch.float64)
             count += len(images)
     parts = world.gather((sums.tolist(), count))
@@ -112,6 +115,19 @@ class Watch:
 def _part(dataset: Dataset[Example], world: World) -> Dataset[Example]:
     count = len(cast(Sized, dataset))
     return dataset if world.size == 1 else Subset(dataset, range(world.rank, count, world.size))
+
+
+def _parts(dataset: Dataset[Example], world: World, batch_size: int) -> Iterator[tuple[tuple[int, int], Example]]:
+    """This process's part of each batch, and where it stands in the batch, which is of so many images."""
+    count = len(cast(Sized, dataset))
+    places, rows = [], []
+    for start in range(0, count, batch_size):
+        size = min(batch_size, count - start)
+        first, last = (rank * size // world.size for rank in (world.rank, world.rank + 1))
+        if first < last:
+            places.append((first, size))
+            rows.append(list(range(start + first, start + last)))
+    return zip(places, DataLoader(dataset, batch_sampler=rows), strict=True)
 
 
 def _explained(model: nn.Module, isnet: ISNet) -> ISNet:

@@ -50,8 +50,8 @@ class Variant(ABC):
         return [self.epsilon()]
 
     @abstractmethod
-    def explained(self, logits: Tensor) -> list[Explained]:
-        """The relevance passes of one batch; their maps are stacked along M."""
+    def explained(self, logits: Tensor, place: tuple[int, int] | None = None) -> list[Explained]:
+        """The relevance passes of one batch; their maps are stacked along M. ``place``: of its draws, see :func:`stochastic_target`."""
 
 
 class Selective(Variant):
@@ -60,7 +60,7 @@ class Selective(Variant):
     Source: arXiv 2401.08409 (Selective ISNet); docs/method.md section 2.
     """
 
-    def explained(self, logits: Tensor) -> list[Explained]:
+    def explained(self, logits: Tensor, place: tuple[int, int] | None = None) -> list[Explained]:
         return [Explained(selective_score, self.epsilon())]
 
 
@@ -70,14 +70,14 @@ class Stochastic(Variant):
     Source: arXiv 2401.08409 (Stochastic ISNet); docs/method.md section 2.
     """
 
-    def explained(self, logits: Tensor) -> list[Explained]:
-        return [Explained(stochastic_target(logits, self.generator), self.epsilon())]
+    def explained(self, logits: Tensor, place: tuple[int, int] | None = None) -> list[Explained]:
+        return [Explained(stochastic_target(logits, self.generator, place), self.epsilon())]
 
 
 class Original(Variant):
     """Every logit, one at a time: K maps per image. Source: Bassi et al. 2024 (ISNet)."""
 
-    def explained(self, logits: Tensor) -> list[Explained]:
+    def explained(self, logits: Tensor, place: tuple[int, int] | None = None) -> list[Explained]:
         return [Explained("all", self.epsilon())]
 
 
@@ -121,7 +121,7 @@ class Dual(Variant):
     def composites(self) -> list[lrp.Composite | lrp.Rule]:
         return [self._zplus(None), self.epsilon()]
 
-    def explained(self, logits: Tensor) -> list[Explained]:
+    def explained(self, logits: Tensor, place: tuple[int, int] | None = None) -> list[Explained]:
         return [Explained(logit_sum, self._zplus(logits)), Explained(logit_sum, self.epsilon())]
 
     def _zplus(self, logits: Tensor | None) -> lrp.Rule:
@@ -132,9 +132,9 @@ class GradientTimesInput(Variant):
     """eta as in Selective with e = 0, plain gradient times input: the ablation ISNet Softmax Grad*Input. One map per image."""
 
     def composites(self) -> list[lrp.Composite | lrp.Rule]:
-        return [lrp.Epsilon(0.0)]
+        return [lrp.Epsilon(0.0, leak=self.leak)]
 
-    def explained(self, logits: Tensor) -> list[Explained]:
+    def explained(self, logits: Tensor, place: tuple[int, int] | None = None) -> list[Explained]:
         return [Explained(lambda o: selective_score(o, 0.0), lrp.Epsilon(0.0, leak=self.leak))]
 
 
@@ -180,12 +180,15 @@ def selective_score(logits: Tensor, e: float = 1e-2) -> Tensor:
     return torch.log(p + e) - torch.log(1 - p + e)
 
 
-def stochastic_target(logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
+def stochastic_target(
+    logits: Tensor, generator: torch.Generator | None = None, place: tuple[int, int] | None = None
+) -> Tensor:
     """One class per image: with probability 1/2 the highest logit's, else one of the others, uniformly.
 
     Args:
         logits: [B, K], K >= 2.
         generator: on the CPU; None: PyTorch's default one.
+        place: (i, n): these images are those from i on of a batch of n, for all of which is drawn; None: they are the batch.
 
     Returns:
         [B], int64, on the device of ``logits``.
@@ -199,7 +202,8 @@ def stochastic_target(logits: Tensor, generator: torch.Generator | None = None) 
             f"the Stochastic ISNet draws among other classes and needs at least 2, the model has {classes}"
         )
     # Drawn on the CPU, so that a seed gives the same classes on every device.
-    offset = torch.randint(1, classes, (batch,), generator=generator)
-    highest = torch.rand(batch, generator=generator) < 0.5
-    offset = torch.where(highest, torch.zeros_like(offset), offset).to(logits.device)
+    first, total = (0, batch) if place is None else place
+    offset = torch.randint(1, classes, (total,), generator=generator)
+    highest = torch.rand(total, generator=generator) < 0.5
+    offset = torch.where(highest, torch.zeros_like(offset), offset)[first : first + batch].to(logits.device)
     return (logits.detach().argmax(1) + offset) % classes

@@ -61,7 +61,8 @@ def swapped_backgrounds(images: Tensor, masks: Tensor) -> Tensor:
     """What each image's neighbour has outside its own foreground: the first two exchange their backgrounds, the next two, and so on.
 
     Where the neighbour's foreground was, its background's mean stands. In batches of random order the backgrounds are then those of
-    random other images, and tell nothing of the class. The last of an odd number takes the first one's.
+    random other images, and tell nothing of the class. The last of an odd number takes the first one's. (Of a batch in several parts each
+    swaps for itself: the same as the whole if the parts are of even size.)
 
     Args:
         images: [B, C, H, W].

@@ -60,9 +60,10 @@ def _train(options: Options) -> None:
     with launched_world(options.device) as (world, device):
         data = load_data(options.config.data, progress=world.is_main)
         trained = runs.train_run(options.folder, options.config, data=data, device=device, resume=options.resume)
-        if world.is_main and data.tests:
-            runs.evaluate_run(trained, data)
-            _print_scores([trained])
+    # Scoring may take longer than processes wait for each other: the others have left.
+    if world.is_main and data.tests:
+        runs.evaluate_run(trained, data)
+        _print_scores([trained])
     if world.is_main:
         typer.echo(f"Run: {options.folder}")
 

@@ -27,15 +27,14 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from isnet._files import atomic_path, write_text
+from isnet._files import write_text
 from isnet.data import load_mnist
 from isnet.report import Row, gallery, markdown_table, score_rows, write_report
 from isnet.run_config import DataConfig, HeatmapConfig, RunConfig
 from isnet.run_data import load_data
 from isnet.runlog import LOG_NAME, read_log
-from isnet.runs import evaluate_run, load_run, train_run
+from isnet.runs import branch_run, evaluate_run, load_run, train_run
 from isnet.train_config import TrainConfig
-from isnet.training import CHECKPOINT_NAME
 
 WARMUP = "warm-up"
 _POLL_SECONDS = 0.4
@@ -241,15 +240,11 @@ def _run_jobs(jobs: Sequence[_Job], folder: Path, console: Console) -> None:
 def _work(folder: str, config: dict[str, Any], start: str | None, threads: int) -> None:
     """One job, in its own process."""
     torch.set_num_threads(threads)
-    run_folder = Path(folder)
-    run_folder.mkdir(parents=True, exist_ok=True)
-    if start is not None and not (run_folder / CHECKPOINT_NAME).exists():
-        for name in (LOG_NAME, CHECKPOINT_NAME):
-            with atomic_path(run_folder / name) as temporary:
-                shutil.copyfile(Path(start) / name, temporary)
+    if start is not None:
+        branch_run(folder, start)
     settings = RunConfig.from_json(config)
     data = load_data(settings.data, progress=False)
-    run = train_run(run_folder, settings, data=data, resume=True, progress=False)
+    run = train_run(folder, settings, data=data, resume=True, progress=False)
     evaluate_run(run, data, progress=False)
 
 

@@ -15,17 +15,14 @@ from typing import Any, NamedTuple
 
 import torch
 
-from isnet._files import write_bytes, write_json, write_text
+from isnet._files import write_json, write_text
 from isnet.data.chest_ct import CT_SOURCES
 from isnet.experiments import trainings
 from isnet.experiments.xray_images import MANIFEST, UNMARKED, images_folder, render_images
-from isnet.ranges import RANGES_NAME, save_ranges, tune
 from isnet.run_config import ImagesConfig, RunConfig, Variant
-from isnet.run_data import load_data, with_classes
-from isnet.runlog import LOG_NAME
-from isnet.runs import Run, build_isnet, evaluate_run, load_evaluation, load_run, require_same_run, train_run
+from isnet.run_data import with_classes
+from isnet.runs import branch_run, evaluate_run, load_evaluation, load_run, require_same_run, train_run
 from isnet.train_config import TrainConfig
-from isnet.training import CHECKPOINT_NAME
 from isnet.warmup import WARMUP_BACKGROUNDS, WarmupBackground
 
 _RESAMPLES = 200
@@ -203,34 +200,10 @@ def train_method(config: XrayConfig, job: Job) -> None:
     torch.set_num_threads(1)
     folder, settings = _folder(config, job), run_config(config, job)
     if job.method != _WARMUP and METHODS[job.method].warm:
-        warm = _folder(config, Job(_WARMUP, job.seed))
-        folder.mkdir(parents=True, exist_ok=True)
-        # The log first: a checkpoint without it would never get one.
-        for file in (LOG_NAME, CHECKPOINT_NAME):
-            if not (folder / CHECKPOINT_NAME).exists():
-                write_bytes(folder / file, (warm / file).read_bytes())
-        if settings.tune:
-            _measure(folder, settings, load_run(warm))
+        branch_run(folder, _folder(config, Job(_WARMUP, job.seed)))
     train_run(folder, settings, resume=True, progress=False)
     if job.method != _WARMUP:
         evaluate_run(load_run(folder), resamples=_RESAMPLES, progress=False)
-
-
-def _measure(folder: Path, settings: RunConfig, warm: Run) -> None:
-    """C1 and C2 from the network as the warm-up left it: from scratch, the few epochs of tuning see no relevance of a trained one."""
-    if (folder / RANGES_NAME).exists():
-        return
-    plain = dataclasses.replace(settings.train, lr=settings.train.lr * settings.train.lr_after_warmup)
-    ranges = tune(
-        build_isnet(settings, warm.model),
-        load_data(settings.data, progress=False).train,
-        plain,
-        epochs=settings.tune,
-        run_dir=folder / "tuning",
-        resume=True,
-        progress=False,
-    )
-    save_ranges(folder / RANGES_NAME, ranges)
 
 
 def _finished(config: XrayConfig, job: Job) -> bool:
