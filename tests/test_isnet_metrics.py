@@ -38,6 +38,11 @@ def test_scores_of_several_classes_by_hand() -> None:
     assert as_json(scores)["accuracy"] == {"value": pytest.approx(5 / 6), "low": None, "high": None}
 
 
+def test_a_class_that_a_resample_misses_does_not_count() -> None:
+    labels = torch.tensor([0] * 50 + [1] * 50 + [2] * 2)
+    assert classification_scores(torch.eye(3)[labels], labels)["macro_f1"] == Score(1, 1, 1)
+
+
 def test_several_labels_per_image() -> None:
     logits = torch.tensor([[2.0, -1.0], [-1.0, -1.0], [1.0, 3.0]])
     labels = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])

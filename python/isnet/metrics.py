@@ -154,8 +154,9 @@ def _probabilities(logits: Tensor, labels: Tensor) -> FloatArray:
 
 def _macro_f1(truth: npt.NDArray[Any], answers: npt.NDArray[Any], counts: Counts) -> float:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of classes that neither occur nor are answered
-        return float(metrics.f1_score(truth, answers, average="macro", sample_weight=counts, zero_division=0))
+        warnings.simplefilter("ignore")  # where no class is left
+        # A class that neither occurs nor is answered, in a resample, say, has no F1 (NaN), and the mean is over the others.
+        return float(metrics.f1_score(truth, answers, average="macro", sample_weight=counts, zero_division=np.nan))
 
 
 def _interval(score: Callable[[Counts], float], images: int, resamples: int, level: float, seed: int) -> Score:
