@@ -30,7 +30,10 @@ def main() -> None:
     try:
         app()
     except ModuleNotFoundError as error:
-        _fail(f"{error}. The command line needs: pip install 'lrpkernels[isnet]'")
+        _fail(
+            f"{error}. The command line needs the extra isnet; in the folder of the sources: "
+            "pip install --no-build-isolation '.[isnet]'"
+        )
     except (ValueError, OSError, RuntimeError, ArithmeticError) as error:
         _fail(str(error))
 
