@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
+import torch
 from rich.progress import track
 from torch.utils.data import Dataset
 
 from isnet.data import (
     Augmentation,
+    BiasedMNIST,
     DataError,
     ImageTable,
     MaskedImages,
@@ -24,7 +26,7 @@ from isnet.data import (
 )
 from isnet.data.records import TRAIN, VALIDATION
 from isnet.evaluation import Example
-from isnet.run_config import DataConfig, ImagesConfig
+from isnet.run_config import DataConfig, ImagesConfig, RunConfig
 
 
 class RunData(NamedTuple):
@@ -41,8 +43,29 @@ class RunData(NamedTuple):
     tests: Mapping[str, Dataset[Example]]
 
 
-def load_data(config: DataConfig | ImagesConfig, *, progress: bool = True) -> RunData:
+def splits_with_masks(config: RunConfig) -> tuple[str, ...]:
+    """The splits whose images must have masks: training, for a warm-up or an ISNet, and validation, if its heatmap loss is monitored."""
+    train = config.train
+    supervised = config.variant != "standard"
+    monitored = supervised and train.monitor in ("loss", "classification")
+    wanted = {TRAIN: supervised or train.warmup > 0 or train.keep_replacing, VALIDATION: monitored}
+    return tuple(split for split, needed in wanted.items() if needed)
+
+
+def load_data(
+    config: DataConfig | ImagesConfig,
+    *,
+    need_masks: Collection[str] = (TRAIN,),
+    check: bool = False,
+    progress: bool = True,
+) -> RunData:
     """Builds the data sets; biased MNIST is fetched if needed.
+
+    Args:
+        config: Which data.
+        need_masks: Splits whose images must have masks (:func:`splits_with_masks`).
+        check: Look at every image and mask now, so that none ends the training later.
+        progress: Show progress on the terminal.
 
     Raises:
         DataError: images or masks that cannot be used under the mask policy, or classes other than those of the run.
@@ -52,15 +75,16 @@ def load_data(config: DataConfig | ImagesConfig, *, progress: bool = True) -> Ru
         splits = biased_mnist_splits(load_mnist(values.pop("folder"), progress=progress), **values)
         return RunData(splits.train, splits.tests, splits.tests)
     table = with_validation(load_table(config), config.validation, config.seed)
-    if config.mask_policy == "skip":
-        table = apply_policy(
-            table, audit(image_set(config, table), _progress("checking images and masks", progress)), "skip"
+    if check or config.mask_policy == "skip":
+        problems = audit(
+            image_set(config, table, need_masks=need_masks), _progress("checking images and masks", progress)
         )
+        table = apply_policy(table, problems, config.mask_policy)
     parts = {name: table.part(name) for name in table.splits}
     if not parts.get(TRAIN, table.part(TRAIN)).records:
         raise DataError(f"{config.path}: no training images; its splits are {', '.join(parts)}")
-    train = image_set(config, parts.pop(TRAIN), augmented=True)
-    sets = {name: image_set(config, part) for name, part in parts.items()}
+    train = image_set(config, parts.pop(TRAIN), need_masks=need_masks, augmented=True)
+    sets = {name: image_set(config, part, need_masks=need_masks) for name, part in parts.items()}
     validation = {name: sets.pop(name) for name in (VALIDATION,) if name in sets}
     # Without a test set the validation images are all there is to score.
     return RunData(train, validation, sets or validation)
@@ -86,7 +110,9 @@ def with_classes(config: ImagesConfig) -> ImagesConfig:
     return dataclasses.replace(config, classes=table.classes, multi_label=table.multi_label)
 
 
-def image_set(config: ImagesConfig, table: ImageTable, *, augmented: bool = False) -> MaskedImages:
+def image_set(
+    config: ImagesConfig, table: ImageTable, *, need_masks: Collection[str] | None = None, augmented: bool = False
+) -> MaskedImages:
     """The data set of a table, or of a part of it."""
     strengths = {name: getattr(config, name) for name in ("flip", "rotate", "shift", "zoom", "contrast")}
     return MaskedImages(
@@ -94,6 +120,7 @@ def image_set(config: ImagesConfig, table: ImageTable, *, augmented: bool = Fals
         config.size,
         channels=config.channels,
         mask_policy=config.mask_policy,
+        need_masks=need_masks,
         segmenter=None if config.segmenter is None else _load(config.segmenter),
         resize=config.resize,
         mean=config.mean,
@@ -101,6 +128,13 @@ def image_set(config: ImagesConfig, table: ImageTable, *, augmented: bool = Fals
         transform=Augmentation(**strengths) if augmented and any(strengths.values()) else None,
         seed=config.seed,
     )
+
+
+def same_images(a: Dataset[Example], b: Dataset[Example]) -> bool:
+    """Whether two test sets show the same images in the same order: the same files, or the same digits with the same marks."""
+    if isinstance(a, MaskedImages) and isinstance(b, MaskedImages):
+        return a.files == b.files
+    return isinstance(a, BiasedMNIST) and isinstance(b, BiasedMNIST) and torch.equal(a.images, b.images)
 
 
 def _load(name: str) -> Any:

@@ -29,17 +29,15 @@ def audit(
     """Reads every image and mask of a set.
 
     Args:
-        images: The set; its own policy and augmentation do not matter here.
+        images: The set; its own policy and augmentation do not matter here, but which splits need masks does.
         progress: Wraps the indices, to show how far it is.
 
     Returns:
-        What is wrong: images that cannot be read or are constant, and masks that are missing, unreadable, of another shape or empty.
+        What is wrong: images that cannot be read or are constant, and masks that are missing where they are needed, unreadable,
+        of another shape or empty.
     """
-    strict = MaskedImages(
-        images.table, images.size, channels=images.channels, segmenter=images.segmenter, resize=images.resize
-    )
     problems = []
-    for index in progress(range(len(strict))):
+    for index in progress(range(len(images))):
         record = images.table.records[index]
         try:
             image = read_image(record.image, images.channels)
@@ -51,7 +49,7 @@ def audit(
             problems.append(Problem(index, "image", str(error)))
             continue
         try:
-            strict[index]
+            images.fit(record, image)
         except MaskError as error:
             problems.append(Problem(index, "mask", str(error)))
     return problems
