@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,10 @@ from PIL import Image
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-from isnet import cli
+from isnet import cli, run_data
+from isnet.data import DataError, MaskedImages, Problem
+from isnet.distributed import World
+from isnet.run_config import ImagesConfig
 from isnet.runs import load_config, load_run
 
 runner = CliRunner()
@@ -206,6 +210,25 @@ def test_a_bad_mask_stops_before_training_with_its_name(folder: Path, tmp_path: 
         assert "dark/2.png: cannot be read" in text
     assert "test/light/1.png: no foreground" in failure("train", tmp_path / "run", *options)
     assert not (tmp_path / "run").exists()
+
+
+def test_processes_share_the_look_at_all_images(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+
+    class Second(World):
+        def gather(self, value: Any) -> list[Any]:
+            return [[Problem(0, "image", "what the first one found")], value]
+
+    def spy(images: MaskedImages, progress: Any, rows: Any) -> list[Problem]:
+        read.extend(rows)
+        return [Problem(5, "mask", "what this one found")]
+
+    monkeypatch.setattr(run_data, "audit", spy)
+    monkeypatch.setattr(run_data, "current_world", lambda: Second(1, 2))
+    config = run_data.with_classes(ImagesConfig(str(folder), size=(SIDE, SIDE), channels=1))
+    with pytest.raises(DataError, match="2 of 36 images cannot be used: what the first one found; what this one found"):
+        run_data.load_data(config, check=True)
+    assert read == list(range(1, 36, 2))
 
 
 def failure(*arguments: object) -> str:

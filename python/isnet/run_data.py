@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import itertools
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ from isnet.data import (
     with_validation,
 )
 from isnet.data.records import TRAIN, VALIDATION
+from isnet.distributed import World, current_world
 from isnet.evaluation import Example
 from isnet.run_config import DataConfig, ImagesConfig, RunConfig
 
@@ -64,7 +66,8 @@ def load_data(
     Args:
         config: Which data.
         need_masks: Splits whose images must have masks (:func:`splits_with_masks`).
-        check: Look at every image and mask now, so that none ends the training later.
+        check: Look at every image and mask now, so that none ends the training later. Processes that train together share the work: all of
+            them must call this.
         progress: Show progress on the terminal.
 
     Raises:
@@ -76,10 +79,11 @@ def load_data(
         return RunData(splits.train, splits.tests, splits.tests)
     table = with_validation(load_table(config), config.validation, config.seed)
     if check or config.mask_policy == "skip":
-        problems = audit(
-            image_set(config, table, need_masks=need_masks), _progress("checking images and masks", progress)
-        )
-        table = apply_policy(table, problems, config.mask_policy)
+        images = image_set(config, table, need_masks=need_masks)
+        show = _progress("checking images and masks", progress)
+        world = current_world() if check else World()
+        problems = world.gather(audit(images, show, range(world.rank, len(images), world.size)))
+        table = apply_policy(table, sorted(itertools.chain(*problems)), config.mask_policy)
     parts = {name: table.part(name) for name in table.splits}
     if not parts.get(TRAIN, table.part(TRAIN)).records:
         raise DataError(f"{config.path}: no training images; its splits are {', '.join(parts)}")
