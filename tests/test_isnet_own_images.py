@@ -187,7 +187,7 @@ def test_data_check(folder: Path) -> None:
         (["--c1", "0.5"], "--c1: to be used with --c2"),
         (["--c1", "0.5", "--c2", "1"], "--c1, --c2: to be used with --tune 0"),
         (["--variant", "standard", "--p", "0.9", "--d", "0.5"], "--p, --d, --tune: to be used with an ISNet"),
-        (["--validation", "0"], "--monitor: there are no validation images"),
+        (["--validation", "0"], "monitor: needs a validation set"),
     ],
 )
 def test_faulty_options(folder: Path, tmp_path: Path, arguments: list[str], text: str) -> None:

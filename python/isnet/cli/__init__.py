@@ -63,10 +63,7 @@ def _checked_data(config: RunConfig, is_main: bool) -> RunData:
     """The data of a run that is to be trained. What cannot be used ends it here, not in its last minute."""
     from isnet.run_data import load_data, splits_with_masks
 
-    data = load_data(config.data, need_masks=splits_with_masks(config), check=True, progress=is_main)
-    if config.train.monitor is not None and not data.validation:
-        raise ValueError("--monitor: there are no validation images (none can be spared, or --validation 0)")
-    return data
+    return load_data(config.data, need_masks=splits_with_masks(config), check=True, progress=is_main)
 
 
 def _train(options: Options) -> None:
