@@ -38,7 +38,7 @@ $(BIN)/.built: $(BIN)/.environment $(SOURCES)
 
 build: $(BIN)/.built
 
-# For an environment of your own, beside `pip install "lrpkernels[bench]"`.
+# For an environment of your own, beside `pip install --no-build-isolation ".[bench]"`.
 peers: $(BIN)/.environment
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps $(PEERS)
 

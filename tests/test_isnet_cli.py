@@ -21,6 +21,7 @@ from isnet import architectures, cli
 from isnet.data import mnist
 from isnet.data.idx import encode_idx
 from isnet.experiments import demo
+from isnet.pictures import curves_figure
 from isnet.report import Row
 from isnet.run_config import RunConfig
 from isnet.runs import load_config, load_run
@@ -98,6 +99,15 @@ def test_train_evaluate_explain_report(tmp_path: Path, data_folder: Path) -> Non
     assert not re.search(r"(src|href)=\"(?!data:)", text)
 
 
+def test_compare_needs_the_same_digits_and_marks(
+    tmp_path: Path, data_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, options in (("a", []), ("b", ["--train-size", "40"]), ("texture", ["--mark", "texture"])):
+        run("train", tmp_path / name, "--data-folder", data_folder, *SMALL, *options)
+    assert "deceiving test: McNemar" in run("compare", tmp_path / "a", tmp_path / "b", "--resamples", "5")
+    assert "images are not the same" in run_main(monkeypatch, capsys, "compare", tmp_path / "a", tmp_path / "texture")
+
+
 def test_static_and_less_memory(tmp_path: Path, data_folder: Path) -> None:
     options = ["--data-folder", data_folder, *SMALL, "--variant", "selective"]
     run("train", tmp_path / "plain", *options)
@@ -136,6 +146,13 @@ def test_train_resumes_with_the_runs_own_settings(
             "variant: expected one of standard, selective, stochastic, original, dual",
         ),
         (["train", "{tmp}/run", "--p", "2"], "p: expected in [0, 1], got 2.0"),
+        (["train", "{tmp}/run", "--balance", "auto"], "--balance: to be used with an ISNet (--variant selective, say)"),
+        (["train", "{tmp}/run", "--milestone", "3"], "--milestone: to be used with --schedule step"),
+        (["train", "{tmp}/run", "--schedule", "step"], "--schedule step: to be used with --milestone"),
+        (["train", "{tmp}/run", "--lr-after-warmup", "1"], "--lr-after-warmup: to be used with --warmup"),
+        (["train", "{tmp}/run", "--warmup-background", "smooth"], "to be used with --warmup or --keep-replacing"),
+        (["train", "{tmp}/run", "--monitor", "loss"], "monitor: biased MNIST has no validation images"),
+        (["tune", "{tmp}/run", "--variant", "dual", "--c1", "1", "--c2", "2"], "--c1, --c2: isnet tune measures them"),
         (["train", "{tmp}/run", "--arch", "resnet"], "architecture: expected monai:NAME"),
         (["train", "{tmp}/run", "--arch-arg", "width"], "expected key=value, got 'width'"),
         (["evaluate", "{tmp}/nothing"], "is not a run: it has no config.json"),
@@ -155,7 +172,7 @@ def test_errors_are_one_line(
     damaged.mkdir()
     for path in data_folder.iterdir():
         (damaged / path.name).write_bytes(path.read_bytes()[: 20 if "t10k-labels" in path.name else None])
-    if "--data-folder" not in arguments and arguments[0] == "train":
+    if "--data-folder" not in arguments and arguments[0] in ("train", "tune"):
         arguments = [*arguments, "--data-folder", str(data_folder)]
     error = run_main(monkeypatch, capsys, *(argument.format(tmp=tmp_path) for argument in arguments))
     assert text in error
@@ -182,6 +199,15 @@ def test_help_names_the_defaults() -> None:
                 assert type(value)(shown) == value, field.name
                 checked += 1
     assert checked > 15
+
+
+def test_curves_of_many_runs_and_of_runs_with_other_tests() -> None:
+    logs = {str(i): [{"kind": "epoch", "epoch": 1, "accuracy": {"easy": 0.5}}] for i in range(12)}
+    figure = curves_figure({**logs, "other": [{"kind": "epoch", "epoch": 1, "accuracy": {"hard": 0.5}}]})
+    easy, hard = figure.axes[:2]
+    looks = {(line.get_color(), line.get_linestyle()) for line in easy.get_lines()}
+    assert len(looks) == len(easy.get_lines()) == 12 and len(hard.get_lines()) == 1
+    assert len(figure.legends[0].get_texts()) == 13
 
 
 # ---- architectures

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import os
 import pickle
 import tarfile
 import urllib.error
@@ -15,6 +16,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from isnet._files import write_text
 from isnet.data import (
     CorruptDataError,
     DataUnavailableError,
@@ -173,6 +175,18 @@ def test_interrupted_write_leaves_no_file(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_written_files_follow_the_umask_without_touching_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = os.umask(0o027)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "umask", lambda _: pytest.fail("the umask is the whole process's"))
+            write_text(tmp_path / "x", "one")
+            write_text(tmp_path / "x", "two")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "x").read_text() == "two" and (tmp_path / "x").stat().st_mode & 0o777 == 0o640
+
+
 # ---- decoding what each way delivers
 
 
@@ -316,6 +330,7 @@ def test_substitute_is_announced_and_split_by_class(
     np.savetxt(table, np.column_stack([images, labels]), fmt="%d", delimiter=",")
     content = gzip.compress(table.getvalue())
     monkeypatch.setattr(mnist, "SUBSET_SHA256", hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest())
+    closed = sources.fetch_subset
     monkeypatch.setattr(sources, "fetch_subset", lambda progress: content)
     with pytest.warns(UserWarning, match="NOT THE FULL MNIST"):
         loaded = load_mnist(tmp_path, progress=False)
@@ -325,5 +340,8 @@ def test_substitute_is_announced_and_split_by_class(
     with pytest.warns(UserWarning, match="NOT THE FULL MNIST"):
         again = load_mnist(tmp_path, download=False)
     np.testing.assert_array_equal(again.test_images, loaded.test_images)
+    monkeypatch.setattr(sources, "fetch_subset", closed)
+    with pytest.warns(UserWarning, match="NOT THE FULL MNIST"):
+        assert str(tmp_path) in load_mnist(tmp_path, progress=False).source
     with pytest.raises(sources.SourceError):
         sources.decode_subset(b"no table")

@@ -16,8 +16,10 @@ from isnet.data import (
     Augmentation,
     DataError,
     FileRef,
+    ImageTable,
     MaskedImages,
     MaskError,
+    Record,
     ShardError,
     UnreadableFileError,
     apply_policy,
@@ -392,3 +394,66 @@ def test_validation_share_keeps_groups_together(tmp_path: Path) -> None:
     assert with_validation(read_table(tmp_path / "set.csv"), 0.25, seed=3) == table
     with pytest.raises(DataError, match="validation: expected a share"):
         with_validation(table, 1.0)
+
+
+def table_of(labels: list[int | tuple[int, ...]], groups: list[str] | None = None) -> ImageTable:
+    names = groups or [""] * len(labels)
+    records = (
+        Record(FileRef(Path(f"{i}.png")), label, group=group)
+        for i, (label, group) in enumerate(zip(labels, names, strict=True))
+    )
+    several = isinstance(labels[0], tuple)
+    classes = range(len(labels[0]) if isinstance(labels[0], tuple) else 2)
+    return ImageTable(tuple(records), tuple(map(str, classes)), several)
+
+
+def validation_rows(table: ImageTable, share: float = 0.15, seed: int = 0) -> list[int]:
+    return [i for i, r in enumerate(with_validation(table, share, seed).records) if r.split == "validation"]
+
+
+def test_validation_leaves_each_class_its_last_group() -> None:
+    groups = [f"p{i // 5}" for i in range(50)] + ["hospital B"] * 20
+    chosen = validation_rows(table_of([0] * 50 + [1] * 20, groups))
+    assert 5 <= len(chosen) <= 10 and max(chosen) < 50
+    several = [(1, 0)] * 30 + [(0, 1)]  # one image alone has the second label, and lacks the first
+    assert 30 not in validation_rows(table_of(several), 0.9)
+
+
+def test_rare_combinations_of_labels_give_validation_images_together() -> None:
+    bits = np.random.default_rng(0).integers(0, 2, (1000, 12))
+    assert len(validation_rows(table_of([tuple(map(int, row)) for row in bits]))) == 150
+
+
+def test_ordinary_validation_splits_are_those_of_old() -> None:
+    """A run that is taken up again must not meet its validation images in training."""
+    labels = [i % 2 for i in range(60)]
+    assert validation_rows(table_of(labels), seed=4) == [7, 15, 20, 24, 35, 38, 42, 46, 49, 55]
+    grouped = table_of(labels, [f"p{i // 3}" for i in range(60)])
+    assert validation_rows(grouped, seed=4) == [0, 1, 2, 9, 10, 11, 24, 25, 26, 33, 34, 35]
+
+
+def test_split_names_in_any_case(tmp_path: Path) -> None:
+    for split in ("Train", "VALIDATION", "Elsewhere"):
+        save(tmp_path / split / "a" / "1.png", picture(1))
+    assert read_table(tmp_path).splits == ("train", "validation", "Elsewhere")
+
+
+@pytest.mark.parametrize(
+    ("values", "foreground"),
+    [
+        ([0, 1, 2], [0, 1, 1]),  # labels of two lungs
+        ([1, 1, 1], [1, 1, 1]),
+        ([0, 255, 255], [0, 1, 1]),
+        ([3, 120, 250], [0, 0, 1]),  # JPEG's noise and a smooth edge
+    ],
+)
+@pytest.mark.parametrize("suffix", [".png", ".nii"])
+def test_masks_may_hold_labels(tmp_path: Path, values: list[int], foreground: list[int], suffix: str) -> None:
+    path = tmp_path / f"mask{suffix}"
+    if suffix == ".nii":
+        import nibabel
+
+        nibabel.save(nibabel.Nifti1Image(np.array([values] * 2, np.float32).T, np.eye(4)), path)
+    else:
+        save(path, np.array([values] * 2, np.uint8))
+    assert read_mask(FileRef(path)).tolist() == [[foreground] * 2]

@@ -10,7 +10,17 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from isnet import ISNet
-from isnet.metrics import Score, as_json, classification_scores, compare, macro_auc, mcnemar
+from isnet.evaluation import background_attention, background_share, evaluate, spread_rows
+from isnet.metrics import (
+    Score,
+    as_json,
+    classification_scores,
+    compare,
+    macro_auc,
+    mcnemar,
+    paired_difference,
+    sign_flips,
+)
 from isnet.sensitivity import OtherBackground, bias_sensitivity, blind_spot
 
 
@@ -36,6 +46,11 @@ def test_scores_of_several_classes_by_hand() -> None:
     assert scores["macro_f1"].value == pytest.approx((1 + 4 / 5 + 2 / 3) / 3)
     assert math.isnan(scores["accuracy"].low)
     assert as_json(scores)["accuracy"] == {"value": pytest.approx(5 / 6), "low": None, "high": None}
+
+
+def test_a_class_that_a_resample_misses_does_not_count() -> None:
+    labels = torch.tensor([0] * 50 + [1] * 50 + [2] * 2)
+    assert classification_scores(torch.eye(3)[labels], labels)["macro_f1"] == Score(1, 1, 1)
 
 
 def test_several_labels_per_image() -> None:
@@ -179,3 +194,82 @@ def test_other_backgrounds_leave_the_foreground() -> None:
             assert torch.equal(image * mask, other * mask) and not torch.equal(image, other)
     with pytest.raises(ValueError, match="change: expected"):
         OtherBackground(plain, "moved")
+
+
+class Sorted(Dataset):
+    """Six hundred images of one class, then as many of another."""
+
+    def __init__(self) -> None:
+        self.labels, self.seen = torch.arange(1200) // 600, set[int]()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
+        self.seen.add(index)
+        return torch.ones(1, 2, 2), self.labels[index], torch.tensor([[[1.0, 1], [0, 0]]])
+
+
+def test_a_sorted_set_is_looked_at_from_end_to_end() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    data, other = Sorted(), Sorted()
+    background_attention(model, data, max_images=100)
+    blind_spot(model, other, Sorted(), max_images=100)
+    assert data.seen == other.seen and len(data.seen) == 100
+    assert sum(row >= 600 for row in data.seen) == 50
+    assert 30 < sum(row % 2 for row in data.seen) < 70  # where classes take turns, either of two
+    assert spread_rows(range(7), 7) == spread_rows(range(7), None) == list(range(7))
+    assert len(set(spread_rows(range(13), 9))) == 9
+
+
+def test_images_without_masks_are_left_out_of_what_masks_tell() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    data = Sorted()
+    data.masked = list(range(600, 1200))
+    assert not math.isnan(background_attention(model, data, max_images=50)) and min(data.seen) >= 600
+    changed = OtherBackground(data, "removed")
+    assert len(changed) == 600 and changed[0][1] == 1
+    assert set(bias_sensitivity(model, data)) == {"removed"}  # those with masks are of one class
+    data.masked = []
+    assert bias_sensitivity(model, data) == {} and math.isnan(background_attention(model, data))
+    scores = evaluate(model, {"a": data})
+    assert scores["accuracy"].keys() == {"a"} and scores["background_attention"] == {}
+    assert background_share(torch.ones(2, 1, 1, 2), torch.tensor([[[[0, 0]]], [[[0, 1]]]])).isnan().tolist() == [
+        True,
+        False,
+    ]
+
+
+def test_images_of_a_patient_are_drawn_together() -> None:
+    """Each patient's images are all right or all wrong: there is as much to learn from as there are patients."""
+    right = torch.rand(40, generator=torch.Generator().manual_seed(1)) < 0.5
+    logits = torch.stack([right.float(), 1 - right.float()], 1).repeat_interleave(25, 0)
+    labels, patients = torch.zeros(1000, dtype=torch.int64), [f"p{i // 25}" for i in range(1000)]
+
+    def width(groups: list[str] | None, rows: slice = slice(None)) -> float:
+        chosen = right.repeat_interleave(25)[rows].numpy()
+        share = paired_difference(
+            lambda counts: 0.0, lambda counts: np.average(chosen, weights=counts), len(chosen), groups=groups
+        )
+        return share.high - share.low
+
+    assert width(patients) == pytest.approx(5 * width(None), rel=0.3)
+    assert width(patients) == pytest.approx(width(None, slice(None, None, 25)))
+    assert width([str(i) for i in range(1000)]) == width([""] * 1000) == width(None)
+    assert width([f"p{i // 200}" for i in range(1000)]) == width(None)  # too few to draw from
+    scored = classification_scores(logits, labels, groups=patients, resamples=20)["accuracy"]
+    assert scored.high - scored.low > 3 * width(None)
+    better = logits.clone()
+    better[:100] = torch.tensor([1.0, 0.0])  # four patients more, at the most
+    found = compare(logits, better, labels, groups=patients, resamples=10)
+    assert (
+        "mcnemar_p" not in found
+        and found["sign_flips_p"] > 0.05 > compare(logits, better, labels, resamples=10)["mcnemar_p"]
+    )
+    assert compare(logits, logits, labels, groups=patients, resamples=10)["sign_flips_p"] == 1
+
+
+def test_sign_flips_of_single_images_are_mcnemars_test() -> None:
+    a = torch.tensor([True] * 8 + [False] * 2 + [True] * 5)
+    b = torch.tensor([False] * 8 + [True] * 2 + [True] * 5)
+    assert sign_flips(a, b, np.arange(15)) == pytest.approx(mcnemar(a, b), abs=0.01)

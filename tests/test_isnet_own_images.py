@@ -3,9 +3,12 @@
 import csv
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +17,10 @@ from PIL import Image
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-from isnet import cli
+from isnet import cli, run_data
+from isnet.data import DataError, MaskedImages, Problem
+from isnet.distributed import World
+from isnet.run_config import ImagesConfig
 from isnet.runs import load_config, load_run
 
 runner = CliRunner()
@@ -60,7 +66,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 ARCH = ["--arch", f"{__name__}:Tiny", "--channels", "1", "--size", str(SIDE)]
-SHORT = ["--epochs", "1", "--batch-size", "8", "--tune", "1", *ARCH]
+SHORT = ["--epochs", "1", "--batch-size", "8", *ARCH]
+TUNED = [*SHORT, "--tune", "1"]
 
 
 def run(*arguments: object, code: int = 0) -> str:
@@ -71,7 +78,7 @@ def run(*arguments: object, code: int = 0) -> str:
 
 def test_from_images_to_report(folder: Path, tmp_path: Path) -> None:
     guarded, plain = tmp_path / "guarded", tmp_path / "plain"
-    printed = run("train", guarded, "--data", folder, "--variant", "selective", *SHORT, "--augment", "flip=0.5")
+    printed = run("train", guarded, "--data", folder, "--variant", "selective", *TUNED, "--augment", "flip=0.5")
     assert "| selective |" in printed and "test test" in printed
     config = load_config(guarded)
     assert config.data.classes == ("dark", "light") and config.tune == 1 and config.train.monitor == "loss"
@@ -98,7 +105,7 @@ def test_from_images_to_report(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("variant", ["selective", "stochastic", "original", "dual", "gradient_times_input"])
 def test_every_variant_trains(folder: Path, tmp_path: Path, variant: str, layers: list[str]) -> None:
     chosen = [argument for layer in layers for argument in ("--layer", layer)]
-    run("train", tmp_path / "run", "--data", folder, "--variant", variant, *SHORT, *chosen)
+    run("train", tmp_path / "run", "--data", folder, "--variant", variant, *TUNED, *chosen)
     log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert log[-1]["epoch"] == 1
     assert set(json.loads((tmp_path / "run" / "ranges.json").read_text())) == {"input", *layers}
@@ -139,7 +146,7 @@ def test_several_labels_per_image(folder: Path, tmp_path: Path, variant: str) ->
         "dark",
         "--variant",
         variant,
-        *SHORT,
+        *(SHORT if variant == "standard" else TUNED),
     )
     scores = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert set(scores["scores"]["test"]) == {"", "H0", "H1"}
@@ -149,7 +156,7 @@ def test_several_labels_per_image(folder: Path, tmp_path: Path, variant: str) ->
 def test_segmenter_normalisation_and_tuning_alone(folder: Path, tmp_path: Path) -> None:
     for path in (folder / "masks").rglob("*.png"):
         path.unlink()
-    options = ["--segmenter", f"{__name__}:bright", "--normalize", "0.5/0.2", "--variant", "stochastic", *SHORT]
+    options = ["--segmenter", f"{__name__}:bright", "--normalize", "0.5/0.2", "--variant", "stochastic", *TUNED]
     printed = run("tune", tmp_path / "run", "--data", folder, *options)
     assert '"c1"' in printed and not (tmp_path / "run" / "last.safetensors").exists()
     assert load_config(tmp_path / "run").heatmap.input_range == ((-2.5,), (2.5,))
@@ -177,20 +184,135 @@ def test_data_check(folder: Path) -> None:
         (["--augment", "tilt=3"], "--augment: expected flip"),
         (["--segmenter", "nowhere:x"], "segmenter: nowhere:x cannot be imported"),
         (["--layer", "firts"], "near matches: first"),
+        (["--c1", "0.5"], "--c1: to be used with --c2"),
+        (["--c1", "0.5", "--c2", "1"], "--c1, --c2: to be used with --tune 0"),
+        (["--variant", "standard", "--p", "0.9", "--d", "0.5"], "--p, --d, --tune: to be used with an ISNet"),
+        (["--validation", "0"], "monitor: needs a validation set"),
     ],
 )
 def test_faulty_options(folder: Path, tmp_path: Path, arguments: list[str], text: str) -> None:
     result = runner.invoke(
-        cli.app, ["train", str(tmp_path / "run"), "--data", str(folder), "--variant", "selective", *SHORT, *arguments]
+        cli.app, ["train", str(tmp_path / "run"), "--data", str(folder), "--variant", "selective", *TUNED, *arguments]
     )
     assert text in str(result.exception)
 
 
-def test_a_bad_mask_stops_training_with_its_name(folder: Path, tmp_path: Path) -> None:
+def test_a_bad_mask_stops_before_training_with_its_name(folder: Path, tmp_path: Path) -> None:
     (folder / "masks" / "train" / "dark" / "3.png").unlink()
-    result = runner.invoke(cli.app, ["train", str(tmp_path / "run"), "--data", str(folder), *SHORT])
-    assert "dark/3.png: no mask" in str(result.exception)
-    run("train", tmp_path / "skipped", "--data", folder, *SHORT, "--mask-policy", "skip")
+    options = ["--data", folder, "--variant", "selective", *TUNED]
+    assert "dark/3.png: no mask" in failure("train", tmp_path / "run", *options)
+    run("train", tmp_path / "skipped", *options, "--mask-policy", "skip")
+    # What only the last minute would have met.
+    Image.fromarray(np.zeros((SIDE, SIDE), np.uint8)).save(folder / "masks" / "test" / "light" / "1.png")
+    (folder / "images" / "test" / "dark" / "2.png").write_bytes(b"no picture")
+    for command in ("train", "tune"):
+        text = failure(command, tmp_path / "run", *options, "--mask-policy", "full")
+        assert "dark/2.png: cannot be read" in text
+    assert "test/light/1.png: no foreground" in failure("train", tmp_path / "run", *options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_processes_share_the_look_at_all_images(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+
+    class Second(World):
+        def gather(self, value: Any) -> list[Any]:
+            return [[Problem(0, "image", "what the first one found")], value]
+
+    def spy(images: MaskedImages, progress: Any, rows: Any) -> list[Problem]:
+        read.extend(rows)
+        return [Problem(5, "mask", "what this one found")]
+
+    monkeypatch.setattr(run_data, "audit", spy)
+    monkeypatch.setattr(run_data, "current_world", lambda: Second(1, 2))
+    config = run_data.with_classes(ImagesConfig(str(folder), size=(SIDE, SIDE), channels=1))
+    with pytest.raises(DataError, match="2 of 36 images cannot be used: what the first one found; what this one found"):
+        run_data.load_data(config, check=True)
+    assert read == list(range(1, 36, 2))
+
+
+def failure(*arguments: object) -> str:
+    result = runner.invoke(cli.app, [str(argument) for argument in arguments])
+    assert result.exit_code == 1, result.output
+    return str(result.exception)
+
+
+@pytest.mark.parametrize("having", [0, 2], ids=["none", "some"])
+def test_test_images_need_no_masks(folder: Path, tmp_path: Path, having: int) -> None:
+    for path in (folder / "masks" / "test").rglob("*.png"):
+        if int(path.stem) >= having:
+            path.unlink()
+    missing = 12 - 2 * having
+    assert f"Note: {missing} test images have no mask" in run("data", "check", folder, "--size", SIDE)
+    printed = run("train", tmp_path / "run", "--data", folder, "--variant", "selective", *TUNED)
+    assert f"test test: {missing} of 12 images have no mask" in printed
+    printed = run("evaluate", tmp_path / "run", "--resamples", "5")
+    scores = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert scores["accuracy"].keys() == {"test"} and scores["masks"]["test"]["looked_at"] == 2 * having
+    assert scores["background_attention"].keys() == scores["sensitivity"].keys() == ({"test"} if having else set())
+    assert (" | - |" in printed) == (not having)
+    told = run("explain", tmp_path / "run", "--index", "3", "--out", tmp_path / "one.png")
+    assert "no mask" in told
+    run("report", tmp_path / "run", "--out", tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert f"on {2 * having} images of the test test" in page and "have no mask" in page
+
+
+def test_a_standard_run_needs_no_masks(folder: Path, tmp_path: Path) -> None:
+    for path in (folder / "masks").rglob("*.png"):
+        path.unlink()
+    assert "no mask" in run("data", "check", folder, "--size", SIDE, code=1)
+    printed = run("train", tmp_path / "run", "--data", folder, *SHORT, "--augment", "flip=0.5")
+    assert "| standard |" in printed
+    assert "no mask" in failure("train", tmp_path / "warm", "--data", folder, *SHORT, "--warmup", "1")
+
+
+def test_validation_images_need_masks_where_their_heatmaps_count(folder: Path, tmp_path: Path) -> None:
+    (folder / "images" / "test").rename(folder / "images" / "validation")
+    options = ["--data", folder, "--variant", "selective", *TUNED]
+    assert "validation/dark/0.png: no mask" in failure("train", tmp_path / "run", *options)
+    run("train", tmp_path / "run", *options, "--monitor", "accuracy")
+
+
+def test_evaluation_takes_no_more_images_at_a_time_than_training(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("train", tmp_path / "run", "--data", folder, *SHORT, "--accumulate", "2")
+    sizes: list[int] = []
+    forward = Tiny.forward
+    monkeypatch.setattr(Tiny, "forward", lambda self, x: (sizes.append(len(x)), forward(self, x))[1])
+    run("evaluate", tmp_path / "run", "--resamples", "0")
+    assert max(sizes) == 4
+    assert sizes.count(4) == 3 * (
+        1 + 2 + 1 + 4
+    )  # 12 images: answers, two changes, heatmaps, and two of each blind spot
+
+
+def test_compare_needs_the_same_images(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "copy")
+    for name, data in (("a", folder), ("b", tmp_path / "copy")):
+        run("train", tmp_path / name, "--data", data, *SHORT)
+    assert "do not share the test test: their images are not the same" in failure(
+        "compare", tmp_path / "a", tmp_path / "b"
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        run("train", tmp_path / "c", "--data", "set", *SHORT, "--size", "20")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        assert "McNemar" in run("compare", tmp_path / "a", tmp_path / "c", "--resamples", "5")
+
+
+def test_reports_on_runs_with_different_tests(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "copy")
+    (tmp_path / "copy" / "images" / "test").rename(tmp_path / "copy" / "images" / "elsewhere")
+    for name, data in (("a", folder), ("b", tmp_path / "copy")):
+        run("train", tmp_path / name, "--data", data, *SHORT, "--name", name)
+    printed = run("evaluate", tmp_path / "a", tmp_path / "b", "--resamples", "0", "--no-sensitivity")
+    assert re.search(r"\| a \| [\d.]+ % \| - \| - \|", printed) and re.search(r"\| b \| - \| [\d.]+ % \| - \|", printed)
+    run("report", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "report.html")
+    run("train", tmp_path / "c", "--data", folder, *SHORT, "--size", "20")
+    assert "report them apart" in failure("report", tmp_path / "a", tmp_path / "c", "--out", tmp_path / "x.html")
 
 
 def test_changed_classes_are_refused(folder: Path, tmp_path: Path) -> None:
@@ -201,7 +323,7 @@ def test_changed_classes_are_refused(folder: Path, tmp_path: Path) -> None:
 
 
 def test_torchrun_trains_what_one_process_trains(folder: Path, tmp_path: Path) -> None:
-    options = ["--data", folder, "--variant", "selective", *SHORT, "--precision", "float32", "--clip-norm", "0"]
+    options = ["--data", folder, "--variant", "selective", *TUNED, "--precision", "float32", "--clip-norm", "0"]
     run("train", tmp_path / "one", *options)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "isnet"]
     # With the caller's paths, so that the processes import the code under test.

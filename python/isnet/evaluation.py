@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
-from typing import Any
+import math
+from collections.abc import Iterator, Mapping, Sequence, Sized
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +30,11 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def predict(model: nn.Module, dataset: Dataset[Example], batch_size: int = 500) -> tuple[Tensor, Tensor]:
-    """(logits float [N, K], labels int64 [N]) of a whole data set, in evaluation mode, on the CPU."""
+    """Answers to a whole data set, in evaluation mode, on the CPU.
+
+    Returns:
+        logits float32 [N, K] and labels, int64 [N], or float32 [N, K] of 0 and 1 (several labels per image).
+    """
     device = next(model.parameters()).device
     with evaluation_mode(model):
         batches = [
@@ -64,7 +69,7 @@ def heatmaps(
     *,
     target: Any = None,
     eps: float = 1e-2,
-    input_range: tuple[float, float] | None = (0.0, 1.0),
+    input_range: tuple[Any, Any] | None = (0.0, 1.0),
 ) -> tuple[Tensor, Tensor]:
     """Logits and LRP heatmaps of images, in evaluation mode and without gradients.
 
@@ -73,7 +78,7 @@ def heatmaps(
         images: [B, C, H, W].
         target: What is explained, as for :class:`lrpkernels.LRP`; None = the predicted class.
         eps: Stabiliser of the epsilon rule.
-        input_range: Pixel range of the z^B rule at the input; None applies the epsilon rule there, too.
+        input_range: Pixel range of the z^B rule at the input, numbers or one per channel; None applies the epsilon rule there, too.
 
     Returns:
         logits [B, K] and heatmap [B, C, H, W] (or [B, T, C, H, W], for T targets).
@@ -88,13 +93,32 @@ def background_share(heatmap: Tensor, mask: Tensor) -> Tensor:
 
     Args:
         heatmap: [B, C, H, W].
-        mask: [B, 1, H, W], 1 = foreground.
+        mask: [B, 1, H, W], 1 = foreground; without any of it: an image that has no mask.
 
     Returns:
-        [B]; NaN for an image without any relevance.
+        [B]; NaN for an image without mask or without any relevance.
     """
-    magnitude = heatmap.abs()
-    return (magnitude * (1 - mask.to(magnitude))).sum((1, 2, 3)) / magnitude.sum((1, 2, 3))
+    magnitude, mask = heatmap.abs(), mask.to(heatmap)
+    shares = (magnitude * (1 - mask)).sum((1, 2, 3)) / magnitude.sum((1, 2, 3))
+    return shares.masked_fill(~mask.flatten(1).any(1), math.nan)
+
+
+def masked_rows(dataset: Dataset[Example]) -> list[int]:
+    """Indices of the images that have a mask: what the set has as ``masked``, or all."""
+    return list(getattr(dataset, "masked", range(len(cast(Sized, dataset)))))
+
+
+def spread_rows(rows: Sequence[int], count: int | None) -> list[int]:
+    """At most ``count`` of the rows (None: all), one from each of so many equal stretches, drawn with a seed of its own.
+
+    A set sorted by class gives some of every class, and so does one whose classes take turns.
+    """
+    if count is None or len(rows) <= count:
+        return list(rows)
+    bounds = [len(rows) * stretch // count for stretch in range(count + 1)]
+    generator = torch.Generator().manual_seed(0)
+    chances = torch.rand(count, generator=generator).tolist()
+    return [rows[a + int(chance * (b - a))] for a, b, chance in zip(bounds, bounds[1:], chances, strict=False)]
 
 
 def background_attention(
@@ -102,15 +126,25 @@ def background_attention(
     dataset: Dataset[Example],
     *,
     eps: float = 1e-2,
-    input_range: tuple[float, float] | None = (0.0, 1.0),
+    input_range: tuple[Any, Any] | None = (0.0, 1.0),
     max_images: int | None = 500,
     batch_size: int = 100,
 ) -> float:
-    """Mean of :func:`background_share` over the first ``max_images`` images, for the predicted class."""
+    """Mean of :func:`background_share`, of the heatmaps of the predicted class.
+
+    Args:
+        model: The classifier.
+        dataset: The images, of which those with masks count.
+        eps, input_range: As for :func:`heatmaps`.
+        max_images: Look at so many of them, spread over the set (:func:`spread_rows`); None: at all.
+        batch_size: Images at a time.
+
+    Returns:
+        In [0, 1]; NaN where no image has a mask, or none any relevance.
+    """
     device = next(model.parameters()).device
-    count = len(dataset)  # type: ignore[arg-type]
-    chosen = Subset(dataset, range(count if max_images is None else min(max_images, count)))
-    shares = []
+    chosen = Subset(dataset, spread_rows(masked_rows(dataset), max_images))
+    shares = [torch.zeros(0)]
     for images, _, masks in DataLoader(chosen, batch_size=batch_size):
         _, heatmap = heatmaps(model, images.to(device), eps=eps, input_range=input_range)
         shares.append(background_share(heatmap.cpu(), masks))
@@ -122,14 +156,35 @@ def evaluate(
     datasets: Mapping[str, Dataset[Example]],
     *,
     eps: float = 1e-2,
-    input_range: tuple[float, float] | None = (0.0, 1.0),
+    input_range: tuple[Any, Any] | None = (0.0, 1.0),
     attention_images: int | None = 500,
+    batch_size: int = 100,
+    answers: Mapping[str, tuple[Tensor, Tensor]] | None = None,
 ) -> dict[str, dict[str, float]]:
-    """``{"accuracy": {name: [0, 1]}, "background_attention": {name: [0, 1]}}`` for each data set."""
+    """Accuracy and background attention on several data sets.
+
+    Args:
+        model: The classifier.
+        datasets: By name.
+        eps, input_range: As for :func:`heatmaps`.
+        attention_images: How many images of each set :func:`background_attention` looks at; None: all.
+        batch_size: Images at a time.
+        answers: What :func:`predict` returned for each set, if that is known.
+
+    Returns:
+        ``{"accuracy": {name: [0, 1]}, "background_attention": {name: [0, 1]}}``; the latter without sets of which it cannot be told.
+
+    Raises:
+        MaskError: a mask that cannot be used (one that is missing may be allowed: :class:`isnet.data.MaskedImages`).
+    """
+    answers = answers or {name: predict(model, dataset, batch_size) for name, dataset in datasets.items()}
+    shares = {
+        name: background_attention(
+            model, dataset, eps=eps, input_range=input_range, max_images=attention_images, batch_size=batch_size
+        )
+        for name, dataset in datasets.items()
+    }
     return {
-        "accuracy": {name: accuracy(model, dataset) for name, dataset in datasets.items()},
-        "background_attention": {
-            name: background_attention(model, dataset, eps=eps, input_range=input_range, max_images=attention_images)
-            for name, dataset in datasets.items()
-        },
+        "accuracy": {name: right_answers(*answers[name]).double().mean().item() for name in datasets},
+        "background_attention": {name: share for name, share in shares.items() if not math.isnan(share)},
     }

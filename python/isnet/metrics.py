@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +17,7 @@ from isnet.evaluation import right_answers
 
 FloatArray = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
+_FEWEST_GROUPS = 10
 
 
 class Score(NamedTuple):
@@ -28,14 +29,21 @@ class Score(NamedTuple):
 
 
 def classification_scores(
-    logits: Tensor, labels: Tensor, *, resamples: int = 200, level: float = 0.95, seed: int = 0
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    groups: Sequence[str] | None = None,
+    resamples: int = 200,
+    level: float = 0.95,
+    seed: int = 0,
 ) -> dict[str, Score]:
     """Accuracy, macro-averaged F1 and macro-averaged area under the ROC curve (one class against the rest).
 
     Args:
         logits: [N, K].
         labels: int64 [N], or 0/1 numbers [N, K] for several labels per image (accuracy is then over all decisions).
-        resamples: Of the bootstrap over images (percentiles); 0: no intervals (they are NaN).
+        groups: Of each image (its patient, say; ``""``: it is alone), as for :func:`clusters`; None: images are independent.
+        resamples: Of the bootstrap over images or groups (percentiles); 0: no intervals (they are NaN).
         level: Of the intervals.
         seed: Of the resampling.
 
@@ -50,7 +58,28 @@ def classification_scores(
         "macro_f1": lambda counts: _macro_f1(truth, answers, counts),
         "auc": lambda counts: macro_auc(probabilities, truth, counts),
     }
-    return {name: _interval(score, len(truth), resamples, level, seed) for name, score in scores.items()}
+    drawn = clusters(groups, len(truth))
+    return {name: _interval(score, drawn, resamples, level, seed) for name, score in scores.items()}
+
+
+def clusters(groups: Sequence[str] | None, images: int) -> Counts:
+    """What a bootstrap draws: each image's number, equal for the images of a group, which are drawn together.
+
+    Of fewer than ten groups too few combinations could be drawn: the images are drawn then, and an interval holds for these groups only.
+
+    Args:
+        groups: Of each image, ``""``: it is alone; None: all are.
+        images: Their number.
+
+    Returns:
+        [images], numbers from 0 in the order in which groups appear.
+    """
+    alone = np.arange(images)
+    if groups is None:
+        return alone
+    numbers: dict[Any, int] = {}
+    found = np.array([numbers.setdefault(group or place, len(numbers)) for place, group in enumerate(groups)])
+    return found if len(numbers) >= _FEWEST_GROUPS else alone
 
 
 def macro_auc(probabilities: FloatArray, truth: npt.NDArray[Any], counts: Counts | None = None) -> float:
@@ -86,11 +115,33 @@ def mcnemar(right_a: Tensor, right_b: Tensor) -> float:
     return float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
 
 
+def sign_flips(right_a: Tensor, right_b: Tensor, drawn: Counts, *, flips: int = 10000, seed: int = 0) -> float:
+    """Two-sided p of a test as :func:`mcnemar`, for images in groups, whose errors go together.
+
+    If both classifiers err equally often, they might as well change places in any group: p is the share of random such exchanges after
+    which their numbers of right answers differ at least as much.
+
+    Args:
+        right_a, right_b: Whether each answered rightly, bool [N] or [N, K].
+        drawn: The images' groups, as :func:`clusters` returns them.
+        flips: Random exchanges.
+        seed: Of these.
+    """
+    difference = (right_a.long() - right_b.long()).reshape(len(drawn), -1).sum(1).numpy()
+    per_group = np.bincount(drawn, weights=difference)
+    per_group = per_group[per_group != 0]
+    generator, least, found = np.random.default_rng(seed), abs(per_group.sum()), 1
+    for _ in range(flips):
+        found += bool(abs((generator.integers(2, size=len(per_group)) * 2 - 1) @ per_group) >= least)
+    return found / (flips + 1)
+
+
 def paired_difference(
     a: Callable[[Counts], float],
     b: Callable[[Counts], float],
     images: int,
     *,
+    groups: Sequence[str] | None = None,
     resamples: int = 1000,
     level: float = 0.95,
     seed: int = 0,
@@ -100,24 +151,31 @@ def paired_difference(
     Args:
         a, b: From how often each image counts, int64 [images], to a score.
         images: Number of images.
-        resamples, level, seed: As for :func:`classification_scores`.
+        groups, resamples, level, seed: As for :func:`classification_scores`.
     """
-    return _interval(lambda counts: b(counts) - a(counts), images, resamples, level, seed)
+    return _interval(lambda counts: b(counts) - a(counts), clusters(groups, images), resamples, level, seed)
 
 
 def compare(
-    logits_a: Tensor, logits_b: Tensor, labels: Tensor, *, resamples: int = 1000, seed: int = 0
+    logits_a: Tensor,
+    logits_b: Tensor,
+    labels: Tensor,
+    *,
+    groups: Sequence[str] | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """Paired comparison of two classifiers.
 
     Args:
         logits_a, logits_b: [N, K], of the same images in the same order.
         labels: [N], or 0/1 [N, K].
+        groups: Of the images, as for :func:`classification_scores`.
         resamples, seed: Of the bootstrap.
 
     Returns:
         ``{"accuracy_difference": Score, "auc_difference": Score, "mcnemar_p": p}``, differences b - a. For several labels per image
-        McNemar's test is over all decisions.
+        McNemar's test is over all decisions. Where groups are drawn, ``"sign_flips_p"`` stands in its place.
     """
     right_a, right_b = (right_answers(logits, labels) for logits in (logits_a, logits_b))
     chances_a, chances_b = (_probabilities(logits, labels) for logits in (logits_a, logits_b))
@@ -130,13 +188,15 @@ def compare(
     def auc(chances: FloatArray) -> Callable[[Counts], float]:
         return lambda counts: macro_auc(chances, truth, counts)
 
-    return {
-        "accuracy_difference": paired_difference(
-            accuracy(right_a), accuracy(right_b), images, resamples=resamples, seed=seed
-        ),
-        "auc_difference": paired_difference(auc(chances_a), auc(chances_b), images, resamples=resamples, seed=seed),
-        "mcnemar_p": mcnemar(right_a.flatten(), right_b.flatten()),
+    pairs = {"accuracy": (accuracy(right_a), accuracy(right_b)), "auc": (auc(chances_a), auc(chances_b))}
+    found: dict[str, Any] = {
+        f"{name}_difference": paired_difference(*pair, images, groups=groups, resamples=resamples, seed=seed)
+        for name, pair in pairs.items()
     }
+    drawn = clusters(groups, images)
+    if len(np.unique(drawn)) < images:
+        return {**found, "sign_flips_p": sign_flips(right_a, right_b, drawn, seed=seed)}
+    return {**found, "mcnemar_p": mcnemar(right_a.flatten(), right_b.flatten())}
 
 
 def as_json(scores: Mapping[str, Score]) -> dict[str, dict[str, float | None]]:
@@ -154,14 +214,18 @@ def _probabilities(logits: Tensor, labels: Tensor) -> FloatArray:
 
 def _macro_f1(truth: npt.NDArray[Any], answers: npt.NDArray[Any], counts: Counts) -> float:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of classes that neither occur nor are answered
-        return float(metrics.f1_score(truth, answers, average="macro", sample_weight=counts, zero_division=0))
+        warnings.simplefilter("ignore")  # where no class is left
+        # A class that neither occurs nor is answered, in a resample, say, has no F1 (NaN), and the mean is over the others.
+        return float(metrics.f1_score(truth, answers, average="macro", sample_weight=counts, zero_division=np.nan))
 
 
-def _interval(score: Callable[[Counts], float], images: int, resamples: int, level: float, seed: int) -> Score:
-    value = score(np.ones(images, dtype=np.int64))
+def _interval(score: Callable[[Counts], float], drawn: Counts, resamples: int, level: float, seed: int) -> Score:
+    """Value and interval; ``drawn`` as :func:`clusters` returns it."""
+    value, count = score(np.ones(len(drawn), dtype=np.int64)), int(drawn.max()) + 1
     generator = np.random.default_rng(seed)
-    draws = [score(np.bincount(generator.integers(images, size=images), minlength=images)) for _ in range(resamples)]
+    draws = [
+        score(np.bincount(generator.integers(count, size=count), minlength=count)[drawn]) for _ in range(resamples)
+    ]
     found = [draw for draw in draws if not math.isnan(draw)]
     if not found:
         return Score(value, math.nan, math.nan)

@@ -17,6 +17,7 @@ from torch import Tensor
 # Diverging, white at zero: red supports the explained class, blue speaks against it.
 _HEATMAP_COLORS = "RdBu_r"
 _MASK_COLOR = "#138d3f"
+_LEGEND_COLUMNS = 6
 _QUANTILE = 0.998  # the colour scale ends here, so that single pixels do not wash out the rest
 
 FloatArray = npt.NDArray[np.floating[Any]]
@@ -30,7 +31,7 @@ def explanation_figure(
     Args:
         image: [C, H, W] in [0, 1].
         heatmap: [C, H, W]; summed over channels. Red supports the explained class, blue speaks against it.
-        mask: [1, H, W], 1 = foreground; its outline is drawn on all three.
+        mask: [1, H, W], 1 = foreground; its outline is drawn on image and heatmap. All 0: there is none.
         title: Above the picture.
         background_share: Share of absolute relevance outside the mask, written below the heatmap.
     """
@@ -44,7 +45,7 @@ def explanation_figure(
         axes[1].set_xlabel(f"{100 * background_share:.1f} % outside the mask", fontsize=9)
     axes[2].imshow(_array(mask)[0], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     _bare(axes[2])
-    axes[2].set_title("foreground mask", fontsize=10)
+    axes[2].set_title("foreground mask" if bool(mask.any()) else "no foreground mask", fontsize=10)
     figure.colorbar(colors, ax=axes[1], shrink=0.8)
     figure.suptitle(title, fontsize=11)
     return figure
@@ -89,13 +90,14 @@ def curves_figure(logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
         logs: Network name -> its log, as :func:`isnet.training.fit` returns it.
     """
     figure = Figure(figsize=(10.5, 2.6 + 2.6 * _has_losses(logs)), layout="constrained")
-    tests = next((list(entry["accuracy"]) for log in logs.values() for entry in log if "accuracy" in entry), [])
+    tests = list(dict.fromkeys(test for log in logs.values() for entry in log for test in entry.get("accuracy", ())))
     grid = figure.subplots(1 + _has_losses(logs), max(3, len(tests)), squeeze=False)
-    colors = dict(zip(logs, matplotlib.colormaps["tab10"].colors, strict=False))  # type: ignore[attr-defined]
+    looks = {name: _look(number) for number, name in enumerate(logs)}
     for axes, test in zip(grid[0], tests, strict=False):
         for name, log in logs.items():
-            points = [(entry["epoch"], 100 * entry["accuracy"][test]) for entry in log if "accuracy" in entry]
-            axes.plot(*zip(*points, strict=True), marker=".", color=colors[name], label=name)
+            points = [(e["epoch"], 100 * e["accuracy"][test]) for e in log if test in e.get("accuracy", ())]
+            if points:
+                axes.plot(*zip(*points, strict=True), marker=".", label=name, **looks[name])
         _label(axes, f"accuracy, {test} (%)")
         axes.set_ylim(-3, 103)
     if _has_losses(logs):
@@ -107,12 +109,15 @@ def curves_figure(logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
             for name, log in logs.items():
                 points = [(entry["epoch"], entry[key]) for entry in log if entry.get(key) is not None]
                 if points:
-                    axes.plot(*zip(*points, strict=True), color=colors[name], linewidth=1)
+                    axes.plot(*zip(*points, strict=True), linewidth=1, **looks[name])
             _label(axes, label)
             axes.set_yscale("log")
             axes.yaxis.set_minor_formatter(NullFormatter())
-    handles, labels = grid[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(logs), fontsize=9, frameon=False)
+    shown = {label: line for axes in grid[0] for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    columns = min(len(logs), _LEGEND_COLUMNS)
+    figure.legend(
+        list(shown.values()), list(shown), loc="outside upper center", ncols=columns, fontsize=9, frameon=False
+    )
     return figure
 
 
@@ -137,12 +142,18 @@ def show_heatmap(axes: Axes, heatmap: Tensor, mask: Tensor | None = None) -> Any
     return colors
 
 
+def _look(number: int) -> dict[str, Any]:
+    """Colour and line of the n-th network: ten colours, then the same with another line."""
+    colors = matplotlib.colormaps["tab10"].colors  # type: ignore[attr-defined]
+    return {"color": colors[number % 10], "linestyle": ("-", "--", ":", "-.")[number // 10 % 4]}
+
+
 def _array(tensor: Tensor) -> FloatArray:
     return tensor.detach().float().cpu().numpy()
 
 
 def _outline(axes: Axes, mask: Tensor | None) -> None:
-    if mask is not None:
+    if mask is not None and bool(mask.any()):
         axes.contour(_array(mask)[0], levels=[0.5], colors=_MASK_COLOR, linewidths=0.9)
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 import os
-from collections.abc import Sequence, Sized
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple, cast
 
 import jinja2
@@ -30,12 +32,21 @@ _BIASED_MNIST = (
 
 
 class Row(NamedTuple):
-    """The scores of one run, in percent: test -> score; ``scores`` as :func:`isnet.runs.evaluate_run` returns them."""
+    """The scores of one run, in percent.
+
+    Attributes:
+        title: Of the run.
+        accuracy: Test -> score.
+        background_attention: Test -> score, without tests of which it cannot be told.
+        scores: As :func:`isnet.runs.evaluate_run` returns them.
+        masks: Likewise; empty for runs that were scored by an older version.
+    """
 
     title: str
     accuracy: dict[str, float]
     background_attention: dict[str, float]
     scores: dict[str, Any]
+    masks: Mapping[str, Mapping[str, int]] = MappingProxyType({})
 
 
 def score_rows(runs: Sequence[Run]) -> list[Row]:
@@ -47,7 +58,15 @@ def score_rows(runs: Sequence[Run]) -> list[Row]:
             kind: {name: 100 * value for name, value in scores[kind].items()}
             for kind in ("accuracy", "background_attention")
         }
-        rows.append(Row(title, percent["accuracy"], percent["background_attention"], scores.get("scores", {})))
+        rows.append(
+            Row(
+                title,
+                percent["accuracy"],
+                percent["background_attention"],
+                scores.get("scores", {}),
+                scores.get("masks", {}),
+            )
+        )
     return rows
 
 
@@ -60,17 +79,39 @@ def titled(runs: Sequence[Run]) -> dict[str, Run]:
     }
 
 
+def all_tests(rows: Sequence[Row]) -> list[str]:
+    """Names of the tests that any of the runs has."""
+    return list(dict.fromkeys(test for row in rows for test in row.accuracy))
+
+
+def score_cells(row: Row, tests: Sequence[str]) -> list[str]:
+    """Accuracy on each test and share of relevance in the background on the last, as texts; a dash for what there is not."""
+    scores = [*(row.accuracy.get(test) for test in tests), row.background_attention.get(tests[-1])]
+    return ["-" if score is None else f"{score:.1f} %" for score in scores]
+
+
 def markdown_table(rows: Sequence[Row]) -> str:
     """Accuracies on the tests, and the share of relevance in the background on the last, as a Markdown table."""
-    tests = list(rows[0].accuracy)
+    tests = all_tests(rows)
     lines = [
         f"| network | {' | '.join(f'{test} test' for test in tests)} | relevance in the background |",
         f"| --- |{' ---: |' * (len(tests) + 1)}",
     ]
-    for row in rows:
-        cells = [f"{row.accuracy[test]:.1f} %" for test in tests] + [f"{row.background_attention[tests[-1]]:.1f} %"]
-        lines.append(f"| {row.title} | " + " | ".join(cells) + " |")
+    lines += [f"| {row.title} | {' | '.join(score_cells(row, tests))} |" for row in rows]
     return "\n".join(lines) + "\n"
+
+
+def mask_notes(rows: Sequence[Row]) -> list[str]:
+    """One sentence on each test that has images without masks."""
+    found = {}
+    for row in rows:
+        for test, masks in row.masks.items():
+            if masks["missing"]:
+                found[test] = (
+                    f"{test} test: {masks['missing']} of {masks['images']} images have no mask; they count for all scores but "
+                    "relevance in the background, bias sensitivity and blind spot."
+                )
+    return list(found.values())
 
 
 def score_table(rows: Sequence[Row]) -> list[dict[str, str]]:
@@ -126,7 +167,7 @@ def gallery(runs: Sequence[Run], dataset: Dataset[Example], count: int = 8) -> F
         answers = logits.cpu().argmax(1)
         right = labels.gather(1, answers[:, None])[:, 0] > 0 if labels.dim() == 2 else answers == labels
         captions[title] = [
-            f"{'✓' if good else '✗'} says {classes[answer]}, bg {100 * share:.0f} %"
+            f"{'✓' if good else '✗'} says {classes[answer]}, bg {'-' if math.isnan(share) else f'{100 * share:.0f} %'}"
             for answer, good, share in zip(answers.tolist(), right.tolist(), shares, strict=True)
         ]
     marks = getattr(dataset, "marks", None)
@@ -160,16 +201,21 @@ def write_report(
 
     Args:
         path: The HTML file.
-        runs: The runs, in the order of the table. The pictures use the first one's data.
+        runs: The runs, in the order of the table. The pictures use the first one's data, whose classes and image size all must have.
         data: The first run's data, if already built.
         title: Heading.
         notes: Paragraphs below the table.
 
     Raises:
-        ValueError: no runs.
+        ValueError: no runs, or one of other classes or image sizes than the first.
     """
     if not runs:
         raise ValueError("runs: expected at least one")
+    for run in runs[1:]:
+        for what, name in (("classes", "classes"), ("images of shape", "image_shape")):
+            ours, first = (getattr(of.config.data, name) for of in (run, runs[0]))
+            if ours != first:
+                raise ValueError(f"runs: {run.folder} has {what} {ours}, {runs[0].folder} {first}: report them apart")
     data = data or load_data(runs[0].config.data)
     logs = {
         title: read_log(run.folder / LOG_NAME)
@@ -177,19 +223,21 @@ def write_report(
         if (run.folder / LOG_NAME).exists()
     }
     rows = score_rows(runs)
-    tests = list(rows[0].accuracy)
-    test_set = data.tests[tests[-1]]
+    tests = all_tests(rows)
+    pictured = list(data.tests)[-1]
+    test_set = data.tests[pictured]
     page = _TEMPLATE.render(
         title=title,
         introduction=_BIASED_MNIST if isinstance(runs[0].config.data, DataConfig) else "",
-        notes=notes,
+        notes=[*notes, *mask_notes(rows)],
         tests=tests,
-        rows=rows,
+        rows=[(row.title, score_cells(row, tests)) for row in rows],
         scores=score_table(rows),
         gallery=_png(gallery(runs, test_set)),
         curves=_png(curves_figure(logs)) if any(logs.values()) else None,
         settings=[(title, _flatten(run.config.to_json())) for title, run in titled(runs).items()],
-        images=len(cast(Sized, test_set)),
+        pictured=pictured,
+        looked_at=next((row.masks[tests[-1]]["looked_at"] for row in rows if tests[-1] in row.masks), None),
         torch=torch.__version__,
     )
     write_text(path, page)
@@ -238,18 +286,16 @@ _TEMPLATE = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=
 <tr><th>network</th>{% for test in tests %}<th class="number">{{ test }}</th>{% endfor %}
 <th class="number">relevance in the background</th></tr>
 {% for row in rows %}
-<tr><td>{{ row.title }}</td>
-{% for test in tests %}<td class="number">{{ "%.1f"|format(row.accuracy[test]) }} %</td>{% endfor %}
-<td class="number">{{ "%.1f"|format(row.background_attention[tests[-1]]) }} %</td></tr>
+<tr><td>{{ row[0] }}</td>{% for cell in row[1] %}<td class="number">{{ cell }}</td>{% endfor %}</tr>
 {% endfor %}
 </table></div>
 <p class="small">Relevance in the background: share of absolute LRP relevance outside the foreground mask, for the
-predicted class, on the {{ tests[-1] }} test ({{ images }} images).</p>
+predicted class, on {% if looked_at is not none %}{{ looked_at }} images of {% endif %}the {{ tests[-1] }} test.</p>
 {% for note in notes %}<p>{{ note }}</p>
 {% endfor %}
 
 <h2>What the networks look at</h2>
-<p>Images of the {{ tests[-1] }} test and LRP heatmaps of the predicted class: red speaks for it, blue against it, the green
+<p>Images of the {{ pictured }} test and LRP heatmaps of the predicted class: red speaks for it, blue against it, the green
 outline is the foreground mask. Each heatmap has its own colour scale; bg is its share outside the mask.</p>
 <img alt="Test images and, for each network, their heatmaps" src="{{ gallery }}">
 
@@ -260,7 +306,8 @@ outline is the foreground mask. Each heatmap has its own colour scale; bg is its
 {% for line in scores %}<tr>{% for value in line.values() %}<td>{{ value }}</td>{% endfor %}</tr>
 {% endfor %}
 </table></div>
-<p class="small">In parentheses: 95 % bootstrap intervals over the images, where they were asked for (isnet evaluate --resamples).</p>
+<p class="small">In parentheses: 95 % bootstrap intervals over the images (over the groups of a manifest that has at least
+ten), where they were asked for (isnet evaluate --resamples).</p>
 {% endif %}
 
 {% if curves %}

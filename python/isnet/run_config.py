@@ -152,6 +152,10 @@ class RunConfig:
     def __post_init__(self) -> None:
         if self.variant not in get_args(Variant):
             raise ValueError(f"variant: expected one of {', '.join(get_args(Variant))}, got {self.variant!r}")
+        if self.train.monitor is not None and isinstance(self.data, DataConfig):
+            raise ValueError(
+                f"monitor: biased MNIST has no validation images, and its tests must not choose: expected none, got {self.train.monitor!r}"
+            )
         if self.tune < 0:
             raise ValueError(f"tune: expected a number of epochs >= 0, got {self.tune}")
 

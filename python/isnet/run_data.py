@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from collections.abc import Callable, Iterable, Mapping
+import itertools
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
+import torch
 from rich.progress import track
 from torch.utils.data import Dataset
 
 from isnet.data import (
     Augmentation,
+    BiasedMNIST,
     DataError,
     ImageTable,
     MaskedImages,
@@ -24,8 +27,9 @@ from isnet.data import (
 )
 from isnet.data.biased_mnist import Bias
 from isnet.data.records import TRAIN, VALIDATION
+from isnet.distributed import World, current_world
 from isnet.evaluation import Example
-from isnet.run_config import DataConfig, ImagesConfig
+from isnet.run_config import DataConfig, ImagesConfig, RunConfig
 
 
 class RunData(NamedTuple):
@@ -42,8 +46,32 @@ class RunData(NamedTuple):
     tests: Mapping[str, Dataset[Example]]
 
 
-def load_data(config: DataConfig | ImagesConfig, *, progress: bool = True, train_bias: Bias = "biased") -> RunData:
-    """Builds the data sets; biased MNIST is fetched if needed, ``train_bias`` being that of its training images.
+def splits_with_masks(config: RunConfig) -> tuple[str, ...]:
+    """The splits whose images must have masks: training, for a warm-up or an ISNet, and validation, if its heatmap loss is monitored."""
+    train = config.train
+    supervised = config.variant != "standard"
+    monitored = supervised and train.monitor in ("loss", "classification")
+    wanted = {TRAIN: supervised or train.warmup > 0 or train.keep_replacing, VALIDATION: monitored}
+    return tuple(split for split, needed in wanted.items() if needed)
+
+
+def load_data(
+    config: DataConfig | ImagesConfig,
+    *,
+    need_masks: Collection[str] = (TRAIN,),
+    check: bool = False,
+    progress: bool = True,
+    train_bias: Bias = "biased",
+) -> RunData:
+    """Builds the data sets; biased MNIST is fetched if needed.
+
+    Args:
+        config: Which data.
+        need_masks: Splits whose images must have masks (:func:`splits_with_masks`).
+        check: Look at every image and mask now, so that none ends the training later. Processes that train together share the work: all of
+            them must call this.
+        progress: Show progress on the terminal.
+        train_bias: Of biased MNIST's training images.
 
     Raises:
         DataError: images or masks that cannot be used under the mask policy, or classes other than those of the run.
@@ -55,15 +83,17 @@ def load_data(config: DataConfig | ImagesConfig, *, progress: bool = True, train
         )
         return RunData(splits.train, splits.tests, splits.tests)
     table = with_validation(load_table(config), config.validation, config.seed)
-    if config.mask_policy == "skip":
-        table = apply_policy(
-            table, audit(image_set(config, table), _progress("checking images and masks", progress)), "skip"
-        )
+    if check or config.mask_policy == "skip":
+        images = image_set(config, table, need_masks=need_masks)
+        show = _progress("checking images and masks", progress)
+        world = current_world() if check else World()
+        problems = world.gather(audit(images, show, range(world.rank, len(images), world.size)))
+        table = apply_policy(table, sorted(itertools.chain(*problems)), config.mask_policy)
     parts = {name: table.part(name) for name in table.splits}
     if not parts.get(TRAIN, table.part(TRAIN)).records:
         raise DataError(f"{config.path}: no training images; its splits are {', '.join(parts)}")
-    train = image_set(config, parts.pop(TRAIN), augmented=True)
-    sets = {name: image_set(config, part) for name, part in parts.items()}
+    train = image_set(config, parts.pop(TRAIN), need_masks=need_masks, augmented=True)
+    sets = {name: image_set(config, part, need_masks=need_masks) for name, part in parts.items()}
     validation = {name: sets.pop(name) for name in (VALIDATION,) if name in sets}
     # Without a test set the validation images are all there is to score.
     return RunData(train, validation, sets or validation)
@@ -89,7 +119,9 @@ def with_classes(config: ImagesConfig) -> ImagesConfig:
     return dataclasses.replace(config, classes=table.classes, multi_label=table.multi_label)
 
 
-def image_set(config: ImagesConfig, table: ImageTable, *, augmented: bool = False) -> MaskedImages:
+def image_set(
+    config: ImagesConfig, table: ImageTable, *, need_masks: Collection[str] | None = None, augmented: bool = False
+) -> MaskedImages:
     """The data set of a table, or of a part of it."""
     strengths = {name: getattr(config, name) for name in ("flip", "rotate", "shift", "zoom", "contrast")}
     return MaskedImages(
@@ -97,6 +129,7 @@ def image_set(config: ImagesConfig, table: ImageTable, *, augmented: bool = Fals
         config.size,
         channels=config.channels,
         mask_policy=config.mask_policy,
+        need_masks=need_masks,
         segmenter=None if config.segmenter is None else _load(config.segmenter),
         resize=config.resize,
         mean=config.mean,
@@ -104,6 +137,13 @@ def image_set(config: ImagesConfig, table: ImageTable, *, augmented: bool = Fals
         transform=Augmentation(**strengths) if augmented and any(strengths.values()) else None,
         seed=config.seed,
     )
+
+
+def same_images(a: Dataset[Example], b: Dataset[Example]) -> bool:
+    """Whether two test sets show the same images in the same order: the same files, or the same digits with the same marks."""
+    if isinstance(a, MaskedImages) and isinstance(b, MaskedImages):
+        return a.files == b.files
+    return isinstance(a, BiasedMNIST) and isinstance(b, BiasedMNIST) and torch.equal(a.images, b.images)
 
 
 def _load(name: str) -> Any:

@@ -10,25 +10,26 @@ import dataclasses
 import json
 import os
 import shutil
+from collections.abc import Sized
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
-from torch import nn
-from torch.utils.data import Dataset
+from torch import Tensor, nn
+from torch.utils.data import Dataset, Subset
 
 from isnet._files import atomic_path, write_json
 from isnet._steps import require_validation
 from isnet.architectures import build_architecture
 from isnet.checkpoints import CheckpointError, load_checkpoint, load_model_state
 from isnet.distributed import current_world
-from isnet.evaluation import Example, evaluate, predict
+from isnet.evaluation import Example, evaluate, masked_rows, predict, spread_rows
 from isnet.loss import ISNetLoss
 from isnet.metrics import as_json, classification_scores
 from isnet.model import ISNet
 from isnet.ranges import RANGES_NAME, load_ranges, save_ranges, tune
 from isnet.run_config import RunConfig
-from isnet.run_data import RunData, load_data
+from isnet.run_data import RunData, load_data, splits_with_masks
 from isnet.runlog import LOG_NAME
 from isnet.sensitivity import OtherBackground, bias_sensitivity, blind_spot
 from isnet.training import BEST_NAME, CHECKPOINT_NAME, fit
@@ -36,6 +37,7 @@ from isnet.training import BEST_NAME, CHECKPOINT_NAME, fit
 CONFIG_NAME = "config.json"
 EVALUATION_NAME = "evaluation.json"
 _TUNING_FOLDER = "tuning"
+_ATTENTION_IMAGES = 500
 
 
 class Run(NamedTuple):
@@ -128,7 +130,7 @@ def train_run(
         FileExistsError: ``folder`` holds a run and ``resume`` is off.
         ValueError: ``resume`` with other settings, or ``config.train.monitor`` without validation data.
     """
-    data = data or load_data(config.data, progress=progress)
+    data = data or load_data(config.data, need_masks=splits_with_masks(config), progress=progress)
     require_validation(config.train, data.validation)  # now, not after tuning
     folder = _open(Path(folder), config, resume)
     criterion = None
@@ -177,7 +179,7 @@ def tune_run(
         raise ValueError(f"tune: expected at least one epoch, got {config.tune}")
     build_isnet(config, build_model(config))  # a run without heatmaps is refused before it has a folder
     folder = _open(Path(folder), config, resume)
-    data = data or load_data(config.data, progress=progress)
+    data = data or load_data(config.data, need_masks=splits_with_masks(config), progress=progress)
     _measure(folder, config, data, device=device, resume=resume, progress=progress)
     return folder / RANGES_NAME
 
@@ -273,43 +275,75 @@ def evaluate_run(
         progress: Show progress on the terminal while data are fetched.
 
     Returns:
-        ``{"accuracy": {test: [0, 1]}, "background_attention": {test: [0, 1]}, "scores": {test: {source or "": {score: {value, low,
-        high}}}}, "sensitivity": {test: {change: ...}}}``, the last if asked for; the accuracy is over all sources.
+        ``{"accuracy": {test: [0, 1]}, "background_attention": {test: [0, 1]}, "masks": {test: {"images", "missing", "looked_at"}},
+        "scores": {test: {source or "": {score: {value, low, high}}}}, "sensitivity": {test: {change: ...}}}``, the last if asked for; the
+        accuracy is over all sources. ``looked_at``: how many images the background attention is the mean of. It and the sensitivity are
+        taken on images with masks; a test without any is left out there.
     """
     data = data or load_data(run.config.data, progress=progress)
-    heatmap = run.config.heatmap
-    scores: dict[str, Any] = evaluate(run.model, data.tests, eps=heatmap.eps, input_range=heatmap.input_range)
-    scores["scores"] = {name: _by_source(run.model, dataset, resamples) for name, dataset in data.tests.items()}
+    heatmap, train = run.config.heatmap, run.config.train
+    # As many images at a time as one part of a training step has: more might not fit into memory.
+    batch_size = max(1, train.batch_size // train.accumulate)
+    answers = {name: predict(run.model, test, batch_size) for name, test in data.tests.items()}
+    scores: dict[str, Any] = evaluate(
+        run.model,
+        data.tests,
+        eps=heatmap.eps,
+        input_range=heatmap.input_range,
+        attention_images=_ATTENTION_IMAGES,
+        batch_size=batch_size,
+        answers=answers,
+    )
+    scores["masks"] = {name: _masks(test) for name, test in data.tests.items()}
+    scores["scores"] = {name: _by_source(*answers[name], test, resamples) for name, test in data.tests.items()}
     if sensitivity:
-        pixel_range = run.config.data.pixel_range
-        scores["sensitivity"] = {
-            name: {
-                change: {
-                    **found._asdict(),
-                    "blind_spot": blind_spot(
-                        run.model,
-                        test,
-                        OtherBackground(test, change, pixel_range),
-                        eps=heatmap.eps,
-                        input_range=heatmap.input_range,
-                    )._asdict(),
-                }
-                for change, found in bias_sensitivity(run.model, test, pixel_range).items()
-            }
-            for name, test in data.tests.items()
-        }
+        changes = {name: _sensitivity(run, test, answers[name], batch_size) for name, test in data.tests.items()}
+        scores["sensitivity"] = {name: found for name, found in changes.items() if found}
     write_json(run.folder / EVALUATION_NAME, scores)
     return scores
 
 
-def _by_source(model: nn.Module, dataset: Dataset[Example], resamples: int) -> dict[str, Any]:
+def _masks(dataset: Dataset[Example]) -> dict[str, int]:
+    images, masked = len(cast(Sized, dataset)), masked_rows(dataset)
+    return {
+        "images": images,
+        "missing": images - len(masked),
+        "looked_at": len(spread_rows(masked, _ATTENTION_IMAGES)),
+    }
+
+
+def _sensitivity(
+    run: Run, test: Dataset[Example], answers: tuple[Tensor, Tensor], batch_size: int
+) -> dict[str, dict[str, Any]]:
+    """Bias sensitivity and blind spot, per change of the background."""
+    heatmap, pixel_range = run.config.heatmap, run.config.data.pixel_range
+    found = bias_sensitivity(run.model, test, pixel_range, batch_size=batch_size, answers=answers)
+    spots = {
+        change: blind_spot(
+            run.model,
+            Subset(test, masked_rows(test)),
+            OtherBackground(test, change, pixel_range),
+            eps=heatmap.eps,
+            input_range=heatmap.input_range,
+            batch_size=batch_size,
+        )
+        for change in found
+    }
+    return {change: {**of._asdict(), "blind_spot": spots[change]._asdict()} for change, of in found.items()}
+
+
+def _by_source(logits: Tensor, labels: Tensor, dataset: Dataset[Example], resamples: int) -> dict[str, Any]:
     """Scores of all images ("") and, if there are several, of each source."""
-    logits, labels = predict(model, dataset)
     sources = getattr(dataset, "sources", [""] * len(labels))
-    found = {"": as_json(classification_scores(logits, labels, resamples=resamples))}
+    groups = getattr(dataset, "groups", [""] * len(labels))
+
+    def scores(rows: list[int]) -> dict[str, Any]:
+        ours = [groups[row] for row in rows]
+        return as_json(classification_scores(logits[rows], labels[rows], groups=ours, resamples=resamples))
+
+    found = {"": scores(list(range(len(labels))))}
     for source in sorted(set(sources)) if len(set(sources)) > 1 else []:
-        rows = torch.tensor([place for place, name in enumerate(sources) if name == source])
-        found[source] = as_json(classification_scores(logits[rows], labels[rows], resamples=resamples))
+        found[source] = scores([row for row, name in enumerate(sources) if name == source])
     return found
 
 

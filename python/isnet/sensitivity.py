@@ -10,17 +10,25 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from isnet._seeds import stream_seed
-from isnet.evaluation import Example, background_share, heatmaps, predict, right_answers
+from isnet.evaluation import (
+    Example,
+    background_share,
+    heatmaps,
+    masked_rows,
+    predict,
+    right_answers,
+    spread_rows,
+)
 from isnet.warmup import replace_background
 
 Change = Literal["removed", "swapped"]
 
 
 class OtherBackground(Dataset[Example]):
-    """The images of a set with another background, foreground untouched.
+    """The images of a set with another background, foreground untouched; those without a mask are left out.
 
     Args:
-        dataset: Items (image, label, mask), with an attribute ``labels``.
+        dataset: Items (image, label, mask), with an attribute ``labels``, and one ``masked`` if some have no mask.
         change: ``"removed"``: noise outside the mask; ``"swapped"``: what an image of another class has outside its own mask, noise where
             that one has foreground.
         pixel_range: Range of the noise, numbers or one per channel.
@@ -36,7 +44,8 @@ class OtherBackground(Dataset[Example]):
         if change not in ("removed", "swapped"):
             raise ValueError(f"change: expected removed or swapped, got {change!r}")
         self.dataset, self.change, self.pixel_range, self.seed = dataset, change, pixel_range, seed
-        self.labels = cast(Any, dataset).labels
+        self.rows = masked_rows(dataset)
+        self.labels = cast(Any, dataset).labels[self.rows]
         self.partners = torch.zeros(0, dtype=torch.int64)
         if change == "swapped":
             generator = torch.Generator().manual_seed(stream_seed(seed, "partners"))
@@ -54,10 +63,10 @@ class OtherBackground(Dataset[Example]):
 
     def __getitem__(self, index: int) -> Example:
         """(image with the other background, label, mask)."""
-        image, label, mask = self.dataset[index]
+        image, label, mask = self.dataset[self.rows[index]]
         if self.change == "removed":
-            return self._noisy(image, mask, index), label, mask
-        partner = int(self.partners[index])
+            return self._noisy(image, mask, self.rows[index]), label, mask
+        partner = self.rows[int(self.partners[index])]
         other, _, covered = self.dataset[partner]
         background = self._noisy(other, 1 - covered, partner)
         return torch.where(mask > 0, image, background), label, mask
@@ -74,7 +83,8 @@ class BlindSpot(NamedTuple):
         changed: Share of the images whose answer changes.
         distance: Total variation distance between the class probabilities before and after, 1/2 sum |p - p'|; for several labels per
             image the mean of |p - p'|.
-        background: Share of absolute relevance outside the mask, for the predicted class, mean of before and after.
+        background: Share of absolute relevance outside the mask, for the predicted class, mean of before and after. An image without any
+            relevance counts as 0, since its decision can still move (:func:`isnet.evaluation.background_attention` leaves it out).
         score: Mean of distance x (1 - background) over the images. Near 0: the decision does not depend on the background, or the heatmap
             says that it does. Near 1: it does, and the heatmap is clean.
     """
@@ -93,6 +103,7 @@ def blind_spot(
     eps: float = 1e-2,
     input_range: tuple[Any, Any] | None = (0.0, 1.0),
     max_images: int | None = 500,
+    batch_size: int = 100,
 ) -> BlindSpot:
     """Exposes a background that acts without being seen in heatmaps: by switching units off, which epsilon-LRP gives no relevance.
 
@@ -101,21 +112,22 @@ def blind_spot(
         before, after: The same images with two backgrounds, such as the right mark and another class's. Masks are those of ``before``.
         eps: Stabiliser of the heatmaps' epsilon rule (without leak, whatever the training had).
         input_range: Pixel range for z^B at the input, or None.
-        max_images: Look at the first so many only; None: at all.
+        max_images: Look at so many only, spread over the set (:func:`isnet.evaluation.spread_rows`); None: at all.
+        batch_size: Images at a time.
 
     Raises:
         ValueError: sets of different sizes.
 
-    Source: docs/method.md section 5, on the blind spot; the score is ours.
+    Source: ours; docs/isnet.md, "What a clean heatmap does not show".
     """
     count, other = (len(cast(Sized, dataset)) for dataset in (before, after))
     if count != other:
         raise ValueError(f"before, after: expected the same images, got {count} and {other}")
-    rows = range(count if max_images is None else min(max_images, count))
+    rows = spread_rows(range(count), max_images)
     device = next(model.parameters()).device
     parts: list[Tensor] = []
     for (images, labels, masks), (changed, _, _) in zip(
-        *(DataLoader(Subset(dataset, rows), batch_size=100) for dataset in (before, after)), strict=True
+        *(DataLoader(Subset(dataset, rows), batch_size=batch_size) for dataset in (before, after)), strict=True
     ):
         found = [heatmaps(model, x.to(device), eps=eps, input_range=input_range) for x in (images, changed)]
         first, second = (logits.float().cpu() for logits, _ in found)
@@ -142,23 +154,34 @@ class Sensitivity(NamedTuple):
 
 
 def bias_sensitivity(
-    model: nn.Module, dataset: Dataset[Example], pixel_range: tuple[Any, Any] = (0.0, 1.0), seed: int = 0
+    model: nn.Module,
+    dataset: Dataset[Example],
+    pixel_range: tuple[Any, Any] = (0.0, 1.0),
+    seed: int = 0,
+    *,
+    batch_size: int = 500,
+    answers: tuple[Tensor, Tensor] | None = None,
 ) -> dict[Change, Sensitivity]:
     """How the answers on a set depend on its backgrounds; a network that looks at the foreground alone has ``changed`` near 0.
 
     Args:
         model: The classifier.
-        dataset: As for :class:`OtherBackground`.
+        dataset: As for :class:`OtherBackground`; images without a mask are left out.
         pixel_range, seed: Likewise.
+        batch_size: Images at a time.
+        answers: What :func:`isnet.evaluation.predict` returned for the whole set, if that is known.
 
     Returns:
-        ``{"removed": ..., "swapped": ...}``; without the latter if all images are of one class.
+        ``{"removed": ..., "swapped": ...}``; without the latter if all images are of one class, empty if none has a mask.
     """
-    logits, labels = predict(model, dataset)
+    rows = masked_rows(dataset)
+    if not rows:
+        return {}
+    logits, labels = (values[rows] for values in answers or predict(model, dataset, batch_size))
     found: dict[Change, Sensitivity] = {}
     changes: tuple[Change, ...] = ("removed", "swapped") if len(labels.unique(dim=0)) > 1 else ("removed",)
     for change in changes:
-        after, _ = predict(model, OtherBackground(dataset, change, pixel_range, seed))
+        after, _ = predict(model, OtherBackground(dataset, change, pixel_range, seed), batch_size)
         found[change] = Sensitivity(
             right_answers(logits, labels).double().mean().item(),
             right_answers(after, labels).double().mean().item(),

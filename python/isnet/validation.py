@@ -18,12 +18,14 @@ from isnet.train_config import Monitor
 _SEED = 5  # of the Stochastic variant's choices, the same in each epoch
 
 
-def accuracies(model: nn.Module, datasets: Mapping[str, Dataset[Example]], world: World) -> dict[str, float]:
-    """Accuracy on each data set, in [0, 1]; each process scores its part of the images."""
+def accuracies(
+    model: nn.Module, datasets: Mapping[str, Dataset[Example]], world: World, *, batch_size: int = 64
+) -> dict[str, float]:
+    """Accuracy on each data set, in [0, 1]; each process scores its part of the images, so many at a time."""
     scores = {}
     for name, dataset in datasets.items():
         part = _part(dataset, world)
-        right = right_answers(*predict(model, part)) if len(cast(Sized, part)) else torch.zeros(0)
+        right = right_answers(*predict(model, part, batch_size)) if len(cast(Sized, part)) else torch.zeros(0)
         counts = world.gather((int(right.sum()), right.numel()))
         scores[name] = sum(good for good, _ in counts) / sum(total for _, total in counts)
     return scores

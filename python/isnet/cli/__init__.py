@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -14,6 +15,10 @@ from rich.markup import escape
 from isnet.cli import data as data_commands
 from isnet.cli import experiment as experiment_commands
 from isnet.cli.options import Device, Options, RunFolder, configure
+from isnet.run_config import HeatmapConfig, RunConfig
+
+if TYPE_CHECKING:
+    from isnet.run_data import RunData
 
 app = typer.Typer(
     name="isnet",
@@ -30,7 +35,10 @@ def main() -> None:
     try:
         app()
     except ModuleNotFoundError as error:
-        _fail(f"{error}. The command line needs: pip install 'lrpkernels[isnet]'")
+        _fail(
+            f"{error}. The command line needs the extra isnet; in the folder of the sources: "
+            "pip install --no-build-isolation '.[isnet]'"
+        )
     except (ValueError, OSError, RuntimeError, ArithmeticError) as error:
         _fail(str(error))
 
@@ -51,14 +59,20 @@ def _with_settings(name: str, action: Callable[[Options], None]) -> None:
     app.command(name)(command)
 
 
+def _checked_data(config: RunConfig, is_main: bool) -> RunData:
+    """The data of a run that is to be trained. What cannot be used ends it here, not in its last minute."""
+    from isnet.run_data import load_data, splits_with_masks
+
+    return load_data(config.data, need_masks=splits_with_masks(config), check=True, progress=is_main)
+
+
 def _train(options: Options) -> None:
     """Trains a network on your own images (--data) or on biased MNIST and scores it; several processes with torchrun."""
     from isnet import runs
     from isnet.distributed import launched_world
-    from isnet.run_data import load_data
 
     with launched_world(options.device) as (world, device):
-        data = load_data(options.config.data, progress=world.is_main)
+        data = _checked_data(options.config, world.is_main)
         trained = runs.train_run(options.folder, options.config, data=data, device=device, resume=options.resume)
     # Scoring may take longer than processes wait for each other: the others have left.
     if world.is_main and data.tests:
@@ -75,9 +89,12 @@ def _tune(options: Options) -> None:
     from isnet import runs
     from isnet.distributed import launched_world
 
+    if (options.config.heatmap.c1, options.config.heatmap.c2) != (HeatmapConfig.c1, HeatmapConfig.c2):
+        raise ValueError("--c1, --c2: isnet tune measures them")
     config = options.config if options.config.tune else dataclasses.replace(options.config, tune=2)
     with launched_world(options.device) as (world, device):
-        path = runs.tune_run(options.folder, config, device=device, resume=options.resume)
+        data = _checked_data(config, world.is_main)
+        path = runs.tune_run(options.folder, config, data=data, device=device, resume=options.resume)
     if world.is_main:
         typer.echo(path.read_text())
         typer.echo(f"Ranges: {path}")
@@ -124,29 +141,37 @@ def compare(
     resamples: Annotated[int, typer.Option(help="Bootstrap resamples.", min=1)] = 1000,
     device: Device = "cpu",
 ) -> None:
-    """Paired tests between two runs on the same test images: McNemar, and bootstrap of accuracy and AUC differences."""
+    """Paired tests between two runs on the same test images: McNemar, and bootstrap of accuracy and AUC differences; by groups, if any."""
     import torch
 
     from isnet import metrics, runs
     from isnet.evaluation import predict
-    from isnet.run_data import load_data
+    from isnet.run_data import load_data, same_images
 
     a, b = (runs.load_run(folder, device=device) for folder in (first, second))
     tests_a, tests_b = (load_data(run.config.data).tests for run in (a, b))
     for test in tests_a:
+        if test not in tests_b or not same_images(tests_a[test], tests_b[test]):
+            raise ValueError(f"{first} and {second} do not share the {test} test: their images are not the same")
+    for test in tests_a:
         (logits_a, labels), (logits_b, others) = (
-            predict(a.model, tests_a[test]),
-            predict(b.model, tests_b.get(test, tests_a[test])),
+            predict(run.model, tests[test], run.config.train.batch_size) for run, tests in ((a, tests_a), (b, tests_b))
         )
-        if test not in tests_b or not torch.equal(labels, others):
-            raise ValueError(f"{first} and {second} do not share the {test} test")
-        found = metrics.compare(logits_a, logits_b, labels, resamples=resamples)
+        if not torch.equal(labels, others):
+            raise ValueError(f"{first} and {second} do not share the {test} test: the labels are not the same")
+        groups = getattr(tests_a[test], "groups", None)
+        found = metrics.compare(logits_a, logits_b, labels, groups=groups, resamples=resamples)
         for name in ("accuracy", "auc"):
             value, low, high = found[f"{name}_difference"]
             typer.echo(
                 f"{test} test: {name} of {second.name} - {first.name} = {value:+.4f} ({low:+.4f} to {high:+.4f})"
             )
-        typer.echo(f"{test} test: McNemar's p = {found['mcnemar_p']:.3g}")
+        if "mcnemar_p" in found:
+            typer.echo(f"{test} test: McNemar's p = {found['mcnemar_p']:.3g}")
+        else:
+            typer.echo(
+                f"{test} test: p = {found['sign_flips_p']:.3g} (both exchanged at random in each group of images)"
+            )
 
 
 @app.command()
@@ -186,6 +211,9 @@ def explain(
         trained.model, image[None].to(device), target=target, eps=settings.eps, input_range=settings.input_range
     )
     share = background_share(heatmap.cpu(), mask[None]).item()
+    told_share = (
+        "no mask or no relevance" if math.isnan(share) else f"{100 * share:.1f} % of the relevance outside the mask"
+    )
     marks = getattr(dataset, "marks", None)
     told = f" with the mark of {classes[marks[index]]}" if marks is not None and marks[index] >= 0 else ""
     title = (
@@ -194,11 +222,15 @@ def explain(
     )
     low, high = (torch.as_tensor(end).float().reshape(-1, 1, 1) for end in trained.config.data.pixel_range)
     figure = explanation_figure(
-        (image - low) / (high - low), heatmap[0].cpu(), mask, title=title, background_share=share
+        (image - low) / (high - low),
+        heatmap[0].cpu(),
+        mask,
+        title=title,
+        background_share=None if math.isnan(share) else share,
     )
     with atomic_path(out) as temporary:
         figure.savefig(temporary, format=out.suffix.removeprefix(".") or "png", dpi=150)
-    typer.echo(f"{title}; {100 * share:.1f} % of the relevance outside the mask. Picture: {out}")
+    typer.echo(f"{title}; {told_share}. Picture: {out}")
 
 
 @app.command()
@@ -233,6 +265,9 @@ def demo(
 
 
 def _print_scores(loaded: list[Any]) -> None:
-    from isnet.report import markdown_table, score_rows
+    from isnet.report import markdown_table, mask_notes, score_rows
 
-    typer.echo(markdown_table(score_rows(loaded)), nl=False)
+    rows = score_rows(loaded)
+    typer.echo(markdown_table(rows), nl=False)
+    for note in mask_notes(rows):
+        typer.echo(note)

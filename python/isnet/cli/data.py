@@ -21,8 +21,12 @@ def check(
     size: Annotated[int, typer.Option(help="Side for the network: a mask must survive it.", min=1)] = 224,
     segmenter: Annotated[str | None, typer.Option(help="package.module:callable that makes missing masks.")] = None,
 ) -> None:
-    """Reads every image and mask; lists what cannot be used and ends with status 1 if there is anything."""
+    """Reads every image and mask; lists what cannot be used and ends with status 1 if there is anything.
+
+    A mask may be missing where only tests see the image.
+    """
     from isnet.data import audit, describe
+    from isnet.data.records import TRAIN, VALIDATION
     from isnet.run_config import ImagesConfig
     from isnet.run_data import _progress, image_set, load_table
 
@@ -34,10 +38,14 @@ def check(
     for split, source, count, classes in describe(table):
         summary.add_row(split, source or "-", str(count), *(str(number) for number in classes.values()))
     console.print(summary)
-    problems = audit(image_set(config, table), _progress("reading images and masks", True))
+    images = image_set(config, table, need_masks=(TRAIN, VALIDATION))
+    problems = audit(images, _progress("reading images and masks", True))
     for problem in problems:
         console.print(f"[red]{problem.trouble}[/]: {problem.text}", soft_wrap=True, highlight=False)
     bad = len({problem.row for problem in problems})
+    unmasked = len(images) - len(images.masked)
+    if unmasked:
+        console.print(f"Note: {unmasked} test images have no mask. What is told from masks is told of the other ones.")
     console.print(f"{len(table.records) - bad} of {len(table.records)} images can be used as they are.")
     if problems:
         raise typer.Exit(1)

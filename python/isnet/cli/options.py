@@ -107,7 +107,7 @@ def configure(
         ),
     ] = None,
     keep_replacing: Annotated[
-        bool | None, _option(_TRAIN, "Replace the background after the warm-up, too.", "off")
+        bool | None, _option(_TRAIN, "Replace the background after the warm-up, too; without one: throughout.", "off")
     ] = None,
     batch_size: Annotated[
         int | None, _option(_TRAIN, "Images per step, all processes together.", "16; 64 for biased MNIST")
@@ -135,8 +135,8 @@ def configure(
         str | None,
         _option(
             _TRAIN,
-            "Validation score that chooses the checkpoint: loss, classification, accuracy, none.",
-            "loss for own images",
+            "Validation score that chooses the checkpoint of own images: loss, classification, accuracy, none.",
+            "loss",
         ),
     ] = None,
     patience: Annotated[int | None, _option(_TRAIN, "Stop after so many epochs without a better one.", "never")] = None,
@@ -183,7 +183,7 @@ def configure(
         _option(
             _LOSS,
             "Epochs of plain training from which C1 and C2 are measured first.",
-            "2; 0 with --c1, or for biased MNIST",
+            "2; 0 with --c1 and --c2, or for biased MNIST",
         ),
     ] = None,
     w_foreground: Annotated[float | None, _option(_LOSS, "Weight of the foreground loss.", "1")] = None,
@@ -264,9 +264,48 @@ def configure(
         train=train,
     )
     if tune is None and saved is None:
-        measured = own and config.variant != "standard" and c1 is None and c2 is None
+        measured = (
+            own and config.variant != "standard" and c1 is None and c2 is None
+        )  # one without the other is refused below
         tune = _TUNING_EPOCHS if measured else 0
-    return Options(run, dataclasses.replace(config, **_given(tune=tune)), device, resume)
+    config = dataclasses.replace(config, **_given(tune=tune))
+    _require_use(
+        config,
+        _given(
+            p=p, p_ramp=p_ramp, balance=balance, heatmap_every=heatmap_every, heatmap_fraction=heatmap_fraction, layer=layer, leak=leak,
+            static=static, less_memory=less_memory, d=d, c1=c1, c2=c2, tune=tune or None, w_foreground=w_foreground, milestone=milestone,
+            schedule_step=True if schedule == "step" else None, warmup_background=warmup_background, lr_after_warmup=lr_after_warmup,
+        ),
+    )  # fmt: skip
+    return Options(run, config, device, resume)
+
+
+def _require_use(config: RunConfig, given: dict[str, Any]) -> None:
+    """Refuses options that would do nothing beside the others.
+
+    Raises:
+        ValueError: names them, and what they need.
+    """
+    train = config.train
+    needs = (
+        (
+            ("p", "p_ramp", "balance", "heatmap_every", "heatmap_fraction", "layer", "leak", "static", "less_memory", "d", "c1", "c2",
+             "tune", "w_foreground"),
+            config.variant != "standard",
+            "an ISNet (--variant selective, say); a standard network has no heatmap loss",
+        ),
+        (("c1",), "c2" in given, "--c2, the other end of the range"),
+        (("c2",), "c1" in given, "--c1, the other end of the range"),
+        (("c1", "c2"), not config.tune, "--tune 0: what is measured would take their place"),
+        (("milestone",), train.schedule == "step", "--schedule step"),
+        (("schedule_step",), bool(train.milestones), "--milestone"),
+        (("warmup_background",), bool(train.warmup or train.keep_replacing), "--warmup or --keep-replacing"),
+        (("lr_after_warmup",), train.warmup > 0, "--warmup"),
+    )  # fmt: skip
+    for names, met, need in needs:
+        idle = [f"--{name.replace('_', '-')}" for name in names if name in given]
+        if idle and not met:
+            raise ValueError(f"{', '.join(idle)}: to be used with {need}".replace("--schedule-step", "--schedule step"))
 
 
 def _own_images(path: Path) -> RunConfig:

@@ -24,22 +24,23 @@ class Problem(NamedTuple):
 
 
 def audit(
-    images: MaskedImages, progress: Callable[[Iterable[int]], Iterable[int]] = lambda rows: rows
+    images: MaskedImages,
+    progress: Callable[[Iterable[int]], Iterable[int]] = lambda rows: rows,
+    rows: Iterable[int] | None = None,
 ) -> list[Problem]:
     """Reads every image and mask of a set.
 
     Args:
-        images: The set; its own policy and augmentation do not matter here.
+        images: The set; its own policy and augmentation do not matter here, but which splits need masks does.
         progress: Wraps the indices, to show how far it is.
+        rows: Indices of the images to read; None: all.
 
     Returns:
-        What is wrong: images that cannot be read or are constant, and masks that are missing, unreadable, of another shape or empty.
+        What is wrong: images that cannot be read or are constant, and masks that are missing where they are needed, unreadable,
+        of another shape or empty.
     """
-    strict = MaskedImages(
-        images.table, images.size, channels=images.channels, segmenter=images.segmenter, resize=images.resize
-    )
     problems = []
-    for index in progress(range(len(strict))):
+    for index in progress(range(len(images)) if rows is None else rows):
         record = images.table.records[index]
         try:
             image = read_image(record.image, images.channels)
@@ -51,7 +52,7 @@ def audit(
             problems.append(Problem(index, "image", str(error)))
             continue
         try:
-            strict[index]
+            images.fit(record, image)
         except MaskError as error:
             problems.append(Problem(index, "mask", str(error)))
     return problems

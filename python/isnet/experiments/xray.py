@@ -228,7 +228,7 @@ def _row(config: XrayConfig, job: Job) -> dict[str, Any]:
     found = load_evaluation(_folder(config, job))
     assert found is not None
     tests = {
-        test: {"auc": scores[""]["auc"], "background": found["background_attention"][test]}
+        test: {"auc": scores[""]["auc"], "background": found["background_attention"].get(test)}
         for test, scores in found["scores"].items()
     }
     return {**job._asdict(), "tests": tests}
@@ -245,7 +245,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     for name in dict.fromkeys(row["method"] for row in rows):
         found = [row for row in rows if row["method"] == name]
         cells = [_spread([row["tests"][test]["auc"]["value"] for row in found], 3) for test in rows[0]["tests"]]
-        lines.append(f"| {name} | {' | '.join(cells)} | {_spread([100 * _background(row) for row in found], 0)} % |")
+        lines.append(f"| {name} | {' | '.join(cells)} | {_spread([_background(row) for row in found], 0)} % |")
     return "\n".join(lines) + "\n"
 
 
@@ -260,7 +260,8 @@ def table_of_seeds(rows: Sequence[Mapping[str, Any]]) -> str:
             auc = scores["auc"]
             interval = "" if auc["low"] is None else f" [{auc['low']:.3f}, {auc['high']:.3f}]"
             cells.append("-" if auc["value"] is None else f"{auc['value']:.3f}{interval}")
-        lines.append(f"| {name} | {' | '.join(cells)} | {100 * _background(row):.0f} % |")
+        share = _background(row)
+        lines.append(f"| {name} | {' | '.join(cells)} | {'-' if share is None else f'{share:.0f}'} % |")
     return "\n".join(lines) + "\n"
 
 
@@ -272,8 +273,10 @@ def _head(rows: Sequence[Mapping[str, Any]], first: str) -> list[str]:
     ]
 
 
-def _background(row: Mapping[str, Any]) -> float:
-    return statistics.fmean(scores["background"] for scores in row["tests"].values())
+def _background(row: Mapping[str, Any]) -> float | None:
+    """In per cent, mean of the tests; None if there is one without masks."""
+    shares = [scores["background"] for scores in row["tests"].values()]
+    return None if None in shares else 100 * statistics.fmean(shares)
 
 
 def _spread(values: Sequence[float | None], digits: int) -> str:
