@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from test_isnet_training import Dying, KilledError, assert_same_model, blobs, small_model, train
 from torch import Tensor, nn
 
@@ -392,10 +393,10 @@ def test_log_as_table(tmp_path: Path) -> None:
     )  # fmt: skip
     with (tmp_path / "log.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == len(log) == 2
+    assert len(rows) == len(log) == 3
     assert float(rows[0]["layers.input.background"]) == log[0]["layers"]["input"]["background"]
     assert set(log[0]["layers"]["input"]) == {"background", "foreground", "foreground_relevance"}
-    assert float(rows[1]["accuracy.train"]) == log[1]["accuracy"]["train"]
+    assert float(rows[2]["accuracy.train"]) == log[2]["accuracy"]["train"]
     assert rows[0]["accuracy.train"] == ""
 
 
@@ -450,8 +451,9 @@ def test_non_finite_gradient_stops(tmp_path: Path, clip_norm: float | None) -> N
             return self.weight.sqrt().expand(len(x), 3)
 
     with pytest.raises(NonFiniteLossError, match=r"step 1: the gradient norm is (inf|nan)\. The batch is in"):
-        train(Root(), TrainConfig(batch_size=16, clip_norm=clip_norm), run_dir=tmp_path)
-    assert (tmp_path / "non-finite-batch.safetensors").exists()
+        train(Root(), TrainConfig(batch_size=16, accumulate=2, clip_norm=clip_norm), run_dir=tmp_path)
+    # Any of the parts may have been the cause.
+    assert len(load_file(tmp_path / "non-finite-batch.safetensors")["images"]) == 16
 
 
 def test_models_of_the_same_seed_are_the_same() -> None:

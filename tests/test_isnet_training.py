@@ -121,9 +121,27 @@ def test_standard_training_learns_and_reports() -> None:
     steps = [entry for entry in log if entry["kind"] == "step"]
     assert [entry["epoch"] for entry in epochs] == [1, 2, 3, 4, 5, 6]
     assert epochs[-1]["accuracy"]["train"] == accuracy(model, data)
-    assert [entry["step"] for entry in steps] == list(range(4, 37, 4))
+    assert [entry["step"] for entry in steps] == [4, 6, 8, 12, 16, 18, 20, 24, 28, 30, 32, 36]
     assert steps[-1]["loss"] < steps[0]["loss"]
     assert all(entry["heatmap"] is None and entry["p"] == 0 for entry in steps)
+
+
+def test_the_log_has_every_step_once(tmp_path: Path) -> None:
+    """Also where epochs are shorter than the log's intervals, and across an interruption."""
+    single, sparse, resumed = (
+        TrainConfig(epochs=2, batch_size=16, log_every=every, save_every=5) for every in (1, 4, 4)
+    )
+
+    def losses(config: TrainConfig, folder: Path | None = None, **options: Any) -> list[tuple[int, float]]:
+        log = train(small_model(), config, data=blobs(48), run_dir=folder, **options)
+        return [(entry["step"], entry["loss"]) for entry in log if entry["kind"] == "step"]
+
+    each = [loss for _, loss in losses(single)]
+    found = losses(sparse)
+    assert [step for step, _ in found] == [3, 4, 5, 6]
+    assert [loss for _, loss in found] == pytest.approx([sum(each[:3]) / 3, *each[3:]])
+    losses(dataclasses.replace(resumed, epochs=1), tmp_path)
+    assert losses(resumed, tmp_path, resume=True) == found
 
 
 @pytest.mark.parametrize("variant", ["selective", "stochastic"])
@@ -396,7 +414,7 @@ def test_resuming_under_other_settings_is_refused(tmp_path: Path) -> None:
         train(small_model(), TrainConfig(epochs=1, batch_size=32), run_dir=tmp_path, resume=True, data=blobs(64))
     with pytest.raises(CheckpointError, match="does not fit the model"):
         train(small_model()[:6], TrainConfig(epochs=2, batch_size=32), run_dir=tmp_path, resume=True)
-    assert len(train(small_model(), TrainConfig(epochs=1, batch_size=32), run_dir=tmp_path, resume=True)) == 1
+    assert len(train(small_model(), TrainConfig(epochs=1, batch_size=32), run_dir=tmp_path, resume=True)) == 2
 
 
 def test_checkpoint_round_trip(tmp_path: Path) -> None:

@@ -90,8 +90,9 @@ def fit(
         progress: Show a progress bar on the terminal.
 
     Returns:
-        The log: one entry per ``log_every`` steps and one per epoch, those of a resumed run included. ``"cpu_seconds"``: processor
-        time of this process from the beginning up to the entry, without what a killed process did after its last checkpoint.
+        The log: one entry per ``log_every`` steps, ahead of a checkpoint and at the end of an epoch, each the mean of the steps since the
+        one before, and one per epoch, those of a resumed run included. ``"cpu_seconds"``: processor time of this process from the beginning up
+        to the entry, without what a killed process did after its last checkpoint.
 
     Raises:
         ValueError: too few images for one batch, a batch that processes and parts do not divide, or leave single images whose
@@ -189,11 +190,13 @@ class _Trainer:
             self.step += 1
             window.append(losses)
             display.update(task, completed=self.step, loss=f"loss {losses.total:.3f}")
-            if self.step % self.config.log_every == 0:
+            last = self.step % self.steps_per_epoch == 0
+            due = self.config.save_every is not None and self.step % self.config.save_every == 0
+            # Ahead of a checkpoint, too: a run that goes on from it knows nothing of the steps before.
+            if last or due or self.step % self.config.log_every == 0:
                 self._note(self._summary(window))
                 window.clear()
-            due = self.config.save_every is not None and self.step % self.config.save_every == 0
-            if due and self.step % self.steps_per_epoch:  # run() saves at the end of the epoch, after its log entry
+            if due and not last:  # run() saves at the end of the epoch, after its log entry
                 self._save(CHECKPOINT_NAME)
 
     def _end_epoch(self, entry: dict[str, Any], validation: Mapping[str, Dataset[Example]]) -> None:
@@ -268,7 +271,7 @@ class _Trainer:
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm or math.inf)
         # With loss scaling an overflow is expected now and then: the step is skipped and the scale halved.
         if not self.scaler.is_enabled() or self.scaler.get_scale() < SMALLEST_SCALE:
-            self._require_finite("gradient norm", norm, parts[-1])
+            self._require_finite("gradient norm", norm, _whole(parts))
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.averaged is not None:
@@ -416,3 +419,8 @@ class _Trainer:
             self.observer.restore(state.settings["observed"])
         self.step = state.step
         self.log.restore(self.step)
+
+
+def _whole(parts: list[Example]) -> Example:
+    images, labels, masks = (torch.cat(values) for values in zip(*parts, strict=True))
+    return images, labels, masks
