@@ -90,9 +90,9 @@ def fit(
         progress: Show a progress bar on the terminal.
 
     Returns:
-        The log: one entry per ``log_every`` steps, ahead of a checkpoint and at the end of an epoch, each the mean of the steps since the
-        one before, and one per epoch, those of a resumed run included. ``"cpu_seconds"``: processor time of this process from the beginning up
-        to the entry, without what a killed process did after its last checkpoint.
+        The log: one entry per ``log_every`` steps, ahead of a checkpoint and at the end of an epoch, each the mean of the steps since
+        the one before, and one per epoch, those of a resumed run included. ``"cpu_seconds"``: processor time of this process from the
+        beginning up to the entry, without what a killed process did after its last checkpoint.
 
     Raises:
         ValueError: too few images for one batch, a batch that processes and parts do not divide, or leave single images whose
