@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +16,7 @@ from rich.markup import escape
 from isnet.cli import data as data_commands
 from isnet.cli import experiment as experiment_commands
 from isnet.cli.options import Device, Options, RunFolder, configure
+from isnet.distributed import ProcessLostError, World, launched_world, speaks_first
 
 app = typer.Typer(
     name="isnet",
@@ -26,17 +29,34 @@ _errors = Console(stderr=True)
 
 
 def main() -> None:
-    """Runs the command line; expected errors end it with one line and status 1."""
+    """Runs the command line; expected errors end it with one line and status 1. Processes of torchrun that fail alike say so once."""
     try:
-        app()
+        _run()
+    except ProcessLostError as error:
+        _fail(str(error), speaks_first())  # not if another has said why
     except ModuleNotFoundError as error:
-        _fail(f"{error}. The command line needs: pip install 'lrpkernels[isnet]'")
+        message = f"{error}. The command line needs: pip install 'lrpkernels[isnet]'"
+        _fail(message, speaks_first(message))
     except (ValueError, OSError, RuntimeError, ArithmeticError) as error:
-        _fail(str(error))
+        _fail(str(error), speaks_first(str(error)))
 
 
-def _fail(message: str) -> None:
-    _errors.print(f"[bold red]isnet:[/] {escape(message)}", soft_wrap=True)
+def _run() -> None:
+    """The command line; of torchrun's processes the first alone complains about its use."""
+    if os.environ.get("RANK", "0") == "0":
+        return app()
+    try:
+        status = app(standalone_mode=False)
+    except Exception as error:
+        if not hasattr(error, "exit_code"):  # that of a wrong use
+            raise
+        status = error.exit_code
+    raise SystemExit(status)
+
+
+def _fail(message: str, speaks: bool) -> None:
+    if speaks:
+        _errors.print(f"[bold red]isnet:[/] {escape(message)}", soft_wrap=True)
     raise SystemExit(1)
 
 
@@ -54,10 +74,9 @@ def _with_settings(name: str, action: Callable[[Options], None]) -> None:
 def _train(options: Options) -> None:
     """Trains a network on your own images (--data) or on biased MNIST and scores it; several processes with torchrun."""
     from isnet import runs
-    from isnet.distributed import launched_world
     from isnet.run_data import load_data
 
-    with launched_world(options.device) as (world, device):
+    with _joined(options) as (world, device):
         data = load_data(options.config.data, progress=world.is_main)
         trained = runs.train_run(options.folder, options.config, data=data, device=device, resume=options.resume)
         if world.is_main and data.tests:
@@ -72,14 +91,25 @@ def _tune(options: Options) -> None:
     import dataclasses
 
     from isnet import runs
-    from isnet.distributed import launched_world
 
     config = options.config if options.config.tune else dataclasses.replace(options.config, tune=2)
-    with launched_world(options.device) as (world, device):
+    with _joined(options) as (world, device):
         path = runs.tune_run(options.folder, config, device=device, resume=options.resume)
     if world.is_main:
         typer.echo(path.read_text())
         typer.echo(f"Ranges: {path}")
+
+
+@contextlib.contextmanager
+def _joined(options: Options) -> Iterator[tuple[World, str]]:
+    """The processes of a training; if one is lost, the others tell what there is to go on from."""
+    from isnet import runs
+
+    try:
+        with launched_world(options.device) as joined:
+            yield joined
+    except ProcessLostError as error:
+        raise ProcessLostError(f"{error}; {runs.what_to_resume(options.folder)}") from error
 
 
 _with_settings("train", _train)
