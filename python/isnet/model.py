@@ -5,14 +5,14 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 import lrpkernels as lrp
 
-from .variants import VARIANTS
+from .variants import VARIANTS, Form
 
 VariantName = Literal["selective", "stochastic", "original", "dual", "gradient_times_input"]
 
@@ -51,10 +51,12 @@ class ISNet(nn.Module):
             makes the loss see a background that acts by inhibition (docs/isnet.md).
         static: the model makes the same PyTorch calls in every training step: its Python code runs once for each form of input, later
             steps run these calls alone, which saves time on small layers (:class:`lrpkernels.StaticCalls` says what that asks for).
+        form: where epsilon maps have their stabilizers: "flex", at each ReLU (LRP-Flex), or "layerwise", at every linear layer, pooling
+            and sum (LRP-Block), the second for comparison: there is no ``leak`` in it (docs/isnet.md, "Choices").
 
     Raises:
         TypeError: ``model`` is no module.
-        ValueError: an unknown variant or layer name, eps, leak or input_range out of range.
+        ValueError: an unknown variant, form or layer name, eps, leak or input_range out of range.
 
     Source: Bassi et al., Nature Communications 15:291, 2024; Bassi, Decherchi, Cavalli, arXiv 2401.08409; docs/method.md section 2.
     """
@@ -70,12 +72,17 @@ class ISNet(nn.Module):
         checkpoint: bool = False,
         leak: float = 0.0,
         static: bool = False,
+        form: Form = "flex",
     ) -> None:
         super().__init__()
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
         if variant not in VARIANTS:
             raise ValueError(f"variant must be one of {', '.join(VARIANTS)}, got {variant!r}")
+        if form not in get_args(Form):
+            raise ValueError(f"form must be one of {', '.join(get_args(Form))}, got {form!r}")
+        if leak and form == "layerwise":
+            raise ValueError(f'leak: only with form="flex", got {leak!r} with form="layerwise"')
         if isinstance(layers, str):
             raise ValueError(f"layers must be a list of module names, got the string {layers!r}")
         names = [name for name, _ in model.named_modules() if name]
@@ -88,9 +95,9 @@ class ISNet(nn.Module):
         self.model = model
         self.variant = variant
         self.eps, self.input_range, self.layers, self.generator = eps, input_range, tuple(layers), generator
-        self.checkpoint, self.leak = checkpoint, leak
+        self.checkpoint, self.leak, self.form = checkpoint, leak, form
         self._calls = lrp.StaticCalls() if static else None
-        self._variant = VARIANTS[variant](eps, input_range, generator, leak)
+        self._variant = VARIANTS[variant](eps, input_range, generator, leak, form)
         self._variant.epsilon()  # checks eps, leak and input_range now, not at the first batch
         self._range_is_checked = input_range is None
 

@@ -74,6 +74,7 @@ def build_isnet(config: RunConfig, model: nn.Module) -> ISNet:
         leak=heatmap.leak,
         static=heatmap.static,
         checkpoint=heatmap.checkpoint,
+        form=heatmap.form,
     )
 
 
