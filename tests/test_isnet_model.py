@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import lrpkernels as lrp
@@ -163,6 +164,19 @@ def test_every_variant_trains_and_gives_its_number_of_maps(variant: str, maps: i
     masks[:, :, 2:6, 2:6] = 1
     ISNetLoss()(out, torch.tensor([0, 2]), masks).total.backward()
     assert all(p.grad is not None and bool(torch.isfinite(p.grad).all()) for p in net.parameters())
+
+
+@pytest.mark.parametrize("variant", ["selective", "stochastic", "original", "dual", "gradient_times_input"])
+def test_several_labels_change_the_classification_alone(variant: str) -> None:
+    masks = torch.zeros(2, 1, 8, 8)
+    masks[:, :, 2:6, 2:6] = 1
+    out = ISNet(_small(), variant, layers=["2"]).train()(torch.rand(2, 1, 8, 8))  # type: ignore[arg-type]
+    labels = torch.tensor([[1, 0, 1], [0, 0, 0]])
+    found, single = ISNetLoss(p=0.6)(out, labels, masks), ISNetLoss(p=0.6)(out, torch.tensor([0, 2]), masks)
+    assert set(found.layers) == {"input", "2"} and torch.equal(found.heatmap, single.heatmap)
+    expected = F.binary_cross_entropy_with_logits(out.logits, labels.float())
+    torch.testing.assert_close(found.total, 0.4 * expected + 0.6 * single.heatmap)
+    found.total.backward()
 
 
 @pytest.mark.parametrize("loss", ["L2_d0.9", "hybrid_d0.9"])
