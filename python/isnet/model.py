@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -79,10 +79,6 @@ class ISNet(nn.Module):
             raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
         if variant not in VARIANTS:
             raise ValueError(f"variant must be one of {', '.join(VARIANTS)}, got {variant!r}")
-        if form not in get_args(Form):
-            raise ValueError(f"form must be one of {', '.join(get_args(Form))}, got {form!r}")
-        if leak and form == "layerwise":
-            raise ValueError(f'leak: only with form="flex", got {leak!r} with form="layerwise"')
         if isinstance(layers, str):
             raise ValueError(f"layers must be a list of module names, got the string {layers!r}")
         names = [name for name, _ in model.named_modules() if name]
@@ -98,7 +94,7 @@ class ISNet(nn.Module):
         self.checkpoint, self.leak, self.form = checkpoint, leak, form
         self._calls = lrp.StaticCalls() if static else None
         self._variant = VARIANTS[variant](eps, input_range, generator, leak, form)
-        self._variant.epsilon()  # checks eps, leak and input_range now, not at the first batch
+        self._variant.epsilon()  # checks eps and input_range now, not at the first batch
         self._range_is_checked = input_range is None
 
     @property

@@ -13,7 +13,7 @@ from isnet.data.biased_mnist import Mark, MaskKind
 from isnet.data.masked_images import MaskPolicy, Resize
 from isnet.loss import Foreground
 from isnet.train_config import TrainConfig
-from isnet.variants import Form
+from isnet.variants import Form, Selective
 
 Variant = Literal["standard", "selective", "stochastic", "original", "dual", "gradient_times_input"]
 
@@ -127,6 +127,9 @@ class HeatmapConfig:
     layer_decay: float = 0.8
     static: bool = False
     checkpoint: bool = False
+
+    def __post_init__(self) -> None:
+        Selective(self.eps, self.input_range, leak=self.leak, form=self.form).epsilon()  # checks them
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -37,6 +37,9 @@ class Variant(ABC):
         generator: source of the random choices, for variants that make any.
         leak: factor of the epsilon rule for switched-off units.
         form: where the epsilon rule has its stabilizers, "flex" or "layerwise".
+
+    Raises:
+        ValueError: an unknown form, or a leak in the layer form.
     """
 
     eps: float = 1e-2
@@ -44,6 +47,12 @@ class Variant(ABC):
     generator: torch.Generator | None = None
     leak: float = 0.0
     form: Form = "flex"
+
+    def __post_init__(self) -> None:
+        if self.form not in get_args(Form):
+            raise ValueError(f"form must be one of {', '.join(get_args(Form))}, got {self.form!r}")
+        if self.leak and self.form == "layerwise":
+            raise ValueError(f'leak: only with form="flex", got {self.leak!r} with form="layerwise"')
 
     def epsilon(self) -> lrp.Rule:
         """Epsilon in the form of LRP-Flex or of LRP-Block, z^B at the input if its range is known."""
