@@ -178,6 +178,27 @@ def test_settings_survive_json() -> None:
         RunConfig.from_json({"train": {"warp": 9}})
 
 
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (ModuleNotFoundError("No module named 'tensorboard'", name="tensorboard"), "'lrpkernels[tensorboard]'"),
+        (
+            ModuleNotFoundError("No module named 'monai.x'", name="monai.x"),
+            "'monai.x': pip install 'lrpkernels[isnet]'",
+        ),
+        (ModuleNotFoundError("the mark needs: pip install 'it'"), "needs: pip install 'it'"),
+    ],
+)
+def test_missing_extras_are_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: ModuleNotFoundError, text: str
+) -> None:
+    def fails() -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "app", fails)
+    assert run_main(monkeypatch, capsys).endswith(text)
+
+
 SETTINGS = (
     "--variant dual --foreground L2 --w-background 2 --w-foreground 0.5 --e 3 --decay 0.8 --layer-decay 0.6 --form layerwise "
     "--log-every 7 --momentum 0.8 --schedule step --milestone 2 --gamma 0.3 --p-schedule 4=0.9 --p-schedule 2=0.8"

@@ -35,7 +35,9 @@ def main() -> None:
     except ProcessLostError as error:
         _fail(str(error), speaks_first())  # not if another has said why
     except ModuleNotFoundError as error:
-        message = f"{error}. The command line needs: pip install 'lrpkernels[isnet]'"
+        package = (error.name or "").partition(".")[0]
+        extra = package if package in ("tensorboard", "lightning") else "isnet"
+        message = f"{error}: pip install 'lrpkernels[{extra}]'" if package else str(error)
         _fail(message, speaks_first(message))
     except (ValueError, OSError, RuntimeError, ArithmeticError) as error:
         _fail(str(error), speaks_first(str(error)))
