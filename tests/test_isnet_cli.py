@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import re
@@ -12,12 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.distributed.run
 import typer
 from matplotlib.figure import Figure
 from rich.console import Console
 from typer.testing import CliRunner
 
 from isnet import architectures, cli
+from isnet.cli import options
 from isnet.data import mnist
 from isnet.data.idx import encode_idx
 from isnet.experiments import demo
@@ -102,8 +105,8 @@ def test_train_evaluate_explain_report(tmp_path: Path, data_folder: Path) -> Non
 def test_compare_needs_the_same_digits_and_marks(
     tmp_path: Path, data_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name, options in (("a", []), ("b", ["--train-size", "40"]), ("texture", ["--mark", "texture"])):
-        run("train", tmp_path / name, "--data-folder", data_folder, *SMALL, *options)
+    for name, more in (("a", []), ("b", ["--train-size", "40"]), ("texture", ["--mark", "texture"])):
+        run("train", tmp_path / name, "--data-folder", data_folder, *SMALL, *more)
     assert "deceiving test: McNemar" in run("compare", tmp_path / "a", tmp_path / "b", "--resamples", "5")
     assert "images are not the same" in run_main(monkeypatch, capsys, "compare", tmp_path / "a", tmp_path / "texture")
 
@@ -153,6 +156,12 @@ def test_train_resumes_with_the_runs_own_settings(
         (["train", "{tmp}/run", "--warmup-background", "smooth"], "to be used with --warmup or --keep-replacing"),
         (["train", "{tmp}/run", "--monitor", "loss"], "monitor: biased MNIST has no validation images"),
         (["tune", "{tmp}/run", "--variant", "dual", "--c1", "1", "--c2", "2"], "--c1, --c2: isnet tune measures them"),
+        (
+            ["train", "{tmp}/run", "--variant", "dual", "--foreground", "L3"],
+            "foreground must be one of ('hybrid', 'L2', 'L1')",
+        ),
+        (["train", "{tmp}/run", "--form", "block"], "form must be one of flex, layerwise, got 'block'"),
+        (["train", "{tmp}/run", "--p-schedule", "3:0.5"], "--p-schedule: expected EPOCH=P, got '3:0.5'"),
         (["train", "{tmp}/run", "--arch", "resnet"], "architecture: expected monai:NAME"),
         (["train", "{tmp}/run", "--arch-arg", "width"], "expected key=value, got 'width'"),
         (["evaluate", "{tmp}/nothing"], "is not a run: it has no config.json"),
@@ -186,13 +195,62 @@ def test_settings_survive_json() -> None:
         RunConfig.from_json({"train": {"warp": 9}})
 
 
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (ModuleNotFoundError("No module named 'tensorboard'", name="tensorboard"), "'.[tensorboard]'"),
+        (
+            ModuleNotFoundError("No module named 'monai.x'", name="monai.x"),
+            "'monai.x'. In the folder of the sources: pip install --no-build-isolation '.[isnet]'",
+        ),
+        (ModuleNotFoundError("the mark needs: pip install 'it'"), "needs: pip install 'it'"),
+    ],
+)
+def test_missing_extras_are_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: ModuleNotFoundError, text: str
+) -> None:
+    def fails() -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "app", fails)
+    assert run_main(monkeypatch, capsys).endswith(text)
+
+
+SETTINGS = (
+    "--variant dual --foreground L2 --w-background 2 --w-foreground 0.5 --e 3 --decay 0.8 --layer-decay 0.6 --form layerwise "
+    "--log-every 7 --momentum 0.8 --schedule step --milestone 2 --gamma 0.3 --p-schedule 4=0.9 --p-schedule 2=0.8"
+)
+
+
+def test_every_setting_of_loss_and_schedule_is_an_option(tmp_path: Path) -> None:
+    configured = []
+    app = typer.Typer()
+    app.command()(functools.wraps(options.configure)(lambda **given: configured.append(options.configure(**given))))
+    assert CliRunner().invoke(app, [str(tmp_path / "run"), *SETTINGS.split()]).exit_code == 0
+    heatmap, train = configured[0].config.heatmap, configured[0].config.train
+    assert (heatmap.foreground, heatmap.w_background, heatmap.w_foreground) == ("L2", 2, 0.5)
+    assert (heatmap.e, heatmap.d, heatmap.layer_decay, heatmap.form) == (3, 0.8, 0.6, "layerwise")
+    assert (train.log_every, train.momentum, train.gamma) == (7, 0.8, 0.3)
+    assert train.p_schedule == ((2, 0.8), (4, 0.9))
+    assert RunConfig.from_json(json.loads(json.dumps(configured[0].config.to_json()))) == configured[0].config
+
+
+def test_torchrun_lets_every_option_pass_under_one_of_its_names() -> None:
+    """Its parser looks at all that follows and refuses what may stand for several of its own options."""
+    parser = torch.distributed.run.get_args_parser()
+    for option in typer.main.get_command(cli.app).commands["train"].params:
+        for name in {*option.opts[-1:], *option.secondary_opts}:
+            parsed = parser.parse_args(["--nproc-per-node", "2", "-m", "isnet", "train", "RUN", name, "1"])
+            assert parsed.training_script_args[-2:] == [name, "1"]
+
+
 def test_help_names_the_defaults() -> None:
-    options = {option.name: option for option in typer.main.get_command(cli.app).commands["train"].params}
+    found = {option.name: option for option in typer.main.get_command(cli.app).commands["train"].params}
     config = RunConfig()
     checked = 0
     for part in (config.data, config.heatmap, config.train):
         for field in dataclasses.fields(part):
-            shown = getattr(options.get(field.name), "show_default", None)
+            shown = getattr(found.get(field.name), "show_default", None)
             value = getattr(part, field.name)
             if isinstance(shown, str) and value is not None and not isinstance(value, bool):
                 shown = shown.split("; ")[-1].removesuffix(" for biased MNIST")

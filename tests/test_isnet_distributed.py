@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from isnet import cli
-from isnet.distributed import World
+from isnet.distributed import ProcessLostError, World, _losses_as_errors, speaks_first
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAIN = """
@@ -188,3 +188,26 @@ def test_a_killed_process_ends_the_job_and_its_checkpoint_is_taken_up(tmp_path: 
     assert "done 2" in finish(launch(tmp_path / "killed", 2))
     whole, resumed = (load_file(tmp_path / part / "last.safetensors") for part in ("whole", "killed"))
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+
+
+def test_broken_connections_and_sigterm_become_one_error_and_no_others_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    gloo = "[/build/third_party/gloo/gloo/transport/tcp/pair.cc:1] Read error: Connection reset by peer. This might ..."
+    try:
+        with pytest.raises(ProcessLostError, match="SIGTERM"), _losses_as_errors():
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN  # for the last words
+        with pytest.raises(ProcessLostError, match=r"\(Read error: Connection reset by peer\)$"), _losses_as_errors():
+            raise RuntimeError(gloo)
+        signal.signal(signal.SIGTERM, before)
+        with pytest.raises(RuntimeError, match=r"^shape") as caught, _losses_as_errors():
+            raise RuntimeError("shape")
+        assert not isinstance(caught.value, ProcessLostError) and signal.getsignal(signal.SIGTERM) is before
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert speaks_first("x") and speaks_first("x")  # alone
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    monkeypatch.setenv("MASTER_PORT", str(store.port))
+    assert [speaks_first(text) for text in ("x", "x", "y", None)] == [True, False, True, False]

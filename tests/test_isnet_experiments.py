@@ -217,8 +217,10 @@ def test_seeds_marks_and_background_from_the_command_line(monkeypatch: pytest.Mo
     chosen = ["--seeds", "3", "--warmup-background", "smooth"]
     marks = ["--mark", "place", "--mark", "photo"]
     for options in (["mnist", *chosen, *marks], ["xray", *chosen]):
-        assert CliRunner().invoke(cli.app, ["experiment", *options]).exit_code == 0
-        assert (asked[-1].seeds, asked[-1].warmup_background) == ((0, 1, 2), "smooth")
+        for method, methods in (("all", ()), ("Dual ISNet", ("Dual ISNet",))):
+            assert CliRunner().invoke(cli.app, ["experiment", *options, "--method", method]).exit_code == 0
+            assert (asked[-1].seeds, asked[-1].warmup_background) == ((0, 1, 2), "smooth")
+            assert asked[-1].methods == methods
     assert asked[0].marks == ("place", "photo")
     for name in ("mnist", "xray"):
         failed = CliRunner().invoke(cli.app, ["experiment", name, "--warmup-background", "pink"])

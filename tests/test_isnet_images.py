@@ -3,12 +3,18 @@
 import csv
 import io
 import json
+import random
+import sys
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from monai.transforms import Compose, RandFlipd
 from PIL import Image
 from torch import Tensor
 
@@ -25,6 +31,7 @@ from isnet.data import (
     apply_policy,
     audit,
     describe,
+    joint_transform,
     pixel_range,
     read_image,
     read_mask,
@@ -364,6 +371,83 @@ def test_augmentation_is_joint_and_repeats(folder: Path) -> None:
         assert ((moved_image > 0.5).float() - moved_mask).abs().sum() / moved_mask.sum() < 0.1
     with pytest.raises(ValueError, match="rotate: expected"):
         Augmentation(rotate=200)
+
+
+class _Image(Tensor):
+    pass
+
+
+class _Mask(Tensor):
+    pass
+
+
+def _v2(*parts: Tensor) -> tuple[Tensor, ...]:
+    """As torchvision's v2 transforms: of plain tensors the first alone counts as an image."""
+    if not any(isinstance(part, (_Image, _Mask)) for part in parts):
+        return (parts[0].flip(-1), *parts[1:])
+    return tuple(part.flip(-1) for part in parts)
+
+
+def _albumentations(image: np.ndarray, mask: np.ndarray) -> dict[str, np.ndarray]:
+    assert image.shape[:2] == mask.shape and image.flags.c_contiguous
+    return {"image": image[:, ::-1].squeeze(), "mask": mask[:, ::-1]}
+
+
+def _of(library: str, call: Any) -> Any:
+    """A transform of a class that says it is of ``library``."""
+    return type(
+        "Flip", (), {"__call__": lambda self, *args, **more: call(*args, **more), "__module__": f"{library}.flips"}
+    )()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("library", ["torchvision", "monai", "albumentations", "own"])
+def test_transforms_of_every_library_move_image_and_mask(
+    library: str, channels: int, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(
+        sys.modules, "torchvision", SimpleNamespace(tv_tensors=SimpleNamespace(Image=_wrap(_Image), Mask=_wrap(_Mask)))
+    )
+    transform = {
+        "torchvision": _of("torchvision", _v2),
+        "monai": Compose([RandFlipd(["image", "mask"], prob=1.0, spatial_axis=1)]),
+        "albumentations": _of("albumentations", _albumentations),
+        "own": lambda image, mask: (image.flip(-1), mask.flip(-1)),
+    }[library]
+    image, mask = torch.rand(channels, 6, 5), (torch.rand(1, 6, 5) > 0.5).float()
+    moved = joint_transform(transform)(image, mask)
+    for found, given in zip(moved, (image, mask), strict=True):
+        assert type(found) is Tensor and found.equal(given.flip(-1))
+    plain, flipped = (MaskedImages(read_table(folder), 8, channels=channels, transform=t)[3] for t in (None, transform))
+    assert flipped[0].equal(plain[0].flip(-1)) and flipped[2].equal(plain[2].flip(-1))
+
+
+def _wrap(kind: type[Tensor]) -> Callable[[Tensor], Tensor]:
+    return lambda tensor: tensor.as_subclass(kind)
+
+
+def test_transforms_that_return_something_else_are_refused() -> None:
+    image, mask = torch.rand(3, 6, 5), torch.ones(1, 6, 5)
+    for result, text in (
+        (image, r"got \[3, 6, 5\]$"),
+        ({"image": image}, "got dict"),
+        ((image, mask[0]), r"got \[3, 6, 5\], \[6, 5\]"),
+        ((image[..., 1:], mask), r"got \[3, 6, 4\], \[1, 6, 5\]"),
+        ((image, None), r"got \[3, 6, 5\], NoneType"),
+    ):
+        with pytest.raises(DataError, match=rf"expected image \[3, H, W\] and mask \[1, H, W\] of one size.*({text})"):
+            joint_transform(lambda *_, result=result: result)(image, mask)
+
+
+def test_own_transforms_draw_anew_each_epoch_and_alike_each_time(folder: Path) -> None:
+    def noisy(image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        return image + torch.rand(()) + np.random.rand() + random.random(), mask
+
+    images, before = MaskedImages(read_table(folder), SIDE, transform=noisy), (random.getstate(), torch.get_rng_state())
+    first, again = images[2][0], images[2][0]
+    images.set_epoch(1)
+    assert first.equal(again) and not first.equal(images[2][0])
+    assert random.getstate() == before[0] and torch.get_rng_state().equal(before[1])
 
 
 def test_flips_and_shifts_alone_move_whole_pixels() -> None:

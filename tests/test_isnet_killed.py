@@ -1,9 +1,13 @@
-"""One process, killed with SIGKILL at a moment of chance and taken up again, ends with the weights of a training that was let run."""
+"""Killed with SIGKILL at a moment of chance and taken up again, a training ends with the weights of one that was let run.
+
+Of several processes those that outlive another one say how to go on, and what all of them have to say is told once.
+"""
 
 from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -49,10 +53,11 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def start(folder: Path, run: str, *options: str) -> subprocess.Popen[str]:
+def start(folder: Path, run: str, *options: str, processes: int = 1) -> subprocess.Popen[str]:
     paths = [str(folder), str(ROOT), str(ROOT / "python"), os.environ.get("PYTHONPATH", "")]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     return subprocess.Popen(
-        [sys.executable, "-m", "isnet", "train", str(folder / run), *options],
+        [sys.executable, *(launcher if processes > 1 else []), "-m", "isnet", "train", str(folder / run), *options],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -82,3 +87,41 @@ def test_a_killed_training_goes_on_bit_for_bit(folder: Path) -> None:
         assert one.keys() == other.keys() and any(key.startswith("ema.") for key in one)
         for key in one:
             assert one[key].equal(other[key]), f"{key} differs, killed {delay:.3f} s after {awaited} had appeared"
+
+
+def ranks(job: subprocess.Popen[str]) -> dict[int, int]:
+    """Rank -> id of the processes that torchrun has started."""
+    children = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()
+    found = {}
+    for child in children:
+        environment = Path(f"/proc/{child}/environ").read_bytes().decode().split("\0")
+        found |= {int(entry[5:]): int(child) for entry in environment if entry.startswith("RANK=")}
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="processes are found in /proc")
+@pytest.mark.parametrize("lost", [0, 1])
+def test_the_survivor_of_a_killed_process_says_how_to_go_on(folder: Path, lost: int) -> None:
+    endless = "--arch small_network:small --channels 1 --size 12 --epochs 1000000 --batch-size 4 --save-every 1"
+    job = start(folder, "run", "--data", str(folder / "set"), *endless.split(), processes=2)
+    checkpoint = folder / "run" / "last.safetensors"
+    deadline = time.monotonic() + 120
+    while not checkpoint.exists() and job.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(ranks(job)[lost], signal.SIGKILL)
+    output, _ = job.communicate(timeout=120)
+    said = [line for line in output.splitlines() if line.startswith("isnet:")]
+    assert len(said) == 1 and "another process of this training has ended" in said[0], output
+    assert re.search(rf"; {re.escape(str(checkpoint))} holds step [1-9]\d*: go on with --resume$", said[0])
+    assert job.returncode != 0 and "isnet/training.py" not in output  # a traceback
+
+
+def test_errors_of_all_processes_are_told_once(folder: Path) -> None:
+    (folder / "set" / "masks" / "train" / "dark" / "3.png").unlink()
+    wrong = start(folder, "a", "--no-such-option", processes=2)
+    refused = start(folder, "b", "--data", str(folder / "set"), "--p", "2", processes=2)
+    arguments = "--arch small_network:small --channels 1 --size 12 --batch-size 4 --epochs 1"
+    lacking = start(folder, "c", "--data", str(folder / "set"), *arguments.split(), processes=2)
+    for job, text in ((wrong, "No such option"), (refused, "p: expected in [0, 1]"), (lacking, "3.png: no mask")):
+        output, _ = job.communicate(timeout=120)
+        assert job.returncode != 0 and output.count(text) == 1, output

@@ -14,6 +14,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from isnet import ISNet, ISNetLoss
 from isnet.lightning import ISNetModule
 
+QUIET = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+
 
 def data() -> TensorDataset:
     generator = torch.Generator().manual_seed(0)
@@ -43,15 +45,9 @@ def test_same_weights_as_by_hand(every: int) -> None:
     net, loss = network(), ISNetLoss(p=0.6)
     expected = by_hand(copy.deepcopy(net), loss, every)
     module = ISNetModule(net, loss, lr=0.01, heatmap_every=every)
-    quiet = {
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-    }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about data loader processes
-        trainer = lightning.Trainer(max_epochs=1, accelerator="cpu", **quiet)
+        trainer = lightning.Trainer(max_epochs=1, accelerator="cpu", **QUIET)
         trainer.fit(module, DataLoader(data(), batch_size=4), DataLoader(data(), batch_size=4))
     for ours, theirs in zip(net.parameters(), expected.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs)
@@ -83,6 +79,31 @@ def test_heatmap_steps_are_counted_over_epochs_and_interruptions(tmp_path: Path)
             trainer.fit(module, DataLoader(data(), batch_size=4), ckpt_path=checkpoint)
             trainer.save_checkpoint(tmp_path / "one.ckpt")
     assert steps == [False, False, False, True, False, False, False, True, False]
+
+
+class Told(TensorDataset):
+    """Notes the epoch in which each item was asked for."""
+
+    epoch = -1
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
+        seen.append(self.epoch)
+        return super().__getitem__(index)
+
+
+seen: list[int] = []
+
+
+def test_the_training_set_is_told_the_epoch() -> None:
+    loader = DataLoader(Told(*data().tensors), batch_size=6)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer = lightning.Trainer(max_epochs=3, accelerator="cpu", **QUIET)
+        trainer.fit(ISNetModule(network(), ISNetLoss()), loader)
+    assert seen == 12 * [0] + 12 * [1] + 12 * [2]
 
 
 def test_faulty_settings() -> None:

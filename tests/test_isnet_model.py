@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import lrpkernels as lrp
 from isnet import ISNet, ISNetLoss, ISNetOutput, selective_score, stochastic_target
 from isnet.evaluation import heatmaps
 from isnet.variants import VARIANTS, PositiveEvidence, logit_sum
-from lrpkernels.functional import ratio
 
 DATA = Path(__file__).parent / "data"
 
@@ -168,27 +168,29 @@ def test_every_variant_trains_and_gives_its_number_of_maps(variant: str, maps: i
     assert all(p.grad is not None and bool(torch.isfinite(p.grad).all()) for p in net.parameters())
 
 
-class _PooledEvidence(PositiveEvidence):
-    """The layer form of the Dual ISNet's z+ map: stabilized at max pooling, too."""
-
-    def max_pool(self, op, multiplier: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
-        return op.winner(ratio(multiplier, op.output.tensor, op.output.tensor, epsilon=self.eps))
+@pytest.mark.parametrize("variant", ["selective", "stochastic", "original", "dual", "gradient_times_input"])
+def test_several_labels_change_the_classification_alone(variant: str) -> None:
+    masks = torch.zeros(2, 1, 8, 8)
+    masks[:, :, 2:6, 2:6] = 1
+    out = ISNet(_small(), variant, layers=["2"]).train()(torch.rand(2, 1, 8, 8))  # type: ignore[arg-type]
+    labels = torch.tensor([[1, 0, 1], [0, 0, 0]])
+    found, single = ISNetLoss(p=0.6)(out, labels, masks), ISNetLoss(p=0.6)(out, torch.tensor([0, 2]), masks)
+    assert set(found.layers) == {"input", "2"} and torch.equal(found.heatmap, single.heatmap)
+    expected = F.binary_cross_entropy_with_logits(out.logits, labels.float())
+    torch.testing.assert_close(found.total, 0.4 * expected + 0.6 * single.heatmap)
+    found.total.backward()
 
 
 @pytest.mark.parametrize("loss", ["L2_d0.9", "hybrid_d0.9"])
 def test_dual_heatmaps_and_gradients_equal_the_recorded_ones_in_the_layer_form(loss: str) -> None:
     recorded = _recorded("dual", "block")
-    model = _network(recorded).eval()
-    box = lrp.ZBox(0.0, 1.0, eps=1e-2)
-    with lrp.record(model, torch.from_numpy(recorded["x"])) as tape:
-        logits = tape.output
-        rules = (_PooledEvidence(1e-2, first=box, logits=logits), lrp.EpsilonLayerwise(1e-2, first=box))
-        heatmaps = torch.stack([tape.relevance(logit_sum, rule) for rule in rules], 1)
-    expected = recorded["heatmap__input"]
+    net = _training(ISNet(_network(recorded), "dual", eps=1e-2, form="layerwise"))
+    out, model = net(torch.from_numpy(recorded["x"])), net.model
+    heatmaps, expected = out.heatmaps["input"], recorded["heatmap__input"]
     np.testing.assert_allclose(heatmaps.detach().numpy(), expected, rtol=1e-9, atol=1e-12 * np.abs(expected).max())
     criterion = ISNetLoss(c1=recorded["C1__input"].tolist(), c2=recorded["C2__input"].tolist(), **LOSSES[loss])  # type: ignore[arg-type]
     labels, masks = torch.from_numpy(recorded["y"]), torch.from_numpy(recorded["mask"])
-    terms = criterion(ISNetOutput(logits, {"input": heatmaps}), labels, masks)
+    terms = criterion(out, labels, masks)
     np.testing.assert_allclose(terms.total.item(), recorded[f"loss__{loss}__total"], rtol=1e-9)
     terms.total.backward()
     compared = 0
@@ -209,6 +211,29 @@ def test_dual_isnet_gives_the_recorded_maps_up_to_where_the_stabilizer_stands() 
     maps = _training(ISNet(_network(recorded), "dual", eps=1e-2))(x).heatmaps["input"].detach()
     deviation = (maps - expected).abs().amax((0, 2, 3, 4)) / expected.abs().amax((0, 2, 3, 4))
     assert deviation[0] < 0.01 and deviation[1] < 0.2
+
+
+@pytest.mark.parametrize("variant", ["selective", "stochastic", "original", "dual"])
+def test_the_layer_form_agrees_with_flex_as_eps_vanishes_and_trains(variant: str) -> None:
+    torch.manual_seed(3)
+    x, masks = torch.rand(3, 1, 10, 10, dtype=torch.float64), torch.zeros(3, 1, 10, 10)
+    masks[..., 2:8, 2:8] = 1
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 5, 3), nn.ReLU(), nn.Flatten(), nn.Linear(20, 3),
+    ).double()  # fmt: skip
+
+    def maps(form: str, eps: float) -> Tensor:
+        options = {"generator": torch.Generator().manual_seed(0), "form": form, "eps": eps}
+        net = ISNet(copy.deepcopy(model), variant, **options).train()  # type: ignore[arg-type]
+        out = net(x)
+        ISNetLoss()(out, torch.tensor([0, 1, 2]), masks).total.backward()
+        assert all(p.grad is not None and bool(torch.isfinite(p.grad).all()) for p in net.parameters())
+        return out.heatmaps["input"].detach()
+
+    far, near = (
+        (maps("layerwise", eps) - maps("flex", eps)).abs().max() / maps("flex", eps).abs().max() for eps in (1e-2, 1e-9)
+    )
+    assert far > 1e-3 and near < 1e-5
 
 
 def test_positive_evidence_of_signed_features_pairs_signs_as_the_rule_says() -> None:
@@ -309,6 +334,10 @@ def test_bad_settings_are_named() -> None:
     model = _small()
     with pytest.raises(ValueError, match="variant must be one of selective, stochastic"):
         ISNet(model, "best")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="form must be one of flex, layerwise, got 'block'"):
+        ISNet(model, form="block")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="leak: only with form"):
+        ISNet(model, leak=0.1, form="layerwise")
     with pytest.raises(ValueError, match="no module 'layer2'"):
         ISNet(model, layers=["layer2"])
     with pytest.raises(ValueError, match="list of module names"):

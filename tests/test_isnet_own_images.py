@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-from isnet import cli, run_data
+from isnet import ISNet, cli, run_data, validation
 from isnet.data import DataError, MaskedImages, Problem
 from isnet.distributed import World
 from isnet.run_config import ImagesConfig
@@ -114,8 +114,20 @@ def test_every_variant_trains(folder: Path, tmp_path: Path, variant: str, layers
     assert not torch.equal(load_run(tmp_path / "run").model.first[0].weight, before.first[0].weight)
 
 
-@pytest.mark.parametrize("variant", ["standard", "selective", "stochastic"])
-def test_several_labels_per_image(folder: Path, tmp_path: Path, variant: str) -> None:
+def test_the_layer_form_is_measured_and_validated_by(folder: Path, tmp_path: Path) -> None:
+    found = {}
+    for form in ("flex", "layerwise"):
+        path = tmp_path / form
+        run("train", path, "--data", folder, "--variant", "original", *SHORT, "--eps", "0.5", "--form", form)
+        assert load_config(path).heatmap.form == form
+        found[form] = json.loads((path / "ranges.json").read_text())["input"]["c1"]
+    assert found["flex"] != found["layerwise"]
+    assert validation._explained(Tiny(), ISNet(Tiny(), form="layerwise")).form == "layerwise"
+
+
+@pytest.mark.parametrize("layers", [[], ["first"]], ids=["input", "deep supervision"])
+@pytest.mark.parametrize("variant", ["standard", "selective", "stochastic", "original", "dual", "gradient_times_input"])
+def test_several_labels_per_image(folder: Path, tmp_path: Path, variant: str, layers: list[str]) -> None:
     rows = []
     for split in ("train", "test"):
         for label, name in enumerate(("dark", "light")):
@@ -147,9 +159,12 @@ def test_several_labels_per_image(folder: Path, tmp_path: Path, variant: str) ->
         "--variant",
         variant,
         *(SHORT if variant == "standard" else TUNED),
+        *(argument for layer in layers for argument in ("--layer", layer)),
     )
     scores = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert set(scores["scores"]["test"]) == {"", "H0", "H1"}
+    if variant != "standard":
+        assert set(json.loads((tmp_path / "run" / "ranges.json").read_text())) == {"input", *layers}
     assert load_config(tmp_path / "run").data.multi_label
 
 

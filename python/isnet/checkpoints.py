@@ -5,8 +5,10 @@ One file, renamed into place, so that a checkpoint is either whole or absent, an
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -74,18 +76,8 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         FileNotFoundError: no such file.
         CheckpointError: not a whole checkpoint of this format.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint at {path}")
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-    except safetensors.SafetensorError as error:
-        raise CheckpointError(f"{path}: not a whole safetensors file ({error})") from error
-    if metadata.get("format") != _FORMAT:
-        raise CheckpointError(f"{path}: expected format {_FORMAT}, got {metadata.get('format')}")
-    header = json.loads(metadata["state"])
+    with _opened(path) as (file, header):
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     model, ema = (
         {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
         for prefix in ("model.", "ema.")
@@ -101,6 +93,28 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
                 state[int(index)][key] = value
         optimizer = {"state": state, "param_groups": header["optimizer"]["param_groups"]}
     return Checkpoint(header["step"], model, optimizer, header["settings"], ema or None)
+
+
+def checkpoint_step(path: str | os.PathLike[str]) -> int:
+    """The optimizer steps done in a checkpoint; raises as :func:`load_checkpoint` does, but reads no tensor."""
+    with _opened(path) as (_, header):
+        return header["step"]
+
+
+@contextlib.contextmanager
+def _opened(path: str | os.PathLike[str]) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """The open file and its JSON header."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}")
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != _FORMAT:
+                raise CheckpointError(f"{path}: expected format {_FORMAT}, got {metadata.get('format')}")
+            yield file, json.loads(metadata["state"])
+    except safetensors.SafetensorError as error:
+        raise CheckpointError(f"{path}: not a whole safetensors file ({error})") from error
 
 
 def load_model_state(

@@ -9,13 +9,24 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from datetime import timedelta
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
 from torch import nn
+
+
+class ProcessLostError(RuntimeError):
+    """Another process of the training has ended, or cannot be reached, or torchrun ends this one: none can go on alone."""
+
+
+class _Terminated(BaseException):
+    """SIGTERM; not an error, which code on the way might take for one of its own."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +100,9 @@ def launched_world(device: str) -> Iterator[tuple[World, str]]:
 
     Yields:
         The world, and the device of this process. Without torchrun: this process alone, and ``device``.
+
+    Raises:
+        ProcessLostError: in the block, a connection to another process broke, or SIGTERM came.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield current_world(), device
@@ -100,9 +114,60 @@ def launched_world(device: str) -> Iterator[tuple[World, str]]:
         backend = "nccl"
     dist.init_process_group(backend)
     try:
-        yield current_world(), device
-        dist.barrier()  # nobody leaves while another still talks to it
+        with _losses_as_errors():
+            yield current_world(), device
+            dist.barrier()  # nobody leaves while another still talks to it
     finally:
         # What reference cycles keep of DDP holds the group, whose threads must not outlive the interpreter.
         gc.collect()
         dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _losses_as_errors() -> Iterator[None]:
+    """Raises ProcessLostError for broken connections and for SIGTERM, which torchrun sends to the others when one process ends.
+
+    After such an error SIGTERM stays ignored, so that it cannot cut this process short while it says so; what does not end then gets
+    SIGKILL from torchrun. Otherwise the former handler is back at the end.
+    """
+
+    def terminate(*_: object) -> NoReturn:
+        raise _Terminated
+
+    catches = threading.current_thread() is threading.main_thread()  # handlers can be set there alone
+    after = signal.signal(signal.SIGTERM, terminate) if catches else None
+    try:
+        yield
+    except _Terminated:
+        after = signal.SIG_IGN
+        raise ProcessLostError(
+            "SIGTERM: another process of this training has ended, or the training was told to end"
+        ) from None
+    except RuntimeError as error:
+        # gloo's errors have no class of their own.
+        if not (isinstance(error, dist.DistError) or "gloo/transport" in str(error)):
+            raise
+        after = signal.SIG_IGN
+        # The first sentence, without the place in gloo's source.
+        reason = str(error).partition("\n")[0].split("] ", 1)[-1].partition(". ")[0]
+        raise ProcessLostError(f"another process of this training has ended or cannot be reached ({reason})") from error
+    finally:
+        if catches:
+            signal.signal(signal.SIGTERM, after or signal.SIG_DFL)
+
+
+def speaks_first(text: str | None = None) -> bool:
+    """Whether this process is to print an error: the first of those that torchrun started to say ``text``, or, for None, anything.
+
+    They ask the store of torchrun itself, which outlives each of them. Without torchrun, or where it cannot be asked: True.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != str(True):
+        return True
+    try:
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        store = dist.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=5))
+        key = f"isnet/{os.environ.get('TORCHELASTIC_RESTART_COUNT')}/said"
+        first = store.add(key, 1) == 1
+        return first if text is None else store.add(f"{key}/{text}", 1) == 1
+    except (KeyError, ValueError, RuntimeError):
+        return True

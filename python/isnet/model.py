@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import lrpkernels as lrp
 
 from .evaluation import heatmaps
-from .variants import VARIANTS
+from .variants import VARIANTS, Form
 
 VariantName = Literal["selective", "stochastic", "original", "dual", "gradient_times_input"]
 
@@ -52,10 +52,12 @@ class ISNet(nn.Module):
             makes the loss see a background that acts by inhibition (docs/isnet.md).
         static: the model makes the same PyTorch calls in every training step: its Python code runs once for each form of input, later
             steps run these calls alone, which saves time on small layers (:class:`lrpkernels.StaticCalls` says what that asks for).
+        form: where epsilon maps have their stabilizers: "flex", at each ReLU (LRP-Flex), or "layerwise", at every linear layer, pooling
+            and sum (LRP-Block), the second for comparison: there is no ``leak`` in it (docs/isnet.md, "Choices").
 
     Raises:
         TypeError: ``model`` is no module.
-        ValueError: an unknown variant or layer name, eps, leak or input_range out of range.
+        ValueError: an unknown variant, form or layer name, eps, leak or input_range out of range.
 
     Source: Bassi et al., Nature Communications 15:291, 2024; Bassi, Decherchi, Cavalli, arXiv 2401.08409; docs/method.md section 2.
     """
@@ -71,6 +73,7 @@ class ISNet(nn.Module):
         checkpoint: bool = False,
         leak: float = 0.0,
         static: bool = False,
+        form: Form = "flex",
     ) -> None:
         super().__init__()
         if not isinstance(model, nn.Module):
@@ -89,10 +92,10 @@ class ISNet(nn.Module):
         self.model = model
         self.variant = variant
         self.eps, self.input_range, self.layers, self.generator = eps, input_range, tuple(layers), generator
-        self.checkpoint, self.leak = checkpoint, leak
+        self.checkpoint, self.leak, self.form = checkpoint, leak, form
         self._calls = lrp.StaticCalls() if static else None
-        self._variant = VARIANTS[variant](eps, input_range, generator, leak)
-        self._variant.epsilon()  # checks eps, leak and input_range now, not at the first batch
+        self._variant = VARIANTS[variant](eps, input_range, generator, leak, form)
+        self._variant.epsilon()  # checks eps and input_range now, not at the first batch
         self._range_is_checked = input_range is None
 
     @property

@@ -205,6 +205,7 @@ def tune(
         leak=network.leak,
         checkpoint=network.checkpoint,
         static=network.is_static,
+        form=network.form,
     )
     totals = RelevanceTotals(per_map=network.variant == "dual")
     fit(

@@ -13,6 +13,7 @@ from isnet.data.biased_mnist import Mark, MaskKind
 from isnet.data.masked_images import MaskPolicy, Resize
 from isnet.loss import Foreground
 from isnet.train_config import TrainConfig
+from isnet.variants import Form, Selective
 
 Variant = Literal["standard", "selective", "stochastic", "original", "dual", "gradient_times_input"]
 
@@ -113,6 +114,7 @@ class HeatmapConfig:
 
     eps: float = 1e-2
     leak: float = 0.0
+    form: Form = "flex"
     input_range: tuple[Any, Any] | None = (0.0, 1.0)
     layers: tuple[str, ...] = ()
     d: float = 0.9
@@ -125,6 +127,9 @@ class HeatmapConfig:
     layer_decay: float = 0.8
     static: bool = False
     checkpoint: bool = False
+
+    def __post_init__(self) -> None:
+        Selective(self.eps, self.input_range, leak=self.leak, form=self.form).epsilon()  # checks them
 
 
 @dataclass(frozen=True)

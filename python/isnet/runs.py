@@ -21,7 +21,7 @@ from torch.utils.data import Dataset, Subset
 from isnet._files import atomic_path, write_json
 from isnet._steps import require_validation
 from isnet.architectures import build_architecture
-from isnet.checkpoints import CheckpointError, load_checkpoint, load_model_state
+from isnet.checkpoints import CheckpointError, checkpoint_step, load_checkpoint, load_model_state
 from isnet.distributed import current_world
 from isnet.evaluation import Example, evaluate, masked_rows, predict, spread_rows
 from isnet.loss import ISNetLoss
@@ -80,6 +80,7 @@ def build_isnet(config: RunConfig, model: nn.Module) -> ISNet:
         leak=heatmap.leak,
         static=heatmap.static,
         checkpoint=heatmap.checkpoint,
+        form=heatmap.form,
     )
 
 
@@ -370,3 +371,11 @@ def require_same_run(folder: str | os.PathLike[str], asked: RunConfig) -> None:
     ]
     if differences:
         raise CheckpointError(f"{path} is a run with other settings ({'; '.join(differences)})")
+
+
+def what_to_resume(folder: str | os.PathLike[str]) -> str:
+    """A text on what an interrupted run in ``folder`` can go on from."""
+    for path in (Path(folder) / CHECKPOINT_NAME, Path(folder) / _TUNING_FOLDER / CHECKPOINT_NAME):
+        if path.exists():
+            return f"{path} holds step {checkpoint_step(path)}: go on with --resume"
+    return "there is no checkpoint yet: begin again with --resume"

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 import lrpkernels as lrp
 from lrpkernels.functional import ratio
+
+Form = Literal["flex", "layerwise"]
 
 
 @dataclass(frozen=True)
@@ -34,16 +36,30 @@ class Variant(ABC):
         input_range: (low, high) of the pixels for z^B at the input, or None.
         generator: source of the random choices, for variants that make any.
         leak: factor of the epsilon rule for switched-off units.
+        form: where the epsilon rule has its stabilizers, "flex" or "layerwise".
+
+    Raises:
+        ValueError: an unknown form, or a leak in the layer form.
     """
 
     eps: float = 1e-2
     input_range: tuple[Any, Any] | None = (0.0, 1.0)
     generator: torch.Generator | None = None
     leak: float = 0.0
+    form: Form = "flex"
+
+    def __post_init__(self) -> None:
+        if self.form not in get_args(Form):
+            raise ValueError(f"form must be one of {', '.join(get_args(Form))}, got {self.form!r}")
+        if self.leak and self.form == "layerwise":
+            raise ValueError(f'leak: only with form="flex", got {self.leak!r} with form="layerwise"')
 
     def epsilon(self) -> lrp.Rule:
-        """Epsilon in the form of LRP-Flex, z^B at the input if its range is known."""
-        return lrp.Epsilon(self.eps, first=_first(self.eps, self.input_range), leak=self.leak)
+        """Epsilon in the form of LRP-Flex or of LRP-Block, z^B at the input if its range is known."""
+        first = _first(self.eps, self.input_range)
+        if self.form == "layerwise":
+            return lrp.EpsilonLayerwise(self.eps, first=first)
+        return lrp.Epsilon(self.eps, first=first, leak=self.leak)
 
     def composites(self) -> list[lrp.Composite | lrp.Rule]:
         """The rules that :meth:`explained` will ask for, known ahead of the forward pass: it keeps what they read."""
@@ -90,9 +106,11 @@ class PositiveEvidence(lrp.ZPlus):
 
     Args:
         logits: the output of the layer where the pass starts.
+        pools: stabilize max pooling, too, as LRP-Block does.
     """
 
     logits: Tensor | None = None
+    pools: bool = False
     reads = lrp.ZPlus.reads
 
     def linear(self, block: Any, multipliers: tuple[Tensor, Tensor | None]) -> Tensor:
@@ -108,6 +126,10 @@ class PositiveEvidence(lrp.ZPlus):
         evidence = evidence + block.map.forward(a.clamp(max=0), down, None)
         s = ratio(g, evidence, evidence, epsilon=self.eps)
         return torch.where(a >= 0, block.map.transpose(s, up), block.map.transpose(s, down))
+
+    def max_pool(self, op: Any, multiplier: Tensor) -> Tensor:
+        t = op.output.tensor
+        return op.winner(ratio(multiplier, t, t, epsilon=self.eps) if self.pools else multiplier)
 
 
 class Dual(Variant):
@@ -125,7 +147,8 @@ class Dual(Variant):
         return [Explained(logit_sum, self._zplus(logits)), Explained(logit_sum, self.epsilon())]
 
     def _zplus(self, logits: Tensor | None) -> lrp.Rule:
-        return PositiveEvidence(self.eps, first=_first(self.eps, self.input_range), logits=logits)
+        first, pools = _first(self.eps, self.input_range), self.form == "layerwise"
+        return PositiveEvidence(self.eps, first=first, logits=logits, pools=pools)
 
 
 class GradientTimesInput(Variant):

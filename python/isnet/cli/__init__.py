@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +17,7 @@ from rich.markup import escape
 from isnet.cli import data as data_commands
 from isnet.cli import experiment as experiment_commands
 from isnet.cli.options import Device, Options, RunFolder, configure
+from isnet.distributed import ProcessLostError, World, launched_world, speaks_first
 from isnet.run_config import HeatmapConfig, RunConfig
 
 if TYPE_CHECKING:
@@ -31,20 +34,36 @@ _errors = Console(stderr=True)
 
 
 def main() -> None:
-    """Runs the command line; expected errors end it with one line and status 1."""
+    """Runs the command line; expected errors end it with one line and status 1. Processes of torchrun that fail alike say so once."""
     try:
-        app()
+        _run()
+    except ProcessLostError as error:
+        _fail(str(error), speaks_first())  # not if another has said why
     except ModuleNotFoundError as error:
-        _fail(
-            f"{error}. The command line needs the extra isnet; in the folder of the sources: "
-            "pip install --no-build-isolation '.[isnet]'"
-        )
+        package = (error.name or "").partition(".")[0]
+        extra = package if package in ("tensorboard", "lightning") else "isnet"
+        hint = f". In the folder of the sources: pip install --no-build-isolation '.[{extra}]'" if package else ""
+        _fail(f"{error}{hint}", speaks_first(f"{error}"))
     except (ValueError, OSError, RuntimeError, ArithmeticError) as error:
-        _fail(str(error))
+        _fail(str(error), speaks_first(str(error)))
 
 
-def _fail(message: str) -> None:
-    _errors.print(f"[bold red]isnet:[/] {escape(message)}", soft_wrap=True)
+def _run() -> None:
+    """The command line; of torchrun's processes the first alone complains about its use."""
+    if os.environ.get("RANK", "0") == "0":
+        return app()
+    try:
+        status = app(standalone_mode=False)
+    except Exception as error:
+        if not hasattr(error, "exit_code"):  # that of a wrong use
+            raise
+        status = error.exit_code
+    raise SystemExit(status)
+
+
+def _fail(message: str, speaks: bool) -> None:
+    if speaks:
+        _errors.print(f"[bold red]isnet:[/] {escape(message)}", soft_wrap=True)
     raise SystemExit(1)
 
 
@@ -69,9 +88,8 @@ def _checked_data(config: RunConfig, is_main: bool) -> RunData:
 def _train(options: Options) -> None:
     """Trains a network on your own images (--data) or on biased MNIST and scores it; several processes with torchrun."""
     from isnet import runs
-    from isnet.distributed import launched_world
 
-    with launched_world(options.device) as (world, device):
+    with _joined(options) as (world, device):
         data = _checked_data(options.config, world.is_main)
         trained = runs.train_run(options.folder, options.config, data=data, device=device, resume=options.resume)
     # Scoring may take longer than processes wait for each other: the others have left.
@@ -87,17 +105,28 @@ def _tune(options: Options) -> None:
     import dataclasses
 
     from isnet import runs
-    from isnet.distributed import launched_world
 
     if (options.config.heatmap.c1, options.config.heatmap.c2) != (HeatmapConfig.c1, HeatmapConfig.c2):
         raise ValueError("--c1, --c2: isnet tune measures them")
     config = options.config if options.config.tune else dataclasses.replace(options.config, tune=2)
-    with launched_world(options.device) as (world, device):
+    with _joined(options) as (world, device):
         data = _checked_data(config, world.is_main)
         path = runs.tune_run(options.folder, config, data=data, device=device, resume=options.resume)
     if world.is_main:
         typer.echo(path.read_text())
         typer.echo(f"Ranges: {path}")
+
+
+@contextlib.contextmanager
+def _joined(options: Options) -> Iterator[tuple[World, str]]:
+    """The processes of a training; if one is lost, the others tell what there is to go on from."""
+    from isnet import runs
+
+    try:
+        with launched_world(options.device) as joined:
+            yield joined
+    except ProcessLostError as error:
+        raise ProcessLostError(f"{error}; {runs.what_to_resume(options.folder)}") from error
 
 
 _with_settings("train", _train)

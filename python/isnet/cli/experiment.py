@@ -20,6 +20,10 @@ def _seeds_and_background(seeds: int | None, warmup_background: str | None) -> d
     return changes if warmup_background is None else {**changes, "warmup_background": warmup_background}
 
 
+def _methods(method: list[str] | None) -> dict[str, Any]:
+    return {} if not method else {"methods": () if method == ["all"] else tuple(method)}
+
+
 @app.command()
 def mnist(
     preset: Annotated[
@@ -48,9 +52,7 @@ def mnist(
     """Every method on biased MNIST, several kinds of mark; goes on where it was interrupted."""
     from isnet.experiments import mnist as experiment
 
-    changes: dict[str, Any] = {"data_folder": str(data_folder)}
-    if method:
-        changes["methods"] = () if method == ["all"] else tuple(method)
+    changes: dict[str, Any] = {"data_folder": str(data_folder), **_methods(method)}
     if mark:
         changes["marks"] = tuple(mark)
     if out is not None:
@@ -102,7 +104,9 @@ def xray(
     held_out: Annotated[
         list[str] | None, typer.Option(help="Patient that only tests see; repeatable.", show_default="totalsegmentator")
     ] = None,
-    method: Annotated[list[str] | None, typer.Option(help="Only this method; repeatable.", show_default="all")] = None,
+    method: Annotated[
+        list[str] | None, typer.Option(help="Only this method, or all; repeatable.", show_default="all")
+    ] = None,
     warmup_background: Annotated[str | None, _WARMUP_BACKGROUND] = None,
     seeds: Annotated[
         int | None,
@@ -113,7 +117,7 @@ def xray(
     """Chest radiographs out of distribution: rendered from four CTs (semi-synthetic), or your own; goes on where it stopped."""
     from isnet.experiments import xray as experiment
 
-    changes: dict[str, Any] = {"ct_folder": str(ct_folder), "methods": tuple(method or ())}
+    changes: dict[str, Any] = {"ct_folder": str(ct_folder), **_methods(method)}
     for name, value in (("data", data), ("images", images), ("folder", out)):
         if value is not None:
             changes[name] = str(value)

@@ -28,6 +28,7 @@ class Options(NamedTuple):
     resume: bool
 
 
+# The options that torchrun's parser takes for abbreviations of its own (all of them, wherever they stand) have a second name.
 def _option(panel: str, text: str, default: str | None = None, **more: Any) -> Any:
     names = more.pop("names", ())
     return typer.Option(*names, help=text, show_default=default or False, rich_help_panel=panel, **more)
@@ -123,6 +124,8 @@ def configure(
     milestone: Annotated[
         list[int] | None, _option(_TRAIN, "Epoch at which the step schedule falls; repeatable.")
     ] = None,
+    gamma: Annotated[float | None, _option(_TRAIN, "Factor on it at each milestone.", "0.1")] = None,
+    momentum: Annotated[float | None, _option(_TRAIN, "Of sgd.", "0.9")] = None,
     weight_decay: Annotated[float | None, _option(_TRAIN, "Of either optimizer.", "0.01")] = None,
     clip_norm: Annotated[float | None, _option(_TRAIN, "Largest gradient norm, 0 = no limit.", "1")] = None,
     precision: Annotated[
@@ -137,6 +140,7 @@ def configure(
             _TRAIN,
             "Validation score that chooses the checkpoint of own images: loss, classification, accuracy, none.",
             "loss",
+            names=("--monitor", "--best-by"),
         ),
     ] = None,
     patience: Annotated[int | None, _option(_TRAIN, "Stop after so many epochs without a better one.", "never")] = None,
@@ -151,6 +155,10 @@ def configure(
     seed: Annotated[int | None, _option(_TRAIN, "Seed of data and training.", "0")] = None,
     p: Annotated[float | None, _option(_LOSS, "P, share of the heatmap loss.", "0.7", names=("--p",))] = None,
     p_ramp: Annotated[float | None, _option(_LOSS, "Epochs over which P rises from 0.", "0")] = None,
+    p_schedule: Annotated[
+        list[str] | None,
+        _option(_LOSS, "P from that epoch after the warm-up on, 5=0.9 for example; repeatable.", metavar="EPOCH=P"),
+    ] = None,
     balance: Annotated[
         str | None, _option(_LOSS, "fixed: P as set; auto: from the running means of both losses.", "fixed")
     ] = None,
@@ -162,7 +170,11 @@ def configure(
         list[str] | None,
         _option(_LOSS, "Module whose relevance is supervised, too (LRP deep supervision); repeatable."),
     ] = None,
+    layer_decay: Annotated[float | None, _option(_LOSS, "GWRP decay over the supervised layers.", "0.8")] = None,
     eps: Annotated[float | None, _option(_LOSS, "Stabiliser of the epsilon rule.", "0.01")] = None,
+    form: Annotated[
+        str | None, _option(_LOSS, "Where it stands: flex (at each ReLU) or layerwise (at every layer).", "flex")
+    ] = None,
     leak: Annotated[
         float | None, _option(_LOSS, "Factor for switched-off units in the epsilon rule, which shows inhibition.", "0")
     ] = None,
@@ -173,7 +185,14 @@ def configure(
     less_memory: Annotated[
         bool | None, _option(_LOSS, "Save less of a step for its backward pass and make it again there.", "off")
     ] = None,
-    d: Annotated[float | None, _option(_LOSS, "GWRP decay of the heatmap loss.", "0.9", names=("--d",))] = None,
+    d: Annotated[
+        float | None,
+        _option(_LOSS, "GWRP decay of the heatmap loss.", "0.9", names=("--d", "--decay")),
+    ] = None,
+    e: Annotated[
+        float | None,
+        _option(_LOSS, "E, the background score that costs log 2.", "1", names=("--e", "--background-scale")),
+    ] = None,
     c1: Annotated[
         float | None, _option(_LOSS, "Lower end of natural foreground relevance.", "measured; 1 for biased MNIST")
     ] = None,
@@ -186,7 +205,12 @@ def configure(
             "2; 0 with --c1 and --c2, or for biased MNIST",
         ),
     ] = None,
+    foreground: Annotated[
+        str | None, _option(_LOSS, "Right side of the foreground loss: hybrid, L2 or L1.", "hybrid")
+    ] = None,
     w_foreground: Annotated[float | None, _option(_LOSS, "Weight of the foreground loss.", "1")] = None,
+    w_background: Annotated[float | None, _option(_LOSS, "Weight of the background loss.", "1")] = None,
+    log_every: Annotated[int | None, _option(_OUT, "Steps between two lines of the log.", "20")] = None,
     save_every: Annotated[
         int | None, _option(_OUT, "Steps between two checkpoints within an epoch.", "only after epochs")
     ] = None,
@@ -229,11 +253,16 @@ def configure(
         **_given(
             eps=eps,
             leak=leak,
+            form=form,
             d=d,
+            e=e,
             c1=c1,
             c2=c2,
+            foreground=foreground,
             w_foreground=w_foreground,
+            w_background=w_background,
             layers=tuple(layer) if layer else None,
+            layer_decay=layer_decay,
             static=static,
             checkpoint=less_memory,
         ),
@@ -247,11 +276,11 @@ def configure(
         **_given(
             epochs=epochs, warmup=warmup, warmup_background=warmup_background, batch_size=batch_size, accumulate=accumulate,
             keep_replacing=keep_replacing, optimizer=optimizer, lr=lr, lr_rampup=lr_rampup, lr_after_warmup=lr_after_warmup,
-            schedule=schedule, milestones=tuple(milestone) if milestone else None,
+            schedule=schedule, milestones=tuple(milestone) if milestone else None, gamma=gamma, momentum=momentum,
             weight_decay=weight_decay, precision=precision, ema=ema, patience=patience, channels_last=channels_last,
             sync_batch_norm=sync_batch_norm,
             deterministic=deterministic, workers=workers, seed=seed, p=p, p_ramp=p_ramp, balance=balance, heatmap_every=heatmap_every,
-            heatmap_fraction=heatmap_fraction,
+            p_schedule=_p_schedule(p_schedule) if p_schedule else None, heatmap_fraction=heatmap_fraction, log_every=log_every,
             save_every=save_every, keep_last=keep_last, tensorboard=tensorboard,
         ),
         **unset,
@@ -263,17 +292,20 @@ def configure(
         heatmap=heatmap,
         train=train,
     )
+    if config.variant != "standard":
+        runs.build_criterion(config)  # checks its settings now, not after C1 and C2 have been measured
     if tune is None and saved is None:
-        measured = (
-            own and config.variant != "standard" and c1 is None and c2 is None
-        )  # one without the other is refused below
+        # One of them without the other is refused below.
+        measured = own and config.variant != "standard" and c1 is None and c2 is None
         tune = _TUNING_EPOCHS if measured else 0
     config = dataclasses.replace(config, **_given(tune=tune))
     _require_use(
         config,
         _given(
             p=p, p_ramp=p_ramp, balance=balance, heatmap_every=heatmap_every, heatmap_fraction=heatmap_fraction, layer=layer, leak=leak,
-            static=static, less_memory=less_memory, d=d, c1=c1, c2=c2, tune=tune or None, w_foreground=w_foreground, milestone=milestone,
+            static=static, less_memory=less_memory, d=d, c1=c1, c2=c2, tune=tune or None, w_foreground=w_foreground,
+            w_background=w_background, foreground=foreground, e=e, form=form, layer_decay=layer_decay, p_schedule=p_schedule or None,
+            milestone=milestone, gamma=gamma, momentum=momentum,
             schedule_step=True if schedule == "step" else None, warmup_background=warmup_background, lr_after_warmup=lr_after_warmup,
         ),
     )  # fmt: skip
@@ -290,14 +322,15 @@ def _require_use(config: RunConfig, given: dict[str, Any]) -> None:
     needs = (
         (
             ("p", "p_ramp", "balance", "heatmap_every", "heatmap_fraction", "layer", "leak", "static", "less_memory", "d", "c1", "c2",
-             "tune", "w_foreground"),
+             "tune", "w_foreground", "w_background", "foreground", "e", "form", "layer_decay", "p_schedule"),
             config.variant != "standard",
             "an ISNet (--variant selective, say); a standard network has no heatmap loss",
         ),
         (("c1",), "c2" in given, "--c2, the other end of the range"),
         (("c2",), "c1" in given, "--c1, the other end of the range"),
         (("c1", "c2"), not config.tune, "--tune 0: what is measured would take their place"),
-        (("milestone",), train.schedule == "step", "--schedule step"),
+        (("milestone", "gamma"), train.schedule == "step", "--schedule step"),
+        (("momentum",), train.optimizer == "sgd", "--optimizer sgd"),
         (("schedule_step",), bool(train.milestones), "--milestone"),
         (("warmup_background",), bool(train.warmup or train.keep_replacing), "--warmup or --keep-replacing"),
         (("lr_after_warmup",), train.warmup > 0, "--warmup"),
@@ -352,6 +385,13 @@ def _size(text: str) -> tuple[int, int]:
     if len(sides) not in (1, 2) or not all(side.isdigit() and int(side) for side in sides):
         raise ValueError(f"--size: expected HEIGHTxWIDTH or a side, got {text!r}")
     return int(sides[0]), int(sides[-1])
+
+
+def _p_schedule(pairs: list[str]) -> tuple[tuple[float, float], ...]:
+    try:
+        return tuple(sorted((float(epoch), float(p)) for epoch, p in (pair.split("=") for pair in pairs)))
+    except ValueError as error:
+        raise ValueError(f"--p-schedule: expected EPOCH=P, got {' '.join(pairs)!r}") from error
 
 
 def _normalization(text: str, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:

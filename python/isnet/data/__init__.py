@@ -1,7 +1,7 @@
 """Data sets with foreground masks: the user's own images, and biased MNIST."""
 
 from isnet.data.audit import Problem, apply_policy, audit
-from isnet.data.augmentation import Augmentation
+from isnet.data.augmentation import Augmentation, joint_transform
 from isnet.data.biased_mnist import BiasedMNIST, BiasedMNISTSplits, biased_mnist_splits
 from isnet.data.files import FileRef, UnreadableFileError, read_image, read_mask
 from isnet.data.idx import CorruptDataError
@@ -30,6 +30,7 @@ __all__ = [
     "audit",
     "biased_mnist_splits",
     "describe",
+    "joint_transform",
     "load_mnist",
     "pixel_range",
     "read_image",

@@ -1,13 +1,80 @@
-"""Augmentation of images together with their masks: flips and shifts by whole pixels here, the rest by MONAI's transforms."""
+"""Augmentation of images together with their masks: flips and shifts by whole pixels here, the rest by MONAI's transforms; your own."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from isnet.data.records import DataError
+
+JointTransform = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def joint_transform(transform: Callable[..., Any]) -> JointTransform:
+    """A transform of images and masks together, called as its library wants it, by the package of its class.
+
+    - ``torchvision`` (v2): with ``tv_tensors.Image`` and ``tv_tensors.Mask``; a plain mask would stay where it is.
+    - ``monai`` (dictionary transforms): with ``{"image": image, "mask": mask}``.
+    - ``albumentations``: with the keywords ``image`` [H, W, C] and ``mask`` [H, W], numpy arrays.
+    - Anything else: with (image, mask).
+
+    Args:
+        transform: Yours.
+
+    Returns:
+        From image [C, H, W] and mask [1, H, W] to both.
+
+    Raises:
+        DataError: when called, if something else than an image and a mask of one size comes back.
+    """
+    packages = {base.__module__.partition(".")[0] for base in type(transform).__mro__}
+    call = next((call for name, call in _CALLS.items() if name in packages), _plainly)
+
+    def apply(image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        result = call(transform, image, mask)
+        if isinstance(result, (tuple, list)) and [isinstance(part, Tensor) for part in result] == [True, True]:
+            changed, moved = (
+                part.as_subclass(Tensor) for part in result
+            )  # the libraries have tensor classes of their own
+            if moved.shape[:1] == (1,) and changed.shape == (len(image), *moved.shape[1:]):
+                return changed, moved
+        parts = result if isinstance(result, (tuple, list)) else [result]
+        got = ", ".join(str(list(part.shape)) if isinstance(part, Tensor) else type(part).__name__ for part in parts)
+        raise DataError(f"transform: expected image [{len(image)}, H, W] and mask [1, H, W] of one size, got {got}")
+
+    return apply
+
+
+def _plainly(transform: Any, image: Tensor, mask: Tensor) -> Any:
+    return transform(image, mask)
+
+
+def _torchvision(transform: Any, image: Tensor, mask: Tensor) -> Any:
+    from torchvision import tv_tensors
+
+    return transform(tv_tensors.Image(image), tv_tensors.Mask(mask))
+
+
+def _monai(transform: Any, image: Tensor, mask: Tensor) -> Any:
+    result = transform({"image": image, "mask": mask})
+    return result["image"], result["mask"]
+
+
+def _albumentations(transform: Any, image: Tensor, mask: Tensor) -> Any:
+    result = transform(image=np.ascontiguousarray(image.movedim(0, -1)), mask=mask[0].numpy())
+    changed, moved = result["image"], result["mask"]
+    if not isinstance(changed, Tensor):  # as its ToTensorV2 makes
+        changed = torch.from_numpy(np.ascontiguousarray(np.moveaxis(np.atleast_3d(changed), -1, 0)))
+    return changed, torch.as_tensor(np.ascontiguousarray(moved))[None]
+
+
+_CALLS = {"torchvision": _torchvision, "monai": _monai, "albumentations": _albumentations}
 
 
 class Augmentation:
@@ -74,8 +141,5 @@ class Augmentation:
             image, mask = (F.pad(part, (right, -right, down, -down)) for part in (image, mask))
         if self.steps is None:
             return image, mask
-        result = self.steps({"image": image, "mask": mask})
-        image, mask = (
-            result[key].as_tensor() if hasattr(result[key], "as_tensor") else result[key] for key in ("image", "mask")
-        )
+        image, mask = joint_transform(self.steps)(image, mask)
         return image.clamp(0, 1), mask

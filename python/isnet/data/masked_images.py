@@ -11,14 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from isnet._seeds import stream_seed
+from isnet._seeds import seeded, stream_seed
+from isnet.data.augmentation import joint_transform
 from isnet.data.files import FileRef, UnreadableFileError, read_image, read_mask
 from isnet.data.records import DataError, ImageTable, Record
 
 MaskPolicy = Literal["error", "skip", "full"]
 Resize = Literal["stretch", "pad"]
 Segmenter = Callable[[Tensor], Tensor]
-JointTransform = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class MaskError(ValueError):
@@ -39,8 +39,10 @@ class MaskedImages(Dataset[tuple[Tensor, Tensor, Tensor]]):
             foreground where it is > 0.5.
         resize: ``"stretch"`` to the size, or ``"pad"`` with zeros to keep the aspect ratio.
         mean, std: Per channel; pixels become (x - mean) / std at the very end.
-        transform: Augmentation of image [C, H, W] in [0, 1] and mask [1, H, W] together, after resizing; see
-            :func:`isnet.data.augmentation`. Its draws follow from seed, epoch and image alone.
+        transform: Augmentation of image [C, H, W] in [0, 1] and mask [1, H, W] together, after resizing: :class:`Augmentation`, a
+            transform of torchvision (v2), MONAI (dictionary keys image, mask) or albumentations, or any callable from (image, mask) to
+            both; see :func:`joint_transform`. Its draws follow from seed, epoch and image alone, as far as they come from global
+            generators (PyTorch, NumPy, Python), or it has ``set_random_state(seed=)`` or ``set_random_seed(seed)``.
         seed: Of the augmentation.
 
     Attributes:
@@ -65,7 +67,7 @@ class MaskedImages(Dataset[tuple[Tensor, Tensor, Tensor]]):
         resize: Resize = "stretch",
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
-        transform: JointTransform | None = None,
+        transform: Callable[..., Any] | None = None,
         seed: int = 0,
     ) -> None:
         if not table.records:
@@ -98,7 +100,11 @@ class MaskedImages(Dataset[tuple[Tensor, Tensor, Tensor]]):
         return len(self.table.records)
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses the draws of the augmentation."""
+        """Chooses the draws of the augmentation.
+
+        :func:`isnet.training.fit` and :mod:`isnet.lightning` call it; a loop of your own must, before it asks a loader for the epoch's
+        first batch. Persistent workers do not hear of it.
+        """
         self.epoch = epoch
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -185,12 +191,12 @@ class MaskedImages(Dataset[tuple[Tensor, Tensor, Tensor]]):
     def _augment(self, image: Tensor, mask: Tensor, index: int) -> tuple[Tensor, Tensor]:
         assert self.transform is not None
         seed = stream_seed(self.seed, "augmentation", self.epoch, index)
-        set_state = getattr(self.transform, "set_random_state", None)  # of MONAI's transforms
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            if set_state is not None:
-                set_state(seed=seed % 2**32)
-            changed, moved = self.transform(image, mask)
+        with seeded(seed):
+            if hasattr(self.transform, "set_random_state"):  # MONAI
+                self.transform.set_random_state(seed=seed % 2**32)
+            elif hasattr(self.transform, "set_random_seed"):  # albumentations
+                self.transform.set_random_seed(seed % 2**32)
+            changed, moved = joint_transform(self.transform)(image, mask)
         moved = (moved > 0.5).to(mask)
         # A foreground that has left the picture teaches nothing: the image stays as it was.
         return (changed, moved) if bool(moved.any()) or not bool(mask.any()) else (image, mask)
