@@ -218,7 +218,7 @@ def test_missing_extras_are_named(
 
 SETTINGS = (
     "--variant dual --foreground L2 --w-background 2 --w-foreground 0.5 --e 3 --decay 0.8 --layer-decay 0.6 --form layerwise "
-    "--log-every 7 --momentum 0.8 --schedule step --milestone 2 --gamma 0.3 --p-schedule 4=0.9 --p-schedule 2=0.8"
+    "--log-every 7 --optimizer sgd --momentum 0.8 --schedule step --milestone 2 --gamma 0.3 --p-schedule 4=0.9 --p-schedule 2=0.8"
 )
 
 
