@@ -145,7 +145,7 @@ def test_a_killed_process_ends_the_job_and_its_checkpoint_is_taken_up(tmp_path: 
     os.kill(int((tmp_path / "killed" / "pid-1").read_text()), signal.SIGKILL)
     output, _ = job.communicate(timeout=120)
     assert job.returncode != 0 and "Signal 9 (SIGKILL)" in output
-    assert "done" not in output
+    assert "done" not in output and "ProcessLostError: " in output
     assert "done 2" in finish(launch(tmp_path / "killed", 2))
     whole, resumed = (load_file(tmp_path / part / "last.safetensors") for part in ("whole", "killed"))
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
