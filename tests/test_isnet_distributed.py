@@ -158,6 +158,11 @@ def test_broken_connections_and_sigterm_become_one_error_and_no_others_do(monkey
         with pytest.raises(ProcessLostError, match="SIGTERM"), _losses_as_errors():
             os.kill(os.getpid(), signal.SIGTERM)
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN  # for the last words
+        with pytest.raises(ProcessLostError, match="SIGTERM"), _losses_as_errors():
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+            finally:
+                raise RuntimeError("DataLoader worker is killed by signal: Terminated")
         with pytest.raises(ProcessLostError, match=r"\(Read error: Connection reset by peer\)$"), _losses_as_errors():
             raise RuntimeError(gloo)
         signal.signal(signal.SIGTERM, before)
