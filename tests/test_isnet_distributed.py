@@ -184,7 +184,7 @@ def test_a_killed_process_ends_the_job_and_its_checkpoint_is_taken_up(tmp_path: 
     os.kill(int((tmp_path / "killed" / "pid-1").read_text()), signal.SIGKILL)
     output, _ = job.communicate(timeout=120)
     assert job.returncode != 0 and "Signal 9 (SIGKILL)" in output
-    assert "done" not in output
+    assert "done" not in output and "ProcessLostError: " in output
     assert "done 2" in finish(launch(tmp_path / "killed", 2))
     whole, resumed = (load_file(tmp_path / part / "last.safetensors") for part in ("whole", "killed"))
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
@@ -197,6 +197,11 @@ def test_broken_connections_and_sigterm_become_one_error_and_no_others_do(monkey
         with pytest.raises(ProcessLostError, match="SIGTERM"), _losses_as_errors():
             os.kill(os.getpid(), signal.SIGTERM)
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN  # for the last words
+        with pytest.raises(ProcessLostError, match="SIGTERM"), _losses_as_errors():
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+            finally:
+                raise RuntimeError("DataLoader worker is killed by signal: Terminated")
         with pytest.raises(ProcessLostError, match=r"\(Read error: Connection reset by peer\)$"), _losses_as_errors():
             raise RuntimeError(gloo)
         signal.signal(signal.SIGTERM, before)

@@ -130,20 +130,21 @@ def _losses_as_errors() -> Iterator[None]:
     After such an error SIGTERM stays ignored, so that it cannot cut this process short while it says so; what does not end then gets
     SIGKILL from torchrun. Otherwise the former handler is back at the end.
     """
+    told = []
 
     def terminate(*_: object) -> NoReturn:
+        told.append(True)
         raise _Terminated
 
     catches = threading.current_thread() is threading.main_thread()  # handlers can be set there alone
     after = signal.signal(signal.SIGTERM, terminate) if catches else None
     try:
         yield
-    except _Terminated:
-        after = signal.SIG_IGN
-        raise ProcessLostError(
-            "SIGTERM: another process of this training has ended, or the training was told to end"
-        ) from None
-    except RuntimeError as error:
+    except (_Terminated, RuntimeError) as error:
+        if told:  # also where a loader's worker, told as well, raises an error of its own on the way
+            after = signal.SIG_IGN
+            text = "SIGTERM: another process of this training has ended, or the training was told to end"
+            raise ProcessLostError(text) from None
         # gloo's errors have no class of their own.
         if not (isinstance(error, dist.DistError) or "gloo/transport" in str(error)):
             raise
