@@ -201,6 +201,8 @@ def test_shards(tmp_path: Path) -> None:
         read_table(shard(tmp_path / "bad.tar", {"9": {"cls": b"1"}}))
     with pytest.raises(ShardError, match=r"neither \.cls nor a label"):
         read_table(shard(tmp_path / "bad.tar", {"9": {"png": b"1"}}))
+    with pytest.raises(ShardError, match=r"sample 9: \.json: expected an object .*, got list"):
+        read_table(shard(tmp_path / "bad.tar", {"9": {"png": b"1", "cls": b"1", "json": b"[1]"}}))
     (tmp_path / "bad.tar").write_bytes(b"no archive" * 100)
     with pytest.raises(ShardError, match="no uncompressed tar"):
         read_table(tmp_path / "bad.tar")
@@ -317,6 +319,14 @@ def test_segmenter_makes_missing_masks(tmp_path: Path) -> None:
     with pytest.raises(MaskError, match=r"segmenter gave a mask of shape \[1, 2, 2\]"):
         MaskedImages(table, SIDE, segmenter=lambda image: image[:, :2, :2])[0]
 
+    def threshold(image: Tensor, level: float) -> Tensor:
+        return image > level
+
+    for policy in ("error", "skip", "full"):
+        images = MaskedImages(table, SIDE, segmenter=threshold, mask_policy=policy)
+        with pytest.raises(DataError, match=r"1\.png: the segmenter .*threshold failed \(TypeError: .*'level'"):
+            audit(images)
+
 
 def test_audit_finds_bad_images(tmp_path: Path) -> None:
     root = one_image(tmp_path, square())
@@ -369,8 +379,9 @@ def test_augmentation_is_joint_and_repeats(folder: Path) -> None:
         moved_image, moved_mask = transform(mask, mask)
         assert not moved_mask.equal(mask) and moved_mask.sum() > 80
         assert ((moved_image > 0.5).float() - moved_mask).abs().sum() / moved_mask.sum() < 0.1
-    with pytest.raises(ValueError, match="rotate: expected"):
-        Augmentation(rotate=200)
+    for name, value in (("rotate", 200), ("rotate", "ten"), ("flip", True), ("flip", None)):
+        with pytest.raises(ValueError, match=f"{name}: expected a number in .*, got {value!r}"):
+            Augmentation(**{name: value})
 
 
 class _Image(Tensor):

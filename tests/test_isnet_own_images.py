@@ -15,10 +15,11 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from typer.testing import CliRunner
 
 from isnet import ISNet, cli, run_data, validation
-from isnet.data import DataError, MaskedImages, Problem
+from isnet.data import DataError, MaskedImages, MaskError, Problem
 from isnet.distributed import World
 from isnet.run_config import ImagesConfig
 from isnet.runs import load_config, load_run
@@ -198,6 +199,10 @@ def test_data_check(folder: Path) -> None:
         (["--normalize", "1,2/3"], "--normalize: expected 1 means"),
         (["--augment", "tilt=3"], "--augment: expected flip"),
         (["--segmenter", "nowhere:x"], "segmenter: nowhere:x cannot be imported"),
+        (["--segmenter", "builtins:memoryview"], "memoryview cannot be made without arguments (TypeError"),
+        (["--segmenter", "string:digits"], "segmenter: expected a callable, got string:digits, of type str"),
+        (["--augment", "flip=yes"], "flip: expected a number in [0, 1], got 'yes'"),
+        (["--device", "cuda:99"], "CUDA devices that PyTorch finds, got cuda:99"),
         (["--layer", "firts"], "near matches: first"),
         (["--c1", "0.5"], "--c1: to be used with --c2"),
         (["--c1", "0.5", "--c2", "1"], "--c1, --c2: to be used with --tune 0"),
@@ -328,6 +333,23 @@ def test_reports_on_runs_with_different_tests(folder: Path, tmp_path: Path) -> N
     run("report", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "report.html")
     run("train", tmp_path / "c", "--data", folder, *SHORT, "--size", "20")
     assert "report them apart" in failure("report", tmp_path / "a", tmp_path / "c", "--out", tmp_path / "x.html")
+
+
+def test_a_run_without_anything_to_score(folder: Path, tmp_path: Path) -> None:
+    shutil.rmtree(folder / "images" / "test")
+    run("train", tmp_path / "run", "--data", folder, *SHORT, "--validation", "0", "--monitor", "none")
+    for command in (["evaluate"], ["report"], ["explain"], ["compare", tmp_path / "run"]):
+        assert "neither a test nor a validation split" in failure(*command, tmp_path / "run")
+
+
+def test_errors_of_loading_processes_are_one_line(folder: Path) -> None:
+    (folder / "masks" / "train" / "dark" / "0.png").unlink()
+    config = run_data.with_classes(ImagesConfig(str(folder), size=(SIDE, SIDE), channels=1, validation=0.0))
+    train = run_data.load_data(config).train
+    with pytest.raises(MaskError) as caught:
+        list(DataLoader(train, num_workers=1))
+    assert "Traceback" in str(caught.value)
+    assert re.fullmatch(r"\S+dark/0\.png: no mask", cli._told(caught.value))
 
 
 def test_changed_classes_are_refused(folder: Path, tmp_path: Path) -> None:

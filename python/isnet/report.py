@@ -20,9 +20,9 @@ from isnet._files import write_text
 from isnet.evaluation import Example, background_share, heatmaps
 from isnet.pictures import curves_figure, gallery_figure
 from isnet.run_config import DataConfig
-from isnet.run_data import RunData, load_data
+from isnet.run_data import RunData, require_tests
 from isnet.runlog import LOG_NAME, read_log
-from isnet.runs import Run, evaluate_run, load_evaluation
+from isnet.runs import Run, evaluate_run, load_evaluation, run_data
 
 _BIASED_MNIST = (
     "Every training image carries a mark in its background that tells the class. Accuracy is measured on the same test images "
@@ -207,7 +207,7 @@ def write_report(
         notes: Paragraphs below the table.
 
     Raises:
-        ValueError: no runs, or one of other classes or image sizes than the first.
+        ValueError: no runs, one of other classes or image sizes than the first, or one without test and validation images.
     """
     if not runs:
         raise ValueError("runs: expected at least one")
@@ -216,7 +216,8 @@ def write_report(
             ours, first = (getattr(of.config.data, name) for of in (run, runs[0]))
             if ours != first:
                 raise ValueError(f"runs: {run.folder} has {what} {ours}, {runs[0].folder} {first}: report them apart")
-    data = data or load_data(runs[0].config.data)
+    data = data or run_data(runs[0])
+    require_tests(data, runs[0].folder)
     logs = {
         title: read_log(run.folder / LOG_NAME)
         for title, run in titled(runs).items()

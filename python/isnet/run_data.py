@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import itertools
+import os
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -99,6 +100,14 @@ def load_data(
     return RunData(train, validation, sets or validation)
 
 
+def require_tests(data: RunData, folder: str | os.PathLike[str]) -> None:
+    """Raises ValueError if the run in ``folder`` has nothing to be scored on."""
+    if not data.tests:
+        raise ValueError(
+            f"{folder}: its data have neither a test nor a validation split, so that nothing can be scored or shown"
+        )
+
+
 def load_table(config: ImagesConfig) -> ImageTable:
     """The images of a configuration, whose class names, once noted, must stay the same.
 
@@ -134,7 +143,7 @@ def image_set(
         resize=config.resize,
         mean=config.mean,
         std=config.std,
-        transform=Augmentation(**strengths) if augmented and any(strengths.values()) else None,
+        transform=Augmentation(**strengths) if augmented and any(value != 0 for value in strengths.values()) else None,
         seed=config.seed,
     )
 
@@ -155,7 +164,15 @@ def _load(name: str) -> Any:
         found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise DataError(f"segmenter: {name} cannot be imported ({error})") from error
-    return found() if isinstance(found, type) else found
+    try:
+        made = found() if isinstance(found, type) else found
+    except Exception as error:  # it is not ours: errors of every kind
+        raise DataError(
+            f"segmenter: {name} cannot be made without arguments ({type(error).__name__}: {error})"
+        ) from error
+    if not callable(made):
+        raise DataError(f"segmenter: expected a callable, got {name}, of type {type(made).__name__}")
+    return made
 
 
 def _progress(text: str, shown: bool) -> Callable[[Iterable[int]], Iterable[int]]:

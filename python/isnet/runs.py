@@ -29,7 +29,7 @@ from isnet.metrics import as_json, classification_scores
 from isnet.model import ISNet
 from isnet.ranges import RANGES_NAME, load_ranges, save_ranges, tune
 from isnet.run_config import RunConfig
-from isnet.run_data import RunData, load_data, splits_with_masks
+from isnet.run_data import RunData, load_data, require_tests, splits_with_masks
 from isnet.runlog import LOG_NAME
 from isnet.sensitivity import OtherBackground, bias_sensitivity, blind_spot
 from isnet.training import BEST_NAME, CHECKPOINT_NAME, fit
@@ -263,6 +263,11 @@ def load_run(folder: str | os.PathLike[str], *, device: str = "cpu") -> Run:
     return Run(folder, config, model.to(device).eval())
 
 
+def run_data(run: Run, *, progress: bool = True) -> RunData:
+    """The data sets of a run, as for its training."""
+    return load_data(run.config.data, need_masks=splits_with_masks(run.config), progress=progress)
+
+
 def evaluate_run(
     run: Run, data: RunData | None = None, *, resamples: int = 0, sensitivity: bool = False, progress: bool = True
 ) -> dict[str, Any]:
@@ -275,13 +280,17 @@ def evaluate_run(
         sensitivity: Score with removed and swapped backgrounds, too.
         progress: Show progress on the terminal while data are fetched.
 
+    Raises:
+        ValueError: no test and no validation images.
+
     Returns:
         ``{"accuracy": {test: [0, 1]}, "background_attention": {test: [0, 1]}, "masks": {test: {"images", "missing", "looked_at"}},
         "scores": {test: {source or "": {score: {value, low, high}}}}, "sensitivity": {test: {change: ...}}}``, the last if asked for; the
         accuracy is over all sources. ``looked_at``: how many images the background attention is the mean of. It and the sensitivity are
         taken on images with masks; a test without any is left out there.
     """
-    data = data or load_data(run.config.data, progress=progress)
+    data = data or run_data(run, progress=progress)
+    require_tests(data, run.folder)
     heatmap, train = run.config.heatmap, run.config.train
     # As many images at a time as one part of a training step has: more might not fit into memory.
     batch_size = max(1, train.batch_size // train.accumulate)

@@ -45,7 +45,7 @@ def main() -> None:
         hint = f". In the folder of the sources: pip install --no-build-isolation '.[{extra}]'" if package else ""
         _fail(f"{error}{hint}", speaks_first(f"{error}"))
     except (ValueError, OSError, RuntimeError, ArithmeticError) as error:
-        _fail(str(error), speaks_first(str(error)))
+        _fail(_told(error), speaks_first(_told(error)))
 
 
 def _run() -> None:
@@ -59,6 +59,14 @@ def _run() -> None:
             raise
         status = error.exit_code
     raise SystemExit(status)
+
+
+def _told(error: Exception) -> str:
+    """The text of an error; of one met by a process that loads images, without the traceback that PyTorch puts around it."""
+    text = str(error)
+    if "in DataLoader worker process" not in text.partition("\n")[0]:
+        return text
+    return text.rpartition(f"{type(error).__qualname__}: ")[2].strip()
 
 
 def _fail(message: str, speaks: bool) -> None:
@@ -175,10 +183,12 @@ def compare(
 
     from isnet import metrics, runs
     from isnet.evaluation import predict
-    from isnet.run_data import load_data, same_images
+    from isnet.run_data import require_tests, same_images
 
     a, b = (runs.load_run(folder, device=device) for folder in (first, second))
-    tests_a, tests_b = (load_data(run.config.data).tests for run in (a, b))
+    data_a, data_b = (runs.run_data(run) for run in (a, b))
+    require_tests(data_a, first)
+    tests_a, tests_b = data_a.tests, data_b.tests
     for test in tests_a:
         if test not in tests_b or not same_images(tests_a[test], tests_b[test]):
             raise ValueError(f"{first} and {second} do not share the {test} test: their images are not the same")
@@ -222,10 +232,12 @@ def explain(
     from isnet.evaluation import background_share, heatmaps
     from isnet.pictures import explanation_figure
     from isnet.report import label_text
-    from isnet.run_data import load_data
+    from isnet.run_data import require_tests
 
     trained = runs.load_run(run, device=device)
-    tests, classes = load_data(trained.config.data).tests, trained.config.data.classes
+    data, classes = runs.run_data(trained), trained.config.data.classes
+    require_tests(data, run)
+    tests = data.tests
     split = list(tests)[-1] if split is None else split
     if split not in tests:
         raise ValueError(f"--split: expected one of {', '.join(tests)}, got {split}")

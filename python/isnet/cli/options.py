@@ -6,13 +6,26 @@ import dataclasses
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
+import torch
 import typer
 
 from isnet.run_config import DataConfig, HeatmapConfig, ImagesConfig, RunConfig
 from isnet.train_config import TrainConfig
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the run.")]
-Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, ...")]
+
+
+def _device(name: str) -> str:
+    """Refuses GPUs that this PyTorch does not find."""
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"--device: expected one of the {torch.cuda.device_count()} CUDA devices that PyTorch finds, got {name}"
+        )
+    return name
+
+
+Device = Annotated[str, typer.Option(callback=_device, help="Where to compute: cpu, cuda, cuda:1, ...")]
 
 _NET, _OWN, _MNIST, _TRAIN, _LOSS, _OUT = "Network", "Own images", "Biased MNIST", "Training", "Heatmap loss", "Files"
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

@@ -134,6 +134,7 @@ class MaskedImages(Dataset[tuple[Tensor, Tensor, Tensor]]):
 
         Raises:
             MaskError: the mask cannot be used.
+            DataError: the segmenter fails.
         """
         if self._may_lack_mask(record):
             return self._fit(image, torch.zeros_like(image[:1]))
@@ -151,7 +152,13 @@ class MaskedImages(Dataset[tuple[Tensor, Tensor, Tensor]]):
         if record.mask is None:
             if self.segmenter is None:
                 raise MaskError(f"{record.image}: no mask")
-            mask = torch.as_tensor(self.segmenter(image)).detach().float().cpu()
+            try:
+                mask = torch.as_tensor(self.segmenter(image)).detach().float().cpu()
+            except Exception as error:  # it is not ours: errors of every kind; no mask policy forgives them
+                name = getattr(self.segmenter, "__qualname__", type(self.segmenter).__qualname__)
+                raise DataError(
+                    f"{record.image}: the segmenter {name} failed ({type(error).__name__}: {error})"
+                ) from error
             mask = (mask[None] if mask.dim() == 2 else mask) > 0.5
             if mask.shape != image[:1].shape:
                 raise MaskError(

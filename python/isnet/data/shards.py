@@ -68,8 +68,10 @@ def _sample(shard: Path, key: str, members: dict[str, tarfile.TarInfo]) -> Sampl
         raise ShardError(f"{shard}: sample {key} has no image among {', '.join(sorted(members))}")
     try:
         values = json.loads(reference("json").read()) if "json" in members else {}
+        if not isinstance(values, dict):
+            raise ValueError(f".json: expected an object with label, source, split, group, got {type(values).__name__}")
         label = reference("cls").read().decode().strip() if "cls" in members else values.get("label")
-    except (ValueError, AttributeError) as error:
+    except ValueError as error:
         raise ShardError(f"{shard}: sample {key}: {error}") from error
     if label is None or label == "":
         raise ShardError(f"{shard}: sample {key} has neither .cls nor a label in .json")
