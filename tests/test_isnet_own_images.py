@@ -342,6 +342,24 @@ def test_a_run_without_anything_to_score(folder: Path, tmp_path: Path) -> None:
         assert "neither a test nor a validation split" in failure(*command, tmp_path / "run")
 
 
+class Blank(Tiny):
+    """No weights, and so no relevance anywhere."""
+
+    def __init__(self, in_channels: int = 1, num_classes: int = 2) -> None:
+        super().__init__(in_channels, num_classes)
+        for parameter in self.parameters():
+            nn.init.zeros_(parameter)
+
+
+def test_networks_without_relevance_are_scored(folder: Path, tmp_path: Path) -> None:
+    printed = run("train", tmp_path / "run", "--data", folder, *SHORT, "--arch", f"{__name__}:Blank")
+    assert " | - |" in printed
+    assert "blind spot 0.0 %" in run("evaluate", tmp_path / "run", "--resamples", "5")
+    assert json.loads((tmp_path / "run" / "evaluation.json").read_text())["background_attention"] == {}
+    assert "no relevance" in run("explain", tmp_path / "run", "--out", tmp_path / "one.png")
+    run("report", tmp_path / "run", "--out", tmp_path / "report.html")
+
+
 def test_errors_of_loading_processes_are_one_line(folder: Path) -> None:
     (folder / "masks" / "train" / "dark" / "0.png").unlink()
     config = run_data.with_classes(ImagesConfig(str(folder), size=(SIDE, SIDE), channels=1, validation=0.0))
