@@ -303,7 +303,11 @@ def test_unusable_masks(tmp_path: Path, fault: str) -> None:
         apply_policy(table, problems, "error")
     kept = apply_policy(table, problems, "skip")
     assert [record.label for record in kept.records] == [1] and kept.classes == ("a", "b")
-    assert apply_policy(table, problems, "full") == table
+    full = apply_policy(table, problems, "full")
+    assert [record.bad_mask for record in full.records] == [True, False]
+    for needing, filled in ((None, 1), (("test",), 0)):
+        images = MaskedImages(full, SIDE, mask_policy="full", need_masks=needing)
+        assert images.masked == [1] and images[0][2].equal(torch.full((1, SIDE, SIDE), float(filled)))
     assert MaskedImages(table, SIDE, mask_policy="full")[0][2].equal(torch.ones(1, SIDE, SIDE))
 
 

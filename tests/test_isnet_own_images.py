@@ -360,6 +360,38 @@ def test_networks_without_relevance_are_scored(folder: Path, tmp_path: Path) -> 
     run("report", tmp_path / "run", "--out", tmp_path / "report.html")
 
 
+def test_what_the_mask_policy_leaves_out_is_told(folder: Path, tmp_path: Path) -> None:
+    (folder / "masks" / "train" / "dark" / "3.png").unlink()
+    (folder / "masks" / "test" / "light" / "1.png").unlink()
+    (folder / "images" / "test" / "dark" / "2.png").write_bytes(b"no picture")
+    options = ["--data", folder, "--variant", "selective", *SHORT, "--tune", "0", "--mask-policy", "skip"]
+    printed = " ".join(run("train", tmp_path / "run", *options).split())
+    assert re.search(
+        r"Left out \(--mask-policy skip\): 2 images: \S+/test/dark/2\.png: cannot .*; \S+/train/dark/3\.png: no",
+        printed,
+    )
+    scores = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert [Path(text.partition(":")[0]).name for text in scores["dropped"]] == ["2.png", "3.png"]
+    assert scores["masks"]["test"] == {"images": 11, "missing": 1, "looked_at": 10}
+
+
+def test_a_standard_run_that_skips_is_scored_as_it_was_trained(folder: Path, tmp_path: Path) -> None:
+    shutil.rmtree(folder / "masks")
+    run("train", tmp_path / "run", "--data", folder, *SHORT, "--mask-policy", "skip")
+    assert "12 of 12 images have no mask" in run("evaluate", tmp_path / "run", "--resamples", "0")
+
+
+def test_whole_images_as_foreground_tell_nothing_of_the_background(folder: Path, tmp_path: Path) -> None:
+    for name in ("dark/0", "light/1"):
+        Image.fromarray(np.zeros((SIDE, SIDE), np.uint8)).save(folder / "masks" / "test" / f"{name}.png")
+    (folder / "masks" / "test" / "light" / "4.png").unlink()
+    printed = run("train", tmp_path / "run", "--data", folder, *SHORT, "--mask-policy", "full")
+    assert "3 of 12 images have no mask, or none of use" in printed
+    run("evaluate", tmp_path / "run", "--resamples", "0")
+    assert json.loads((tmp_path / "run" / "evaluation.json").read_text())["masks"]["test"]["looked_at"] == 9
+    assert "no mask or no relevance" in run("explain", tmp_path / "run", "--out", tmp_path / "one.png")
+
+
 def test_errors_of_loading_processes_are_one_line(folder: Path) -> None:
     (folder / "masks" / "train" / "dark" / "0.png").unlink()
     config = run_data.with_classes(ImagesConfig(str(folder), size=(SIDE, SIDE), channels=1, validation=0.0))

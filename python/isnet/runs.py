@@ -285,6 +285,7 @@ def evaluate_run(
 
     Returns:
         ``{"accuracy": {test: [0, 1]}, "background_attention": {test: [0, 1]}, "masks": {test: {"images", "missing", "looked_at"}},
+        "dropped": [what was wrong with each image of the whole set that the mask policy ``"skip"`` left out],
         "scores": {test: {source or "": {score: {value, low, high}}}}, "sensitivity": {test: {change: ...}}}``, the last if asked for; the
         accuracy is over all sources. ``looked_at``: how many images the background attention is the mean of. It and the sensitivity are
         taken on images with masks; a test without any is left out there.
@@ -304,6 +305,7 @@ def evaluate_run(
         batch_size=batch_size,
         answers=answers,
     )
+    scores["dropped"] = list(data.dropped)
     scores["masks"] = {name: _masks(test) for name, test in data.tests.items()}
     scores["scores"] = {name: _by_source(*answers[name], test, resamples) for name, test in data.tests.items()}
     if sensitivity:

@@ -31,6 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 _errors = Console(stderr=True)
+_NAMED = 5  # of the images that are left out
 
 
 def main() -> None:
@@ -90,7 +91,13 @@ def _checked_data(config: RunConfig, is_main: bool) -> RunData:
     """The data of a run that is to be trained. What cannot be used ends it here, not in its last minute."""
     from isnet.run_data import load_data, splits_with_masks
 
-    return load_data(config.data, need_masks=splits_with_masks(config), check=True, progress=is_main)
+    data = load_data(config.data, need_masks=splits_with_masks(config), check=True, progress=is_main)
+    if data.dropped and is_main:
+        more = f"; and {len(data.dropped) - _NAMED} more" if len(data.dropped) > _NAMED else ""
+        typer.echo(
+            f"Left out (--mask-policy skip): {len(data.dropped)} images: {'; '.join(data.dropped[:_NAMED])}{more}"
+        )
+    return data
 
 
 def _train(options: Options) -> None:

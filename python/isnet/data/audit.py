@@ -64,8 +64,8 @@ def apply_policy(table: ImageTable, problems: Iterable[Problem], policy: MaskPol
     Args:
         table: The set that was looked at.
         problems: What :func:`audit` found.
-        policy: ``"error"``: any problem raises; ``"skip"``: images with a mask problem are dropped; ``"full"``: they stay, with the whole
-            image as foreground. Unreadable images raise under every policy but ``"skip"``.
+        policy: ``"error"``: any problem raises; ``"skip"``: images with a mask problem are dropped; ``"full"``: they stay,
+            marked ``bad_mask``. Unreadable images raise under every policy but ``"skip"``, which drops them.
 
     Raises:
         DataError: a problem that the policy does not forgive; the text lists the first ones.
@@ -76,10 +76,11 @@ def apply_policy(table: ImageTable, problems: Iterable[Problem], policy: MaskPol
         shown = "; ".join(p.text for p in fatal[:5])
         more = f"; and {len(fatal) - 5} more" if len(fatal) > 5 else ""
         raise DataError(f"{len(fatal)} of {len(table.records)} images cannot be used: {shown}{more}")
-    if policy != "skip":
-        return table
-    dropped = {p.row for p in problems}
-    kept = tuple(record for index, record in enumerate(table.records) if index not in dropped)
+    bad = {p.row for p in problems}
+    if policy == "full":
+        marked = (replace(record, bad_mask=index in bad) for index, record in enumerate(table.records))
+        return replace(table, records=tuple(marked))
+    kept = tuple(record for index, record in enumerate(table.records) if index not in bad)
     if not kept:
         raise DataError("no image is left: every mask is missing, unreadable, mismatched or empty")
     return replace(table, records=kept)

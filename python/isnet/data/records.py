@@ -39,6 +39,8 @@ class Record:
         source: Where it comes from (a hospital, say); scores are broken down by it.
         split: ``"train"``, ``"validation"``, or the name of a test set.
         group: Images of one group (a patient, say) stay together when a validation part is split off; empty: alone.
+        bad_mask: Whether its mask was found unusable (mask policy ``"full"``): the whole image is foreground in training, and what is
+            told from masks is told without it.
     """
 
     image: FileRef
@@ -47,6 +49,7 @@ class Record:
     source: str = ""
     split: str = TRAIN
     group: str = ""
+    bad_mask: bool = False
 
 
 @dataclass(frozen=True)
