@@ -156,6 +156,38 @@ def test_faulty_manifests(tmp_path: Path, rows: list[dict[str, str]], text: str)
         read_table(tmp_path / "set.csv")
 
 
+@pytest.mark.parametrize(
+    ("column", "meant"),
+    [("spilt", "split"), ("Split", "split"), ("mask_path", "mask"), ("msak", "mask"), ("gruop", "group")],
+)
+def test_mistyped_columns_are_refused(tmp_path: Path, column: str, meant: str) -> None:
+    write(tmp_path / "set.csv", [{"image": "1.png", "label": "a", column: "test"}])
+    with pytest.raises(DataError, match=f"column '{column}' is not read: if it is meant as '{meant}'"):
+        read_table(tmp_path / "set.csv")
+    write(tmp_path / "set.csv", [{"image": "1.png", "label": "a", column: "x", meant: "test"}])
+    assert read_table(tmp_path / "set.csv").unread == (column,)
+
+
+def test_other_columns_may_be_there(tmp_path: Path) -> None:
+    others = ("age", "site", "slice", "age_group", "mass", "image_id", "labels")
+    write(tmp_path / "set.csv", [{"image": "1.png", "label": "1", **dict.fromkeys(others, "1")}])
+    assert read_table(tmp_path / "set.csv").unread == others
+    write(tmp_path / "set.csv", [{"image": "1.png", "edema": "1", "label_2": "1"}])
+    assert read_table(tmp_path / "set.csv", labels=["edema"]).unread == ("label_2",)
+
+
+def test_arguments_for_other_kinds_of_data_are_refused(tmp_path: Path) -> None:
+    save(tmp_path / "a" / "yes" / "1.png", picture(1))
+    write(tmp_path / "set.csv", [{"image": "1.png", "label": "a"}])
+    shard(tmp_path / "0.tar", {"1": {"png": encoded(picture(1)), "cls": b"1"}})
+    for name, text in (("set.csv", "a manifest names them in its column mask"), ("0.tar", "shards hold them as KEY")):
+        with pytest.raises(DataError, match=f"masks: a folder of masks is for an image folder, but .*{name} .*{text}"):
+            read_table(tmp_path / name, masks="/nowhere")
+    for name in ("a", "0.tar"):
+        with pytest.raises(DataError, match=f"label: columns are those of a manifest, but .*{name} is none"):
+            read_table(tmp_path / name, labels=["yes"])
+
+
 def test_faulty_paths(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="does not exist"):
         read_table(tmp_path / "nothing")
