@@ -215,6 +215,7 @@ def test_faulty_options(folder: Path, tmp_path: Path, arguments: list[str], text
         cli.app, ["train", str(tmp_path / "run"), "--data", str(folder), "--variant", "selective", *TUNED, *arguments]
     )
     assert text in str(result.exception)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_bad_mask_stops_before_training_with_its_name(folder: Path, tmp_path: Path) -> None:

@@ -133,17 +133,17 @@ def train_run(
     """
     data = data or load_data(config.data, need_masks=splits_with_masks(config), progress=progress)
     require_validation(config.train, data.validation)  # now, not after tuning
+    _network(config)  # what does not fit is refused before the run has a folder
+    if config.variant != "standard":
+        build_criterion(config)
     folder = _open(Path(folder), config, resume)
     criterion = None
     if config.variant != "standard":
         # If that took the warm-up, training goes on from its checkpoint.
         resume |= _measure(folder, config, data, device=device, resume=resume, progress=progress)
         criterion = build_criterion(config, folder)
-    network: nn.Module = build_model(config).to(device)
-    if config.variant != "standard":
-        network = build_isnet(config, network)
     fit(
-        network,
+        _network(config, device),
         data.train,
         config.train,
         criterion=criterion,
@@ -178,9 +178,10 @@ def tune_run(
     """
     if config.tune < 1:
         raise ValueError(f"tune: expected at least one epoch, got {config.tune}")
-    build_isnet(config, build_model(config))  # a run without heatmaps is refused before it has a folder
-    folder = _open(Path(folder), config, resume)
+    # What is refused is refused before the run has a folder.
+    build_isnet(config, build_model(config))
     data = data or load_data(config.data, need_masks=splits_with_masks(config), progress=progress)
+    folder = _open(Path(folder), config, resume)
     _measure(folder, config, data, device=device, resume=resume, progress=progress)
     return folder / RANGES_NAME
 
@@ -193,6 +194,12 @@ def branch_run(folder: str | os.PathLike[str], start: str | os.PathLike[str]) ->
     for name in (LOG_NAME, CHECKPOINT_NAME):  # the log first: a checkpoint without it would never get one
         with atomic_path(folder / name) as temporary:
             shutil.copyfile(start / name, temporary)
+
+
+def _network(config: RunConfig, device: str = "cpu") -> nn.Module:
+    """What is trained: the classifier, or an ISNet around it."""
+    model = build_model(config).to(device)
+    return model if config.variant == "standard" else build_isnet(config, model)
 
 
 def _open(folder: Path, config: RunConfig, resume: bool) -> Path:

@@ -236,13 +236,17 @@ def configure(
     from isnet import runs
     from isnet.architectures import parse_arguments
 
-    saved = runs.load_config(run) if resume and (run / runs.CONFIG_NAME).exists() else None
-    base = saved or (_own_images(data) if data is not None else RunConfig())
-    own = isinstance(base.data, ImagesConfig)
     images = {"masks": masks, "label": label, "size": size, "mask_policy": mask_policy, "segmenter": segmenter, "resize": resize,
               "normalize": normalize, "validation": validation, "augment": augment}  # fmt: skip
     digits = {"data_folder": data_folder, "train_size": train_size, "test_size": test_size, "mark": mark, "mask": mask,
               "imprecise": imprecise, "ink": ink, "canvas": canvas, "shift": shift, "noise": noise}  # fmt: skip
+    saved = runs.load_config(run) if resume and (run / runs.CONFIG_NAME).exists() else None
+    if resume and saved is None and data is None and not _given(**digits):
+        raise ValueError(
+            f"--resume: {run} holds no run; to begin one there, name --data, or an option of biased MNIST (--data-folder)"
+        )
+    base = saved or (_own_images(data) if data is not None else RunConfig())
+    own = isinstance(base.data, ImagesConfig)
     misplaced = _given(**(digits if own else images))
     if misplaced:
         names = ", ".join(f"--{key.replace('_', '-')}" for key in misplaced)
