@@ -227,7 +227,10 @@ def explain(
     split: Annotated[str | None, typer.Option(help="Test set.", show_default="the last")] = None,
     index: Annotated[int, typer.Option(help="Which of its images.", min=0)] = 0,
     target: Annotated[
-        int | None, typer.Option(help="Class to explain.", show_default="the predicted class", min=0)
+        int | None,
+        typer.Option(
+            help="Class to explain.", show_default="the predicted class, or the label with the highest logit", min=0
+        ),
     ] = None,
     device: Device = "cpu",
 ) -> None:
@@ -238,7 +241,7 @@ def explain(
     from isnet._files import atomic_path
     from isnet.evaluation import background_share, heatmaps
     from isnet.pictures import explanation_figure
-    from isnet.report import label_text
+    from isnet.report import answer_text, label_text
     from isnet.run_data import require_tests
 
     trained = runs.load_run(run, device=device)
@@ -264,9 +267,11 @@ def explain(
     )
     marks = getattr(dataset, "marks", None)
     told = f" with the mark of {classes[marks[index]]}" if marks is not None and marks[index] >= 0 else ""
+    explained = int(logits.argmax()) if target is None else target
+    said = f"; explained: {classes[explained]}" if target is not None or label.dim() else ""
     title = (
         f"{trained.config.title}, {split} test, image {index}: {label_text(label, classes)}{told}, "
-        f"answered {classes[int(logits.argmax())]}{f'; explained: {classes[target]}' if target is not None else ''}"
+        f"answered {answer_text(logits[0], label, classes)}{said}"
     )
     low, high = (torch.as_tensor(end).float().reshape(-1, 1, 1) for end in trained.config.data.pixel_range)
     figure = explanation_figure(
