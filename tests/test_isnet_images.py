@@ -36,6 +36,7 @@ from isnet.data import (
     read_image,
     read_mask,
     read_table,
+    review,
     with_validation,
 )
 
@@ -188,6 +189,33 @@ def test_arguments_for_other_kinds_of_data_are_refused(tmp_path: Path) -> None:
             read_table(tmp_path / name, labels=["yes"])
 
 
+def test_hidden_files_are_left_out(folder: Path) -> None:
+    expected = read_table(folder)
+    for kind in ("images", "masks"):
+        save(folder / kind / "train" / ".ipynb_checkpoints" / "1.png", picture(1))
+        (folder / kind / "train" / "covid" / "._1.png").write_bytes(b"macOS")
+    assert read_table(folder) == expected
+    whole = {"png": encoded(picture(1)), "cls": b"7"}
+    shard(folder / "0.tar", {"a/01": whole, "a/._01": {"png": b"macOS"}})
+    (folder / "._0.tar").write_bytes(b"macOS")
+    assert len(read_table(folder).records) == 1
+
+
+def test_a_review_of_classes_and_groups() -> None:
+    def table(*rows: tuple[Any, str, str], classes: tuple[str, ...] = ("a", "b"), several: bool = False) -> ImageTable:
+        records = (Record(FileRef(Path("x.png")), label, split=split, group=group) for label, split, group in rows)
+        return ImageTable(tuple(records), classes, several)
+
+    fine = (0, "train", "p1"), (1, "train", "p2"), (1, "test", "p3")
+    assert review(table(*fine)) == ([], [])
+    assert review(table(*fine, (0, "test", "p2")))[1][0].startswith("groups of both train and test: p2;")
+    assert review(table(*fine, (2, "test", ""), classes=("a", "b", "c")))[0] == ["no training image is of the class c"]
+    assert review(table((0, "test", "")))[0] == ["no training images; the splits are test"]
+    assert review(table((0, "train", ""), classes=("a",)))[0] == ["a single class: a"]
+    found, _ = review(table(((0, 1), "train", ""), ((0, 1), "train", ""), several=True))
+    assert found == ["no training image has the label a", "every training image has the label b"]
+
+
 def test_faulty_paths(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="does not exist"):
         read_table(tmp_path / "nothing")
@@ -254,6 +282,20 @@ def test_depths_colours_and_16_bits(tmp_path: Path) -> None:
     grey = save(tmp_path / "grey.png", np.full((2, 2), 51, dtype=np.uint8))
     assert read_image(FileRef(grey), 3).flatten().tolist() == pytest.approx([0.2] * 12)
     assert read_mask(FileRef(save(tmp_path / "ones.png", np.eye(2, dtype=np.uint8))))[0].equal(torch.eye(2))
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_pictures_are_turned_upright(tmp_path: Path, orientation: int) -> None:
+    mask = np.zeros((8, 16), np.uint8)
+    mask[:, 8:] = 255
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for name in ("x.jpg", "x.png"):
+        Image.fromarray(mask).save(tmp_path / name, exif=exif)
+        expected = torch.from_numpy(mask > 0)[None]
+        expected = {1: expected, 3: expected.flip(1, 2), 6: expected.rot90(-1, (1, 2))}[orientation]
+        assert (read_image(FileRef(tmp_path / name)) > 0.5).equal(expected)
+        assert (read_mask(FileRef(tmp_path / name)) > 0).equal(expected)
 
 
 def test_dicom(tmp_path: Path) -> None:

@@ -224,6 +224,16 @@ def test_data_check(folder: Path) -> None:
     assert "mask: " in printed and "dark/3.png" in printed and "image: " in printed and "light/2.png" in printed
 
 
+def test_data_check_looks_at_the_whole_set(folder: Path, tmp_path: Path) -> None:
+    shutil.rmtree(folder / "images" / "train" / "light")
+    printed = run("data", "check", folder, "--size", SIDE, code=1)
+    assert "set: no training image is of the class light" in printed
+    image = folder / "images" / "train" / "dark" / "0.png"
+    rows = "".join(f"{image},{folder}/masks/train/dark/0.png,{label},p1,{label}\n" for label in "01")
+    (tmp_path / "set.csv").write_text(f"image,mask,label,group,age\n{rows}")
+    assert "Note: columns that are not read: age" in run("data", "check", tmp_path / "set.csv", "--size", SIDE)
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [

@@ -118,7 +118,8 @@ def read_folder(root: str | os.PathLike[str], masks: str | os.PathLike[str] | No
     """Class folders of images, and a second tree of the same shape with the masks.
 
     ``root/CLASS/name.png`` or ``root/SPLIT/CLASS/name.png`` (split ``train``, ``validation`` or any name of a test set), either
-    also below ``root/images``; masks at ``masks/...`` under the same names, any readable suffix. Splits are sources, too.
+    also below ``root/images``; masks at ``masks/...`` under the same names, any readable suffix. Splits are sources, too. Hidden files and
+    folders (``.ipynb_checkpoints``, macOS's ``._name.png``) are left out.
 
     Args:
         root: Folder of the images.
@@ -132,20 +133,15 @@ def read_folder(root: str | os.PathLike[str], masks: str | os.PathLike[str] | No
     mask_root = Path(masks) if masks is not None else root / _MASK_FOLDER
     if masks is not None and not mask_root.is_dir():
         raise DataError(f"masks: {mask_root} is no folder")
-    files = sorted(
-        path
-        for path in images.rglob("*")
-        if path.is_file() and suffix_of(path.name) in IMAGE_SUFFIXES and mask_root not in path.parents
-    )
+    files = [path for path in _image_files(images) if mask_root not in path.parents]
     depths = {len(path.relative_to(images).parts) for path in files}
     if depths not in ({2}, {3}):
         found = f"images at depths {sorted(depths)}" if files else "no images"
         raise DataError(f"data: expected {images}/CLASS/IMAGE or {images}/SPLIT/CLASS/IMAGE, found {found}")
     by_stem: dict[tuple[str, ...], FileRef] = {}
     if mask_root.is_dir():
-        for path in sorted(mask_root.rglob("*")):
-            if path.is_file() and suffix_of(path.name) in IMAGE_SUFFIXES:
-                by_stem[_key(path.relative_to(mask_root))] = FileRef(path)
+        for path in _image_files(mask_root):
+            by_stem[_key(path.relative_to(mask_root))] = FileRef(path)
     classes = tuple(sorted({path.parent.name for path in files}))
     records = []
     for path in files:
@@ -155,6 +151,12 @@ def read_folder(root: str | os.PathLike[str], masks: str | os.PathLike[str] | No
         label = classes.index(path.parent.name)
         records.append(Record(FileRef(path), label, by_stem.get(_key(parts)), source, split))
     return ImageTable(tuple(records), classes)
+
+
+def _image_files(root: Path) -> list[Path]:
+    """Those below ``root``, sorted, without hidden ones."""
+    found = (path for path in root.rglob("*") if suffix_of(path.name) in IMAGE_SUFFIXES and path.is_file())
+    return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(root).parts))
 
 
 def read_manifest(path: str | os.PathLike[str], labels: Sequence[str] = ()) -> ImageTable:
