@@ -188,6 +188,15 @@ def test_errors_are_one_line(
     assert "Traceback" not in error
 
 
+def test_resuming_a_run_that_is_not_there(
+    tmp_path: Path, data_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for command in ("train", "tune"):
+        error = run_main(monkeypatch, capsys, command, tmp_path / "rnu", "--resume", "--variant", "selective")
+        assert f"--resume: {tmp_path}/rnu holds no run" in error and not (tmp_path / "rnu").exists()
+    run("train", tmp_path / "run", "--data-folder", data_folder, *SMALL, "--resume")  # as a scheduler would
+
+
 def test_settings_survive_json() -> None:
     config = RunConfig(variant="stochastic", name="x")
     assert RunConfig.from_json(json.loads(json.dumps(config.to_json()))) == config

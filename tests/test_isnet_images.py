@@ -36,6 +36,7 @@ from isnet.data import (
     read_image,
     read_mask,
     read_table,
+    review,
     with_validation,
 )
 
@@ -156,6 +157,65 @@ def test_faulty_manifests(tmp_path: Path, rows: list[dict[str, str]], text: str)
         read_table(tmp_path / "set.csv")
 
 
+@pytest.mark.parametrize(
+    ("column", "meant"),
+    [("spilt", "split"), ("Split", "split"), ("mask_path", "mask"), ("msak", "mask"), ("gruop", "group")],
+)
+def test_mistyped_columns_are_refused(tmp_path: Path, column: str, meant: str) -> None:
+    write(tmp_path / "set.csv", [{"image": "1.png", "label": "a", column: "test"}])
+    with pytest.raises(DataError, match=f"column '{column}' is not read: if it is meant as '{meant}'"):
+        read_table(tmp_path / "set.csv")
+    write(tmp_path / "set.csv", [{"image": "1.png", "label": "a", column: "x", meant: "test"}])
+    assert read_table(tmp_path / "set.csv").unread == (column,)
+
+
+def test_other_columns_may_be_there(tmp_path: Path) -> None:
+    others = ("age", "site", "slice", "age_group", "mass", "image_id", "labels")
+    write(tmp_path / "set.csv", [{"image": "1.png", "label": "1", **dict.fromkeys(others, "1")}])
+    assert read_table(tmp_path / "set.csv").unread == others
+    write(tmp_path / "set.csv", [{"image": "1.png", "edema": "1", "label_2": "1"}])
+    assert read_table(tmp_path / "set.csv", labels=["edema"]).unread == ("label_2",)
+
+
+def test_arguments_for_other_kinds_of_data_are_refused(tmp_path: Path) -> None:
+    save(tmp_path / "a" / "yes" / "1.png", picture(1))
+    write(tmp_path / "set.csv", [{"image": "1.png", "label": "a"}])
+    shard(tmp_path / "0.tar", {"1": {"png": encoded(picture(1)), "cls": b"1"}})
+    for name, text in (("set.csv", "a manifest names them in its column mask"), ("0.tar", "shards hold them as KEY")):
+        with pytest.raises(DataError, match=f"masks: a folder of masks is for an image folder, but .*{name} .*{text}"):
+            read_table(tmp_path / name, masks="/nowhere")
+    for name in ("a", "0.tar"):
+        with pytest.raises(DataError, match=f"label: columns are those of a manifest, but .*{name} is none"):
+            read_table(tmp_path / name, labels=["yes"])
+
+
+def test_hidden_files_are_left_out(folder: Path) -> None:
+    expected = read_table(folder)
+    for kind in ("images", "masks"):
+        save(folder / kind / "train" / ".ipynb_checkpoints" / "1.png", picture(1))
+        (folder / kind / "train" / "covid" / "._1.png").write_bytes(b"macOS")
+    assert read_table(folder) == expected
+    whole = {"png": encoded(picture(1)), "cls": b"7"}
+    shard(folder / "0.tar", {"a/01": whole, "a/._01": {"png": b"macOS"}})
+    (folder / "._0.tar").write_bytes(b"macOS")
+    assert len(read_table(folder).records) == 1
+
+
+def test_a_review_of_classes_and_groups() -> None:
+    def table(*rows: tuple[Any, str, str], classes: tuple[str, ...] = ("a", "b"), several: bool = False) -> ImageTable:
+        records = (Record(FileRef(Path("x.png")), label, split=split, group=group) for label, split, group in rows)
+        return ImageTable(tuple(records), classes, several)
+
+    fine = (0, "train", "p1"), (1, "train", "p2"), (1, "test", "p3")
+    assert review(table(*fine)) == ([], [])
+    assert review(table(*fine, (0, "test", "p2")))[1][0].startswith("groups of both train and test: p2;")
+    assert review(table(*fine, (2, "test", ""), classes=("a", "b", "c")))[0] == ["no training image is of the class c"]
+    assert review(table((0, "test", "")))[0] == ["no training images; the splits are test"]
+    assert review(table((0, "train", ""), classes=("a",)))[0] == ["a single class: a"]
+    found, _ = review(table(((0, 1), "train", ""), ((0, 1), "train", ""), several=True))
+    assert found == ["no training image has the label a", "every training image has the label b"]
+
+
 def test_faulty_paths(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="does not exist"):
         read_table(tmp_path / "nothing")
@@ -201,6 +261,8 @@ def test_shards(tmp_path: Path) -> None:
         read_table(shard(tmp_path / "bad.tar", {"9": {"cls": b"1"}}))
     with pytest.raises(ShardError, match=r"neither \.cls nor a label"):
         read_table(shard(tmp_path / "bad.tar", {"9": {"png": b"1"}}))
+    with pytest.raises(ShardError, match=r"sample 9: \.json: expected an object .*, got list"):
+        read_table(shard(tmp_path / "bad.tar", {"9": {"png": b"1", "cls": b"1", "json": b"[1]"}}))
     (tmp_path / "bad.tar").write_bytes(b"no archive" * 100)
     with pytest.raises(ShardError, match="no uncompressed tar"):
         read_table(tmp_path / "bad.tar")
@@ -220,6 +282,20 @@ def test_depths_colours_and_16_bits(tmp_path: Path) -> None:
     grey = save(tmp_path / "grey.png", np.full((2, 2), 51, dtype=np.uint8))
     assert read_image(FileRef(grey), 3).flatten().tolist() == pytest.approx([0.2] * 12)
     assert read_mask(FileRef(save(tmp_path / "ones.png", np.eye(2, dtype=np.uint8))))[0].equal(torch.eye(2))
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_pictures_are_turned_upright(tmp_path: Path, orientation: int) -> None:
+    mask = np.zeros((8, 16), np.uint8)
+    mask[:, 8:] = 255
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for name in ("x.jpg", "x.png"):
+        Image.fromarray(mask).save(tmp_path / name, exif=exif)
+        expected = torch.from_numpy(mask > 0)[None]
+        expected = {1: expected, 3: expected.flip(1, 2), 6: expected.rot90(-1, (1, 2))}[orientation]
+        assert (read_image(FileRef(tmp_path / name)) > 0.5).equal(expected)
+        assert (read_mask(FileRef(tmp_path / name)) > 0).equal(expected)
 
 
 def test_dicom(tmp_path: Path) -> None:
@@ -301,7 +377,11 @@ def test_unusable_masks(tmp_path: Path, fault: str) -> None:
         apply_policy(table, problems, "error")
     kept = apply_policy(table, problems, "skip")
     assert [record.label for record in kept.records] == [1] and kept.classes == ("a", "b")
-    assert apply_policy(table, problems, "full") == table
+    full = apply_policy(table, problems, "full")
+    assert [record.bad_mask for record in full.records] == [True, False]
+    for needing, filled in ((None, 1), (("test",), 0)):
+        images = MaskedImages(full, SIDE, mask_policy="full", need_masks=needing)
+        assert images.masked == [1] and images[0][2].equal(torch.full((1, SIDE, SIDE), float(filled)))
     assert MaskedImages(table, SIDE, mask_policy="full")[0][2].equal(torch.ones(1, SIDE, SIDE))
 
 
@@ -316,6 +396,14 @@ def test_segmenter_makes_missing_masks(tmp_path: Path) -> None:
     assert MaskedImages(table, SIDE, segmenter=bright)[1][2].equal(torch.from_numpy(square() > 0).float()[None])
     with pytest.raises(MaskError, match=r"segmenter gave a mask of shape \[1, 2, 2\]"):
         MaskedImages(table, SIDE, segmenter=lambda image: image[:, :2, :2])[0]
+
+    def threshold(image: Tensor, level: float) -> Tensor:
+        return image > level
+
+    for policy in ("error", "skip", "full"):
+        images = MaskedImages(table, SIDE, segmenter=threshold, mask_policy=policy)
+        with pytest.raises(DataError, match=r"1\.png: the segmenter .*threshold failed \(TypeError: .*'level'"):
+            audit(images)
 
 
 def test_audit_finds_bad_images(tmp_path: Path) -> None:
@@ -369,8 +457,9 @@ def test_augmentation_is_joint_and_repeats(folder: Path) -> None:
         moved_image, moved_mask = transform(mask, mask)
         assert not moved_mask.equal(mask) and moved_mask.sum() > 80
         assert ((moved_image > 0.5).float() - moved_mask).abs().sum() / moved_mask.sum() < 0.1
-    with pytest.raises(ValueError, match="rotate: expected"):
-        Augmentation(rotate=200)
+    for name, value in (("rotate", 200), ("rotate", "ten"), ("flip", True), ("flip", None)):
+        with pytest.raises(ValueError, match=f"{name}: expected a number in .*, got {value!r}"):
+            Augmentation(**{name: value})
 
 
 class _Image(Tensor):

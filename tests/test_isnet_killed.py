@@ -120,7 +120,7 @@ def test_errors_of_all_processes_are_told_once(folder: Path) -> None:
     (folder / "set" / "masks" / "train" / "dark" / "3.png").unlink()
     wrong = start(folder, "a", "--no-such-option", processes=2)
     refused = start(folder, "b", "--data", str(folder / "set"), "--p", "2", processes=2)
-    arguments = "--arch small_network:small --channels 1 --size 12 --batch-size 4 --epochs 1"
+    arguments = "--variant selective --arch small_network:small --channels 1 --size 12 --batch-size 4 --epochs 1"
     lacking = start(folder, "c", "--data", str(folder / "set"), *arguments.split(), processes=2)
     for job, text in ((wrong, "No such option"), (refused, "p: expected in [0, 1]"), (lacking, "3.png: no mask")):
         output, _ = job.communicate(timeout=120)

@@ -234,10 +234,8 @@ def test_images_without_masks_are_left_out_of_what_masks_tell() -> None:
     assert bias_sensitivity(model, data) == {} and math.isnan(background_attention(model, data))
     scores = evaluate(model, {"a": data})
     assert scores["accuracy"].keys() == {"a"} and scores["background_attention"] == {}
-    assert background_share(torch.ones(2, 1, 1, 2), torch.tensor([[[[0, 0]]], [[[0, 1]]]])).isnan().tolist() == [
-        True,
-        False,
-    ]
+    shares = background_share(torch.ones(3, 1, 1, 2), torch.tensor([[[[0, 0]]], [[[0, 1]]], [[[1, 1]]]]))
+    assert shares.isnan().tolist() == [True, False, True]  # with nothing but foreground there is no background either
 
 
 def test_images_of_a_patient_are_drawn_together() -> None:

@@ -15,13 +15,14 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 from typer.testing import CliRunner
 
-from isnet import ISNet, cli, run_data, validation
-from isnet.data import DataError, MaskedImages, Problem
+from isnet import ISNet, cli, report, run_data, validation
+from isnet.data import DataError, MaskedImages, MaskError, Problem
 from isnet.distributed import World
-from isnet.run_config import ImagesConfig
-from isnet.runs import load_config, load_run
+from isnet.run_config import ImagesConfig, RunConfig
+from isnet.runs import Run, load_config, load_run
 
 runner = CliRunner()
 SIDE = 16
@@ -128,6 +129,8 @@ def test_the_layer_form_is_measured_and_validated_by(folder: Path, tmp_path: Pat
 @pytest.mark.parametrize("layers", [[], ["first"]], ids=["input", "deep supervision"])
 @pytest.mark.parametrize("variant", ["standard", "selective", "stochastic", "original", "dual", "gradient_times_input"])
 def test_several_labels_per_image(folder: Path, tmp_path: Path, variant: str, layers: list[str]) -> None:
+    if variant == "standard" and layers:
+        pytest.skip("refused: a standard network has no heatmap loss")
     rows = []
     for split in ("train", "test"):
         for label, name in enumerate(("dark", "light")):
@@ -166,6 +169,37 @@ def test_several_labels_per_image(folder: Path, tmp_path: Path, variant: str, la
     if variant != "standard":
         assert set(json.loads((tmp_path / "run" / "ranges.json").read_text())) == {"input", *layers}
     assert load_config(tmp_path / "run").data.multi_label
+    if variant == "standard":
+        told = run("explain", tmp_path / "run", "--out", tmp_path / "one.png")
+        assert re.search(r"image 0: dark, answered (none|light|dark|light, dark); explained: (light|dark);", told)
+        run("report", tmp_path / "run", "--out", tmp_path / "report.html")
+        assert "heatmaps of the label with the highest logit" in (tmp_path / "report.html").read_text()
+
+
+def test_answers_of_several_labels_are_right_if_all_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Fixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.flat = nn.Linear(4, 2)
+            nn.init.zeros_(self.flat.weight)
+            self.flat.bias = nn.Parameter(torch.tensor([2.0, 1.0]))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.flat(x.flatten(1))
+
+    data: Any = TensorDataset(torch.rand(3, 1, 2, 2), torch.eye(3, 2), torch.eye(2).expand(3, 1, 2, 2))
+    data.tensors[1][2] = 1
+    data.labels = data.tensors[1]
+    captions: dict[str, list[str]] = {}
+    monkeypatch.setattr(report, "gallery_figure", lambda *given, **_: captions.update(given[3]))
+    config = RunConfig(data=ImagesConfig("x", classes=("light", "dark"), multi_label=True))
+    report.gallery([Run(tmp_path, config, Fixed())], data)
+    assert sorted(text.partition(", bg")[0] for text in captions["standard"]) == [
+        "✓ says light, dark",
+        "✗ says light, dark",
+        "✗ says light, dark",
+    ]
+    assert report.answer_text(torch.tensor([-1.0, -2.0]), torch.zeros(2), ("light", "dark")) == "none"
 
 
 def test_segmenter_normalisation_and_tuning_alone(folder: Path, tmp_path: Path) -> None:
@@ -190,6 +224,16 @@ def test_data_check(folder: Path) -> None:
     assert "mask: " in printed and "dark/3.png" in printed and "image: " in printed and "light/2.png" in printed
 
 
+def test_data_check_looks_at_the_whole_set(folder: Path, tmp_path: Path) -> None:
+    shutil.rmtree(folder / "images" / "train" / "light")
+    printed = run("data", "check", folder, "--size", SIDE, code=1)
+    assert "set: no training image is of the class light" in printed
+    image = folder / "images" / "train" / "dark" / "0.png"
+    rows = "".join(f"{image},{folder}/masks/train/dark/0.png,{label},p1,{label}\n" for label in "01")
+    (tmp_path / "set.csv").write_text(f"image,mask,label,group,age\n{rows}")
+    assert "Note: columns that are not read: age" in run("data", "check", tmp_path / "set.csv", "--size", SIDE)
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
@@ -198,6 +242,10 @@ def test_data_check(folder: Path) -> None:
         (["--normalize", "1,2/3"], "--normalize: expected 1 means"),
         (["--augment", "tilt=3"], "--augment: expected flip"),
         (["--segmenter", "nowhere:x"], "segmenter: nowhere:x cannot be imported"),
+        (["--segmenter", "builtins:memoryview"], "memoryview cannot be made without arguments (TypeError"),
+        (["--segmenter", "string:digits"], "segmenter: expected a callable, got string:digits, of type str"),
+        (["--augment", "flip=yes"], "flip: expected a number in [0, 1], got 'yes'"),
+        (["--device", "cuda:99"], "CUDA devices that PyTorch finds, got cuda:99"),
         (["--layer", "firts"], "near matches: first"),
         (["--c1", "0.5"], "--c1: to be used with --c2"),
         (["--c1", "0.5", "--c2", "1"], "--c1, --c2: to be used with --tune 0"),
@@ -210,6 +258,7 @@ def test_faulty_options(folder: Path, tmp_path: Path, arguments: list[str], text
         cli.app, ["train", str(tmp_path / "run"), "--data", str(folder), "--variant", "selective", *TUNED, *arguments]
     )
     assert text in str(result.exception)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_bad_mask_stops_before_training_with_its_name(folder: Path, tmp_path: Path) -> None:
@@ -328,6 +377,73 @@ def test_reports_on_runs_with_different_tests(folder: Path, tmp_path: Path) -> N
     run("report", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "report.html")
     run("train", tmp_path / "c", "--data", folder, *SHORT, "--size", "20")
     assert "report them apart" in failure("report", tmp_path / "a", tmp_path / "c", "--out", tmp_path / "x.html")
+
+
+def test_a_run_without_anything_to_score(folder: Path, tmp_path: Path) -> None:
+    shutil.rmtree(folder / "images" / "test")
+    run("train", tmp_path / "run", "--data", folder, *SHORT, "--validation", "0", "--monitor", "none")
+    for command in (["evaluate"], ["report"], ["explain"], ["compare", tmp_path / "run"]):
+        assert "neither a test nor a validation split" in failure(*command, tmp_path / "run")
+
+
+class Blank(Tiny):
+    """No weights, and so no relevance anywhere."""
+
+    def __init__(self, in_channels: int = 1, num_classes: int = 2) -> None:
+        super().__init__(in_channels, num_classes)
+        for parameter in self.parameters():
+            nn.init.zeros_(parameter)
+
+
+def test_networks_without_relevance_are_scored(folder: Path, tmp_path: Path) -> None:
+    printed = run("train", tmp_path / "run", "--data", folder, *SHORT, "--arch", f"{__name__}:Blank")
+    assert " | - |" in printed
+    assert "blind spot 0.0 %" in run("evaluate", tmp_path / "run", "--resamples", "5")
+    assert json.loads((tmp_path / "run" / "evaluation.json").read_text())["background_attention"] == {}
+    assert "no relevance" in run("explain", tmp_path / "run", "--out", tmp_path / "one.png")
+    run("report", tmp_path / "run", "--out", tmp_path / "report.html")
+
+
+def test_what_the_mask_policy_leaves_out_is_told(folder: Path, tmp_path: Path) -> None:
+    (folder / "masks" / "train" / "dark" / "3.png").unlink()
+    (folder / "masks" / "test" / "light" / "1.png").unlink()
+    (folder / "images" / "test" / "dark" / "2.png").write_bytes(b"no picture")
+    options = ["--data", folder, "--variant", "selective", *SHORT, "--tune", "0", "--mask-policy", "skip"]
+    printed = " ".join(run("train", tmp_path / "run", *options).split())
+    assert re.search(
+        r"Left out \(--mask-policy skip\): 2 images: \S+/test/dark/2\.png: cannot .*; \S+/train/dark/3\.png: no",
+        printed,
+    )
+    scores = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert [Path(text.partition(":")[0]).name for text in scores["dropped"]] == ["2.png", "3.png"]
+    assert scores["masks"]["test"] == {"images": 11, "missing": 1, "looked_at": 10}
+
+
+def test_a_standard_run_that_skips_is_scored_as_it_was_trained(folder: Path, tmp_path: Path) -> None:
+    shutil.rmtree(folder / "masks")
+    run("train", tmp_path / "run", "--data", folder, *SHORT, "--mask-policy", "skip")
+    assert "12 of 12 images have no mask" in run("evaluate", tmp_path / "run", "--resamples", "0")
+
+
+def test_whole_images_as_foreground_tell_nothing_of_the_background(folder: Path, tmp_path: Path) -> None:
+    for name in ("dark/0", "light/1"):
+        Image.fromarray(np.zeros((SIDE, SIDE), np.uint8)).save(folder / "masks" / "test" / f"{name}.png")
+    (folder / "masks" / "test" / "light" / "4.png").unlink()
+    printed = run("train", tmp_path / "run", "--data", folder, *SHORT, "--mask-policy", "full")
+    assert "3 of 12 images have no mask, or none of use" in printed
+    run("evaluate", tmp_path / "run", "--resamples", "0")
+    assert json.loads((tmp_path / "run" / "evaluation.json").read_text())["masks"]["test"]["looked_at"] == 9
+    assert "no mask or no relevance" in run("explain", tmp_path / "run", "--out", tmp_path / "one.png")
+
+
+def test_errors_of_loading_processes_are_one_line(folder: Path) -> None:
+    (folder / "masks" / "train" / "dark" / "0.png").unlink()
+    config = run_data.with_classes(ImagesConfig(str(folder), size=(SIDE, SIDE), channels=1, validation=0.0))
+    train = run_data.load_data(config).train
+    with pytest.raises(MaskError) as caught:
+        list(DataLoader(train, num_workers=1))
+    assert "Traceback" in str(caught.value)
+    assert re.fullmatch(r"\S+dark/0\.png: no mask", cli._told(caught.value))
 
 
 def test_changed_classes_are_refused(folder: Path, tmp_path: Path) -> None:

@@ -93,14 +93,14 @@ def background_share(heatmap: Tensor, mask: Tensor) -> Tensor:
 
     Args:
         heatmap: [B, C, H, W].
-        mask: [B, 1, H, W], 1 = foreground; without any of it: an image that has no mask.
+        mask: [B, 1, H, W], 1 = foreground; without any of it, or with nothing else: an image that has no mask.
 
     Returns:
         [B]; NaN for an image without mask or without any relevance.
     """
     magnitude, mask = heatmap.abs(), mask.to(heatmap)
     shares = (magnitude * (1 - mask)).sum((1, 2, 3)) / magnitude.sum((1, 2, 3))
-    return shares.masked_fill(~mask.flatten(1).any(1), math.nan)
+    return shares.masked_fill((mask == mask[:, :, :1, :1]).flatten(1).all(1), math.nan)
 
 
 def masked_rows(dataset: Dataset[Example]) -> list[int]:

@@ -17,12 +17,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from isnet._files import write_text
-from isnet.evaluation import Example, background_share, heatmaps
+from isnet.evaluation import Example, background_share, heatmaps, right_answers
 from isnet.pictures import curves_figure, gallery_figure
 from isnet.run_config import DataConfig
-from isnet.run_data import RunData, load_data
+from isnet.run_data import RunData, require_tests
 from isnet.runlog import LOG_NAME, read_log
-from isnet.runs import Run, evaluate_run, load_evaluation
+from isnet.runs import Run, evaluate_run, load_evaluation, run_data
 
 _BIASED_MNIST = (
     "Every training image carries a mark in its background that tells the class. Accuracy is measured on the same test images "
@@ -108,8 +108,8 @@ def mask_notes(rows: Sequence[Row]) -> list[str]:
         for test, masks in row.masks.items():
             if masks["missing"]:
                 found[test] = (
-                    f"{test} test: {masks['missing']} of {masks['images']} images have no mask; they count for all scores but "
-                    "relevance in the background, bias sensitivity and blind spot."
+                    f"{test} test: {masks['missing']} of {masks['images']} images have no mask, or none of use; they count for all "
+                    "scores but relevance in the background, bias sensitivity and blind spot."
                 )
     return list(found.values())
 
@@ -152,7 +152,7 @@ def one_per_class(labels: Tensor, count: int) -> list[int]:
 
 
 def gallery(runs: Sequence[Run], dataset: Dataset[Example], count: int = 8) -> Figure:
-    """Heatmaps of the predicted class for one image per class, a row for each run."""
+    """Heatmaps of the predicted class (of several labels, the one with the highest logit) for one image per class, a row for each run."""
     rows = one_per_class(cast(Any, dataset).labels, count)
     images, labels, masks = (torch.stack(parts) for parts in zip(*(dataset[row] for row in rows), strict=True))
     classes = runs[0].config.data.classes
@@ -164,11 +164,12 @@ def gallery(runs: Sequence[Run], dataset: Dataset[Example], count: int = 8) -> F
         logits, found = heatmaps(run.model, images.to(device), eps=settings.eps, input_range=settings.input_range)
         maps[title] = found.cpu()
         shares = background_share(maps[title], masks).tolist()
-        answers = logits.cpu().argmax(1)
-        right = labels.gather(1, answers[:, None])[:, 0] > 0 if labels.dim() == 2 else answers == labels
+        logits = logits.cpu()
+        right = right_answers(logits, labels).reshape(len(labels), -1).all(1)
         captions[title] = [
-            f"{'✓' if good else '✗'} says {classes[answer]}, bg {'-' if math.isnan(share) else f'{100 * share:.0f} %'}"
-            for answer, good, share in zip(answers.tolist(), right.tolist(), shares, strict=True)
+            f"{'✓' if good else '✗'} says {answer_text(values, label, classes)}, "
+            f"bg {'-' if math.isnan(share) else f'{100 * share:.0f} %'}"
+            for values, label, good, share in zip(logits, labels, right.tolist(), shares, strict=True)
         ]
     marks = getattr(dataset, "marks", None)
     told = [""] * len(rows)
@@ -189,6 +190,17 @@ def label_text(label: Tensor, classes: Sequence[str]) -> str:
     return ", ".join(name for name, value in zip(classes, label.tolist(), strict=True) if value) or "none"
 
 
+def answer_text(logits: Tensor, label: Tensor, classes: Sequence[str]) -> str:
+    """The answer to an image, as :func:`label_text`: the class with the highest logit, or the labels with logits above 0.
+
+    Args:
+        logits: [K].
+        label: What is true, a class [] or 0/1 numbers [K], whose kind the answer has.
+        classes: Their names.
+    """
+    return label_text((logits > 0).long() if label.dim() else logits.argmax(), classes)
+
+
 def write_report(
     path: str | os.PathLike[str],
     runs: Sequence[Run],
@@ -207,7 +219,7 @@ def write_report(
         notes: Paragraphs below the table.
 
     Raises:
-        ValueError: no runs, or one of other classes or image sizes than the first.
+        ValueError: no runs, one of other classes or image sizes than the first, or one without test and validation images.
     """
     if not runs:
         raise ValueError("runs: expected at least one")
@@ -216,7 +228,8 @@ def write_report(
             ours, first = (getattr(of.config.data, name) for of in (run, runs[0]))
             if ours != first:
                 raise ValueError(f"runs: {run.folder} has {what} {ours}, {runs[0].folder} {first}: report them apart")
-    data = data or load_data(runs[0].config.data)
+    data = data or run_data(runs[0])
+    require_tests(data, runs[0].folder)
     logs = {
         title: read_log(run.folder / LOG_NAME)
         for title, run in titled(runs).items()
@@ -226,6 +239,7 @@ def write_report(
     tests = all_tests(rows)
     pictured = list(data.tests)[-1]
     test_set = data.tests[pictured]
+    several = runs[0].config.data.multi_label
     page = _TEMPLATE.render(
         title=title,
         introduction=_BIASED_MNIST if isinstance(runs[0].config.data, DataConfig) else "",
@@ -237,6 +251,8 @@ def write_report(
         curves=_png(curves_figure(logs)) if any(logs.values()) else None,
         settings=[(title, _flatten(run.config.to_json())) for title, run in titled(runs).items()],
         pictured=pictured,
+        several=several,
+        explained="label with the highest logit" if several else "predicted class",
         looked_at=next((row.masks[tests[-1]]["looked_at"] for row in rows if tests[-1] in row.masks), None),
         torch=torch.__version__,
     )
@@ -290,13 +306,14 @@ _TEMPLATE = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=
 {% endfor %}
 </table></div>
 <p class="small">Relevance in the background: share of absolute LRP relevance outside the foreground mask, for the
-predicted class, on {% if looked_at is not none %}{{ looked_at }} images of {% endif %}the {{ tests[-1] }} test.</p>
+{{ explained }}, on {% if looked_at is not none %}{{ looked_at }} images of {% endif %}the {{ tests[-1] }} test.</p>
 {% for note in notes %}<p>{{ note }}</p>
 {% endfor %}
 
 <h2>What the networks look at</h2>
-<p>Images of the {{ pictured }} test and LRP heatmaps of the predicted class: red speaks for it, blue against it, the green
-outline is the foreground mask. Each heatmap has its own colour scale; bg is its share outside the mask.</p>
+<p>Images of the {{ pictured }} test and LRP heatmaps of the {{ explained }}: red speaks for it, blue against it, the green
+outline is the foreground mask. Each heatmap has its own colour scale; bg is its share outside the mask.
+{% if several %}An answer is right if it is so for every label.{% endif %}</p>
 <img alt="Test images and, for each network, their heatmaps" src="{{ gallery }}">
 
 {% if scores %}

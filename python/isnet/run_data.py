@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import itertools
+import os
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from isnet.data import (
     DataError,
     ImageTable,
     MaskedImages,
+    Problem,
     apply_policy,
     audit,
     biased_mnist_splits,
@@ -39,11 +41,13 @@ class RunData(NamedTuple):
         train: With augmentation.
         validation: Scored after each epoch, by name; the first chooses the best checkpoint.
         tests: Scored at the end, by name.
+        dropped: What was wrong with each image that the mask policy ``"skip"`` left out.
     """
 
     train: Dataset[Example]
     validation: Mapping[str, Dataset[Example]]
     tests: Mapping[str, Dataset[Example]]
+    dropped: tuple[str, ...] = ()
 
 
 def splits_with_masks(config: RunConfig) -> tuple[str, ...]:
@@ -83,12 +87,16 @@ def load_data(
         )
         return RunData(splits.train, splits.tests, splits.tests)
     table = with_validation(load_table(config), config.validation, config.seed)
-    if check or config.mask_policy == "skip":
+    problems: list[Problem] = []
+    if check or config.mask_policy != "error":
         images = image_set(config, table, need_masks=need_masks)
         show = _progress("checking images and masks", progress)
         world = current_world() if check else World()
-        problems = world.gather(audit(images, show, range(world.rank, len(images), world.size)))
-        table = apply_policy(table, sorted(itertools.chain(*problems)), config.mask_policy)
+        # Without a check "full" asks only which masks of scored images are of no use.
+        rows = [i for i, r in enumerate(table.records) if check or config.mask_policy == "skip" or r.split != TRAIN]
+        found = world.gather(audit(images, show, rows[world.rank :: world.size]))
+        problems = sorted(itertools.chain(*found))
+        table = apply_policy(table, problems, config.mask_policy)
     parts = {name: table.part(name) for name in table.splits}
     if not parts.get(TRAIN, table.part(TRAIN)).records:
         raise DataError(f"{config.path}: no training images; its splits are {', '.join(parts)}")
@@ -96,7 +104,16 @@ def load_data(
     sets = {name: image_set(config, part, need_masks=need_masks) for name, part in parts.items()}
     validation = {name: sets.pop(name) for name in (VALIDATION,) if name in sets}
     # Without a test set the validation images are all there is to score.
-    return RunData(train, validation, sets or validation)
+    dropped = tuple(problem.text for problem in problems) if config.mask_policy == "skip" else ()
+    return RunData(train, validation, sets or validation, dropped)
+
+
+def require_tests(data: RunData, folder: str | os.PathLike[str]) -> None:
+    """Raises ValueError if the run in ``folder`` has nothing to be scored on."""
+    if not data.tests:
+        raise ValueError(
+            f"{folder}: its data have neither a test nor a validation split, so that nothing can be scored or shown"
+        )
 
 
 def load_table(config: ImagesConfig) -> ImageTable:
@@ -134,7 +151,7 @@ def image_set(
         resize=config.resize,
         mean=config.mean,
         std=config.std,
-        transform=Augmentation(**strengths) if augmented and any(strengths.values()) else None,
+        transform=Augmentation(**strengths) if augmented and any(value != 0 for value in strengths.values()) else None,
         seed=config.seed,
     )
 
@@ -155,7 +172,15 @@ def _load(name: str) -> Any:
         found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise DataError(f"segmenter: {name} cannot be imported ({error})") from error
-    return found() if isinstance(found, type) else found
+    try:
+        made = found() if isinstance(found, type) else found
+    except Exception as error:  # it is not ours: errors of every kind
+        raise DataError(
+            f"segmenter: {name} cannot be made without arguments ({type(error).__name__}: {error})"
+        ) from error
+    if not callable(made):
+        raise DataError(f"segmenter: expected a callable, got {name}, of type {type(made).__name__}")
+    return made
 
 
 def _progress(text: str, shown: bool) -> Callable[[Iterable[int]], Iterable[int]]:

@@ -29,7 +29,7 @@ from isnet.metrics import as_json, classification_scores
 from isnet.model import ISNet
 from isnet.ranges import RANGES_NAME, load_ranges, save_ranges, tune
 from isnet.run_config import RunConfig
-from isnet.run_data import RunData, load_data, splits_with_masks
+from isnet.run_data import RunData, load_data, require_tests, splits_with_masks
 from isnet.runlog import LOG_NAME
 from isnet.sensitivity import OtherBackground, bias_sensitivity, blind_spot
 from isnet.training import BEST_NAME, CHECKPOINT_NAME, fit
@@ -133,17 +133,17 @@ def train_run(
     """
     data = data or load_data(config.data, need_masks=splits_with_masks(config), progress=progress)
     require_validation(config.train, data.validation)  # now, not after tuning
+    _network(config)  # what does not fit is refused before the run has a folder
+    if config.variant != "standard":
+        build_criterion(config)
     folder = _open(Path(folder), config, resume)
     criterion = None
     if config.variant != "standard":
         # If that took the warm-up, training goes on from its checkpoint.
         resume |= _measure(folder, config, data, device=device, resume=resume, progress=progress)
         criterion = build_criterion(config, folder)
-    network: nn.Module = build_model(config).to(device)
-    if config.variant != "standard":
-        network = build_isnet(config, network)
     fit(
-        network,
+        _network(config, device),
         data.train,
         config.train,
         criterion=criterion,
@@ -178,9 +178,10 @@ def tune_run(
     """
     if config.tune < 1:
         raise ValueError(f"tune: expected at least one epoch, got {config.tune}")
-    build_isnet(config, build_model(config))  # a run without heatmaps is refused before it has a folder
-    folder = _open(Path(folder), config, resume)
+    # What is refused is refused before the run has a folder.
+    build_isnet(config, build_model(config))
     data = data or load_data(config.data, need_masks=splits_with_masks(config), progress=progress)
+    folder = _open(Path(folder), config, resume)
     _measure(folder, config, data, device=device, resume=resume, progress=progress)
     return folder / RANGES_NAME
 
@@ -193,6 +194,12 @@ def branch_run(folder: str | os.PathLike[str], start: str | os.PathLike[str]) ->
     for name in (LOG_NAME, CHECKPOINT_NAME):  # the log first: a checkpoint without it would never get one
         with atomic_path(folder / name) as temporary:
             shutil.copyfile(start / name, temporary)
+
+
+def _network(config: RunConfig, device: str = "cpu") -> nn.Module:
+    """What is trained: the classifier, or an ISNet around it."""
+    model = build_model(config).to(device)
+    return model if config.variant == "standard" else build_isnet(config, model)
 
 
 def _open(folder: Path, config: RunConfig, resume: bool) -> Path:
@@ -263,6 +270,11 @@ def load_run(folder: str | os.PathLike[str], *, device: str = "cpu") -> Run:
     return Run(folder, config, model.to(device).eval())
 
 
+def run_data(run: Run, *, progress: bool = True) -> RunData:
+    """The data sets of a run, as for its training."""
+    return load_data(run.config.data, need_masks=splits_with_masks(run.config), progress=progress)
+
+
 def evaluate_run(
     run: Run, data: RunData | None = None, *, resamples: int = 0, sensitivity: bool = False, progress: bool = True
 ) -> dict[str, Any]:
@@ -275,13 +287,18 @@ def evaluate_run(
         sensitivity: Score with removed and swapped backgrounds, too.
         progress: Show progress on the terminal while data are fetched.
 
+    Raises:
+        ValueError: no test and no validation images.
+
     Returns:
         ``{"accuracy": {test: [0, 1]}, "background_attention": {test: [0, 1]}, "masks": {test: {"images", "missing", "looked_at"}},
+        "dropped": [what was wrong with each image of the whole set that the mask policy ``"skip"`` left out],
         "scores": {test: {source or "": {score: {value, low, high}}}}, "sensitivity": {test: {change: ...}}}``, the last if asked for; the
         accuracy is over all sources. ``looked_at``: how many images the background attention is the mean of. It and the sensitivity are
         taken on images with masks; a test without any is left out there.
     """
-    data = data or load_data(run.config.data, progress=progress)
+    data = data or run_data(run, progress=progress)
+    require_tests(data, run.folder)
     heatmap, train = run.config.heatmap, run.config.train
     # As many images at a time as one part of a training step has: more might not fit into memory.
     batch_size = max(1, train.batch_size // train.accumulate)
@@ -295,6 +312,7 @@ def evaluate_run(
         batch_size=batch_size,
         answers=answers,
     )
+    scores["dropped"] = list(data.dropped)
     scores["masks"] = {name: _masks(test) for name, test in data.tests.items()}
     scores["scores"] = {name: _by_source(*answers[name], test, resamples) for name, test in data.tests.items()}
     if sensitivity:

@@ -31,6 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 _errors = Console(stderr=True)
+_NAMED = 5  # of the images that are left out
 
 
 def main() -> None:
@@ -45,7 +46,7 @@ def main() -> None:
         hint = f". In the folder of the sources: pip install --no-build-isolation '.[{extra}]'" if package else ""
         _fail(f"{error}{hint}", speaks_first(f"{error}"))
     except (ValueError, OSError, RuntimeError, ArithmeticError) as error:
-        _fail(str(error), speaks_first(str(error)))
+        _fail(_told(error), speaks_first(_told(error)))
 
 
 def _run() -> None:
@@ -59,6 +60,14 @@ def _run() -> None:
             raise
         status = error.exit_code
     raise SystemExit(status)
+
+
+def _told(error: Exception) -> str:
+    """The text of an error; of one met by a process that loads images, without the traceback that PyTorch puts around it."""
+    text = str(error)
+    if "in DataLoader worker process" not in text.partition("\n")[0]:
+        return text
+    return text.rpartition(f"{type(error).__qualname__}: ")[2].strip()
 
 
 def _fail(message: str, speaks: bool) -> None:
@@ -82,7 +91,13 @@ def _checked_data(config: RunConfig, is_main: bool) -> RunData:
     """The data of a run that is to be trained. What cannot be used ends it here, not in its last minute."""
     from isnet.run_data import load_data, splits_with_masks
 
-    return load_data(config.data, need_masks=splits_with_masks(config), check=True, progress=is_main)
+    data = load_data(config.data, need_masks=splits_with_masks(config), check=True, progress=is_main)
+    if data.dropped and is_main:
+        more = f"; and {len(data.dropped) - _NAMED} more" if len(data.dropped) > _NAMED else ""
+        typer.echo(
+            f"Left out (--mask-policy skip): {len(data.dropped)} images: {'; '.join(data.dropped[:_NAMED])}{more}"
+        )
+    return data
 
 
 def _train(options: Options) -> None:
@@ -175,10 +190,12 @@ def compare(
 
     from isnet import metrics, runs
     from isnet.evaluation import predict
-    from isnet.run_data import load_data, same_images
+    from isnet.run_data import require_tests, same_images
 
     a, b = (runs.load_run(folder, device=device) for folder in (first, second))
-    tests_a, tests_b = (load_data(run.config.data).tests for run in (a, b))
+    data_a, data_b = (runs.run_data(run) for run in (a, b))
+    require_tests(data_a, first)
+    tests_a, tests_b = data_a.tests, data_b.tests
     for test in tests_a:
         if test not in tests_b or not same_images(tests_a[test], tests_b[test]):
             raise ValueError(f"{first} and {second} do not share the {test} test: their images are not the same")
@@ -210,7 +227,10 @@ def explain(
     split: Annotated[str | None, typer.Option(help="Test set.", show_default="the last")] = None,
     index: Annotated[int, typer.Option(help="Which of its images.", min=0)] = 0,
     target: Annotated[
-        int | None, typer.Option(help="Class to explain.", show_default="the predicted class", min=0)
+        int | None,
+        typer.Option(
+            help="Class to explain.", show_default="the predicted class, or the label with the highest logit", min=0
+        ),
     ] = None,
     device: Device = "cpu",
 ) -> None:
@@ -221,11 +241,13 @@ def explain(
     from isnet._files import atomic_path
     from isnet.evaluation import background_share, heatmaps
     from isnet.pictures import explanation_figure
-    from isnet.report import label_text
-    from isnet.run_data import load_data
+    from isnet.report import answer_text, label_text
+    from isnet.run_data import require_tests
 
     trained = runs.load_run(run, device=device)
-    tests, classes = load_data(trained.config.data).tests, trained.config.data.classes
+    data, classes = runs.run_data(trained), trained.config.data.classes
+    require_tests(data, run)
+    tests = data.tests
     split = list(tests)[-1] if split is None else split
     if split not in tests:
         raise ValueError(f"--split: expected one of {', '.join(tests)}, got {split}")
@@ -245,9 +267,11 @@ def explain(
     )
     marks = getattr(dataset, "marks", None)
     told = f" with the mark of {classes[marks[index]]}" if marks is not None and marks[index] >= 0 else ""
+    explained = int(logits.argmax()) if target is None else target
+    said = f"; explained: {classes[explained]}" if target is not None or label.dim() else ""
     title = (
         f"{trained.config.title}, {split} test, image {index}: {label_text(label, classes)}{told}, "
-        f"answered {classes[int(logits.argmax())]}{f'; explained: {classes[target]}' if target is not None else ''}"
+        f"answered {answer_text(logits[0], label, classes)}{said}"
     )
     low, high = (torch.as_tensor(end).float().reshape(-1, 1, 1) for end in trained.config.data.pixel_range)
     figure = explanation_figure(

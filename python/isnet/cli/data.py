@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 app = typer.Typer(help="Images and masks.", no_args_is_help=True)
@@ -21,11 +22,11 @@ def check(
     size: Annotated[int, typer.Option(help="Side for the network: a mask must survive it.", min=1)] = 224,
     segmenter: Annotated[str | None, typer.Option(help="package.module:callable that makes missing masks.")] = None,
 ) -> None:
-    """Reads every image and mask; lists what cannot be used and ends with status 1 if there is anything.
+    """Reads every image and mask; lists what cannot be used or learnt and ends with status 1 if there is anything.
 
     A mask may be missing where only tests see the image.
     """
-    from isnet.data import audit, describe
+    from isnet.data import audit, describe, review
     from isnet.data.records import TRAIN, VALIDATION
     from isnet.run_config import ImagesConfig
     from isnet.run_data import _progress, image_set, load_table
@@ -41,11 +42,18 @@ def check(
     images = image_set(config, table, need_masks=(TRAIN, VALIDATION))
     problems = audit(images, _progress("reading images and masks", True))
     for problem in problems:
-        console.print(f"[red]{problem.trouble}[/]: {problem.text}", soft_wrap=True, highlight=False)
+        console.print(f"[red]{problem.trouble}[/]: {escape(problem.text)}", soft_wrap=True, highlight=False)
     bad = len({problem.row for problem in problems})
-    unmasked = len(images) - len(images.masked)
+    wrong, worth = review(table)
+    for text in wrong:
+        console.print(f"[red]set[/]: {escape(text)}", soft_wrap=True, highlight=False)
+    unmasked = sum(
+        table.records[row].split not in (TRAIN, VALIDATION) for row in set(range(len(images))) - set(images.masked)
+    )
     if unmasked:
-        console.print(f"Note: {unmasked} test images have no mask. What is told from masks is told of the other ones.")
+        worth.append(f"{unmasked} test images have no mask. What is told from masks is told of the other ones.")
+    for text in worth:
+        console.print(f"Note: {escape(text)}", soft_wrap=True, highlight=False)
     console.print(f"{len(table.records) - bad} of {len(table.records)} images can be used as they are.")
-    if problems:
+    if problems or wrong:
         raise typer.Exit(1)

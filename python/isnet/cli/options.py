@@ -6,13 +6,26 @@ import dataclasses
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
+import torch
 import typer
 
 from isnet.run_config import DataConfig, HeatmapConfig, ImagesConfig, RunConfig
 from isnet.train_config import TrainConfig
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the run.")]
-Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, ...")]
+
+
+def _device(name: str) -> str:
+    """Refuses GPUs that this PyTorch does not find."""
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"--device: expected one of the {torch.cuda.device_count()} CUDA devices that PyTorch finds, got {name}"
+        )
+    return name
+
+
+Device = Annotated[str, typer.Option(callback=_device, help="Where to compute: cpu, cuda, cuda:1, ...")]
 
 _NET, _OWN, _MNIST, _TRAIN, _LOSS, _OUT = "Network", "Own images", "Biased MNIST", "Training", "Heatmap loss", "Files"
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -223,13 +236,17 @@ def configure(
     from isnet import runs
     from isnet.architectures import parse_arguments
 
-    saved = runs.load_config(run) if resume and (run / runs.CONFIG_NAME).exists() else None
-    base = saved or (_own_images(data) if data is not None else RunConfig())
-    own = isinstance(base.data, ImagesConfig)
     images = {"masks": masks, "label": label, "size": size, "mask_policy": mask_policy, "segmenter": segmenter, "resize": resize,
               "normalize": normalize, "validation": validation, "augment": augment}  # fmt: skip
     digits = {"data_folder": data_folder, "train_size": train_size, "test_size": test_size, "mark": mark, "mask": mask,
               "imprecise": imprecise, "ink": ink, "canvas": canvas, "shift": shift, "noise": noise}  # fmt: skip
+    saved = runs.load_config(run) if resume and (run / runs.CONFIG_NAME).exists() else None
+    if resume and saved is None and data is None and not _given(**digits):
+        raise ValueError(
+            f"--resume: {run} holds no run; to begin one there, name --data, or an option of biased MNIST (--data-folder)"
+        )
+    base = saved or (_own_images(data) if data is not None else RunConfig())
+    own = isinstance(base.data, ImagesConfig)
     misplaced = _given(**(digits if own else images))
     if misplaced:
         names = ", ".join(f"--{key.replace('_', '-')}" for key in misplaced)

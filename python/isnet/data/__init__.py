@@ -1,6 +1,6 @@
 """Data sets with foreground masks: the user's own images, and biased MNIST."""
 
-from isnet.data.audit import Problem, apply_policy, audit
+from isnet.data.audit import Problem, apply_policy, audit, review
 from isnet.data.augmentation import Augmentation, joint_transform
 from isnet.data.biased_mnist import BiasedMNIST, BiasedMNISTSplits, biased_mnist_splits
 from isnet.data.files import FileRef, UnreadableFileError, read_image, read_mask
@@ -36,5 +36,6 @@ __all__ = [
     "read_image",
     "read_mask",
     "read_table",
+    "review",
     "with_validation",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -105,8 +106,9 @@ class Augmentation:
             "contrast": (contrast, 0.9),
         }
         for name, (value, most) in limits.items():
-            if not 0 <= value <= most:
-                raise ValueError(f"{name}: expected a number in [0, {most}], got {value}")
+            # Texts and booleans come from the command line.
+            if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value <= most:
+                raise ValueError(f"{name}: expected a number in [0, {most}], got {value!r}")
         both = ["image", "mask"]
         steps: list[Any] = []
         # For small images MONAI's bookkeeping takes longer than their training step: what needs no resampling is done without it.

@@ -16,6 +16,7 @@ PLAIN_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".p
 DICOM_SUFFIXES = (".dcm", ".dicom")
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 IMAGE_SUFFIXES = (*PLAIN_SUFFIXES, *DICOM_SUFFIXES, *NIFTI_SUFFIXES)
+_ORIENTATION = 0x0112  # the EXIF tag that tells how a camera was held
 _LUMA = (0.299, 0.587, 0.114)
 _LABELS = 32  # a mask of whole numbers below this holds labels, not brightness
 
@@ -68,6 +69,8 @@ def suffix_of(name: str) -> str:
 
 def read_image(file: FileRef, channels: int = 1) -> Tensor:
     """An image as the network will see it.
+
+    Cameras' pictures are turned upright (EXIF), and so are masks.
 
     8-bit files are divided by 255 and 16-bit files by 65535. DICOM and NIfTI have no fixed range: the pixels, after the file's own
     rescaling, window and photometric interpretation, are scaled so that the smallest becomes 0 and the largest 1.
@@ -138,9 +141,11 @@ def _pixels(file: FileRef, *, scaled: bool = True) -> np.ndarray[Any, Any]:
 
 
 def _plain(file: FileRef) -> tuple[np.ndarray[Any, Any], int | None]:
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     with Image.open(io.BytesIO(file.read())) as image:
+        if image.getexif().get(_ORIENTATION, 1) != 1:
+            ImageOps.exif_transpose(image, in_place=True)
         if image.mode in ("I;16", "I;16B", "I"):
             return np.asarray(image), 65535
         if image.mode == "F":

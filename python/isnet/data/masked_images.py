@@ -49,7 +49,7 @@ class MaskedImages(Dataset[tuple[Tensor, Tensor, Tensor]]):
         labels: int64 [N], or float32 [N, K] for a multi-label table.
         sources: Where each image comes from.
         groups: Its group (a patient, say), ``""``: alone.
-        masked: Indices of the images that have masks.
+        masked: Indices of the images that have masks, or a segmenter to make them, and none that was found unusable.
 
     Raises:
         DataError: a table without images, or another argument out of range.
@@ -87,7 +87,7 @@ class MaskedImages(Dataset[tuple[Tensor, Tensor, Tensor]]):
         self.need_masks = need_masks
         self.sources = [record.source for record in table.records]
         self.groups = [record.group for record in table.records]
-        self.masked = [index for index, record in enumerate(table.records) if not self._may_lack_mask(record)]
+        self.masked = [index for index, record in enumerate(table.records) if not self._lacks_mask(record)]
         labels = [record.label for record in table.records]
         self.labels = torch.tensor(labels, dtype=torch.float32 if table.multi_label else torch.int64)
 
@@ -134,24 +134,30 @@ class MaskedImages(Dataset[tuple[Tensor, Tensor, Tensor]]):
 
         Raises:
             MaskError: the mask cannot be used.
+            DataError: the segmenter fails.
         """
-        if self._may_lack_mask(record):
+        if self._lacks_mask(record) and self.need_masks is not None and record.split not in self.need_masks:
             return self._fit(image, torch.zeros_like(image[:1]))
         image, mask = self._fit(image, self._mask(record, image))
         if not bool(mask.any()):
             raise MaskError(f"{_mask_name(record)}: no foreground")
         return image, mask
 
-    def _may_lack_mask(self, record: Record) -> bool:
-        """Whether there is no mask, nothing to make one, and no need of one."""
-        needed = self.need_masks is None or record.split in self.need_masks
-        return record.mask is None and self.segmenter is None and not needed
+    def _lacks_mask(self, record: Record) -> bool:
+        """Whether there is no mask and nothing to make one, or none of use."""
+        return record.bad_mask or (record.mask is None and self.segmenter is None)
 
     def _mask(self, record: Record, image: Tensor) -> Tensor:
         if record.mask is None:
             if self.segmenter is None:
                 raise MaskError(f"{record.image}: no mask")
-            mask = torch.as_tensor(self.segmenter(image)).detach().float().cpu()
+            try:
+                mask = torch.as_tensor(self.segmenter(image)).detach().float().cpu()
+            except Exception as error:  # it is not ours: errors of every kind; no mask policy forgives them
+                name = getattr(self.segmenter, "__qualname__", type(self.segmenter).__qualname__)
+                raise DataError(
+                    f"{record.image}: the segmenter {name} failed ({type(error).__name__}: {error})"
+                ) from error
             mask = (mask[None] if mask.dim() == 2 else mask) > 0.5
             if mask.shape != image[:1].shape:
                 raise MaskError(

@@ -7,6 +7,7 @@ import difflib
 import json
 import math
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +23,7 @@ TRAIN, VALIDATION = "train", "validation"
 _SPLIT_NAMES = {TRAIN: TRAIN, "training": TRAIN, VALIDATION: VALIDATION, "val": VALIDATION, "valid": VALIDATION}
 _COLUMNS = ("image", "mask", "label", "source", "split", "group")
 _MASK_FOLDER = "masks"
+_ALIKE = 0.75  # mass and mask, site and split are no nearer than that
 
 
 class DataError(ValueError):
@@ -39,6 +41,8 @@ class Record:
         source: Where it comes from (a hospital, say); scores are broken down by it.
         split: ``"train"``, ``"validation"``, or the name of a test set.
         group: Images of one group (a patient, say) stay together when a validation part is split off; empty: alone.
+        bad_mask: Whether its mask was found unusable (mask policy ``"full"``): the whole image is foreground in training, and what is
+            told from masks is told without it.
     """
 
     image: FileRef
@@ -47,6 +51,7 @@ class Record:
     source: str = ""
     split: str = TRAIN
     group: str = ""
+    bad_mask: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,11 +62,13 @@ class ImageTable:
         records: One per image.
         classes: The names of the classes, or of the labels.
         multi_label: Whether each image has one decision per label instead of one class.
+        unread: Columns of a manifest that are not read.
     """
 
     records: tuple[Record, ...]
     classes: tuple[str, ...]
     multi_label: bool = False
+    unread: tuple[str, ...] = ()
 
     def part(self, split: str) -> ImageTable:
         """The images of a split."""
@@ -82,18 +89,25 @@ def read_table(
     Args:
         path: An image folder (:func:`read_folder`), a ``.csv``, ``.tsv`` or ``.parquet`` manifest (:func:`read_manifest`), or
             a ``.tar`` shard or folder of shards (:func:`isnet.data.shards.read_shards`).
-        masks: Folder of the masks, for an image folder.
-        labels: Label columns of a multi-label manifest.
+        masks: Folder of the masks, for an image folder only.
+        labels: Label columns of a multi-label manifest only.
 
     Raises:
-        DataError: nothing usable there.
+        DataError: nothing usable there, or an argument that is not for what is there.
     """
     path = Path(path)
     if not path.exists():
         raise DataError(f"data: {path} does not exist")
-    if path.is_file() and path.suffix in (".csv", ".tsv", ".parquet"):
+    manifest = path.is_file() and path.suffix in (".csv", ".tsv", ".parquet")
+    shards = path.suffix == ".tar" or (path.is_dir() and any(path.glob("*.tar")))
+    if masks is not None and (manifest or shards):
+        own = "a manifest names them in its column mask" if manifest else "shards hold them as KEY.mask.png"
+        raise DataError(f"masks: a folder of masks is for an image folder, but {path} is none: {own}")
+    if labels and not manifest:
+        raise DataError(f"label: columns are those of a manifest, but {path} is none")
+    if manifest:
         return read_manifest(path, labels)
-    if path.suffix == ".tar" or (path.is_dir() and any(path.glob("*.tar"))):
+    if shards:
         return _from_shards(path)
     if path.is_dir():
         return read_folder(path, masks)
@@ -104,7 +118,8 @@ def read_folder(root: str | os.PathLike[str], masks: str | os.PathLike[str] | No
     """Class folders of images, and a second tree of the same shape with the masks.
 
     ``root/CLASS/name.png`` or ``root/SPLIT/CLASS/name.png`` (split ``train``, ``validation`` or any name of a test set), either
-    also below ``root/images``; masks at ``masks/...`` under the same names, any readable suffix. Splits are sources, too.
+    also below ``root/images``; masks at ``masks/...`` under the same names, any readable suffix. Splits are sources, too. Hidden files and
+    folders (``.ipynb_checkpoints``, macOS's ``._name.png``) are left out.
 
     Args:
         root: Folder of the images.
@@ -118,20 +133,15 @@ def read_folder(root: str | os.PathLike[str], masks: str | os.PathLike[str] | No
     mask_root = Path(masks) if masks is not None else root / _MASK_FOLDER
     if masks is not None and not mask_root.is_dir():
         raise DataError(f"masks: {mask_root} is no folder")
-    files = sorted(
-        path
-        for path in images.rglob("*")
-        if path.is_file() and suffix_of(path.name) in IMAGE_SUFFIXES and mask_root not in path.parents
-    )
+    files = [path for path in _image_files(images) if mask_root not in path.parents]
     depths = {len(path.relative_to(images).parts) for path in files}
     if depths not in ({2}, {3}):
         found = f"images at depths {sorted(depths)}" if files else "no images"
         raise DataError(f"data: expected {images}/CLASS/IMAGE or {images}/SPLIT/CLASS/IMAGE, found {found}")
     by_stem: dict[tuple[str, ...], FileRef] = {}
     if mask_root.is_dir():
-        for path in sorted(mask_root.rglob("*")):
-            if path.is_file() and suffix_of(path.name) in IMAGE_SUFFIXES:
-                by_stem[_key(path.relative_to(mask_root))] = FileRef(path)
+        for path in _image_files(mask_root):
+            by_stem[_key(path.relative_to(mask_root))] = FileRef(path)
     classes = tuple(sorted({path.parent.name for path in files}))
     records = []
     for path in files:
@@ -143,16 +153,22 @@ def read_folder(root: str | os.PathLike[str], masks: str | os.PathLike[str] | No
     return ImageTable(tuple(records), classes)
 
 
+def _image_files(root: Path) -> list[Path]:
+    """Those below ``root``, sorted, without hidden ones."""
+    found = (path for path in root.rglob("*") if suffix_of(path.name) in IMAGE_SUFFIXES and path.is_file())
+    return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(root).parts))
+
+
 def read_manifest(path: str | os.PathLike[str], labels: Sequence[str] = ()) -> ImageTable:
     """A table with a row per image: columns ``image``, ``label``, and optionally ``mask``, ``source``, ``split``, ``group``.
 
     Args:
         path: CSV, TSV or Parquet (the latter needs pandas and pyarrow). Relative files are taken from its folder.
         labels: Columns with 0/1 numbers of a multi-label set, in place of ``label``; by default every further column if there
-            is no ``label``.
+            is no ``label``. Further columns are not read.
 
     Raises:
-        DataError: a missing column, an empty cell or a label that is neither 0 nor 1.
+        DataError: a missing column, one whose name seems to mean a missing one, an empty cell or a label that is neither 0 nor 1.
     """
     path = Path(path)
     rows = _rows(path)
@@ -168,6 +184,15 @@ def read_manifest(path: str | os.PathLike[str], labels: Sequence[str] = ()) -> I
     missing = [name for name in several or ["label"] if name not in columns]
     if missing or not (several or "label" in columns):
         raise DataError(f"{path}: no column {', '.join(missing) or 'label'}; its columns are {', '.join(columns)}")
+    unread = tuple(name for name in columns if name not in (*_COLUMNS, *several))
+    for name in unread:
+        meant = _meant(
+            name, [known for known in _COLUMNS if known not in columns and not (several and known == "label")]
+        )
+        if meant:
+            raise DataError(
+                f"{path}: column {name!r} is not read: if it is meant as {meant!r}, call it so, else rename it"
+            )
     names = tuple(several) if several else _class_names(rows, path)
     records = []
     for number, row in enumerate(rows, start=2):
@@ -186,7 +211,7 @@ def read_manifest(path: str | os.PathLike[str], labels: Sequence[str] = ()) -> I
                 row.get("group", ""),
             )
         )
-    return ImageTable(tuple(records), names, multi_label=bool(several))
+    return ImageTable(tuple(records), names, bool(several), unread)
 
 
 def with_validation(table: ImageTable, share: float, seed: int = 0) -> ImageTable:
@@ -313,6 +338,16 @@ def _rows(path: Path) -> list[Mapping[str, str]]:
     with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",", restkey="", restval="")
         return [{key: str(value).strip() for key, value in row.items() if key} for row in reader]
+
+
+def _meant(name: str, missing: Iterable[str]) -> str | None:
+    """The missing column that ``name`` seems to stand for: ``spilt``, ``Split``, ``mask_path``."""
+    name = name.lower()
+    for known in missing:
+        alike = difflib.SequenceMatcher(None, name, known).ratio() > _ALIKE
+        if alike or sorted(name) == sorted(known) or re.match(rf"{known}[ _-]", name):
+            return known
+    return None
 
 
 def _class_names(rows: Iterable[Mapping[str, str]], path: Path) -> tuple[str, ...]:

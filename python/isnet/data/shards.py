@@ -36,7 +36,7 @@ def read_shards(path: Path) -> list[Sample]:
     Raises:
         ShardError: a file is no plain tar archive, or a sample lacks its image or label.
     """
-    shards = sorted(path.glob("*.tar")) if path.is_dir() else [path]
+    shards = sorted(path.glob("[!.]*.tar")) if path.is_dir() else [path]
     samples = [sample for shard in shards for sample in _samples(shard)]
     if not samples:
         raise ShardError(f"{path}: no samples")
@@ -48,8 +48,8 @@ def _samples(shard: Path) -> list[Sample]:
     try:
         with tarfile.open(shard, "r:") as archive:
             for member in archive:
-                if member.isfile():
-                    folder, _, name = member.name.rpartition("/")
+                folder, _, name = member.name.rpartition("/")
+                if member.isfile() and not name.startswith("."):  # macOS adds ._name
                     stem, _, kind = name.partition(".")
                     found.setdefault(f"{folder}/{stem}" if folder else stem, {})[kind.lower()] = member
     except tarfile.TarError as error:
@@ -68,8 +68,10 @@ def _sample(shard: Path, key: str, members: dict[str, tarfile.TarInfo]) -> Sampl
         raise ShardError(f"{shard}: sample {key} has no image among {', '.join(sorted(members))}")
     try:
         values = json.loads(reference("json").read()) if "json" in members else {}
+        if not isinstance(values, dict):
+            raise ValueError(f".json: expected an object with label, source, split, group, got {type(values).__name__}")
         label = reference("cls").read().decode().strip() if "cls" in members else values.get("label")
-    except (ValueError, AttributeError) as error:
+    except ValueError as error:
         raise ShardError(f"{shard}: sample {key}: {error}") from error
     if label is None or label == "":
         raise ShardError(f"{shard}: sample {key} has neither .cls nor a label in .json")
