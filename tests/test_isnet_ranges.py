@@ -17,7 +17,7 @@ from torch import Tensor
 from isnet import ISNet, ISNetOutput, runs
 from isnet.checkpoints import load_checkpoint
 from isnet.ranges import NaturalRange, RelevanceTotals, Welford, load_ranges, natural_range, save_ranges, tune
-from isnet.run_config import RunConfig
+from isnet.run_config import ImagesConfig, RunConfig
 from isnet.run_data import RunData
 from isnet.runlog import read_log
 from isnet.train_config import TrainConfig
@@ -168,6 +168,7 @@ def test_ranges_survive_the_disk(tmp_path: Path) -> None:
 
 CONFIG = RunConfig(
     "selective",
+    data=ImagesConfig("not read"),
     train=TrainConfig(epochs=1, warmup=2, batch_size=16, save_every=1, ema=0.9, monitor="loss", schedule="cosine"),
     tune=2,
 )
