@@ -111,7 +111,10 @@ def curves_figure(logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
                 if points:
                     axes.plot(*zip(*points, strict=True), linewidth=1, **looks[name])
             _label(axes, label)
-            axes.set_yscale("log")
+            if any(
+                max(line.get_ydata()) > 0 for line in axes.lines
+            ):  # a network without relevance has no such gradient
+                axes.set_yscale("log")
             axes.yaxis.set_minor_formatter(NullFormatter())
     shown = {label: line for axes in grid[0] for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     columns = min(len(logs), _LEGEND_COLUMNS)
