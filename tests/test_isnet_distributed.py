@@ -164,7 +164,7 @@ def test_scoring_begins_when_the_other_processes_have_left(tmp_path: Path, monke
         order.append("left")
 
     tests = SimpleNamespace(tests={"test": None}, dropped=())
-    monkeypatch.setattr("isnet.distributed.launched_world", world)
+    monkeypatch.setattr("isnet.cli.launched_world", world)
     monkeypatch.setattr("isnet.run_data.load_data", lambda *_, **__: tests)
     monkeypatch.setattr("isnet.runs.train_run", lambda *_, **__: order.append("trained"))
     monkeypatch.setattr("isnet.runs.evaluate_run", lambda *_, **__: order.append("scored"))
