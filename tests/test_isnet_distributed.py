@@ -25,7 +25,7 @@ import json, os, pathlib, sys, torch
 torch.set_num_threads(1)
 from isnet import runs
 from isnet.distributed import World, launched_world
-from isnet.run_config import HeatmapConfig, RunConfig
+from isnet.run_config import HeatmapConfig, ImagesConfig, RunConfig
 from isnet.run_data import RunData
 from isnet.train_config import TrainConfig
 from isnet.validation import losses
@@ -58,7 +58,7 @@ def build_model(config):
 runs.build_model = build_model
 train = TrainConfig(epochs=2, warmup=1, batch_size=8, lr=1e-2, p=0.6, ema=0.9, monitor="loss", save_every=1, log_every=2,
                     sync_batch_norm=SYNC, balance="BALANCE")
-config = RunConfig("VARIANT", heatmap=HeatmapConfig(layers=("3",)), train=train, tune=1)
+config = RunConfig("VARIANT", data=ImagesConfig("not read"), heatmap=HeatmapConfig(layers=("3",)), train=train, tune=1)
 with launched_world("cpu") as (world, _):
     (pathlib.Path(folder) / f"pid-{world.rank}").write_text(str(os.getpid()))
     run = runs.train_run(folder, config, data=RunData(Images(), {"v": Images()}, {}), resume=True, progress=False)
@@ -163,8 +163,8 @@ def test_scoring_begins_when_the_other_processes_have_left(tmp_path: Path, monke
         yield World(0, 2), device
         order.append("left")
 
-    tests = SimpleNamespace(tests={"test": None})
-    monkeypatch.setattr("isnet.distributed.launched_world", world)
+    tests = SimpleNamespace(tests={"test": None}, dropped=())
+    monkeypatch.setattr("isnet.cli.launched_world", world)
     monkeypatch.setattr("isnet.run_data.load_data", lambda *_, **__: tests)
     monkeypatch.setattr("isnet.runs.train_run", lambda *_, **__: order.append("trained"))
     monkeypatch.setattr("isnet.runs.evaluate_run", lambda *_, **__: order.append("scored"))
