@@ -125,3 +125,42 @@ def test_errors_of_all_processes_are_told_once(folder: Path) -> None:
     for job, text in ((wrong, "No such option"), (refused, "p: expected in [0, 1]"), (lacking, "3.png: no mask")):
         output, _ = job.communicate(timeout=120)
         assert job.returncode != 0 and output.count(text) == 1, output
+
+
+TRAININGS = """
+import pathlib
+import sys
+import time
+from isnet.experiments import trainings
+
+def train(folder, job):
+    for moment in range(3000):
+        (pathlib.Path(folder) / f"at work {moment}").touch()
+        time.sleep(0.1)
+
+if __name__ == "__main__":
+    trainings.train_missing(train, sys.argv[1], [0], lambda job: False, processes=1, progress=False)
+"""
+
+
+def test_trainings_end_with_a_killed_experiment(tmp_path: Path) -> None:
+    (tmp_path / "experiment.py").write_text(TRAININGS)
+    paths = [str(ROOT), str(ROOT / "python"), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    job = subprocess.Popen([sys.executable, str(tmp_path / "experiment.py"), str(tmp_path)], env=environment)
+
+    def moments() -> int:
+        return len(list(tmp_path.glob("at work *")))
+
+    deadline = time.monotonic() + 120
+    while moments() < 3 and job.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    job.kill()
+    job.wait()
+    assert moments() >= 3
+    for _ in range(20):
+        before = moments()
+        time.sleep(3)
+        if moments() == before:
+            return
+    pytest.fail("the training outlived its experiment")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import Any, TypeVar
@@ -68,7 +70,7 @@ def train_missing(
     processes: int,
     progress: bool,
 ) -> None:
-    """Calls ``train(config, job)`` for each job that is not done, some at a time, each in a process of its own.
+    """Calls ``train(config, job)`` for each job that is not done, some at a time, in processes that end with this one, however it ends.
 
     Args:
         train: A function that a new process can import; it leaves its result in files.
@@ -81,8 +83,23 @@ def train_missing(
     if not missing:
         return
     context = multiprocessing.get_context("spawn")
-    with Progress(disable=not progress) as display, ProcessPoolExecutor(processes, mp_context=context) as pool:
+    with (
+        Progress(disable=not progress) as display,
+        ProcessPoolExecutor(processes, mp_context=context, initializer=_end_with_parent) as pool,
+    ):
         task = display.add_task("trainings", total=len(jobs), completed=len(jobs) - len(missing))
         for future in as_completed([pool.submit(train, config, job) for job in missing]):
             future.result()
             display.advance(task)
+
+
+def _end_with_parent() -> None:
+    """Has this process end when the one that started it does; a killed one cannot tell it to."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)  # all that trainings leave is whole at any moment
+
+    threading.Thread(target=watch, daemon=True).start()
