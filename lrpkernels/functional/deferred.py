@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._autograd import call, first_order
-from ._vendor import ConvGeometry
+from .autograd import call, first_order
+from .geometry import ConvGeometry
 
 Contribution = Callable[["Tensor | None"], Tensor]  # adds to a gradient, in place; makes one of None
 

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .base import Arrived, Multipliers, Op, bind, records
-from .linear_maps import _unrecorded
-from .normalization import BatchNorm, Variance
-
-if TYPE_CHECKING:
-    from ..rules.base import Rule
-    from ..tape import Tape, Value
+from ..functional import per_channel
+from ..graph import Arrived, Multipliers, Node, Value
+from ..rules import Rule
+from .batch_norm import BatchNorm, Variance
+from .registry import Recorder, bind, records
 
 
-class Normalization(Op):
+class Normalization(Node):
     """y = w (x - mean) / deviation + b over groups of elements of one sample.
 
     The deviation takes no relevance, as in AttnLRP (arXiv 2402.05602): it is a number that x is divided by. The mean is subtracted by a
@@ -50,55 +48,55 @@ class Normalization(Op):
 
 
 def _per_channel(weight: Tensor | None, x: Tensor) -> Tensor | None:
-    return None if weight is None else weight.view(-1, *(1,) * (x.dim() - 2))
+    return None if weight is None else per_channel(weight, x.dim())
 
 
 @records(F.layer_norm, torch.layer_norm)
-def _layer_norm(tape: Tape, func: Any, args: Any, kwargs: Any) -> Tensor:
+def _layer_norm(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
     x, shape, weight, _, eps = bind(args, kwargs, "input", "normalized_shape", "weight", "bias", "eps", eps=1e-5)
-    if tape.value(x) is None:
-        return _unrecorded(tape, func, args, kwargs)
+    if rec.value(x) is None:
+        return rec.unknown(func, args, kwargs)
     out = func(*args, **kwargs)
     samples = x.shape[: x.dim() - len(shape)].numel()
-    tape.add(Normalization(tape.known(x), (1, samples, *shape), weight, eps), out)
+    rec.add(Normalization(rec.known(x), (1, samples, *shape), weight, eps), out)
     return out
 
 
 @records(F.rms_norm)
-def _rms_norm(tape: Tape, func: Any, args: Any, kwargs: Any) -> Tensor:
+def _rms_norm(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
     x, shape, weight, eps = bind(args, kwargs, "input", "normalized_shape", "weight", "eps")
-    if tape.value(x) is None:
-        return _unrecorded(tape, func, args, kwargs)
+    if rec.value(x) is None:
+        return rec.unknown(func, args, kwargs)
     out = func(*args, **kwargs)
     eps = torch.finfo(x.dtype).eps if eps is None else eps
     samples = x.shape[: x.dim() - len(shape)].numel()
-    tape.add(Normalization(tape.known(x), (1, samples, *shape), weight, eps, centred=False), out)
+    rec.add(Normalization(rec.known(x), (1, samples, *shape), weight, eps, centred=False), out)
     return out
 
 
 @records(F.group_norm, torch.group_norm)
-def _group_norm(tape: Tape, func: Any, args: Any, kwargs: Any) -> Tensor:
+def _group_norm(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
     x, groups, weight, _, eps = bind(args, kwargs, "input", "num_groups", "weight", "bias", "eps", eps=1e-5)
-    if tape.value(x) is None:
-        return _unrecorded(tape, func, args, kwargs)
+    if rec.value(x) is None:
+        return rec.unknown(func, args, kwargs)
     out = func(*args, **kwargs)
     grouped = (x.shape[0], groups, x.shape[1:].numel() // groups)
-    tape.add(Normalization(tape.known(x), grouped, _per_channel(weight, x), eps), out)
+    rec.add(Normalization(rec.known(x), grouped, _per_channel(weight, x), eps), out)
     return out
 
 
 @records(F.instance_norm)
-def _instance_norm(tape: Tape, func: Any, args: Any, kwargs: Any) -> Tensor:
+def _instance_norm(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
     names = ("input", "running_mean", "running_var", "weight", "bias", "use_input_stats", "momentum", "eps")
     x, mean, var, weight, bias, use_input, _, eps = bind(
         args, kwargs, *names, use_input_stats=True, momentum=0.1, eps=1e-5
     )
-    if tape.value(x) is None:
-        return _unrecorded(tape, func, args, kwargs)
+    if rec.value(x) is None:
+        return rec.unknown(func, args, kwargs)
     out = func(*args, **kwargs)
     if not use_input:
-        tape.add(BatchNorm(tape.known(x), weight, bias, mean.detach(), Variance(var.detach(), eps)), out)
+        rec.add(BatchNorm(rec.known(x), weight, bias, mean.detach(), Variance(var.detach(), eps)), out)
         return out
     grouped = (x.shape[0], x.shape[1], x.shape[2:].numel())
-    tape.add(Normalization(tape.known(x), grouped, _per_channel(weight, x), eps), out)
+    rec.add(Normalization(rec.known(x), grouped, _per_channel(weight, x), eps), out)
     return out

@@ -8,13 +8,8 @@ import torch
 from torch import Tensor
 
 from .._extension import ops
-from ._autograd import call, first_order
-from ._conv_routes import has_fused_kernels
-
-
-def has_affine_kernels(tensor: Tensor) -> bool:
-    """Whether :func:`affine` and :func:`sum_zplus` have kernels for this tensor's device and dtype."""
-    return has_fused_kernels(tensor) or (tensor.device.type == "cpu" and tensor.dtype != torch.float16)
+from .autograd import call, first_order
+from .layout import check_forward_value, check_like_multiplier, empty_like, per_channel, wide
 
 
 def batch_norm_scale(variance: Tensor, gamma: Tensor | None, epsilon: float) -> Tensor:
@@ -28,20 +23,14 @@ def batch_norm_scale(variance: Tensor, gamma: Tensor | None, epsilon: float) -> 
     Returns:
         k, (C,), float32 or better.
 
-    Gradients: none.
+    Gradients: gamma.
     """
-    one_call = variance.is_cpu and not has_fused_kernels(variance)
-    if one_call and variance.dtype in _WIDE and (gamma is None or gamma.dtype == variance.dtype):
-        return ops.batch_norm_scale(variance, gamma, epsilon)
-    inverse = (_wide(variance) + epsilon).rsqrt_()
-    return inverse if gamma is None else _wide(gamma) * inverse
+    inverse = (wide(variance) + epsilon).rsqrt_()
+    return inverse if gamma is None else wide(gamma) * inverse
 
 
-_WIDE = (torch.float32, torch.float64)
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dtype in _WIDE else tensor.float()
+def _has_kernels(tensor: Tensor) -> bool:
+    return ops.are_fused_for(tensor) or tensor.device.type != "cpu" or tensor.dtype != torch.float16
 
 
 class _Affine(torch.autograd.Function):
@@ -103,6 +92,11 @@ def affine(
 
     Source: Bach et al. 2015 (epsilon and alpha-beta rules), Montavon et al. 2019 (gamma rule); docs/method.md section 1.
     """
+    if not _has_kernels(multiplier):
+        wider = affine(
+            *(t.float() for t in (multiplier, value, input)), slope, shift, whole=whole, positive=positive, epsilon=epsilon
+        )
+        return wider.to(multiplier.dtype)
     return call(_Affine, multiplier, value, input, slope, shift, float(whole), float(positive), float(epsilon))
 
 
@@ -116,10 +110,10 @@ class _AffineKnown(torch.autograd.Function):
     @first_order
     def backward(ctx: Any, grad: Tensor) -> Any:
         input, slope, centre = ctx.saved_tensors
-        shape, others = (-1, *(1,) * (grad.dim() - 2)), (0, *range(2, grad.dim()))
+        others = (0, *range(2, grad.dim()))
         grad_input = grad_slope = None
         if ctx.needs_input_grad[1]:
-            grad_input = grad * slope.to(grad.dtype).view(shape)
+            grad_input = grad * per_channel(slope.to(grad.dtype), grad.dim())
         if ctx.needs_input_grad[2]:
             grad_slope = (grad * input).sum(others, dtype=slope.dtype) - grad.sum(others, dtype=slope.dtype) * centre
         return None, grad_input, grad_slope, None
@@ -173,4 +167,59 @@ def sum_zplus(multiplier: Tensor, a: Tensor, b: Tensor, *, epsilon: float) -> tu
 
     Source: Bassi et al. 2024 (Dual ISNet); docs/method.md section 1.
     """
+    if not _has_kernels(multiplier):
+        wider = sum_zplus(multiplier.float(), a.float(), b.float(), epsilon=epsilon)
+        return wider[0].to(multiplier.dtype), wider[1].to(multiplier.dtype)
     return call(_SumZPlus, multiplier, a, b, float(epsilon))
+
+
+# -- shape functions ----------------------------------------------------------------------------------------------------------------
+
+
+@torch.library.register_fake("lrpkernels::affine")
+def _affine(
+    multiplier: Tensor,
+    value: Tensor,
+    input: Tensor,
+    slope: Tensor,
+    shift: Tensor | None,
+    whole: float,
+    positive: float,
+    epsilon: float,
+) -> Tensor:
+    for name, tensor in (("value", value), ("input", input)):
+        check_forward_value("affine", name, tensor, multiplier)
+    return empty_like(multiplier, input)
+
+
+@torch.library.register_fake("lrpkernels::affine_backward")
+def _affine_backward(
+    grad: Tensor,
+    multiplier: Tensor,
+    value: Tensor,
+    input: Tensor,
+    slope: Tensor,
+    shift: Tensor | None,
+    whole: float,
+    positive: float,
+    epsilon: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    check_like_multiplier("affine_backward", "grad", grad, multiplier)
+    channels = (slope.new_empty(slope.shape), slope.new_empty(0 if shift is None else slope.shape))
+    return empty_like(multiplier, input), empty_like(value, input), empty_like(input, input), *channels
+
+
+@torch.library.register_fake("lrpkernels::sum_zplus")
+def _sum_zplus(multiplier: Tensor, a: Tensor, b: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    for name, tensor in (("a", a), ("b", b)):
+        check_forward_value("sum_zplus", name, tensor, multiplier)
+    return empty_like(multiplier, a), empty_like(multiplier, a)
+
+
+@torch.library.register_fake("lrpkernels::sum_zplus_backward")
+def _sum_zplus_backward(
+    grad_a: Tensor, grad_b: Tensor, multiplier: Tensor, a: Tensor, b: Tensor, epsilon: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    for name, tensor in (("grad_a", grad_a), ("grad_b", grad_b)):
+        check_like_multiplier("sum_zplus_backward", name, tensor, multiplier)
+    return empty_like(multiplier, a), empty_like(a, a), empty_like(b, a)

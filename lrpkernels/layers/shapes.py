@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .. import functional
-from ..checkpoint import Concatenation
 from ..errors import InPlaceError
+from ..graph import Arrived, Multipliers, Node, Value
+from ..rules import Rule
 from .arithmetic import Scale
-from .base import Arrived, Multipliers, Op, bind, records
-from .fallback import Replayed
-from .linear_maps import _unrecorded
-from .nested import leaves
-
-if TYPE_CHECKING:
-    from ..rules.base import Rule
-    from ..tape import Tape, Value
+from .registry import Recorder, bind, leaves, recorded, records
+from .replayed import Replayed
 
 
-class Reshape(Op):
+class Reshape(Node):
     """The same numbers in the same order under another shape."""
 
     kind = "reshape"
-    repeats = True
+    moves_only = True
     reads_inputs = reads_outputs = False
 
     def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
@@ -38,16 +34,19 @@ class Reshape(Op):
         return (relevance.reshape(-1, *shape[1:]),)
 
 
-class Cat(Op):
+class Cat(Node):
     """Concatenation along a dimension other than the batch's."""
 
     kind = "cat"
-    repeats = True
+    moves_only = True
     reads_inputs = reads_outputs = False
 
-    def __init__(self, inputs: tuple[Value, ...], places: list[tuple[int, int]], dim: int) -> None:
+    def __init__(
+        self, inputs: tuple[Value, ...], places: list[tuple[int, int]], dim: int, tensors: list[Tensor] | None
+    ) -> None:
         super().__init__(*inputs)
         self.places, self.dim = places, dim
+        self._tensors = tensors  # all parts, constants among them, if the output will be made again
 
     def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
         return functional.uncat(multipliers[0], self.dim, self.places)
@@ -55,21 +54,42 @@ class Cat(Op):
     def propagate_relevance(self, relevance: Tensor) -> Multipliers:
         return functional.uncat(relevance, self.dim, self.places)
 
+    def recipe(self) -> Callable[[], Tensor]:
+        assert self._tensors is not None
+        tensors, self._tensors = self._tensors, None
+        known = {id(value.tensor): value.recipe for value in self.inputs}
+        return Concatenation(tensors, [known.get(id(tensor)) for tensor in tensors], self.dim)
+
+
+class Concatenation:
+    """Makes a concatenation again; concatenations among its parts along the same dimension are taken apart."""
+
+    def __init__(self, tensors: list[Tensor], recipes: list[Any], dim: int) -> None:
+        self.dim = dim
+        self.parts: list[Tensor] = []
+        for tensor, recipe in zip(tensors, recipes, strict=True):
+            nested = isinstance(recipe, Concatenation) and recipe.dim == dim
+            self.parts += recipe.parts if nested else [tensor.detach()]
+
+    def __call__(self) -> Tensor:
+        return torch.cat(self.parts, self.dim)
+
 
 class Movement(Replayed):
     """Any other data movement: every output element is a copy of one input element (or zero)."""
 
     kind = "movement"
+    moves_only = True
 
     def propagate_relevance(self, relevance: Tensor) -> Multipliers:
         return self._vjp([relevance])
 
 
-class Cast(Op):
+class Cast(Node):
     """A copy, possibly in another dtype; the walk casts multipliers to each value's dtype by itself."""
 
     kind = "cast"
-    repeats = True
+    moves_only = True
     reads_inputs = reads_outputs = False
 
     def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
@@ -83,6 +103,7 @@ class Dropout(Scale):
     """Dropout in training mode: a product with the mask that was drawn."""
 
     kind = "dropout"
+    moves_only = False
 
 
 def _getter(name: str) -> Any:
@@ -90,49 +111,39 @@ def _getter(name: str) -> Any:
     return getattr(Tensor, name).__get__
 
 
-def record_call(tape: Tape, func: Any, args: Any, kwargs: Any) -> Any:
-    """Run a function through its recorder (for recorders that split one call into several operations)."""
-    from .base import dispatch
-
-    return dispatch(tape, func, args, kwargs)
-
-
 @records(
     torch.flatten, Tensor.flatten, torch.reshape, Tensor.reshape, Tensor.view, Tensor.view_as, Tensor.reshape_as,
     torch.unsqueeze, Tensor.unsqueeze, torch.squeeze, Tensor.squeeze, torch.unflatten, Tensor.unflatten, torch.ravel, Tensor.ravel,
 )  # fmt: skip
-def _reshape(tape: Tape, func: Any, args: Any, kwargs: Any) -> Tensor:
+def _reshape(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
     out = func(*args, **kwargs)
     x = args[0] if args else kwargs["input"]
-    value = tape.value(x)
+    value = rec.value(x)
     if out is x:
         return out
     if value is None or out.dtype != x.dtype:  # view(dtype) is no reshape
-        return _unrecorded(tape, func, args, kwargs)
-    tape.add(Reshape(value), out, nonnegative=value.nonnegative)
+        return rec.unknown(func, args, kwargs)
+    rec.add(Reshape(value), out, nonnegative=value.nonnegative)
     return out
 
 
 @records(torch.cat, torch.concat, torch.concatenate)
-def _cat(tape: Tape, func: Any, args: Any, kwargs: Any) -> Tensor:
+def _cat(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
     tensors, dim = bind(args, {**kwargs, "dim": kwargs.get("dim", kwargs.get("axis", 0))}, "tensors", "dim", dim=0)
     dim = dim % tensors[0].dim()
     if dim == 0 or any(t.dim() != tensors[0].dim() for t in tensors):
-        return _movement(tape, func, args, kwargs)
+        return _movement(rec, func, args, kwargs)
     out = func(*args, **kwargs)
     inputs, places, start = [], [], 0
     for tensor in tensors:
-        value = tape.value(tensor)
+        value = rec.value(tensor)
         if value is not None:
             inputs.append(value)
             places.append((start, tensor.shape[dim]))
         start += tensor.shape[dim]
     nonnegative = len(inputs) == len(tensors) and all(v.nonnegative for v in inputs)
-    tape.add(Cat(tuple(inputs), places, dim), out, nonnegative=nonnegative)
-    if tape.checkpoint:
-        values = [tape.value(t) for t in tensors]
-        recipes = [None if value is None else value.recipe for value in values]
-        tape.known(out).recipe = Concatenation(list(tensors), recipes, dim)
+    node = Cat(tuple(inputs), places, dim, list(tensors) if rec.recomputes else None)
+    rec.add(node, out, nonnegative=nonnegative)
     return out
 
 
@@ -152,27 +163,27 @@ def _cat(tape: Tape, func: Any, args: Any, kwargs: Any) -> Tensor:
     torch.repeat_interleave, Tensor.repeat_interleave, torch.rot90, Tensor.swapdims, torch.swapdims, torch.moveaxis,
     Tensor.moveaxis, F.fold, torch.broadcast_to, Tensor.broadcast_to, F.pixel_shuffle, F.pixel_unshuffle, F.channel_shuffle, F.unfold,
 )  # fmt: skip
-def _movement(tape: Tape, func: Any, args: Any, kwargs: Any) -> Any:
+def _movement(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     out = func(*args, **kwargs)
     outputs = [t for t in leaves(out) if isinstance(t, Tensor)]
-    if any(tape.value(t) is not None for t in outputs):
+    if any(rec.value(t) is not None for t in outputs):
         return out
     if any(t.dim() == 0 for t in outputs):  # the maximum of a whole batch, say
-        return _unrecorded(tape, func, args, kwargs)
-    inputs = list({id(v): v for v in map(tape.value, leaves((args, kwargs))) if v is not None}.values())
-    tape.add(Movement(inputs, func, args, kwargs), *outputs, nonnegative=all(v.nonnegative for v in inputs))
+        return rec.unknown(func, args, kwargs)
+    inputs = recorded(rec, args, kwargs)
+    rec.add(Movement(inputs, func, args, kwargs), *outputs, nonnegative=all(v.nonnegative for v in inputs))
     return out
 
 
 @records(torch.cumsum, Tensor.cumsum, F.interpolate, F.upsample, F.grid_sample, torch.lerp, Tensor.lerp)
-def _linear_function(tape: Tape, func: Any, args: Any, kwargs: Any) -> Any:
-    inputs = list({id(v): v for v in map(tape.value, leaves((args, kwargs))) if v is not None}.values())
+def _linear_function(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
+    inputs = recorded(rec, args, kwargs)
     how = args[2] if len(args) > 2 else kwargs.get("weight")  # of lerp
     where = args[1] if len(args) > 1 else kwargs.get("grid")
-    if tape.value(how) is not None or (func is F.grid_sample and tape.value(where) is not None):
-        return _unrecorded(tape, func, args, kwargs)  # a product of what is sampled and where
+    if rec.value(how) is not None or (func is F.grid_sample and rec.value(where) is not None):
+        return rec.unknown(func, args, kwargs)  # a product of what is sampled and where
     out = func(*args, **kwargs)
-    tape.add(Replayed(inputs, func, args, kwargs), out, nonnegative=False)
+    rec.add(Replayed(inputs, func, args, kwargs), out, nonnegative=False)
     return out
 
 
@@ -183,10 +194,10 @@ _RENAMED_SHAPES = {
 
 
 @records(*_RENAMED_SHAPES)
-def _reshape_in_place(tape: Tape, func: Any, args: Any, kwargs: Any) -> Any:
-    out = record_call(tape, _RENAMED_SHAPES[func], args, kwargs)
+def _reshape_in_place(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
+    out = rec.call(_RENAMED_SHAPES[func], *args, **kwargs)
     if out is not args[0]:
-        tape.rename(args[0], out)
+        rec.rename(args[0], out)
     return out
 
 
@@ -194,12 +205,12 @@ def _reshape_in_place(tape: Tape, func: Any, args: Any, kwargs: Any) -> Any:
     Tensor.contiguous, torch.clone, Tensor.clone, Tensor.to, Tensor.float, Tensor.double, Tensor.half, Tensor.bfloat16,
     Tensor.type_as, Tensor.type,
 )  # fmt: skip
-def _cast(tape: Tape, func: Any, args: Any, kwargs: Any) -> Any:
+def _cast(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     out = func(*args, **kwargs)
-    value = tape.value(args[0])
+    value = rec.value(args[0])
     if not isinstance(out, Tensor) or out is args[0] or value is None or not out.is_floating_point():
         return out
-    tape.add(Cast(value), out, nonnegative=value.nonnegative)
+    rec.add(Cast(value), out, nonnegative=value.nonnegative)
     return out
 
 
@@ -207,17 +218,17 @@ def _cast(tape: Tape, func: Any, args: Any, kwargs: Any) -> Any:
     Tensor.detach, torch.detach, _getter("data"), Tensor.new_zeros, Tensor.new_ones, Tensor.new_full, Tensor.new_empty, Tensor.new_tensor,
     torch.zeros_like, torch.ones_like, torch.full_like, torch.empty_like, torch.rand_like, torch.randn_like,
 )  # fmt: skip
-def _constant(tape: Tape, func: Any, args: Any, kwargs: Any) -> Any:
+def _constant(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     """A constant from here on, as for gradients."""
     return func(*args, **kwargs)
 
 
 @records(Tensor.__setitem__, Tensor.index_put_, Tensor.masked_fill_, Tensor.copy_, Tensor.fill_, Tensor.zero_)
-def _assignment(tape: Tape, func: Any, args: Any, kwargs: Any) -> Any:
-    if tape.value(args[0]) is None and not (args[0]._is_view() and tape.value(args[0]._base) is not None):
-        return _unrecorded(tape, func, args, kwargs)
+def _assignment(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
+    if rec.value(args[0]) is None and not (args[0]._is_view() and rec.value(args[0]._base) is not None):
+        return rec.unknown(func, args, kwargs)
     raise InPlaceError(
-        f"{tape.path()}: {func.__name__} changes a recorded tensor of shape {tuple(args[0].shape)} in place; "
+        f"{rec.path()}: {func.__name__} changes a recorded tensor of shape {tuple(args[0].shape)} in place; "
         "build a new tensor in the model (torch.where, torch.cat, masked_fill without the underscore)"
     )
 
@@ -226,20 +237,20 @@ _DROPOUT_DIMS = {F.dropout: None, F.dropout1d: 1, F.dropout2d: 2, F.dropout3d: 3
 
 
 @records(*_DROPOUT_DIMS)
-def _dropout(tape: Tape, func: Any, args: Any, kwargs: Any) -> Tensor:
+def _dropout(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
     x, p, training, inplace = bind(
         args, kwargs, "input", "p", "training", "inplace", p=0.5, training=True, inplace=False
     )
     if not training or p == 0.0:
         return x
-    value = tape.known(x)
+    value = rec.known(x)
     # The mask is drawn as PyTorch does on the CPU, so that the random stream is the one of an unrecorded run; it is kept.
     whole = _DROPOUT_DIMS[func]
     shape = x.shape if whole is None else (*x.shape[: x.dim() - whole], *(1,) * whole)
     noise = torch.empty(shape, dtype=x.dtype, device=x.device).bernoulli_(1 - p)
     noise = noise.div_(1 - p) if p < 1 else noise
     out = x * noise
-    tape.add(Dropout(value, noise), out, nonnegative=value.nonnegative)
+    rec.add(Dropout(value, noise), out, nonnegative=value.nonnegative)
     if inplace:
-        tape.replace(x, out)
+        rec.replace(x, out)
     return out

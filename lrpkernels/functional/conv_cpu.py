@@ -14,14 +14,13 @@ Every function returns None where ATen is the better choice.
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from ._vendor import ConvGeometry
+from .geometry import ConvGeometry
 
 Route = Literal["pointwise", "product", "subpixel", "swapped", "threes"]
 Purpose = Literal["data", "apply", "weight"]
@@ -56,7 +55,7 @@ def apply(input: Tensor, weight: Tensor, geometry: ConvGeometry) -> Tensor | Non
         return None
     unfolded = input if _is_pointwise(weight.shape, geometry) else _unfolded(input, weight, geometry)
     result = _positions(unfolded) @ weight.flatten(1).t()
-    size = _output_size(input.shape, weight.shape, geometry)
+    size = geometry.output_size(input.shape, weight.shape)
     return result.view(input.shape[0], *size, -1).movedim(-1, 1).contiguous()
 
 
@@ -76,11 +75,6 @@ def weight_gradient(grad_output: Tensor, input: Tensor, weight: Tensor, geometry
     return gradient
 
 
-def is_atens(purpose: Purpose, values: Tensor, weight: Tensor, geometry: ConvGeometry) -> bool:
-    """Whether ATen's convolution is the better choice on the CPU."""
-    return _route(purpose, values, weight, geometry) is None
-
-
 def _route(purpose: Purpose, values: Tensor, weight: Tensor, geometry: ConvGeometry) -> Route | None:
     route = _choose(purpose, values.shape, weight.shape, geometry)
     if route is None or not values.is_cpu or not values.is_contiguous() or values.dtype not in _DTYPES:
@@ -92,7 +86,7 @@ def _route(purpose: Purpose, values: Tensor, weight: Tensor, geometry: ConvGeome
 def _choose(purpose: Purpose, values: torch.Size, weight: torch.Size, geometry: ConvGeometry) -> Route | None:
     if geometry.transposed or geometry.groups != 1 or not values.numel():
         return None
-    size = values[2:] if purpose != "apply" else _output_size(values, weight, geometry)
+    size = values[2:] if purpose != "apply" else geometry.output_size(values, weight)
     plane, pointwise = len(weight) == 4, _is_pointwise(weight, geometry)
     positions = values[0] * torch.Size(size).numel()
     if positions <= _FEW_POSITIONS[purpose] and weight.numel() >= _LARGE_WEIGHT:
@@ -123,12 +117,6 @@ def _swaps(values: torch.Size, weight: torch.Size, geometry: ConvGeometry) -> bo
 
 def _is_pointwise(weight: torch.Size, geometry: ConvGeometry) -> bool:
     return weight[2:].numel() == 1 and max(geometry.stride) == 1 and max(geometry.padding) == 0
-
-
-def _output_size(input: torch.Size, weight: torch.Size, geometry: ConvGeometry) -> list[int]:
-    reach = [d * (k - 1) + 1 for d, k in zip(geometry.dilation, weight[2:], strict=True)]
-    sizes = zip(input[2:], reach, geometry.padding, geometry.stride, strict=True)
-    return [(n + 2 * p - r) // s + 1 for n, r, p, s in sizes]
 
 
 def _pointwise(matrix: Tensor, values: Tensor) -> Tensor:

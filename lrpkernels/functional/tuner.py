@@ -18,8 +18,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from . import _capture
-from ._version import __version__
+from .._version import __version__
+from .layout import is_capturing
 
 Mode = Literal["auto", "fused", "vendor"]
 Route = Literal["fused", "vendor"]
@@ -134,7 +134,7 @@ class Tuner:
                 self.choices[key] = choice
         if choice is not None:
             return (fused(), "fused") if choice.path == "fused" else (vendor(), "vendor")
-        if _capture.is_capturing(like.device):
+        if is_capturing(like.device):
             return vendor(), "vendor"
         return self._tune(key, like, fused, vendor)
 
@@ -232,14 +232,14 @@ def allows_tf32() -> bool:
     return bool(torch.backends.cuda.matmul.allow_tf32)
 
 
-tuner = Tuner()
+current = Tuner()
 
 
 def save(path: str | Path) -> None:
     """Writes what this process has tuned; see :meth:`Tuner.save`."""
-    tuner.save(path)
+    current.save(path)
 
 
 def load(path: str | Path) -> int:
     """Reads what another process has tuned; see :meth:`Tuner.load`."""
-    return tuner.load(path)
+    return current.load(path)

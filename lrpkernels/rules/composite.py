@@ -5,24 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from .rules import (
-    AlphaBeta,
-    Epsilon,
-    EpsilonLayerwise,
-    Flat,
-    Gamma,
-    Norm,
-    Rule,
-    ZBox,
-    ZPlus,
-)
-
-if TYPE_CHECKING:
-    from .layers.base import Op
+from .alpha_beta import AlphaBeta, ZPlus
+from .base import Rule
+from .epsilon import Epsilon
+from .gamma import Gamma
+from .layerwise import EpsilonLayerwise, Norm
+from .views import Recorded
+from .weights_only import Flat
+from .zbox import ZBox
 
 Selector = str | type[nn.Module] | Callable[[str, nn.Module], bool]
 
@@ -65,7 +59,7 @@ class Composite:
         if self.first is not None and not isinstance(self.first, Rule):
             raise TypeError(f"first must be a lrpkernels rule or None, got {type(self.first).__name__}")
 
-    def rule_for(self, op: Op, name: str, reads_input: bool) -> Rule:
+    def rule_for(self, op: Recorded, name: str, reads_input: bool) -> Rule:
         """The rule of one (fused) operation.
 
         Args:
@@ -87,13 +81,13 @@ class Composite:
         """Whether some selector is more than a type: looks at the name of a module, or at the module itself."""
         return not all(isinstance(selector, type) for selector in self.layers)
 
-    def chooser(self) -> Callable[[Op, str, bool], Rule]:
+    def chooser(self) -> Callable[[Recorded, str, bool], Rule]:
         """:meth:`rule_for`, for one pass: what types alone decide it looks up once for each type."""
         if self.reads_names() or not self.layers:
             return self.rule_for
         known: dict[Any, Rule] = {}
 
-        def choose(op: Op, name: str, reads_input: bool) -> Rule:
+        def choose(op: Recorded, name: str, reads_input: bool) -> Rule:
             kind = (op.module_type, type(op.module), reads_input and op.kind == "block")
             rule = known.get(kind)
             if rule is None:
@@ -102,25 +96,8 @@ class Composite:
 
         return choose
 
-    def explain(self, model: nn.Module, x: Tensor | tuple[Tensor, ...]) -> str:
-        """A table of what each layer of ``model`` would follow: module, operation, rule, output shape. Runs one forward pass.
 
-        Runs under ``torch.no_grad()`` in the model's present mode.
-        """
-        import torch
-
-        from .propagate import plan
-        from .tape import record
-
-        with torch.no_grad(), record(model, x) as tape:
-            rows = [("module", "operation", "rule", "output")]
-            for op, rule in plan(tape, self):
-                rows.append((tape.module_path(op.module or model), op.label(), repr(rule), str(tuple(op.output.shape))))
-        widths = [max(len(row[i]) for row in rows) for i in range(3)]
-        return "\n".join("  ".join((*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[3])) for row in rows)
-
-
-def _specificity(selector: Any, op: Op, name: str) -> tuple[int, int]:
+def _specificity(selector: Any, op: Recorded, name: str) -> tuple[int, int]:
     """How closely a selector names this operation; (0, 0): not at all."""
     if isinstance(selector, str):
         if selector == name:
@@ -189,13 +166,3 @@ def EpsilonGammaBox(
 ) -> Composite:
     """gamma for convolutions, epsilon (layer form) for dense layers, z^B at the input. Source: Montavon et al. 2019."""
     return _preset(Gamma(gamma, stabilizer), EpsilonLayerwise(eps), ZBox(low, high, stabilizer, bias=False), stabilizer)
-
-
-def ISNetComposite(eps: float = 1e-2, low: Any = 0.0, high: Any = 1.0) -> Composite:
-    """What ISNet trains through: epsilon in the form of LRP-Flex, z^B at the input. Source: arXiv 2401.08409."""
-    return as_composite(Epsilon(eps, first=ZBox(low, high, eps)))
-
-
-def ISNetDualComposite(eps: float = 1e-2, low: Any = 0.0, high: Any = 1.0) -> Composite:
-    """z+ everywhere, z^B at the input: the rules of the Dual ISNet's z+ map, started from any target. Source: arXiv 2401.08409."""
-    return as_composite(ZPlus(eps, first=ZBox(low, high, eps)))

@@ -5,18 +5,15 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import FallbackWarning, RelevanceError, UnsupportedOperationError
-from .base import Arrived, Multipliers, Op
-from .nested import leaves, map_leaves
-
-if TYPE_CHECKING:
-    from ..rules.base import Rule
-    from ..tape import Value
+from ..graph import Arrived, Multipliers, Node, Value
+from ..rules import Rule
+from .registry import leaves, map_leaves
 
 
 class _Place:
@@ -26,7 +23,7 @@ class _Place:
         self.index = index
 
 
-class Replayed(Op):
+class Replayed(Node):
     """An operation kept as the call it was, so that it can be run again under autograd.
 
     A linear one (data movement, sums) is replayed on detached inputs: its vector-Jacobian product depends on the multiplier alone.

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _capture
-from .errors import NonFiniteError
+from ..errors import NonFiniteError
+from ..functional import is_capturing
 
 Target = int | Tensor | Sequence["int | Tensor"] | str | Callable[[Tensor], Tensor] | None
 
@@ -102,7 +102,7 @@ def _index(target: Any, logits: Tensor) -> Tensor:
         raise TypeError(
             f'target must be an int, a LongTensor [B], a list of these, "all", a callable or None, got {type(target).__name__}'
         )
-    if batch and not _capture.is_capturing(logits.device) and (int(index.min()) < 0 or int(index.max()) >= classes):
+    if batch and not is_capturing(logits.device) and (int(index.min()) < 0 or int(index.max()) >= classes):
         raise _out_of_range(int(index[(index < 0) | (index >= classes)][0]), classes)
     return index
 
@@ -130,7 +130,7 @@ def _from_callable(target: Callable[[Tensor], Tensor], logits: Tensor) -> Tensor
             )
         if not score.requires_grad:
             raise ValueError("target: the callable's result does not depend on the logits")
-        if not _capture.is_capturing(score.device) and not bool(torch.isfinite(score.detach()).all()):
+        if not is_capturing(score.device) and not bool(torch.isfinite(score.detach()).all()):
             raise NonFiniteError("target: the explained score is not finite")
         (gradient,) = torch.autograd.grad(score.sum(), source, create_graph=keep)
     return gradient
