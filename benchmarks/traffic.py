@@ -35,10 +35,10 @@ def _pointwise(dtype: Dtype) -> Iterator[Call]:
         )
 
         def scale(kernels: Kernels, extent: Extent = extent) -> None:
-            kernels.epsilon_scale(dtype, g, None, u, k, out, extent, 1e-2, 0.0)
+            kernels.epsilon_scale(dtype, g, None, u, k, out, extent, 1e-2)
 
         def backward(kernels: Kernels, extent: Extent = extent, workspace: Buffer = workspace) -> None:
-            kernels.epsilon_scale_backward(dtype, t, g, None, u, k, dg, du, dk, workspace, extent, 1e-2, 0.0)
+            kernels.epsilon_scale_backward(dtype, t, g, None, u, k, dg, du, dk, workspace, extent, 1e-2)
 
         yield Call("pointwise", "epsilon_scale", layout, dtype, 3 * numel * size, scale)
         yield Call("pointwise", "epsilon_scale_backward", layout, dtype, 5 * numel * size, backward)

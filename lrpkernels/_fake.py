@@ -55,7 +55,7 @@ def _check_epsilon_scale(
 
 @torch.library.register_fake("lrpkernels::epsilon_scale")
 def _epsilon_scale(
-    multiplier: Tensor, addend: Tensor | None, output: Tensor | None, scale: Tensor | None, epsilon: float, leak: float
+    multiplier: Tensor, addend: Tensor | None, output: Tensor | None, scale: Tensor | None, epsilon: float
 ) -> Tensor:
     _check_epsilon_scale("epsilon_scale", multiplier, addend, output, scale)
     leader = multiplier if output is None else output
@@ -70,7 +70,6 @@ def _epsilon_scale_backward(
     output: Tensor | None,
     scale: Tensor | None,
     epsilon: float,
-    leak: float,
     need_scale: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     op = "epsilon_scale_backward"
@@ -197,7 +196,6 @@ def _conv_relevance(
     dilation: Sequence[int],
     groups: int,
     epsilon: float,
-    leak: float,
     tensor_cores: bool,
 ) -> Tensor:
     _check_epsilon_scale("conv_relevance", multiplier, addend, output, scale)
@@ -237,72 +235,14 @@ def _conv_weight_gradient(
     dilation: Sequence[int],
     groups: int,
     epsilon: float,
-    leak: float,
     tensor_cores: bool,
 ) -> Tensor:
     _check_epsilon_scale("conv_weight_gradient", multiplier, addend, output, scale)
     return multiplier.new_empty((multiplier.shape[1], input.shape[1] // groups, *kernel_size))
 
 
-@torch.library.register_fake("lrpkernels::conv_epsilon")
-def _conv_epsilon(
-    multiplier: Tensor,
-    addend: Tensor | None,
-    output: Tensor | None,
-    scale: Tensor | None,
-    weight: Tensor,
-    input: Tensor,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    epsilon: float,
-    leak: float,
-) -> Tensor:
-    _check_epsilon_scale("conv_epsilon", multiplier, addend, output, scale)
-    return _spatial(multiplier.shape[0], input.shape[1], input.shape[2:], multiplier, memory_format(input))
-
-
-@torch.library.register_fake("lrpkernels::conv_epsilon_backward")
-def _conv_epsilon_backward(
-    grad: Tensor,
-    multiplier: Tensor,
-    addend: Tensor | None,
-    output: Tensor | None,
-    scale: Tensor | None,
-    weight: Tensor,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    epsilon: float,
-    leak: float,
-    need_values: bool,
-    need_scale: bool,
-    need_weight: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    _check_epsilon_scale("conv_epsilon_backward", multiplier, addend, output, scale)
-    nothing = multiplier.new_empty(0)
-    values = (nothing, nothing, nothing)
-    if need_values or need_scale:
-        factors = (addend, output, scale)
-        values = (torch.empty_like(multiplier), nothing, nothing)
-        if any(factor is not None for factor in factors):
-            values = _epsilon_scale_backward(multiplier, multiplier, addend, output, scale, epsilon, leak, need_scale)
-    return *values, torch.empty_like(weight) if need_weight else nothing
-
-
 def _like(tensor: Tensor, leader: Tensor) -> Tensor:
     return torch.empty_like(tensor, memory_format=memory_format(leader))
-
-
-@torch.library.register_fake("lrpkernels::batch_norm_scale")
-def _batch_norm_scale(variance: Tensor, gamma: Tensor | None, epsilon: float) -> Tensor:
-    torch._check(
-        gamma is None or gamma.shape == variance.shape,
-        lambda: f"batch_norm_scale: gamma must have shape [C] = {list(variance.shape)}, got {list(gamma.shape)}",  # type: ignore[union-attr]
-    )
-    return torch.empty_like(variance, memory_format=torch.contiguous_format)
 
 
 @torch.library.register_fake("lrpkernels::affine")

@@ -117,10 +117,10 @@ class Block(Op):
         """A vector over output channels, to be broadcast against the block's output."""
         return vector if self.map.kind == "linear" else vector.view(-1, *(1,) * (len(self.output.shape) - 2))
 
-    def epsilon(self, multipliers: tuple[Tensor, Tensor | None], epsilon: float, leak: float) -> Tensor:
+    def epsilon(self, multipliers: tuple[Tensor, Tensor | None], epsilon: float) -> Tensor:
         """The epsilon rule in the form of LRP-Flex: one stabilizer, at the ReLU."""
         g, addend = multipliers
-        return self.map.epsilon(g, addend, self.activation, self.scale(), epsilon, leak)
+        return self.map.epsilon(g, addend, self.activation, self.scale(), epsilon)
 
     def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
         return (rule.linear(self, (multipliers[0], None)),)

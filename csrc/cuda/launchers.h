@@ -63,7 +63,6 @@ struct LrpConvScale {
   const void* value;        // [batch, C_out, ...], together with denominator
   const void* denominator;  // [batch, C_out, ...]
   double epsilon;
-  double leak;
 };
 
 // Which weights a pass uses and how their results combine, a the layer's input.
@@ -76,13 +75,11 @@ enum LrpConvWeights : int {
   kBox = 5,             // a (W^T s) - low (W+^T s) - high (W-^T s): relevance, not a multiplier
 };
 
-// What happens to the result before it is written.
+// What the weight sets of a pass need beside the weight to be combined.
 struct LrpConvResult {
   const void* input;  // a, [batch, C_in, ...]; null where nothing needs it
   const void* low;    // [C_in], arithmetic type; kBox only, as high
   const void* high;
-  int32_t times_input;  // R = a * G
-  int32_t accumulate;   // added to what is there
 };
 
 // Heatmaps [images, maps, channels, positions] beside a foreground mask of 0 and 1, [images, mask_channels, positions]
@@ -100,7 +97,7 @@ struct LrpHeatmap {
 extern "C" {
 // addend, output, scale may be null.
 int lrp_epsilon_scale(LrpDtype dtype, const void* multiplier, const void* addend, const void* output, const void* scale,
-                      void* result, LrpExtent extent, double epsilon, double leak, void* stream);
+                      void* result, LrpExtent extent, double epsilon, void* stream);
 
 // Bytes of scratch memory for the two-stage channel reduction below (0 when grad_scale is null).
 int64_t lrp_epsilon_scale_backward_workspace(LrpDtype dtype, LrpExtent extent);
@@ -108,8 +105,7 @@ int64_t lrp_epsilon_scale_backward_workspace(LrpDtype dtype, LrpExtent extent);
 // grad_output is null when output is; grad_scale (and workspace) may be null.
 int lrp_epsilon_scale_backward(LrpDtype dtype, const void* grad, const void* multiplier, const void* addend,
                                const void* output, const void* scale, void* grad_multiplier, void* grad_output,
-                               void* grad_scale, void* workspace, LrpExtent extent, double epsilon, double leak,
-                               void* stream);
+                               void* grad_scale, void* workspace, LrpExtent extent, double epsilon, void* stream);
 
 int lrp_ratio(LrpDtype dtype, const void* multiplier, const void* value, const void* denominator, void* result,
               LrpExtent extent, double epsilon, void* stream);

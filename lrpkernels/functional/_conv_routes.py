@@ -58,11 +58,6 @@ def has_fused_conv(weight: Tensor, geometry: ConvGeometry) -> bool:
     return has_fused_kernels(weight) and not geometry.transposed and weight.dim() in (3, 4)
 
 
-def has_whole_rule(values: Tensor, geometry: ConvGeometry) -> bool:
-    """Whether the device has the epsilon rule of a convolution as one op each way: the CPU, whose calls cost more than small maps."""
-    return values.is_cpu and fused_device != "cpu" and not geometry.transposed
-
-
 def _tensor_cores(dtype: torch.dtype) -> bool:
     return dtype != torch.float32 or tuning.allows_tf32()
 
@@ -82,7 +77,6 @@ def relevance(
     input: Tensor,
     geometry: ConvGeometry,
     epsilon: float = 0.0,
-    leak: float = 0.0,
     weights: Weights = Weights.ALL,
     epilogue: Epilogue = NO_EPILOGUE,
 ) -> Tensor:
@@ -90,12 +84,12 @@ def relevance(
 
     def fused() -> Tensor:
         return ops.conv_relevance(
-            multiplier, *factors, weight, weights, *epilogue, input.shape[2:], *geometry[:3], geometry.groups, epsilon, leak,
+            multiplier, *factors, weight, weights, *epilogue, input.shape[2:], *geometry[:3], geometry.groups, epsilon,
             _tensor_cores(multiplier.dtype),
         )  # fmt: skip
 
     def vendor() -> Tensor:
-        s = _vendor.scaled(multiplier, *factors, epsilon, leak)
+        s = _vendor.scaled(multiplier, *factors, epsilon)
         return _vendor.pulled(s, weight, weights, *epilogue, input, geometry)
 
     given = (*(f is not None for f in factors), weights)
@@ -124,21 +118,20 @@ def weight_gradient(
     weight: Tensor,
     geometry: ConvGeometry,
     epsilon: float = 0.0,
-    leak: float = 0.0,
 ) -> Tensor:
     """The gradient of <s, W input> for W, s made from the multiplier."""
     if not has_fused_conv(weight, geometry):
-        made = _vendor.scaled(multiplier, *factors, epsilon, leak)
+        made = _vendor.scaled(multiplier, *factors, epsilon)
         return _vendor.weight_gradient(made, input, weight, geometry)
 
     def fused() -> Tensor:
         return ops.conv_weight_gradient(
-            multiplier, *factors, input, weight.shape[2:], *geometry[:3], geometry.groups, epsilon, leak,
+            multiplier, *factors, input, weight.shape[2:], *geometry[:3], geometry.groups, epsilon,
             _tensor_cores(multiplier.dtype),
         )  # fmt: skip
 
     def vendor() -> Tensor:
-        made = _vendor.scaled(multiplier, *factors, epsilon, leak)
+        made = _vendor.scaled(multiplier, *factors, epsilon)
         return _vendor.weight_gradient(made, input, weight, geometry)
 
     given = (f is not None for f in factors)

@@ -76,11 +76,6 @@ def weight_gradient(grad_output: Tensor, input: Tensor, weight: Tensor, geometry
     return gradient
 
 
-def is_atens(purpose: Purpose, values: Tensor, weight: Tensor, geometry: ConvGeometry) -> bool:
-    """Whether ATen's convolution is the better choice on the CPU."""
-    return _route(purpose, values, weight, geometry) is None
-
-
 def _route(purpose: Purpose, values: Tensor, weight: Tensor, geometry: ConvGeometry) -> Route | None:
     route = _choose(purpose, values.shape, weight.shape, geometry)
     if route is None or not values.is_cpu or not values.is_contiguous() or values.dtype not in _DTYPES:

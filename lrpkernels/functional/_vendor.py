@@ -51,12 +51,11 @@ def scaled(
     value: Tensor | None,
     denominator: Tensor | None,
     epsilon: float,
-    leak: float,
 ) -> Tensor:
     """s = (G + addend) * m(output) * scale_c * value / (denominator + eps sgn denominator); None drops its factor."""
     s = multiplier
     if addend is not None or output is not None or scale is not None:
-        s = ops.epsilon_scale(s, addend, output, scale, epsilon, leak)
+        s = ops.epsilon_scale(s, addend, output, scale, epsilon)
     if denominator is not None:
         s = ops.ratio(s, value, denominator, epsilon)
     return s
@@ -161,7 +160,6 @@ def conv_relevance(
     dilation: Sequence[int],
     groups: int,
     epsilon: float,
-    leak: float,
     tensor_cores: bool,
 ) -> Tensor:
     """The op of the same name, by the vendor's convolution."""
@@ -171,7 +169,7 @@ def conv_relevance(
     like = torch.empty(shape, dtype=multiplier.dtype, device=multiplier.device, memory_format=format)
     if multiplier.numel() == 0:
         return like.zero_()
-    s = scaled(multiplier, addend, output, scale, value, denominator, epsilon, leak)
+    s = scaled(multiplier, addend, output, scale, value, denominator, epsilon)
     return pulled(s, weight, weights, input, low, high, like, geometry).contiguous(memory_format=format)
 
 
@@ -206,12 +204,11 @@ def conv_weight_gradient(
     dilation: Sequence[int],
     groups: int,
     epsilon: float,
-    leak: float,
     tensor_cores: bool,
 ) -> Tensor:
     """The op of the same name, by the vendor's convolution."""
     weight = multiplier.new_empty((multiplier.shape[1], input.shape[1] // groups, *kernel_size))
     if multiplier.numel() == 0:
         return weight.zero_()
-    s = scaled(multiplier, addend, output, scale, value, denominator, epsilon, leak)
+    s = scaled(multiplier, addend, output, scale, value, denominator, epsilon)
     return weight_gradient(s, input, weight, _geometry(stride, padding, dilation, groups)).contiguous()

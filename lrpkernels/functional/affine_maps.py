@@ -30,9 +30,6 @@ def batch_norm_scale(variance: Tensor, gamma: Tensor | None, epsilon: float) -> 
 
     Gradients: none.
     """
-    one_call = variance.is_cpu and not has_fused_kernels(variance)
-    if one_call and variance.dtype in _WIDE and (gamma is None or gamma.dtype == variance.dtype):
-        return ops.batch_norm_scale(variance, gamma, epsilon)
     inverse = (_wide(variance) + epsilon).rsqrt_()
     return inverse if gamma is None else _wide(gamma) * inverse
 

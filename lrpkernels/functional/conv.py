@@ -10,8 +10,7 @@ from torch import Tensor
 from .._extension import ops
 from . import _conv_routes, _vendor
 from ._autograd import call, first_order
-from ._conv_routes import NO_FACTORS, Factors, has_fused_conv, has_whole_rule
-from ._cpu_conv import is_atens
+from ._conv_routes import NO_FACTORS, Factors, has_fused_conv
 from ._vendor import ConvGeometry
 from .shared_weight import Ledger, SharedWeight
 
@@ -28,44 +27,27 @@ class _ConvEpsilon(torch.autograd.Function):
         input: Tensor,
         geometry: ConvGeometry,
         epsilon: float,
-        leak: float,
         token: Tensor | None = None,
         ledger: Ledger | None = None,
     ) -> Tensor:
         ctx.ledger = ledger
         ctx.pointwise = addend is not None or output is not None or scale is not None
-        ctx.geometry, ctx.epsilon, ctx.leak = geometry, epsilon, leak
+        ctx.geometry, ctx.epsilon = geometry, epsilon
         # s is not saved: backward makes it again, one elementwise pass for a tensor less per layer.
         ctx.save_for_backward(multiplier, addend, output, scale, weight)
         if has_fused_conv(weight, geometry):
             factors = Factors(addend, output, scale)
-            return _conv_routes.relevance(multiplier, factors, weight, input, geometry, epsilon, leak)
-        if has_whole_rule(multiplier, geometry) and is_atens("data", multiplier, weight, geometry):
-            return ops.conv_epsilon(
-                multiplier, addend, output, scale, weight, input, *geometry[:3], geometry.groups, epsilon, leak
-            )
-        s = ops.epsilon_scale(multiplier, addend, output, scale, epsilon, leak) if ctx.pointwise else multiplier
+            return _conv_routes.relevance(multiplier, factors, weight, input, geometry, epsilon)
+        s = ops.epsilon_scale(multiplier, addend, output, scale, epsilon) if ctx.pointwise else multiplier
         return _vendor.data_gradient(s, weight, input, geometry)
 
     @staticmethod
     @first_order
     def backward(ctx: Any, grad: Tensor) -> Any:
         multiplier, addend, output, scale, weight = ctx.saved_tensors
-        need, geometry = ctx.needs_input_grad, ctx.geometry
-        if (
-            ctx.ledger is None
-            and has_whole_rule(grad, geometry)
-            and is_atens("apply", grad, weight, geometry)
-            and is_atens("weight", multiplier, weight, geometry)
-        ):
-            g, u, k, w = ops.conv_epsilon_backward(
-                grad, multiplier, addend, output, scale, weight, *geometry[:3], geometry.groups, ctx.epsilon, ctx.leak,
-                any(need[:3]), need[3], need[4],
-            )  # fmt: skip
-            made = (g if need[0] else None, g if need[1] else None, u if need[2] else None, k if need[3] else None)
-            return (*made, w if need[4] else None, *(None,) * 6)
+        need = ctx.needs_input_grad
         grad_weight = None
-        factors, settings = Factors(addend, output, scale), (weight, ctx.geometry, ctx.epsilon, ctx.leak)
+        factors, settings = Factors(addend, output, scale), (weight, ctx.geometry, ctx.epsilon)
         if need[4]:
             grad_weight = _conv_routes.weight_gradient(multiplier, factors, grad, *settings)
         if ctx.ledger is not None:
@@ -79,13 +61,11 @@ class _ConvEpsilon(torch.autograd.Function):
         if any(need[:4]):
             t = _conv_routes.apply(grad, weight, ctx.geometry)
             if ctx.pointwise:
-                g, u, k = ops.epsilon_scale_backward(
-                    t, multiplier, addend, output, scale, ctx.epsilon, ctx.leak, need[3]
-                )
+                g, u, k = ops.epsilon_scale_backward(t, multiplier, addend, output, scale, ctx.epsilon, need[3])
                 grads = (g, g if need[1] else None, u if need[2] else None, k if need[3] else None)
             else:
                 grads = (t, None, None, None)
-        return (*grads, grad_weight, *(None,) * 6)
+        return (*grads, grad_weight, *(None,) * 5)
 
 
 def conv_epsilon(
@@ -98,7 +78,6 @@ def conv_epsilon(
     geometry: ConvGeometry,
     addend: Tensor | None = None,
     epsilon: float = 1e-2,
-    leak: float = 0.0,
     shared: SharedWeight | None = None,
 ) -> Tensor:
     r"""The multiplier at the input of convolution [-> batch norm] [-> ReLU] under the epsilon rule.
@@ -110,7 +89,7 @@ def conv_epsilon(
         multiplier: G at the block's output, (T*B, C_out, ...), T targets of one batch, target-major.
         weight: of the convolution, as ``torch.ops.aten.convolution`` takes it, dtype of multiplier.
         input: the convolution's input, (B, C_in, ...); only its sizes and memory format are read.
-        output, scale, addend, epsilon, leak: as in :func:`epsilon_scale`.
+        output, scale, addend, epsilon: as in :func:`epsilon_scale`.
         geometry: stride, padding, dilation, transposed, output padding, groups.
         shared: of a layer whose own backward pass makes the weight gradient; None: it is made here.
 
@@ -123,7 +102,7 @@ def conv_epsilon(
 
     Source: Bach et al. 2015 (epsilon rule); arXiv 2401.08409 (LRP-Flex); docs/method.md section 1.
     """
-    settings = (input, geometry, float(epsilon), float(leak))
+    settings = (input, geometry, float(epsilon))
     if shared is None:
         return call(_ConvEpsilon, multiplier, addend, output, scale, weight, *settings)
     return call(_ConvEpsilon, multiplier, addend, output, scale, weight.detach(), *settings, *shared)

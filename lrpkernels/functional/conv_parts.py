@@ -122,7 +122,7 @@ class _ConvShare(torch.autograd.Function):
         ctx.weights, ctx.geometry, ctx.epsilon = weights, geometry, epsilon
         factors = Factors(value=value, denominator=denominator)
         epilogue = Epilogue(input) if weights in _BY_SIGN else _conv_routes.NO_EPILOGUE
-        return _conv_routes.relevance(multiplier, factors, weight, input, geometry, epsilon, 0.0, weights, epilogue)
+        return _conv_routes.relevance(multiplier, factors, weight, input, geometry, epsilon, weights, epilogue)
 
     @staticmethod
     @first_order
@@ -188,7 +188,7 @@ class _ConvBox(torch.autograd.Function):
         ctx.geometry, ctx.epsilon = geometry, epsilon
         factors = Factors(value=value, denominator=denominator)
         epilogue = Epilogue(input, low, high)
-        return _conv_routes.relevance(multiplier, factors, weight, input, geometry, epsilon, 0.0, Weights.BOX, epilogue)
+        return _conv_routes.relevance(multiplier, factors, weight, input, geometry, epsilon, Weights.BOX, epilogue)
 
     @staticmethod
     @first_order

@@ -20,25 +20,23 @@ class _EpsilonScale(torch.autograd.Function):
         output: Tensor | None,
         scale: Tensor | None,
         epsilon: float,
-        leak: float,
     ) -> Tensor:
         ctx.save_for_backward(multiplier, addend, output, scale)
-        ctx.epsilon, ctx.leak = epsilon, leak
-        return ops.epsilon_scale(multiplier, addend, output, scale, epsilon, leak)
+        ctx.epsilon = epsilon
+        return ops.epsilon_scale(multiplier, addend, output, scale, epsilon)
 
     @staticmethod
     @first_order
     def backward(ctx: Any, grad: Tensor) -> Any:
         multiplier, addend, output, scale = ctx.saved_tensors
         grad_multiplier, grad_output, grad_scale = ops.epsilon_scale_backward(
-            grad, multiplier, addend, output, scale, ctx.epsilon, ctx.leak, ctx.needs_input_grad[3]
+            grad, multiplier, addend, output, scale, ctx.epsilon, ctx.needs_input_grad[3]
         )
         return (
             grad_multiplier,
             grad_multiplier if ctx.needs_input_grad[1] else None,
             grad_output if ctx.needs_input_grad[2] else None,
             grad_scale if ctx.needs_input_grad[3] else None,
-            None,
             None,
         )
 
@@ -50,11 +48,10 @@ def epsilon_scale(
     *,
     addend: Tensor | None = None,
     epsilon: float = 1e-2,
-    leak: float = 0.0,
 ) -> Tensor:
     r"""The elementwise part of the epsilon rule through [batch norm ->] ReLU, in one pass.
 
-    s = (G + G2) * m(u) * k_c,  m(u) = u / (u + epsilon) for u > 0, ``leak`` for u <= 0; epsilon = 0 is ReLU's own derivative.
+    s = (G + G2) * m(u) * k_c,  m(u) = u / (u + epsilon) for u > 0, 0 for u <= 0; epsilon = 0 is ReLU's own derivative.
 
     Args:
         multiplier: G at the ReLU's output, (T*B, C, ...), T targets of one batch, target-major; any floating dtype.
@@ -62,7 +59,6 @@ def epsilon_scale(
         scale: k_c, the batch norm's factor per channel, (C,), float32 (float64 for float64 tensors); None: 1.
         addend: G2, a second contribution to the multiplier, its shape and dtype.
         epsilon: stabilizer, >= 0, in units of u.
-        leak: factor for inactive units, 0 in the rule itself.
 
     Returns:
         s, shape, dtype and memory format of multiplier.
@@ -75,7 +71,7 @@ def epsilon_scale(
 
     Source: LRP-Flex of Bassi, Decherchi, Cavalli, "Faster ISNet", arXiv 2401.08409; docs/method.md section 1.
     """
-    return call(_EpsilonScale, multiplier, addend, output, scale, float(epsilon), float(leak))
+    return call(_EpsilonScale, multiplier, addend, output, scale, float(epsilon))
 
 
 class _Ratio(torch.autograd.Function):

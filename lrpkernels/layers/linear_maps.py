@@ -53,7 +53,6 @@ class LinearMap(Op):
         output: Tensor | None,
         scale: Tensor | None,
         epsilon: float,
-        leak: float,
     ) -> Tensor:
         """Multiplier at the input under the epsilon rule; see :func:`lrpkernels.functional.conv_epsilon`."""
 
@@ -134,7 +133,6 @@ class Conv(LinearMap):
         output: Tensor | None,
         scale: Tensor | None,
         epsilon: float,
-        leak: float,
     ) -> Tensor:
         return functional.conv_epsilon(
             multiplier,
@@ -145,7 +143,6 @@ class Conv(LinearMap):
             geometry=self.geometry,
             addend=addend,
             epsilon=epsilon,
-            leak=leak,
             shared=self.shared,
         )
 
@@ -204,10 +201,9 @@ class Linear(LinearMap):
         output: Tensor | None,
         scale: Tensor | None,
         epsilon: float,
-        leak: float,
     ) -> Tensor:
         if addend is not None or output is not None or scale is not None:
-            multiplier = functional.epsilon_scale(multiplier, output, scale, addend=addend, epsilon=epsilon, leak=leak)
+            multiplier = functional.epsilon_scale(multiplier, output, scale, addend=addend, epsilon=epsilon)
         if self.shared is not None:
             return functional.linear_transpose(multiplier, self.weight, self.shared)
         return multiplier @ self._weight(multiplier)

@@ -85,10 +85,9 @@ class BatchNorm(LinearMap):
         output: Tensor | None,
         scale: Tensor | None,
         epsilon: float,
-        leak: float,
     ) -> Tensor:
         k = self.scale() if scale is None else self.scale() * scale
-        return functional.epsilon_scale(multiplier, output, k, addend=addend, epsilon=epsilon, leak=leak)
+        return functional.epsilon_scale(multiplier, output, k, addend=addend, epsilon=epsilon)
 
     def _broadcast(self, vector: Tensor) -> Tensor:
         return vector.view(-1, *(1,) * (len(self.output.shape) - 2))
