@@ -1,6 +1,6 @@
 // Host side of the pointwise ops, the same for every backend: checks, layout, allocation, early return for empty
-// tensors. A Backend offers the launchers of csrc/cuda/launchers.h (without a stream), a device guard, and
-// kDtypes, the storage dtypes it computes.
+// tensors. A Backend has one function per launcher of the op family, a device Guard, and kDtypes, the storage dtypes
+// that it computes.
 #pragma once
 #include <tuple>
 

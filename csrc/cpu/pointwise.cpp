@@ -1,5 +1,5 @@
 // CPU kernels of the pointwise ops: one pass over memory, parallel over fixed tasks, so that results do not depend on
-// the number of threads. The backend has the interface of csrc/cuda/launchers.h.
+// the number of threads.
 #include "../common/pointwise_ops.h"
 
 #include <torch/csrc/stable/library.h>

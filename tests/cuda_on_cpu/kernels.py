@@ -1,4 +1,4 @@
-"""The C interface of csrc/cuda/launchers.h, for ctypes."""
+"""The C interface of csrc/cuda/launchers.h, with the types of csrc/common/types.h, for ctypes."""
 
 from __future__ import annotations
 
