@@ -112,10 +112,10 @@ def _heatmap(dtype: Dtype) -> Iterator[Call]:
     m = Buffer((_normal(images * positions) > 0).astype(float), dtype)
     foreground, signed, background = Buffer((images,), wide), Buffer((images,), wide), Buffer((rows,), wide)
     order, grad = Buffer((rows, kept), INT32), Buffer((rows * positions,), dtype)
-    workspace = Buffer((load("heatmap_loss").heatmap_scores_workspace(shape) // 8 + 1,), DTYPES["float64"])
+    workspace = Buffer((load("heatmap").heatmap_scores_workspace(shape) // 8 + 1,), DTYPES["float64"])
     mask = images * positions * size
     yield Call(
-        "heatmap_loss",
+        "heatmap",
         "heatmap_scores",
         "rows",
         dtype,
@@ -123,7 +123,7 @@ def _heatmap(dtype: Dtype) -> Iterator[Call]:
         lambda kernels: kernels.heatmap_scores(dtype, r, m, foreground, signed, background, order, workspace, shape),
     )
     yield Call(
-        "heatmap_loss",
+        "heatmap",
         "heatmap_scores_backward",
         "rows",
         dtype,
