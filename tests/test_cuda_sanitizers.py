@@ -10,7 +10,7 @@ import pytest
 from cuda_on_cpu import SANITIZERS, sanitizer_environment
 
 TESTS = Path(__file__).resolve().parent
-FAMILIES = ["affine", "pointwise", "pool", "conv", "conv_weight", "heatmap_loss"]
+FAMILIES = ["affine", "pointwise", "pool", "conv", "conv_weight", "heatmap"]
 
 
 # Every kernel in float32 and descending order, convolutions in a third of their cases; all dtypes and orders take minutes.

@@ -52,7 +52,7 @@ def _cases() -> dict[str, tuple[Callable[..., Any], tuple[Tensor | None, ...]]]:
     return {
         "epsilon_scale": (lambda g, f: F.epsilon_scale(g, _on(u)(f), epsilon=0.1), (_r(2, 4, 3, 3), free)),
         "epsilon_scale-all": (
-            lambda g, a, f, s: F.epsilon_scale(g, _on(u)(f), s, addend=a, epsilon=0.1, leak=0.05),
+            lambda g, a, f, s: F.epsilon_scale(g, _on(u)(f), s, addend=a, epsilon=0.1),
             (_r(6, 4, 3, 3), _r(6, 4, 3, 3), free, k),
         ),
         "epsilon_scale-scale-only": (lambda g, s: F.epsilon_scale(g, None, s), (_r(2, 4), k)),

@@ -1,5 +1,5 @@
-// Host side of the convolution ops of the CUDA kernels (emulated or not): checks, layout, allocation. On CPU tensors
-// the same schemas are implemented in lrpkernels/functional/_vendor.py. One or two spatial dimensions.
+// Host side of the convolution ops of the CUDA kernels (emulated or not): checks, layout, allocation. One or two
+// spatial dimensions.
 #pragma once
 #include "pointwise_ops.h"
 #include "pool_ops.h"
@@ -14,7 +14,6 @@ struct ConvFactors {
   const OptionalTensor& value;
   const OptionalTensor& denominator;
   double epsilon;
-  double leak;
 };
 
 struct ConvWindows {
@@ -31,7 +30,7 @@ inline void check_images(const char* op, const char* name, const Tensor& tensor)
 }
 
 inline void check_conv_factors(const char* op, const Tensor& multiplier, const ConvFactors& factors) {
-  check_epsilon_scale(op, multiplier, factors.addend, factors.output, factors.scale, factors.epsilon, factors.leak);
+  check_epsilon_scale(op, multiplier, factors.addend, factors.output, factors.scale, factors.epsilon);
   if (factors.value.has_value() != factors.denominator.has_value())
     fail(op, ": value and denominator must be given together, got only ", factors.value ? "value" : "denominator");
   if (factors.value) check_ratio(op, multiplier, *factors.value, *factors.denominator, factors.epsilon);
@@ -87,10 +86,10 @@ struct ConvOps {
                                const OptionalTensor& denominator, const Tensor& weight, int64_t weights,
                                const OptionalTensor& input, const OptionalTensor& low, const OptionalTensor& high,
                                const Sizes& input_size, const Sizes& stride, const Sizes& padding,
-                               const Sizes& dilation, int64_t groups, double epsilon, double leak, bool tensor_cores) {
+                               const Sizes& dilation, int64_t groups, double epsilon, bool tensor_cores) {
     constexpr const char* kOp = "conv_relevance";
     const LrpDtype dtype = storage_dtype(kOp, multiplier, Backend::kDtypes);
-    const ConvFactors factors{addend, output, scale, value, denominator, epsilon, leak};
+    const ConvFactors factors{addend, output, scale, value, denominator, epsilon};
     check_images(kOp, "multiplier", multiplier);
     check_conv_factors(kOp, multiplier, factors);
     check_weight(kOp, weight, multiplier, multiplier.size(1), groups, false);
@@ -123,7 +122,7 @@ struct ConvOps {
     const OptionalTensor a = detail::to_layout(input, layout);
     const OptionalTensor l = detail::to_layout(low, Layout::kContiguous),
                          h = detail::to_layout(high, Layout::kContiguous);
-    const LrpConvResult combine{detail::const_data(a), detail::const_data(l), detail::const_data(h), 0, 0};
+    const LrpConvResult combine{detail::const_data(a), detail::const_data(l), detail::const_data(h)};
     const Tensor workspace = bytes(multiplier, Backend::conv_workspace(dtype, conv, part, 1));
     Backend::conv_relevance(dtype, g.const_data_ptr(), laid.pointers(), w.const_data_ptr(), part, combine,
                             result.mutable_data_ptr(), workspace.mutable_data_ptr(), conv, guard.stream());
@@ -168,10 +167,10 @@ struct ConvOps {
                                      const OptionalTensor& value, const OptionalTensor& denominator,
                                      const Tensor& input, const Sizes& kernel_size, const Sizes& stride,
                                      const Sizes& padding, const Sizes& dilation, int64_t groups, double epsilon,
-                                     double leak, bool tensor_cores) {
+                                     bool tensor_cores) {
     constexpr const char* kOp = "conv_weight_gradient";
     const LrpDtype dtype = storage_dtype(kOp, multiplier, Backend::kDtypes);
-    const ConvFactors factors{addend, output, scale, value, denominator, epsilon, leak};
+    const ConvFactors factors{addend, output, scale, value, denominator, epsilon};
     check_images(kOp, "multiplier", multiplier);
     check_conv_factors(kOp, multiplier, factors);
     check_images(kOp, "input", input);
@@ -202,7 +201,7 @@ struct ConvOps {
   // The factors' tensors in one layout, kept alive.
   struct Laid {
     OptionalTensor addend, output, scale, value, denominator;
-    double epsilon, leak;
+    double epsilon;
 
     Laid(const ConvFactors& factors, Layout layout)
         : addend(detail::to_layout(factors.addend, layout)),
@@ -210,17 +209,11 @@ struct ConvOps {
           scale(detail::to_layout(factors.scale, Layout::kContiguous)),
           value(detail::to_layout(factors.value, layout)),
           denominator(detail::to_layout(factors.denominator, layout)),
-          epsilon(factors.epsilon),
-          leak(factors.leak) {}
+          epsilon(factors.epsilon) {}
 
     LrpConvScale pointers() const {
-      return {detail::const_data(addend),
-              detail::const_data(output),
-              detail::const_data(scale),
-              detail::const_data(value),
-              detail::const_data(denominator),
-              epsilon,
-              leak};
+      return {detail::const_data(addend), detail::const_data(output),      detail::const_data(scale),
+              detail::const_data(value),  detail::const_data(denominator), epsilon};
     }
   };
 

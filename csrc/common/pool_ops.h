@@ -1,5 +1,5 @@
 // Host side of the pooling ops, the same for every backend: checks, layout, allocation, early return for empty tensors.
-// A Backend offers the launchers of csrc/cuda/launchers.h, a device guard, and kDtypes, the storage dtypes it computes.
+// A Backend as in pointwise_ops.h.
 #pragma once
 #include <vector>
 

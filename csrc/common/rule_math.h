@@ -10,11 +10,11 @@
 
 namespace lrpkernels {
 
-// m(u) = u / (u + epsilon) for u > 0, `leak` for u <= 0. Both branches are computed, so that loops over it vectorise.
+// m(u) = u / (u + epsilon) for u > 0, 0 for u <= 0. Both branches are computed, so that loops over it vectorise.
 template <typename acc_t>
-LRP_HD acc_t relu_ratio(acc_t u, acc_t epsilon, acc_t leak) {
+LRP_HD acc_t relu_ratio(acc_t u, acc_t epsilon) {
   const acc_t active = u / (u + epsilon);
-  return u > acc_t(0) ? active : (u <= acc_t(0) ? leak : u);
+  return u > acc_t(0) ? active : (u <= acc_t(0) ? acc_t(0) : u);
 }
 
 // dm/du = epsilon / (u + epsilon)^2 for u > 0, else 0. Divided twice: the square of a tiny epsilon would underflow.

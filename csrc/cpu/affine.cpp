@@ -1,5 +1,5 @@
 // CPU kernels of layers without a matrix product: batch norm standing alone, and sums under the z+ rule. One pass over
-// memory, parallel over fixed tasks. The backend has the interface of csrc/cuda/launchers.h.
+// memory, parallel over fixed tasks.
 #include "../common/affine_ops.h"
 
 #include <torch/csrc/stable/library.h>

@@ -131,8 +131,6 @@ int lrp_conv_relevance(LrpDtype dtype, const void* multiplier, LrpConvScale scal
     p.input = static_cast<const scalar_t*>(combine.input);
     p.low = static_cast<const acc_t*>(combine.low);
     p.high = static_cast<const acc_t*>(combine.high);
-    p.times_input = combine.times_input != 0;
-    p.accumulate = combine.accumulate != 0;
     return launch_conv(p, weight, workspace, conv, stream);
   });
 }

@@ -125,17 +125,17 @@ def conv_samples(op: str, dtype: torch.dtype, values: Values, targets: int) -> I
         for name, given in factors.items():
             if op == "conv_weight_gradient":
                 a = values((images, c_in, *size))
-                yield (g, *given, a, [*kernel], *slide, 1e-2, 0.1, False), f"{label} {name}"
+                yield (g, *given, a, [*kernel], *slide, 1e-2, False), f"{label} {name}"
             else:
                 none = (None, None, None)
-                yield (g, *given, weight, 0, *none, [*size], *slide, 1e-2, 0.1, False), f"{label} {name}"
+                yield (g, *given, weight, 0, *none, [*size], *slide, 1e-2, False), f"{label} {name}"
         if op == "conv_relevance":
             a = values((batch, c_in, *size))
             bounds = tuple(values((c_in,)).contiguous().to(arithmetic) for _ in range(2))
             for part in (Weights.POSITIVE, Weights.SAME_SIGN, Weights.OPPOSITE_SIGN, Weights.BOX):
                 input = None if part == Weights.POSITIVE else a
                 low, high = bounds if part == Weights.BOX else (None, None)
-                rest = ([*size], *slide, 1e-2, 0.1, False)
+                rest = ([*size], *slide, 1e-2, False)
                 yield (g, *factors["ratio"], weight, int(part), input, low, high, *rest), f"{label} {part.name}"
 
 
@@ -150,11 +150,11 @@ def _stretched(value: Tensor, images: int) -> Tensor:
     return value.repeat(images // value.shape[0] if value.shape[0] else 1, *[1] * (value.dim() - 1))
 
 
-def _scaled(g: Tensor, factors: tuple[Any, ...], epsilon: float, leak: float) -> Tensor:
+def _scaled(g: Tensor, factors: tuple[Any, ...], epsilon: float) -> Tensor:
     addend, output, scale, value, denominator = factors
     s = g if addend is None else g + addend
     if output is not None:
-        s = s * _stretched(torch.where(output > 0, output / (output + epsilon), leak), g.shape[0])
+        s = s * _stretched(torch.where(output > 0, output / (output + epsilon), 0.0), g.shape[0])
     if scale is not None:
         s = s * scale.to(s.dtype).view(1, -1, *(1,) * (s.dim() - 2))
     if denominator is not None:
@@ -193,7 +193,7 @@ def conv_apply_reference(x: Tensor, weight: Tensor, part: int, *rest: Any) -> Te
 def conv_relevance_reference(g: Tensor, *arguments: Any) -> Tensor:
     """The formula of ``conv_relevance``."""
     factors, (weight, part, a, low, high, size), slide = arguments[:5], arguments[5:11], arguments[11:15]
-    s = _scaled(g, factors, *arguments[15:17])
+    s = _scaled(g, factors, arguments[15])
     shape = (g.shape[0], weight.shape[1] * slide[3], *size)
 
     def pulled(w: Tensor) -> Tensor:
@@ -212,7 +212,7 @@ def conv_relevance_reference(g: Tensor, *arguments: Any) -> Tensor:
 def conv_weight_gradient_reference(g: Tensor, *arguments: Any) -> Tensor:
     """The formula of ``conv_weight_gradient``."""
     factors, (a, kernel), slide = arguments[:5], arguments[5:7], arguments[7:11]
-    s = _scaled(g, factors, *arguments[11:13])
+    s = _scaled(g, factors, arguments[11])
     return _transposed(lambda w: _conv(a, w, *slide), s, (g.shape[1], a.shape[1] // slide[3], *kernel))
 
 

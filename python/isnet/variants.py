@@ -59,7 +59,7 @@ class Variant(ABC):
         first = _first(self.eps, self.input_range)
         if self.form == "layerwise":
             return lrp.EpsilonLayerwise(self.eps, first=first)
-        return lrp.Epsilon(self.eps, first=first, leak=self.leak)
+        return lrp.Epsilon(self.eps, first=first)
 
     def composites(self) -> list[lrp.Composite | lrp.Rule]:
         """The rules that :meth:`explained` will ask for, known ahead of the forward pass: it keeps what they read."""
@@ -155,10 +155,10 @@ class GradientTimesInput(Variant):
     """eta as in Selective with e = 0, plain gradient times input: the ablation ISNet Softmax Grad*Input. One map per image."""
 
     def composites(self) -> list[lrp.Composite | lrp.Rule]:
-        return [lrp.Epsilon(0.0, leak=self.leak)]
+        return [lrp.Epsilon(0.0)]
 
     def explained(self, logits: Tensor, place: tuple[int, int] | None = None) -> list[Explained]:
-        return [Explained(lambda o: selective_score(o, 0.0), lrp.Epsilon(0.0, leak=self.leak))]
+        return [Explained(lambda o: selective_score(o, 0.0), lrp.Epsilon(0.0))]
 
 
 VARIANTS: dict[str, type[Variant]] = {

@@ -1,4 +1,4 @@
-"""csrc/cuda/heatmap_loss.cu on the CPU shim against a full sort in float64."""
+"""csrc/cuda/heatmap.cu on the CPU shim against a full sort in float64."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def weights_of(case: Case) -> np.ndarray:
 
 @pytest.mark.parametrize(("dtype", "order"), RUNS)
 def test_heatmap_scores(dtype: Dtype, order: int) -> None:
-    kernels = load("heatmap_loss")
+    kernels = load("heatmap")
     kernels.configure(order)
     wide = DTYPES["float64" if dtype.name == "float64" else "float32"]
     for number, case in enumerate(CASES):
@@ -109,7 +109,7 @@ def test_heatmap_scores(dtype: Dtype, order: int) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=list(DTYPES))
 def test_nan_in_the_background_shows(dtype: Dtype) -> None:
-    kernels = load("heatmap_loss")
+    kernels = load("heatmap")
     kernels.configure()
     case = Case(1, 1, 1, 64, 1, 0.5)
     r, m = np.ones((1, 1, 1, 64)), np.zeros((1, 1, 64))
@@ -128,7 +128,7 @@ def test_nan_in_the_background_shows(dtype: Dtype) -> None:
 
 def test_rows_beyond_the_grid() -> None:
     dtype = DTYPES["float32"]
-    kernels = load("heatmap_loss")
+    kernels = load("heatmap")
     case = Case(3, 2, 3, 100, 1, 0.8)
     results = []
     for limit in (2, 2147483647):
