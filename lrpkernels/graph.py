@@ -14,7 +14,9 @@ from .errors import UnsupportedOperationError
 from .rules import Rule
 
 Multipliers = tuple["Tensor | None", ...]
-Arrived = Sequence[Any]  # one multiplier per output; None where nothing arrived (only nodes with several outputs see it)
+Arrived = Sequence[
+    Any
+]  # one multiplier per output; None where nothing arrived (only nodes with several outputs see it)
 
 
 class Value:

@@ -45,6 +45,24 @@ class Tape:
         """The recorded operations in the order they ran."""
         return self._recording.nodes
 
+    @property
+    def input_values(self) -> tuple[Value, ...]:
+        """The recorded inputs."""
+        return self._recording.input_values
+
+    def value_of(self, tensor: Tensor) -> Value:
+        """The recorded value that ``tensor`` is.
+
+        Raises:
+            UnusedInputError: it does not depend on the model's input through recorded operations.
+        """
+        value = self._recording.value(tensor)
+        if value is None:
+            raise UnusedInputError(
+                f"{type(self.model).__name__}: its output does not depend on its input through recorded operations"
+            )
+        return value
+
     def module_path(self, module: nn.Module) -> str:
         """Dotted name of a module, '(model)' for the model itself."""
         return self._recording.module_path(module)

@@ -11,7 +11,9 @@ from ..layers.activation import Relu
 from ..layers.batch_norm import BatchNorm
 from ..layers.linear import LinearNode
 
-Plan = list[tuple[int, ...]]  # of each fused operation the places of its parts: (linear, norm, relu), -1 for none; (node,)
+Plan = list[
+    tuple[int, ...]
+]  # of each fused operation the places of its parts: (linear, norm, relu), -1 for none; (node,)
 
 
 def plan_blocks(nodes: Sequence[Node], keep: Collection[Value]) -> Plan:

@@ -10,13 +10,14 @@ from torch import Tensor
 
 from ..errors import UnsupportedOperationError, UnusedInputError
 from ..functional import Scaled, times
-from ..graph import Node, Value
+from ..graph import Arrived, Multipliers, Node, Value
 from ..rules import Composite, Rule
 from . import recompute
 from .recorder import Recording
 from .target import Target, select_logits, start
 
 Planned = list[tuple[Node, Rule]]
+Through = Callable[[Node, Arrived, Rule], Multipliers]
 
 
 class _Contributions:
@@ -62,7 +63,7 @@ class Walk:
         self,
         planned: Planned,
         wanted: Sequence[Value],
-        through: Callable[[Node, Any, Rule], Any] = Node.propagate,
+        through: Through,
     ) -> None:
         self._planned, self._through = planned, through
         self._wanted = {id(v) for v in wanted}
@@ -126,6 +127,10 @@ class Walk:
         return total
 
 
+def _propagate(node: Node, multipliers: Arrived, rule: Rule) -> Multipliers:
+    return node.propagate(multipliers, rule)
+
+
 def _at_value(value: Value, multiplier: Tensor | None, relevance: Tensor | None) -> Tensor | None:
     """R = a * G (+ R that a first-layer rule yielded)."""
     if multiplier is not None:
@@ -182,7 +187,7 @@ def relevance(
     if value is None:
         raise UnusedInputError(f"{name}: its output does not depend on its input through recorded operations")
     wanted = list((hidden or {}).values())
-    through = recompute.propagate if recording.recomputes else Node.propagate
+    through = recompute.propagate if recording.recomputes else _propagate
     with torch.autocast(logits.device.type, enabled=False):
         seed, targets = start(target, logits)
         parts = [seed] if memory_budget is None or targets is None else _chunks(recording, seed, targets, memory_budget)

@@ -39,7 +39,9 @@ def without_saving(tensor: Tensor, recipe: Callable[[], Tensor]) -> AbstractCont
         # Results are saved as well: as they are, they would hold the node that holds them.
         return saved_recipe if id(saved) == key and saved._version == version else saved.detach()
 
-    return torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept.again() if isinstance(kept, _Saved) else kept)
+    return torch.autograd.graph.saved_tensors_hooks(
+        pack, lambda kept: kept.again() if isinstance(kept, _Saved) else kept
+    )
 
 
 def propagate(node: Node, multipliers: Arrived, rule: Rule) -> Multipliers:

@@ -262,7 +262,9 @@ class Trace:
         places = {id(node): place for place, node in enumerate(recording.nodes)}
         for module, values in recording.returned.items():
             found = [(v, v.producer) for v in values]
-            self._returned[module] = [(places[id(node)], node.outputs.index(v)) for v, node in found if node is not None]
+            self._returned[module] = [
+                (places[id(node)], node.outputs.index(v)) for v, node in found if node is not None
+            ]
         if recording.liveness is not None:
             self._kept = tuple(value.is_held for node in recording.nodes for value in node.outputs)
         self._slots, self._watched, self._owners = {}, [], {}

@@ -92,12 +92,11 @@ def affine(
 
     Source: Bach et al. 2015 (epsilon and alpha-beta rules), Montavon et al. 2019 (gamma rule); docs/method.md section 1.
     """
+    settings = (float(whole), float(positive), float(epsilon))
     if not _has_kernels(multiplier):
-        wider = affine(
-            *(t.float() for t in (multiplier, value, input)), slope, shift, whole=whole, positive=positive, epsilon=epsilon
-        )
+        wider = call(_Affine, multiplier.float(), value.float(), input.float(), slope, shift, *settings)
         return wider.to(multiplier.dtype)
-    return call(_Affine, multiplier, value, input, slope, shift, float(whole), float(positive), float(epsilon))
+    return call(_Affine, multiplier, value, input, slope, shift, *settings)
 
 
 class _AffineKnown(torch.autograd.Function):

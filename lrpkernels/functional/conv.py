@@ -13,7 +13,7 @@ from .autograd import call, first_order
 from .conv_routes import NO_EPILOGUE, Epilogue
 from .deferred import Ledger, SharedWeight
 from .geometry import ConvGeometry, Weights
-from .layout import check_forward_value, empty_planes, memory_format, per_channel, select_by_sign, times
+from .layout import empty_planes, memory_format, per_channel, select_by_sign, times
 from .pointwise import NEGATIVE, POSITIVE, Scaled, check_epsilon_scale, positive_weight
 
 # The part of W where a >= 0, and elsewhere.
@@ -136,8 +136,9 @@ class _ConvPull(torch.autograd.Function):
     @staticmethod
     @first_order
     def backward(ctx: Any, grad: Tensor) -> Any:
-        *factors, weight, input = ctx.saved_tensors
-        scaled, geometry, need = Scaled(*factors, ctx.eps), ctx.geometry, ctx.needs_input_grad
+        weight, input = ctx.saved_tensors[6:]
+        need, geometry = ctx.needs_input_grad, ctx.geometry
+        scaled = Scaled(*ctx.saved_tensors[:6])._replace(eps=ctx.eps)
         if ctx.ledger is not None:
             ctx.ledger.defer(lambda sum: _added(sum, conv_routes.weight_gradient(scaled, grad, weight, geometry), 1))
         grad_weight = pushed = grad_input = None
@@ -227,9 +228,7 @@ def conv_pull_by_sign(
     return select_by_sign(input, *(conv_pull(s, weight, input, geometry) for weight in (same, other)))
 
 
-def conv_pull_sum(
-    s: Sequence[Tensor], weights: Sequence[ConvWeight], input: Tensor, geometry: ConvGeometry
-) -> Tensor:
+def conv_pull_sum(s: Sequence[Tensor], weights: Sequence[ConvWeight], input: Tensor, geometry: ConvGeometry) -> Tensor:
     """The sum of V^T s over several weights, each with an s of its own, (T*B, C_out, ...)."""
     plain = not geometry.transposed and geometry.groups == 1
     # Stacked along the output channels the sum is one convolution, worth it where weights are small beside what they make.

@@ -243,7 +243,8 @@ def _add(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
     alpha = kwargs.get("alpha", 1)
     if func in _IN_PLACE and rec.value(x) is None:
         return rec.unknown(func, args, kwargs)
-    left, right, how = 1.0, float(alpha), torch.add
+    how: Any = torch.add
+    left, right = 1.0, float(alpha)
     if func in _SUBS:
         right, how = -right, torch.sub
     elif func in _RSUBS:

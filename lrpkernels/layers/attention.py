@@ -158,9 +158,7 @@ def _multi_head(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     given = dict(zip(names, bind(args, kwargs, *names, training=True, need_weights=True), strict=True))
     for name in ("bias_k", "bias_v", "add_zero_attn", "static_k", "static_v"):
         if given[name] is not None and given[name] is not False:
-            raise UnsupportedOperationError(
-                f"{rec.path()}: multi-head attention with {name} has no rule; leave it out"
-            )
+            raise UnsupportedOperationError(f"{rec.path()}: multi-head attention with {name} has no rule; leave it out")
     q, k, v, heads = given["query"], given["key"], given["value"], given["num_heads"]
     if q.dim() != 3:
         raise UnsupportedOperationError(

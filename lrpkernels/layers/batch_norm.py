@@ -80,9 +80,7 @@ class BatchNorm(LinearNode):
             s = Scaled(s.tensor())
         return s._replace(scale=weight if s.scale is None else weight * s.scale).tensor()
 
-    def share(
-        self, g: Tensor, value: Tensor, a: Tensor, bias: Tensor | None, part: Part, eps: float
-    ) -> Tensor:
+    def share(self, g: Tensor, value: Tensor, a: Tensor, bias: Tensor | None, part: Part, eps: float) -> Tensor:
         """A rule with the weights V in one pass: see :func:`lrpkernels.functional.affine`, which takes b whole."""
         slope = self.scale()
         shift = None if bias is None else bias.to(slope.dtype)

@@ -110,8 +110,8 @@ class Conv(LinearNode):
 
     def box(self, s: Scaled, scale: Tensor | None, a: Tensor, low: Tensor | None, high: Tensor | None) -> Tensor:
         weight = self.part(functional.WHOLE, scale, a.dtype).weight
-        bounds = (None if bound is None else bound.flatten().expand(a.shape[1]) for bound in (low, high))
-        return functional.conv_box(s, weight, a, *bounds, self.geometry)
+        low, high = (None if bound is None else bound.flatten().expand(a.shape[1]) for bound in (low, high))
+        return functional.conv_box(s, weight, a, low, high, self.geometry)
 
     def _per_channel(self, vector: Tensor) -> Tensor:
         """A vector over output channels, shaped to scale the weight."""
@@ -129,7 +129,7 @@ class Conv(LinearNode):
 
         def make() -> Tensor:
             operands = (t if t is None else t.to(dtype) for t in tensors)
-            with torch.autocast(tensors[0].device.type, enabled=False):  # type: ignore[union-attr]
+            with torch.autocast(tensors[0].device.type, enabled=False):
                 return torch.ops.aten.convolution.default(*operands, *geometry)
 
         return make

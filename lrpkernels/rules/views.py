@@ -64,7 +64,7 @@ class Layer(Recorded, Protocol):
     def pull(self, s: Scaled, part: PartOf) -> Tensor:
         """V^T s, (T*B, C_in, ...)."""
 
-    def share(self, g: Scaled, part: PartOf, eps: float, bias: bool = True, by_output: bool = False) -> Tensor:
+    def share(self, g: Scaled, part: Part, eps: float, bias: bool = True, by_output: bool = False) -> Tensor:
         """What most rules do: G_j = sum_k V_jk v_k G_k / (d_k + eps sgn d_k), v the output, d = V a + V b.
 
         Inputs below zero meet ``part.mirrored``, so that W+ stands for the positive contributions whatever the sign of a. With

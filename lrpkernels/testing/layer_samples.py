@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .functional._vendor import Weights
+from ..functional import Weights
 
 Values = Callable[[tuple[int, ...]], Tensor]
 

@@ -7,17 +7,14 @@ formulas, so that a wrong hand-derived gradient cannot agree with them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import functional, tuning
-from ._layer_samples import CONV_OPS, POOL_OPS, REFERENCES, conv_samples, pool_samples
-from ._rule_samples import RULE_OPS, RULE_REFERENCES, rule_samples
-from .tuning import Mode, Tuner
+from .layer_samples import CONV_OPS, POOL_OPS, REFERENCES, conv_samples, pool_samples
+from .rule_samples import RULE_OPS, RULE_REFERENCES, rule_samples
 
 POINTWISE_OPS = ("epsilon_scale", "epsilon_scale_backward", "ratio", "ratio_backward")
 OPS = (*POINTWISE_OPS, *POOL_OPS, *CONV_OPS, *RULE_OPS)
@@ -231,49 +228,3 @@ def error_ratio(actual: Tensor, plain: Tensor, exact: Tensor) -> float:
     roundings = 64 if actual.dtype == torch.float64 else 2
     allowed = 2 * (eager[known] - exact).abs().max().nan_to_num(0.0) + roundings * limits.eps * exact.abs().max()
     return float(error / (allowed + limits.tiny))
-
-
-@contextmanager
-def emulated_cuda(conv: Mode | Tuner = "fused") -> Iterator[Tuner]:
-    """While active, the engine's own ops are the CUDA kernels, run thread by thread on the CPU, on CPU tensors of any dtype.
-
-    Needs the emulated kernels as ``torch.ops.lrpkernels_emulated``; the tests compile them from ``csrc/cuda`` (see
-    ``tests/test_emulated_ops.py``).
-
-    Args:
-        conv: the path of convolutions: "fused" kernels, ATen's with the elementwise kernels ("vendor"), tuned per shape ("auto"), or
-            a tuner.
-
-    Yields:
-        The tuner in use.
-
-    Raises:
-        RuntimeError: the emulated kernels are not loaded.
-    """
-    emulated = torch.ops.lrpkernels_emulated
-    if not hasattr(emulated, "epsilon_scale"):
-        raise RuntimeError(
-            "emulated_cuda: torch.ops.lrpkernels_emulated is not loaded; tests/test_emulated_ops.py compiles it"
-        )
-    tuner = conv if isinstance(conv, Tuner) else Tuner(conv)
-    routes = functional._conv_routes
-    modules = (
-        functional.pointwise,
-        functional.pool,
-        functional.affine_maps,
-        functional.heatmap_sums,
-        functional.conv,
-        functional.conv_parts,
-        functional._vendor,
-        routes,
-    )
-    replaced: list[tuple[Any, str, Any]] = [(module, "ops", emulated) for module in modules]
-    replaced += [(routes, "fused_device", "cpu"), (tuning, "tuner", tuner)]
-    before = [getattr(module, name) for module, name, _ in replaced]
-    try:
-        for module, name, value in replaced:
-            setattr(module, name, value)
-        yield tuner
-    finally:
-        for (module, name, _), value in zip(replaced, before, strict=True):
-            setattr(module, name, value)

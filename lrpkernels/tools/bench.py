@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from rich.table import Table
 from torch import Tensor, nn
 
-from ._timing import Ratio, alternate
-from .attribution import LRP
-from .composite import Composite, EpsilonAlpha2Beta1, EpsilonGammaBox, EpsilonPlus
-from .rules import Epsilon, Rule
-from .target import select_logits
+from ..attribution import LRP
+from ..engine.target import select_logits
+from ..rules import Composite, Epsilon, EpsilonAlpha2Beta1, EpsilonGammaBox, EpsilonPlus, Rule
+from .timing import Ratio, alternate
 
 # Name -> floor of its heatmap in forward passes with input gradient, and what makes the composite.
 COMPOSITES: dict[str, tuple[float, Callable[[], Composite | Rule]]] = {
@@ -214,8 +214,6 @@ def _rows(ratios: list[Ratio], floors: list[float]) -> list[Row]:
 
 def table(rows: Sequence[Row]) -> Any:
     """A rich table; the baselines have ratio 1."""
-    from rich.table import Table
-
     result = Table("what", "ms", "ratio", "10 % - 90 %", "floor", "beside")
     for row in rows:
         spread = f"{row.low:.2f} - {row.high:.2f}"

@@ -7,10 +7,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from rich.table import Table
 from torch import Tensor
 
-from ._extension import has_cuda_kernels
-from .testing import CONV_OPS, LAYOUTS, OPS, SUM_MARGIN, SUMMING_OPS, error_ratio, reference, samples
+from .._extension import has_cuda_kernels
+from ..testing import CONV_OPS, LAYOUTS, OPS, SUM_MARGIN, SUMMING_OPS, error_ratio, reference, samples
 
 _CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 _CUDA_DTYPES = (*_CPU_DTYPES, torch.float16)
@@ -146,8 +147,6 @@ def _relative(actual: Tensor, exact: Tensor) -> float:
 
 def table(diagnosis: Diagnosis) -> Any:
     """A rich table of the checks; "shapes" counts calls of different shape, layout and number of targets."""
-    from rich.table import Table
-
     result = Table("device", "kernel", "dtype", "shapes", "max error", "verdict")
     for check in diagnosis.checks:
         verdict = "[green]ok[/green]" if check.passed else "[bold red]WRONG[/bold red]"

@@ -8,17 +8,18 @@ from statistics import median
 from typing import Any
 
 import torch
+from rich.table import Table
 from torch import Tensor, nn
 
-from ._meter import MeteredComposite, MeteredFunctions, Reading
-from ._timing import clock
-from ._traffic import Traffic
-from .composite import Composite, as_composite
-from .fuse import Block
-from .layers.base import Op
-from .rules import AlphaBeta, Gamma, Rule, ZBox, ZPlus
-from .tape import Tape, Value, record
-from .target import Target
+from ..engine.propagate import Walk
+from ..engine.target import Target, select_logits, start
+from ..graph import Arrived, Multipliers, Node, Value
+from ..layers import Block
+from ..rules import Composite, Rule, as_composite
+from ..tape import Tape, record
+from .meter import MeteredFunctions, Reading
+from .timing import clock
+from .traffic import Traffic
 
 
 @dataclass(frozen=True)
@@ -133,33 +134,51 @@ class _Run:
 def _run(model: nn.Module, x: Tensor, composite: Composite, target: Target, reading: Reading) -> _Run:
     meter = MeteredFunctions(reading)
     with meter:
-        start = reading()
+        begin = reading()
         tape = record(model, x)
         middle = reading()
     with tape:
-        made = dict(meter.spent)  # by id of the tensors, which the tape keeps
-        watched = MeteredComposite(composite, made, reading)
+        logits = select_logits(tape.output, None)
+        value = tape.value_of(logits)
+        planned = tape.plan(composite, keep=(value,))
+        described = [_described(tape, node, rule) for node, rule in planned]
+        # The tape keeps the tensors, so ids tell them apart.
+        spent = [[sum(meter.spent.get(id(v.tensor), 0.0) for v in _made_by(node)), 0.0] for node, _ in planned]
+        places = {id(node): place for place, (node, _) in enumerate(planned)}
+
+        def through(node: Node, multipliers: Arrived, rule: Rule) -> Multipliers:
+            before = reading()
+            found = node.propagate(multipliers, rule)
+            spent[places[id(node)]][1] += reading() - before
+            return found
+
         relevance_start = reading()
-        tape.relevance(target, watched)
-        end = reading()
-        described = [_described(tape, op, rule) for op, rule in watched.seen]
-        return _Run(described, watched.spent, middle - start, end - relevance_start)
+        seed, _ = start(target, logits)
+        Walk(planned, (), through).run(value, seed, tape.input_values, release=False)
+        return _Run(described, spent, middle - begin, reading() - relevance_start)
 
 
-def _described(tape: Tape, op: Op, rule: Rule) -> dict[str, Any]:
+def _made_by(node: Node) -> list[Value]:
+    """Every value that the operation made, those inside a block included."""
+    return [value for part in (node.nodes() if isinstance(node, Block) else [node]) for value in part.outputs]
+
+
+def _described(tape: Tape, node: Node, rule: Rule) -> dict[str, Any]:
     """What does not depend on the run."""
-    values = [*op.inputs, *op.outputs]
+    values = [*node.inputs, *node.outputs]
     passed = sum(map(_bytes_of, values))
     weight = forward_value = 0
-    if isinstance(op, Block):
-        weight = op.map.weight.numel() * op.map.weight.element_size()
-        forward_value = _bytes_of(op.output) if op.relu is not None else 0
+    if isinstance(node, Block):
+        weight = node.linear.weight.numel() * node.linear.weight.element_size()
+        forward_value = _bytes_of(node.output) if node.relu is not None else 0
     return {
-        "module": tape.module_path(op.module or tape.model),
-        "operation": op.label(),
-        "rule": type(rule).__name__ if isinstance(op, Block) or op.kind not in ("reshape", "movement", "cat") else "",
-        "shape": tuple(op.output.shape),
-        "floor": _floor(op, rule),
+        "module": tape.module_path(node.module or tape.model),
+        "operation": node.label(),
+        "rule": type(rule).__name__
+        if isinstance(node, Block) or node.kind not in ("reshape", "movement", "cat")
+        else "",
+        "shape": tuple(node.output.shape),
+        "floor": rule.passes(node.input.nonnegative) if isinstance(node, Block) else 1.0,
         "forward_least": passed + weight,
         "relevance_least": passed + weight + forward_value,
     }
@@ -169,24 +188,8 @@ def _bytes_of(value: Value) -> int:
     return value.shape.numel() * value.dtype.itemsize
 
 
-def _floor(op: Op, rule: Rule) -> float:
-    """Passes of the layer's size that the rule needs, beside one forward pass."""
-    if not isinstance(op, Block):
-        return 1.0
-    nonnegative = op.input.nonnegative
-    if isinstance(rule, ZBox):
-        return 3.0  # W, W+ and W- each meet s; their denominators come from one image of constants
-    if isinstance(rule, AlphaBeta):
-        return 4.0 if nonnegative else 8.0
-    if isinstance(rule, (ZPlus, Gamma)):
-        return 2.0 if nonnegative else 4.0
-    return 1.0
-
-
 def table(found: Profile) -> Any:
     """A rich table: milliseconds, ratios beside their floors, MiB moved and as a multiple of the least."""
-    from rich.table import Table
-
     result = Table(
         "module",
         "operation",
