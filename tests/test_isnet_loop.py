@@ -19,6 +19,7 @@ from isnet._steps import NonFiniteLossError
 from isnet.checkpoints import CheckpointError, load_checkpoint, load_model_state
 from isnet.distributed import World
 from isnet.evaluation import accuracy
+from isnet.run_config import RunConfig
 from isnet.runlog import RunLog, read_log
 from isnet.train_config import TrainConfig
 from isnet.training import BEST_NAME, CHECKPOINT_NAME, fit
@@ -64,6 +65,20 @@ def test_settings_survive_json_and_old_checkpoints_lack_new_ones() -> None:
     assert config.differences(old) == []
     assert TrainConfig(accumulate=2).differences({"accumulate": 1}) == ["accumulate: 1 there, 2 now"]
     assert TrainConfig(workers=2, tensorboard=True, keep_last=3).differences({}) == []
+
+
+def test_removed_settings_must_have_done_nothing() -> None:
+    train = {**TrainConfig().to_json(), "heatmap_fraction": 1.0}
+    assert TrainConfig().differences(train) == []
+    assert TrainConfig().differences({**train, "heatmap_fraction": 0.5}) == [
+        "heatmap_fraction: 0.5 there, not a setting now"
+    ]
+    heatmap = {"eps": 0.1, "leak": 0.0}
+    assert RunConfig.from_json({"train": train, "heatmap": heatmap}).heatmap.eps == 0.1
+    with pytest.raises(ValueError, match=r"do not fit this version of isnet: .*heatmap_fraction"):
+        RunConfig.from_json({"train": {**train, "heatmap_fraction": 0.5}})
+    with pytest.raises(ValueError, match=r"do not fit this version of isnet: .*leak"):
+        RunConfig.from_json({"heatmap": {**heatmap, "leak": 0.1}})
 
 
 # ---- parts of a batch
@@ -363,7 +378,7 @@ def test_resumed_run_with_every_option_equals_an_uninterrupted_one(
     )  # fmt: skip
     if variant == "balanced":
         variant = "selective"
-        config = dataclasses.replace(config, balance="auto", p_schedule=(), heatmap_every=2, heatmap_fraction=0.5)
+        config = dataclasses.replace(config, balance="auto", p_schedule=(), heatmap_every=2)
     options: dict[str, Any] = {"validation": {"val": held_out}}
     whole = train(small_model(dropout=0.2), config, variant, data=data, run_dir=tmp_path / "whole", **options)
     folder = tmp_path / "killed"

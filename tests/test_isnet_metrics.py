@@ -151,21 +151,17 @@ def inhibited() -> nn.Sequential:
     return model
 
 
-def test_blind_spot_exposes_inhibition_and_leak_shows_it() -> None:
+def test_blind_spot_exposes_inhibition() -> None:
     model = inhibited()
     found = blind_spot(model, Corner(0), Corner(1), input_range=None)
     distance = torch.tensor([2.0, -2.0]).sigmoid().diff().abs().item()  # logits [4, 2] become [0, 2]
     assert found.changed == 1 and found.background == 0
     assert found.distance == found.score == pytest.approx(distance, abs=1e-6)
     assert blind_spot(model, Corner(1), Corner(1), input_range=None)[:2] == (0, 0)
-    image = Corner(1)[0][0][None]
-    for leak, seen in ((0.0, 0.0), (0.1, 4 * 0.1 * 5)):
-        maps = ISNet(model, "original", input_range=None, leak=leak).train()(image).heatmaps["input"]
-        assert maps[0, 0, 0, 0, 0].abs().item() == pytest.approx(seen)
+    maps = ISNet(model, "original", input_range=None).train()(Corner(1)[0][0][None]).heatmaps["input"]
+    assert maps[0, 0, 0, 0, 0].item() == 0
     with pytest.raises(ValueError, match="before, after: expected the same images, got 5 and 4"):
         blind_spot(model, Corner(0), Corner(0, count=4))
-    with pytest.raises(ValueError, match="leak"):
-        ISNet(model, leak=-1.0)
 
 
 def test_blind_spot_of_a_network_that_shows_what_it_uses() -> None:

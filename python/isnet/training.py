@@ -313,13 +313,12 @@ class _Trainer:
             else:
                 if self.isnet.generator is not None:
                     self.isnet.generator.manual_seed(stream_seed(config.seed, "target", step))
-                first = len(images) if observed else math.ceil(config.heatmap_fraction * len(images))
-                place = (self._first(index) // len(images) * first, config.batch_size // len(images) * first)
-                output = self.shared(images, heatmaps=takes or observed, first=first, place=place)
+                place = (self._first(index), config.batch_size)
+                output = self.shared(images, heatmaps=takes or observed, place=place)
         classification = self.classification_loss(output.logits, labels)
         loss = (1 - share) * classification
         if takes and self.criterion is not None:
-            terms = self.criterion(output, labels, masks[:first])
+            terms = self.criterion(output, labels, masks)
             heatmap_loss = terms.heatmap
             loss = loss + share * config.heatmap_every * heatmap_loss
             layers = {name: layer_numbers(term) for name, term in terms.layers.items()}

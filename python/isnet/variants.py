@@ -35,31 +35,27 @@ class Variant(ABC):
         eps: LRP stabilizer.
         input_range: (low, high) of the pixels for z^B at the input, or None.
         generator: source of the random choices, for variants that make any.
-        leak: factor of the epsilon rule for switched-off units.
         form: where the epsilon rule has its stabilizers, "flex" or "layerwise".
 
     Raises:
-        ValueError: an unknown form, or a leak in the layer form.
+        ValueError: an unknown form.
     """
 
     eps: float = 1e-2
     input_range: tuple[Any, Any] | None = (0.0, 1.0)
     generator: torch.Generator | None = None
-    leak: float = 0.0
     form: Form = "flex"
 
     def __post_init__(self) -> None:
         if self.form not in get_args(Form):
             raise ValueError(f"form must be one of {', '.join(get_args(Form))}, got {self.form!r}")
-        if self.leak and self.form == "layerwise":
-            raise ValueError(f'leak: only with form="flex", got {self.leak!r} with form="layerwise"')
 
     def epsilon(self) -> lrp.Rule:
         """Epsilon in the form of LRP-Flex or of LRP-Block, z^B at the input if its range is known."""
         first = _first(self.eps, self.input_range)
         if self.form == "layerwise":
             return lrp.EpsilonLayerwise(self.eps, first=first)
-        return lrp.Epsilon(self.eps, first=first, leak=self.leak)
+        return lrp.Epsilon(self.eps, first=first)
 
     def composites(self) -> list[lrp.Composite | lrp.Rule]:
         """The rules that :meth:`explained` will ask for, known ahead of the forward pass: it keeps what they read."""
@@ -155,10 +151,10 @@ class GradientTimesInput(Variant):
     """eta as in Selective with e = 0, plain gradient times input: the ablation ISNet Softmax Grad*Input. One map per image."""
 
     def composites(self) -> list[lrp.Composite | lrp.Rule]:
-        return [lrp.Epsilon(0.0, leak=self.leak)]
+        return [lrp.Epsilon(0.0)]
 
     def explained(self, logits: Tensor, place: tuple[int, int] | None = None) -> list[Explained]:
-        return [Explained(lambda o: selective_score(o, 0.0), lrp.Epsilon(0.0, leak=self.leak))]
+        return [Explained(lambda o: selective_score(o, 0.0), lrp.Epsilon(0.0))]
 
 
 VARIANTS: dict[str, type[Variant]] = {
