@@ -13,8 +13,6 @@ from .composite import (
     EpsilonGammaBox,
     EpsilonPlus,
     EpsilonPlusFlat,
-    ISNetComposite,
-    ISNetDualComposite,
 )
 from .config import __version__, show_config
 from .errors import (
@@ -54,8 +52,6 @@ __all__ = [
     "FallbackWarning",
     "Flat",
     "Gamma",
-    "ISNetComposite",
-    "ISNetDualComposite",
     "InPlaceError",
     "NonFiniteError",
     "Norm",

@@ -189,13 +189,3 @@ def EpsilonGammaBox(
 ) -> Composite:
     """gamma for convolutions, epsilon (layer form) for dense layers, z^B at the input. Source: Montavon et al. 2019."""
     return _preset(Gamma(gamma, stabilizer), EpsilonLayerwise(eps), ZBox(low, high, stabilizer, bias=False), stabilizer)
-
-
-def ISNetComposite(eps: float = 1e-2, low: Any = 0.0, high: Any = 1.0) -> Composite:
-    """What ISNet trains through: epsilon in the form of LRP-Flex, z^B at the input. Source: arXiv 2401.08409."""
-    return as_composite(Epsilon(eps, first=ZBox(low, high, eps)))
-
-
-def ISNetDualComposite(eps: float = 1e-2, low: Any = 0.0, high: Any = 1.0) -> Composite:
-    """z+ everywhere, z^B at the input: the rules of the Dual ISNet's z+ map, started from any target. Source: arXiv 2401.08409."""
-    return as_composite(ZPlus(eps, first=ZBox(low, high, eps)))

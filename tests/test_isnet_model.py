@@ -13,7 +13,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import lrpkernels as lrp
-from isnet import ISNet, ISNetLoss, ISNetOutput, selective_score, stochastic_target
+from isnet import (
+    ISNet,
+    ISNetComposite,
+    ISNetDualComposite,
+    ISNetLoss,
+    ISNetOutput,
+    selective_score,
+    stochastic_target,
+)
 from isnet.evaluation import heatmaps
 from isnet.variants import VARIANTS, PositiveEvidence, logit_sum
 
@@ -275,6 +283,16 @@ def test_rules_known_ahead_are_those_of_the_passes(variant: str) -> None:
     assert [getattr(rule, "logits", None) is None for rule in found.composites()] == [True] * len(asked)
     known = [dataclasses.replace(rule, logits=None) if hasattr(rule, "logits") else rule for rule in asked]
     assert found.composites() == known
+
+
+def test_composites_for_heatmaps_are_the_rules_of_training() -> None:
+    model, x = _small().eval(), torch.rand(2, 1, 8, 8)
+    dual = VARIANTS["dual"](0.1, (-1.0, 2.0)).composites()[0]
+    for composite, rule in (
+        (ISNetComposite(0.1, -1.0, 2.0), VARIANTS["selective"](0.1, (-1.0, 2.0)).epsilon()),
+        (ISNetDualComposite(0.1, -1.0, 2.0), lrp.ZPlus(0.1, first=dual.first)),
+    ):
+        assert torch.equal(lrp.LRP(model, composite)(x, 1)[1], lrp.LRP(model, rule)(x, 1)[1])
 
 
 def test_explanations_are_the_evaluations_whatever_the_variant() -> None:

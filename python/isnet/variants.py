@@ -166,6 +166,16 @@ VARIANTS: dict[str, type[Variant]] = {
 }
 
 
+def ISNetComposite(eps: float = 1e-2, low: Any = 0.0, high: Any = 1.0) -> lrp.Composite:
+    """What ISNet trains through: epsilon in the form of LRP-Flex, z^B at the input. Source: arXiv 2401.08409."""
+    return lrp.Composite(first=_first(eps, (low, high)), default=lrp.Epsilon(eps))
+
+
+def ISNetDualComposite(eps: float = 1e-2, low: Any = 0.0, high: Any = 1.0) -> lrp.Composite:
+    """z+ everywhere, z^B at the input: the rules of the Dual ISNet's z+ map, started from any target. Source: arXiv 2401.08409."""
+    return lrp.Composite(first=_first(eps, (low, high)), default=lrp.ZPlus(eps))
+
+
 def logit_sum(logits: Tensor) -> Tensor:
     """The sum of all logits of each image, [B]."""
     return logits.sum(1)
