@@ -15,7 +15,7 @@ from test_isnet_training import Dying, KilledError, assert_same_model, blobs, sm
 from torch import Tensor, nn
 
 from isnet import ISNet, ISNetLoss
-from isnet._steps import NonFiniteLossError
+from isnet._steps import NonFiniteLossError, require_trainable
 from isnet.checkpoints import CheckpointError, load_checkpoint, load_model_state
 from isnet.distributed import World
 from isnet.evaluation import accuracy
@@ -189,13 +189,10 @@ def test_single_images_have_nothing_to_swap() -> None:
     train(small_model(), dataclasses.replace(config, warmup=0, epochs=1), "selective", data=blobs(16))
 
 
-def test_static_calls_do_not_go_with_synchronised_batch_norm(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("isnet.training.current_world", lambda: World(0, 2))
+def test_static_calls_do_not_go_with_synchronised_batch_norm() -> None:
+    config, network = TrainConfig(sync_batch_norm=True), ISNet(small_model(), static=True)
     with pytest.raises(ValueError, match="sync_batch_norm: what processes tell each other cannot be repeated"):
-        fit(
-            ISNet(small_model(), static=True), blobs(), TrainConfig(sync_batch_norm=True), criterion=ISNetLoss(),
-            progress=False,
-        )  # fmt: skip
+        require_trainable(config, World(0, 2), 96, network, torch.device("cuda"))
 
 
 def test_indivisible_batch_is_refused() -> None:

@@ -62,7 +62,8 @@ class TrainConfig:
         monitor: Validation score that chooses the best checkpoint: ``"loss"`` (that of training), ``"classification"``
             (its first part) or ``"accuracy"``; None keeps the last.
         patience: Stop after this many epochs without a better score; None = never.
-        sync_batch_norm: In several processes, batch norm takes its statistics over all of them.
+        sync_batch_norm: In several processes, each with a GPU, batch norm takes its statistics over all of them
+            (``torch.nn.SyncBatchNorm``).
         channels_last: Keep model and images in channels-last memory format.
         deterministic: Use deterministic algorithms only; on a GPU, runs then repeat bit for bit.
         workers: Processes that load the images; 0 = this one.

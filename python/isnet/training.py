@@ -36,6 +36,7 @@ from isnet._steps import (
     non_finite,
     require_trainable,
     require_validation,
+    synchronize_batch_norm,
 )
 from isnet.balance import Balance
 from isnet.checkpoints import Checkpoint, CheckpointError, load_checkpoint, load_model_state, save_checkpoint
@@ -44,7 +45,6 @@ from isnet.evaluation import Example
 from isnet.loss import ISNetLoss, classification_loss
 from isnet.model import ISNet, ISNetOutput
 from isnet.runlog import RunLog
-from isnet.sync_batch_norm import synchronize_batch_norm
 from isnet.train_config import TrainConfig
 from isnet.warmup import replace_background
 
@@ -97,7 +97,8 @@ def fit(
     Raises:
         ValueError: too few images for one batch, a batch that processes and parts do not divide, or leave single images whose
             backgrounds are to be swapped, an ISNet without criterion, ``resume`` without ``run_dir``, ``config.monitor`` without
-            ``validation``, an ISNet in float16 on the CPU, or one with static calls and synchronised batch norm.
+            ``validation``, an ISNet in float16 on the CPU, or synchronised batch norm with
+            static calls or on the CPU.
         CheckpointError: the checkpoint is of other settings (those of logging, saving and loading, and, under a
             constant schedule, ``epochs`` may change).
         NonFiniteLossError: loss or gradient not finite; the batch is saved in ``run_dir``.

@@ -158,7 +158,7 @@ def configure(
     ] = None,
     patience: Annotated[int | None, _option(_TRAIN, "Stop after so many epochs without a better one.", "never")] = None,
     sync_batch_norm: Annotated[
-        bool | None, _option(_TRAIN, "Batch norm over the images of all processes (torchrun).", "off")
+        bool | None, _option(_TRAIN, "Batch norm over the images of all processes (torchrun, GPUs).", "off")
     ] = None,
     channels_last: Annotated[
         bool | None, _option(_TRAIN, "Memory format.", "first", names=("--channels-last/--channels-first",))
