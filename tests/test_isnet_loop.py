@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from test_isnet_training import Dying, KilledError, assert_same_model, blobs, sm
 from torch import Tensor, nn
 
 from isnet import ISNet, ISNetLoss
-from isnet._steps import NonFiniteLossError, require_trainable
+from isnet._steps import NonFiniteLossError, build_scheduler, require_trainable
 from isnet.checkpoints import CheckpointError, load_checkpoint, load_model_state
 from isnet.distributed import World
 from isnet.evaluation import accuracy
@@ -42,12 +43,56 @@ def assert_close_models(one: nn.Module, other: nn.Module, tolerance: float = 1e-
 # ---- schedules
 
 
-def test_step_schedule_and_rampup() -> None:
-    config = TrainConfig(epochs=6, warmup=1, lr=1.0, lr_after_warmup=0.5, schedule="step", milestones=(2, 4), gamma=0.1)
-    rates = [config.learning_rate(10 * epoch, 10) for epoch in range(7)]
-    assert rates == pytest.approx([1, 0.5, 0.5, 0.05, 0.05, 0.005, 0.005])
-    ramp = TrainConfig(lr=1.0, lr_rampup=0.5)
-    assert [ramp.learning_rate(step, 8) for step in (0, 1, 3, 4)] == pytest.approx([0.25, 0.5, 1, 1])
+def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float:
+    """As docs and options say: a ramp from 0, a factor after the warm-up, and a cosine or milestones over the epochs after it."""
+    rate, after = config.lr, step - config.warmup * steps_per_epoch
+    if config.lr_rampup:
+        rate *= min(1.0, (step + 1) / (config.lr_rampup * steps_per_epoch))
+    if after >= 0 and config.warmup:
+        rate *= config.lr_after_warmup
+    if after >= 0 and config.schedule == "cosine":
+        rate *= 0.5 * (1 + math.cos(math.pi * after / (config.epochs * steps_per_epoch)))
+    if after >= 0 and config.schedule == "step":
+        for epoch in config.milestones:
+            rate *= config.gamma if after >= epoch * steps_per_epoch else 1.0
+    return rate
+
+
+@pytest.mark.parametrize("warmup", [0, 2])
+@pytest.mark.parametrize("ramp", [0.0, 0.5, 2.7])
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "step"])
+def test_learning_rates_and_where_a_resumed_run_takes_them_up(schedule: Any, ramp: float, warmup: int) -> None:
+    config = TrainConfig(
+        epochs=5, warmup=warmup, lr=0.1, lr_rampup=ramp, lr_after_warmup=0.3, schedule=schedule, milestones=(2, 4), gamma=0.2
+    )  # fmt: skip
+    steps, weight = 7, [torch.zeros(1, requires_grad=True)]
+    optimizer = torch.optim.SGD(weight, lr=config.lr)
+    scheduler, rates = build_scheduler(optimizer, config, steps), []
+    for _ in range((warmup + 5) * steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert rates == pytest.approx([learning_rate(config, step, steps) for step in range(len(rates))], rel=1e-12)
+    for step, rate in enumerate(rates):
+        other = torch.optim.SGD(weight, lr=9.0)  # as if of another schedule
+        build_scheduler(other, config, steps, step)
+        assert other.param_groups[0]["lr"] == rate
+
+
+def test_steps_are_taken_and_logged_at_their_learning_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = TrainConfig(
+        epochs=2, warmup=1, batch_size=32, log_every=1, schedule="cosine", lr_rampup=1.5, optimizer="sgd"
+    )
+    taken, step = [], torch.optim.SGD.step
+
+    def noted(optimizer: torch.optim.SGD, *args: Any) -> Any:
+        taken.append(optimizer.param_groups[0]["lr"])
+        return step(optimizer, *args)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", noted)
+    log = train(small_model(), config, "selective")
+    expected = pytest.approx([learning_rate(config, step, 3) for step in range(9)], rel=1e-12)
+    assert taken == expected and [entry["lr"] for entry in log if entry["kind"] == "step"] == expected
 
 
 def test_p_schedule() -> None:

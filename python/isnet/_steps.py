@@ -168,3 +168,18 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
     if config.optimizer == "sgd":
         return torch.optim.SGD(parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
     return torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
+
+
+def build_scheduler(
+    optimizer: torch.optim.Optimizer, config: TrainConfig, steps_per_epoch: int, step: int = 0
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """The learning rate of each step from ``step`` on, counted from 0.
+
+    The rate depends on the step alone, so that a run taken up at one may follow another schedule from there. It is a product of a ramp,
+    which may end within a step or after the warm-up, and of what follows the warm-up: SequentialLR would drop the first factor there.
+    """
+    for group in optimizer.param_groups:
+        group["initial_lr"] = config.lr
+    return torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda at: config.rate_factor(at, steps_per_epoch), last_epoch=step - 1
+    )

@@ -157,20 +157,20 @@ class TrainConfig:
         if self.patience is not None and self.monitor is None:
             raise ValueError("patience: needs monitor, the score that is to improve")
 
-    def learning_rate(self, step: int, steps_per_epoch: int) -> float:
-        """Learning rate of a step, counted from 0."""
+    def rate_factor(self, step: int, steps_per_epoch: int) -> float:
+        """Learning rate of a step, counted from 0, over ``lr``."""
         ramp = self.lr_rampup * steps_per_epoch
-        rate = self.lr * (min(1.0, (step + 1) / ramp) if ramp else 1.0)
+        factor = min(1.0, (step + 1) / ramp) if ramp else 1.0
         after = step - self.warmup * steps_per_epoch
         if after < 0:
-            return rate
+            return factor
         if self.warmup:
-            rate *= self.lr_after_warmup
+            factor *= self.lr_after_warmup
         if self.schedule == "cosine":
-            rate *= 0.5 * (1 + math.cos(math.pi * after / max(1, self.epochs * steps_per_epoch)))
+            factor *= 0.5 * (1 + math.cos(math.pi * after / max(1, self.epochs * steps_per_epoch)))
         elif self.schedule == "step":
-            rate *= self.gamma ** sum(after >= epoch * steps_per_epoch for epoch in self.milestones)
-        return rate
+            factor *= self.gamma ** sum(after >= epoch * steps_per_epoch for epoch in self.milestones)
+        return factor
 
     def heatmap_share(self, step: int, steps_per_epoch: int) -> float:
         """P of a step, counted from 0; 0 during the warm-up."""

@@ -11,6 +11,7 @@ import contextlib
 import math
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sized
 from pathlib import Path
 from typing import Any, cast
@@ -30,6 +31,7 @@ from isnet._steps import (
     HeatmapObserver,
     StepLosses,
     build_optimizer,
+    build_scheduler,
     deterministic,
     layer_numbers,
     mean_losses,
@@ -150,6 +152,7 @@ class _Trainer:
                 self.model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True
             ).eval()
         self.optimizer = build_optimizer(self.model, config)
+        self.scheduler = build_scheduler(self.optimizer, config, self.steps_per_epoch)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "float16")
         self.watch = None if config.monitor is None else scoring.Watch(config.monitor, config.patience)
         self.balance = Balance() if config.balance == "auto" else None
@@ -169,7 +172,13 @@ class _Trainer:
         devices = [self.device] if self.device.type == "cuda" else []
         if self.world.size > 1:
             self.shared = DistributedDataParallel(self.network, device_ids=devices or None)
-        with torch.random.fork_rng(devices=devices), deterministic(self.config.deterministic):
+        with (
+            torch.random.fork_rng(devices=devices),
+            deterministic(self.config.deterministic),
+            warnings.catch_warnings(),
+        ):
+            # With loss scaling the optimizer skips steps now and then, which the scheduler takes for calls in the wrong order.
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
             while self.step < self.last_step and not (self.watch and self.watch.is_over):
                 started = time.perf_counter()
                 epoch = self.step // self.steps_per_epoch
@@ -259,8 +268,6 @@ class _Trainer:
         return (self.world.rank * parts + part) * (self.config.batch_size // (self.world.size * parts))
 
     def _train_step(self, parts: list[Example]) -> StepLosses:
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.config.learning_rate(self.step, self.steps_per_epoch)
         self.optimizer.zero_grad(set_to_none=True)
         losses = []
         for index, part in enumerate(parts):
@@ -275,6 +282,7 @@ class _Trainer:
             self._require_finite("gradient norm", norm, _whole(parts))
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        self.scheduler.step()
         if self.averaged is not None:
             self.averaged.update_parameters(self.model)
         mean = mean_losses(losses)._replace(grad_norm=norm.item())
@@ -364,7 +372,7 @@ class _Trainer:
             "layers": mean.layers,
             "grad_norm": mean.grad_norm,
             "p": mean.share,
-            "lr": self.config.learning_rate(self.step - 1, self.steps_per_epoch),
+            "lr": self.config.lr * self.config.rate_factor(self.step - 1, self.steps_per_epoch),
         }
 
     def _save(self, name: str) -> None:
@@ -418,6 +426,7 @@ class _Trainer:
         if self.observer is not None and self.world.is_main:  # takes over from all, whose number may have changed
             self.observer.restore(state.settings["observed"])
         self.step = state.step
+        self.scheduler = build_scheduler(self.optimizer, self.config, self.steps_per_epoch, self.step)
         self.log.restore(self.step)
 
 
