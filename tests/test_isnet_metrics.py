@@ -266,4 +266,25 @@ def test_images_of_a_patient_are_drawn_together() -> None:
 def test_sign_flips_of_single_images_are_mcnemars_test() -> None:
     a = torch.tensor([True] * 8 + [False] * 2 + [True] * 5)
     b = torch.tensor([False] * 8 + [True] * 2 + [True] * 5)
-    assert sign_flips(a, b, np.arange(15)) == pytest.approx(mcnemar(a, b), abs=0.01)
+    assert sign_flips(a, b, np.arange(15)) == pytest.approx(mcnemar(a, b))  # 2 ** 10 exchanges: all of them
+
+
+def test_sign_flips_are_the_share_of_exchanges_that_differ_as_much() -> None:
+    """All exchanges of few groups, and as many random ones as a count by hand of many."""
+    generator = torch.Generator().manual_seed(0)
+    groups, labels = np.repeat(np.arange(40), 3), 2
+    a, b = (torch.rand(120, labels, generator=generator) < share for share in (0.5, 0.63))
+    few = torch.from_numpy(groups) < 8
+    per_group = torch.zeros(8).index_add_(0, torch.from_numpy(groups[few]), (a.long() - b.long())[few].sum(1).float())
+    signs = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0])] * 8)
+    exact = ((signs @ per_group).abs() >= per_group.sum().abs()).float().mean().item()
+    assert 0 < exact < 1 and sign_flips(a[few], b[few], groups[few]) == pytest.approx(exact)
+
+    per_group = np.bincount(groups, weights=(a.long() - b.long()).sum(1).numpy())
+    signs = np.random.default_rng(1).integers(2, size=(50000, 40)) * 2 - 1
+    drawn = (np.abs(signs @ per_group) >= abs(per_group.sum())).mean()
+    found = sign_flips(a, b, groups)
+    assert found == pytest.approx(drawn, abs=0.02) and found == sign_flips(a, b, groups) != sign_flips(
+        a, b, groups, seed=1
+    )
+    assert sign_flips(a, a, groups) == 1
