@@ -35,24 +35,20 @@ class Variant(ABC):
         eps: LRP stabilizer.
         input_range: (low, high) of the pixels for z^B at the input, or None.
         generator: source of the random choices, for variants that make any.
-        leak: factor of the epsilon rule for switched-off units.
         form: where the epsilon rule has its stabilizers, "flex" or "layerwise".
 
     Raises:
-        ValueError: an unknown form, or a leak in the layer form.
+        ValueError: an unknown form.
     """
 
     eps: float = 1e-2
     input_range: tuple[Any, Any] | None = (0.0, 1.0)
     generator: torch.Generator | None = None
-    leak: float = 0.0
     form: Form = "flex"
 
     def __post_init__(self) -> None:
         if self.form not in get_args(Form):
             raise ValueError(f"form must be one of {', '.join(get_args(Form))}, got {self.form!r}")
-        if self.leak and self.form == "layerwise":
-            raise ValueError(f'leak: only with form="flex", got {self.leak!r} with form="layerwise"')
 
     def epsilon(self) -> lrp.Rule:
         """Epsilon in the form of LRP-Flex or of LRP-Block, z^B at the input if its range is known."""
@@ -168,6 +164,16 @@ VARIANTS: dict[str, type[Variant]] = {
     "dual": Dual,
     "gradient_times_input": GradientTimesInput,
 }
+
+
+def ISNetComposite(eps: float = 1e-2, low: Any = 0.0, high: Any = 1.0) -> lrp.Composite:
+    """What ISNet trains through: epsilon in the form of LRP-Flex, z^B at the input. Source: arXiv 2401.08409."""
+    return lrp.Composite(first=_first(eps, (low, high)), default=lrp.Epsilon(eps))
+
+
+def ISNetDualComposite(eps: float = 1e-2, low: Any = 0.0, high: Any = 1.0) -> lrp.Composite:
+    """z+ everywhere, z^B at the input: the rules of the Dual ISNet's z+ map, started from any target. Source: arXiv 2401.08409."""
+    return lrp.Composite(first=_first(eps, (low, high)), default=lrp.ZPlus(eps))
 
 
 def logit_sum(logits: Tensor) -> Tensor:
