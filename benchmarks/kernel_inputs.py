@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lrpkernels._layer_samples import REFERENCES
-from lrpkernels._rule_samples import RULE_REFERENCES
+from lrpkernels.testing import REFERENCES
+from lrpkernels.testing import RULE_REFERENCES
 from lrpkernels.functional import kept_ranks
 from lrpkernels.testing import arithmetic_dtype
 

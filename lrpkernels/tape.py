@@ -205,7 +205,7 @@ def record(
     with recording.running(mode):
         output = model(*inputs, **kwargs)
     if recording.aliases.replaced:
-        current = recording.aliases.current
+        current = recording.current
         output = current(output) if isinstance(output, Tensor) else _map_tensors(current, output)
     if not recording.nodes:
         raise UnusedInputError(

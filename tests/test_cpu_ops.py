@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd import gradcheck
 
 from lrpkernels import functional
-from lrpkernels.functional import ConvGeometry
+from lrpkernels.functional import ConvGeometry, ConvWeight, Scaled
 from lrpkernels.testing import lay_out
 
 ops = torch.ops.lrpkernels
@@ -60,8 +60,8 @@ def test_the_rule_is_an_elementwise_pass_and_atens_convolution(name: str, dtype:
     for has in itertools.product((False, True), repeat=3):
         addend, output, scale = case.factors(has)
         s = ops.epsilon_scale(case.multiplier, addend, output, scale, 0.1) if any(has) else case.multiplier
-        arguments = (case.multiplier, case.weight, case.input, output, scale)
-        result = functional.conv_epsilon(*arguments, addend=addend, geometry=case.geometry, epsilon=0.1)
+        scaled = Scaled(case.multiplier, addend, output, scale, eps=0.1)
+        result = functional.conv_pull(scaled, ConvWeight(case.weight), case.input, case.geometry)
         torch.testing.assert_close(result, case.aten(s, like, 0))
 
 
@@ -75,7 +75,7 @@ def test_derivatives(name: str, has: tuple[bool, bool, bool]) -> None:
     def rule(g: Tensor, weight: Tensor, *rest: Tensor) -> Tensor:
         given = iter(rest)
         a, u, k = (next(given) if there else None for there in has)
-        return functional.conv_epsilon(g, weight, case.input, u, k, addend=a, geometry=case.geometry, epsilon=0.1)
+        return functional.conv_pull(Scaled(g, a, u, k, eps=0.1), ConvWeight(weight), case.input, case.geometry)
 
     given = [case.multiplier, case.weight, *(f for f in (addend, output, scale) if f is not None)]
     leaves = [t.clone().requires_grad_() for t in given]

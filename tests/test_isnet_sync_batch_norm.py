@@ -60,7 +60,7 @@ def test_it_is_recorded_as_batch_norm(group: None) -> None:
     for model in networks():
         with lrp.record(model.train(), images) as tape:
             found.append((tape.output, tape.relevance("all", lrp.Epsilon(1e-2, first=lrp.ZBox(0, 1)))))
-            assert not any(op.kind in ("unknown", "replayed") for op in tape.ops)
+            assert not any(op.kind in ("unknown", "replayed") for op in tape.nodes)
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-10)
 

@@ -10,10 +10,10 @@ from torch import nn
 from typer.testing import CliRunner
 
 import lrpkernels as lrp
-from lrpkernels import bench, profile
+from lrpkernels.tools import bench, profile
 from lrpkernels.__main__ import app
 from lrpkernels._meter import MeteredComposite
-from lrpkernels._traffic import Traffic
+from lrpkernels.tools.traffic import Traffic
 
 EPSILON_BOX = lrp.Composite(first=lrp.ZBox(0.0, 1.0, 1e-2), default=lrp.Epsilon(1e-2))
 

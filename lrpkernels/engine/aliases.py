@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import InPlaceError
-from ..graph import Value
+from ..layers.registry import Recorder
 
 
 class Aliases:
     """Which tensor stands for which after the in-place calls of a recording.
 
-    Args:
-        values: the recorded values by the id of their tensor.
-        path: names the module that is running.
-        reshape: a recorded reshape, of a tensor to a shape.
+    Attributes:
+        replaced: what stands for a tensor that was changed, by the tensor's id.
     """
 
-    def __init__(
-        self, values: dict[int, Value], path: Callable[[], str], reshape: Callable[[Tensor, torch.Size], Tensor]
-    ) -> None:
-        self._values, self._path, self._reshape = values, path, reshape
+    def __init__(self) -> None:
         self.replaced: dict[int, Tensor] = {}
         self._views: dict[int, list[weakref.ref[Tensor]]] = {}
         self._outdated: set[int] = set()
@@ -40,7 +34,7 @@ class Aliases:
         """A view has been recorded."""
         self._views.setdefault(id(view._base), []).append(weakref.ref(view))
 
-    def replace(self, stale: Tensor, fresh: Tensor) -> None:
+    def replace(self, rec: Recorder, stale: Tensor, fresh: Tensor) -> None:
         """An in-place call on ``stale`` was carried out as ``fresh``: later uses of ``stale`` mean ``fresh``.
 
         Raises:
@@ -54,13 +48,13 @@ class Aliases:
                 key = id(view)
                 outdated.add(key)
                 self._keep.append(weakref.ref(view, lambda _, key=key: outdated.discard(key)))  # type: ignore[misc]
-        if base is not None and id(base) in self._values:
+        if base is not None and rec.value(base) is not None:
             if stale.numel() != base.numel() or not stale.is_contiguous() or not base.is_contiguous():
                 raise InPlaceError(
-                    f"{self._path()}: an in-place operation on a view changes part of a recorded tensor of shape {tuple(base.shape)}; "
+                    f"{rec.path()}: an in-place operation on a view changes part of a recorded tensor of shape {tuple(base.shape)}; "
                     "write the model's operation out of place (for example y = f(x[...]); torch.cat)"
                 )
-            self.rename(base, self._reshape(fresh, base.shape))  # a mere reshape: the base changes as a whole, too
+            self.rename(base, rec.call(torch.reshape, fresh, base.shape))  # a mere reshape: the base changes as a whole, too
         self.rename(stale, fresh)
 
     def rename(self, stale: Tensor, fresh: Tensor) -> None:
@@ -69,7 +63,7 @@ class Aliases:
         replaced[key] = fresh
         self._keep.append(weakref.ref(stale, lambda _: replaced.pop(key, None)))  # another tensor may get its id
 
-    def current(self, tensor: Any) -> Any:
+    def current(self, rec: Recorder, tensor: Any) -> Any:
         """What ``tensor`` stands for after the in-place calls so far; anything but a tensor stands for itself.
 
         Raises:
@@ -79,7 +73,7 @@ class Aliases:
             tensor = self.replaced[id(tensor)]
         if id(tensor) in self._outdated:
             raise InPlaceError(
-                f"{self._path()}: a view of shape {tuple(tensor.shape)} is read after the tensor it looks at was changed in place; "
+                f"{rec.path()}: a view of shape {tuple(tensor.shape)} is read after the tensor it looks at was changed in place; "
                 "take the view after the change, or write the change out of place (y = f(x))"
             )
         return tensor

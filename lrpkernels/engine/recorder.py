@@ -65,7 +65,7 @@ class Recording:
         self.watches = True
         # Read beside recorded tensors, with a gradient history of their own.
         self.constants: list[tuple[Tensor, nn.Module]] = []
-        self.aliases = Aliases(self.values, self.path, lambda fresh, shape: self.call(torch.reshape, fresh, shape))
+        self.aliases = Aliases()
 
     # -- what recorders ask ------------------------------------------------------------------------------------------------------
 
@@ -119,7 +119,15 @@ class Recording:
         return out
 
     def replace(self, stale: Tensor, fresh: Tensor) -> None:
-        self.aliases.replace(stale, fresh)
+        self.aliases.replace(self, stale, fresh)
+
+    def current(self, tensor: Any) -> Any:
+        """What ``tensor`` stands for after the in-place calls so far; anything but a tensor stands for itself.
+
+        Raises:
+            InPlaceError: it is a view of a tensor that was changed in place after the view had been taken.
+        """
+        return self.aliases.current(self, tensor)
 
     def rename(self, stale: Tensor, fresh: Tensor) -> None:
         self.aliases.rename(stale, fresh)
@@ -154,8 +162,7 @@ class Recording:
 
     def _dispatch(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self.aliases.replaced:
-            current = self.aliases.current
-            args, kwargs = map_leaves(current, args), map_leaves(current, kwargs)
+            args, kwargs = map_leaves(self.current, args), map_leaves(self.current, kwargs)
         record = record_of(func)
         if record is None:
             return self.unknown(func, args, kwargs)

@@ -222,7 +222,7 @@ class Trace:
             _refuse(recording, "a custom autograd.Function brings a backward of its own")
         if torch.is_autocast_enabled(self._device) != self._autocast:
             _refuse(recording, "the model switches autocast on or off")
-        current = recording.aliases.current
+        current = recording.current
 
         def slot(leaf: Any) -> Any:
             return self._slot_of(recording, current(leaf)) if isinstance(leaf, Tensor) else leaf

@@ -8,7 +8,7 @@ from .affine import affine, affine_known, batch_norm_scale, sum_zplus
 from .conv import ConvWeight, conv_apply, conv_box, conv_pull, conv_pull_by_sign, conv_pull_sum, conv_weight
 from .deferred import SharedWeight, linear_transpose, shared_conv, shared_linear, sharing_pays
 from .geometry import ConvGeometry, Weights
-from .heatmap import HeatmapScores, heatmap_scores, kept_ranks
+from .heatmap import HeatmapScores, has_heatmap_kernels, heatmap_scores, kept_ranks
 from .layout import is_capturing, per_channel, select_by_sign, times, wide
 from .pointwise import NEGATIVE, POSITIVE, WHOLE, Part, Scaled, epsilon_scale, positive_weight, ratio
 from .pool import average_pool_transpose, average_pull, linear_adjoint, max_pool_winner, scatter_winner
@@ -37,6 +37,7 @@ __all__ = [
     "conv_pull_sum",
     "conv_weight",
     "epsilon_scale",
+    "has_heatmap_kernels",
     "heatmap_scores",
     "is_capturing",
     "kept_ranks",

@@ -136,9 +136,10 @@ class _ConvPull(torch.autograd.Function):
     @staticmethod
     @first_order
     def backward(ctx: Any, grad: Tensor) -> Any:
-        weight, input = ctx.saved_tensors[6:]
+        saved = ctx.saved_tensors  # may be unpacked once only
+        weight, input = saved[6:]
         need, geometry = ctx.needs_input_grad, ctx.geometry
-        scaled = Scaled(*ctx.saved_tensors[:6])._replace(eps=ctx.eps)
+        scaled = Scaled(*saved[:6])._replace(eps=ctx.eps)
         if ctx.ledger is not None:
             ctx.ledger.defer(lambda sum: _added(sum, conv_routes.weight_gradient(scaled, grad, weight, geometry), 1))
         grad_weight = pushed = grad_input = None

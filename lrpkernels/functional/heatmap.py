@@ -20,6 +20,11 @@ def kept_ranks(length: int, decay: float) -> int:
     return min(length, math.ceil(math.log(NEGLIGIBLE) / math.log(decay)) + 1)
 
 
+def has_heatmap_kernels(tensor: Tensor) -> bool:
+    """Whether :func:`heatmap_scores` is one kernel on this tensor's device; elsewhere it is made of PyTorch's functions."""
+    return ops.are_fused_for(tensor)
+
+
 class HeatmapScores(NamedTuple):
     """What :func:`heatmap_scores` returns.
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 import lrpkernels as lrp
-from lrpkernels.functional import ratio
+from lrpkernels.functional import NEGATIVE, POSITIVE, Scaled, ratio, select_by_sign
+from lrpkernels.rules.views import Layer, Maximum
 
 Form = Literal["flex", "layerwise"]
 
@@ -109,23 +110,16 @@ class PositiveEvidence(lrp.ZPlus):
     pools: bool = False
     reads = lrp.ZPlus.reads
 
-    def linear(self, block: Any, multipliers: tuple[Tensor, Tensor | None]) -> Tensor:
-        if block.output.tensor is not self.logits:
-            return super().linear(block, multipliers)
-        g, addend = multipliers
-        g = g if addend is None else g + addend
-        a, weight, bias = block.input.tensor.to(g.dtype), block.weight(), block.bias()
-        up, down = weight.clamp(min=0), weight.clamp(max=0)
-        evidence = block.map.forward(a.clamp(min=0), up, None if bias is None else bias.clamp(min=0))
-        if block.input.nonnegative:
-            return block.map.transpose(ratio(g, evidence, evidence, epsilon=self.eps), up)
-        evidence = evidence + block.map.forward(a.clamp(max=0), down, None)
-        s = ratio(g, evidence, evidence, epsilon=self.eps)
-        return torch.where(a >= 0, block.map.transpose(s, up), block.map.transpose(s, down))
+    def linear(self, layer: Layer, g: Scaled) -> Tensor:
+        if layer.value is not self.logits:
+            return super().linear(layer, g)
+        a = layer.a
+        evidence = layer.apply(a.clamp(min=0), POSITIVE, bias=True) + layer.apply(a.clamp(max=0), NEGATIVE)
+        s = g.over(evidence, evidence, self.eps)
+        return select_by_sign(a, layer.pull(s, POSITIVE), layer.pull(s, NEGATIVE))
 
-    def max_pool(self, op: Any, multiplier: Tensor) -> Tensor:
-        t = op.output.tensor
-        return op.winner(ratio(multiplier, t, t, epsilon=self.eps) if self.pools else multiplier)
+    def max_pool(self, layer: Maximum, g: Tensor) -> Tensor:
+        return layer.winner(ratio(g, layer.value, layer.value, epsilon=self.eps) if self.pools else g)
 
 
 class Dual(Variant):
