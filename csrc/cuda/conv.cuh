@@ -278,8 +278,6 @@ __device__ __forceinline__ void load_four(acc_t (&to)[4], const acc_t* from) {
 
 // Host side.
 
-constexpr int kInvalidValue = 1;  // cudaErrorInvalidValue
-
 template <typename scalar_t>
 constexpr bool kHasTensorCores = !std::is_same_v<scalar_t, double>;
 
@@ -298,16 +296,6 @@ inline Image image_of(const LrpConv& conv, const int64_t (&size)[2], int64_t cha
   image.column_step = conv.channels_last ? channels : 1;
   image.row_step = size[1] * image.column_step;
   return image;
-}
-
-// 32-bit positions and channels.
-inline bool fits(const LrpConv& conv) {
-  for (int d = 0; d < 2; ++d)
-    if (conv.input[d] + 2 * conv.padding[d] + conv.kernel[d] * conv.dilation[d] > (1 << 28) ||
-        conv.output[d] > (1 << 28))
-      return false;
-  return conv.input[0] * conv.input[1] < (1ll << 31) && conv.output[0] * conv.output[1] < (1ll << 31) &&
-         conv.channels_in < (1 << 24) && conv.channels_out < (1 << 24) && conv.groups < (1 << 24);
 }
 
 template <typename scalar_t>
