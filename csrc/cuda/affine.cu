@@ -28,8 +28,8 @@ struct SumZPlus {
 #pragma unroll
       for (int j = 0; j < kVec; ++j) {
         const acc_t s = g[j] * (x[j] + y[j]) / stabilize(positive_part(x[j]) + positive_part(y[j]), epsilon);
-        g[j] = x[j] >= acc_t(0) ? s : acc_t(0);
-        h[j] = y[j] >= acc_t(0) ? s : acc_t(0);
+        g[j] = unless_negative(x[j], s);
+        h[j] = unless_negative(y[j], s);
       }
       store<kVec>(result_a + at, g);
       store<kVec>(result_b + at, h);
@@ -65,7 +65,7 @@ struct SumZPlusBackward {
       const Pack<acc_t, kVec> tb = load<kVec>(grad_b + at), g = load<kVec>(multiplier + at);
 #pragma unroll
       for (int j = 0; j < kVec; ++j) {
-        t[j] = (x[j] >= acc_t(0) ? t[j] : acc_t(0)) + (y[j] >= acc_t(0) ? tb[j] : acc_t(0));
+        t[j] = unless_negative(x[j], t[j]) + unless_negative(y[j], tb[j]);
         products[j] += t[j] * g[j];
         t[j] *= (x[j] + y[j]) / stabilize(positive_part(x[j]) + positive_part(y[j]), epsilon);
       }

@@ -259,7 +259,7 @@ __device__ __forceinline__ void write_slice(const ConvProblem<scalar_t>& p, cons
     if (p.sets > 1) {
       const scalar_t zero = to_storage<scalar_t>(acc_t(0));
       const acc_t a = to_arithmetic(read_global_if(inside, p.input + a_begin + step, zero));
-      if (p.sets == 2 && !(a >= acc_t(0))) sum = slice[slice_index(line, 2 * column + 1)];
+      if (p.sets == 2 && !(a >= acc_t(0))) sum = a < acc_t(0) ? slice[slice_index(line, 2 * column + 1)] : a;
       if (p.weights == kBox) {
         const int64_t place = static_cast<int64_t>(tile.group) * p.y.channels + channel;
         sum = a * sum - read_global_if(inside, p.low + place, acc_t(0)) * slice[slice_index(line, 4 * column + 1)] -

@@ -178,8 +178,8 @@ __global__ void __launch_bounds__(kThreads, 2)
       const acc_t x = to_arithmetic(read_global(row.heatmap + i)), m = to_arithmetic(read_global(row.mask + i));
       const acc_t magnitude = x < acc_t(0) ? -x : x;
       if (m != acc_t(0)) {
-        inside += magnitude;
-        with_sign += x;
+        inside += magnitude * m;  // m is 1, but for a NaN
+        with_sign += x * m;
       } else {
         outside += magnitude;
         positives += !(magnitude <= acc_t(0));
@@ -273,7 +273,7 @@ struct HeatmapBackward {
     Pack<acc_t, kVec> grad;
 #pragma unroll
     for (int j = 0; j < kVec; ++j)
-      grad[j] = m[j] != acc_t(0) ? sign_of(r[j]) * inside + with_sign : sign_of(r[j]) * outside;
+      grad[j] = m[j] != acc_t(0) ? m[j] * (sign_of(r[j]) * inside + with_sign) : sign_of(r[j]) * outside;
     store<kVec>(grad_heatmap + i, grad);
   }
 };

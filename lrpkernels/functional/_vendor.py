@@ -128,8 +128,8 @@ def pulled(
         return _times(data_gradient(s, weight, like, geometry), input) - bounds[0] * up - bounds[1] * down
     if weights == Weights.OPPOSITE_SIGN:
         up, down = down, up
-    places = (input >= 0).repeat(s.shape[0] // input.shape[0], *(1,) * (input.dim() - 1))
-    return torch.where(places, up, down)
+    many = input.repeat(s.shape[0] // input.shape[0], *(1,) * (input.dim() - 1))
+    return torch.where(many >= 0, up, torch.where(many < 0, down, many))
 
 
 def _geometry(stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int) -> ConvGeometry:
