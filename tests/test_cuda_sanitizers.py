@@ -21,9 +21,18 @@ CASES = [pytest.param("float32-1", id="quick"), pytest.param("", id="all", marks
 @pytest.mark.parametrize("sanitizer", SANITIZERS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_family(family: str, sanitizer: str, cases: str) -> None:
+    run(f"test_cuda_{family}.py", sanitizer, cases)
+
+
+def test_no_size_overflows() -> None:
+    """What launchers compute from sizes that they refuse."""
+    run("test_cuda_sizes.py", "address")
+
+
+def run(tests: str, sanitizer: str, cases: str = "") -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-s", "-p", "no:cacheprovider", "--noconftest", "-k", cases]
     result = subprocess.run(
-        [*command, f"test_cuda_{family}.py"],
+        [*command, tests],
         cwd=TESTS,
         env=sanitizer_environment(sanitizer),
         capture_output=True,

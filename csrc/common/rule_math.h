@@ -41,6 +41,12 @@ LRP_HD acc_t negative_part(acc_t x) {
   return x >= acc_t(0) ? acc_t(0) : x;
 }
 
+// 0 where x < 0, else s. A NaN s stays one, so that it cannot hide behind a negative x.
+template <typename acc_t>
+LRP_HD acc_t unless_negative(acc_t x, acc_t s) {
+  return s == s && x < acc_t(0) ? acc_t(0) : s;
+}
+
 // How much of all contributions takes part, and how much of the positive ones besides: the epsilon rule has 1 and 0, z+
 // 0 and 1, the gamma rule 1 and gamma.
 template <typename acc_t>

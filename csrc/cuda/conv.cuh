@@ -259,7 +259,7 @@ __device__ __forceinline__ void write_slice(const ConvProblem<scalar_t>& p, cons
     if (p.sets > 1) {
       const scalar_t zero = to_storage<scalar_t>(acc_t(0));
       const acc_t a = to_arithmetic(read_global_if(inside, p.input + a_begin + step, zero));
-      if (p.sets == 2 && !(a >= acc_t(0))) sum = slice[slice_index(line, 2 * column + 1)];
+      if (p.sets == 2 && !(a >= acc_t(0))) sum = a < acc_t(0) ? slice[slice_index(line, 2 * column + 1)] : a;
       if (p.weights == kBox) {
         const int64_t place = static_cast<int64_t>(tile.group) * p.y.channels + channel;
         sum = a * sum - read_global_if(inside, p.low + place, acc_t(0)) * slice[slice_index(line, 4 * column + 1)] -
@@ -277,8 +277,6 @@ __device__ __forceinline__ void load_four(acc_t (&to)[4], const acc_t* from) {
 }
 
 // Host side.
-
-constexpr int kInvalidValue = 1;  // cudaErrorInvalidValue
 
 template <typename scalar_t>
 constexpr bool kHasTensorCores = !std::is_same_v<scalar_t, double>;
@@ -298,16 +296,6 @@ inline Image image_of(const LrpConv& conv, const int64_t (&size)[2], int64_t cha
   image.column_step = conv.channels_last ? channels : 1;
   image.row_step = size[1] * image.column_step;
   return image;
-}
-
-// 32-bit positions and channels.
-inline bool fits(const LrpConv& conv) {
-  for (int d = 0; d < 2; ++d)
-    if (conv.input[d] + 2 * conv.padding[d] + conv.kernel[d] * conv.dilation[d] > (1 << 28) ||
-        conv.output[d] > (1 << 28))
-      return false;
-  return conv.input[0] * conv.input[1] < (1ll << 31) && conv.output[0] * conv.output[1] < (1ll << 31) &&
-         conv.channels_in < (1 << 24) && conv.channels_out < (1 << 24) && conv.groups < (1 << 24);
 }
 
 template <typename scalar_t>

@@ -98,7 +98,7 @@ struct Depthwise {
       const Pack<acc_t, kVec> a = load<kVec>(p.input + i - behind);
 #pragma unroll
       for (int j = 0; j < kVec; ++j) {
-        if (p.sets == 2 && !(a[j] >= acc_t(0))) sum[0][j] = sum[1][j];
+        if (p.sets == 2 && !(a[j] >= acc_t(0))) sum[0][j] = a[j] < acc_t(0) ? sum[1][j] : a[j];
         if (p.weights == kBox)
           sum[0][j] = a[j] * sum[0][j] - read_global(p.low + channel + j) * sum[1][j] -
                       read_global(p.high + channel + j) * sum[2][j];

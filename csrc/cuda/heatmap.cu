@@ -178,8 +178,8 @@ __global__ void __launch_bounds__(kThreads, 2)
       const acc_t x = to_arithmetic(read_global(row.heatmap + i)), m = to_arithmetic(read_global(row.mask + i));
       const acc_t magnitude = x < acc_t(0) ? -x : x;
       if (m != acc_t(0)) {
-        inside += magnitude;
-        with_sign += x;
+        inside += magnitude * m;  // m is 1, but for a NaN
+        with_sign += x * m;
       } else {
         outside += magnitude;
         positives += !(magnitude <= acc_t(0));
@@ -273,7 +273,7 @@ struct HeatmapBackward {
     Pack<acc_t, kVec> grad;
 #pragma unroll
     for (int j = 0; j < kVec; ++j)
-      grad[j] = m[j] != acc_t(0) ? sign_of(r[j]) * inside + with_sign : sign_of(r[j]) * outside;
+      grad[j] = m[j] != acc_t(0) ? m[j] * (sign_of(r[j]) * inside + with_sign) : sign_of(r[j]) * outside;
     store<kVec>(grad_heatmap + i, grad);
   }
 };
@@ -297,7 +297,6 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
   }
 }
 
-constexpr int kInvalidValue = 1;      // cudaErrorInvalidValue
 constexpr int64_t kMaxBlocks = 2048;  // of the kernel that needs scratch memory per block
 
 int64_t rows_of(const LrpHeatmap& shape) { return shape.images * shape.maps * shape.channels; }
@@ -308,7 +307,8 @@ unsigned blocks_of(const LrpHeatmap& shape) {
 }
 
 bool valid(const LrpHeatmap& shape) {
-  return shape.positions > 0 && shape.positions < (1ll << 30) && shape.kept >= 0 && shape.kept <= shape.positions;
+  return shape.positions > 0 && shape.positions < (1ll << 30) && shape.kept >= 0 && shape.kept <= shape.positions &&
+         bounded_product({shape.images, shape.maps, shape.channels, shape.positions}) < kMostElements;
 }
 
 }  // namespace
@@ -316,6 +316,7 @@ bool valid(const LrpHeatmap& shape) {
 extern "C" {  // the launchers of launchers.h
 
 int64_t lrp_heatmap_scores_workspace(LrpHeatmap shape) {
+  if (!valid(shape)) return 0;
   const int64_t rows = rows_of(shape), size = sorted_size(shape.kept);
   const int64_t keys = size <= kSharedKeys ? 0 : (rows < kMaxBlocks ? rows : kMaxBlocks) * size;
   return keys * static_cast<int64_t>(sizeof(Key)) + 2 * rows * static_cast<int64_t>(sizeof(double));
@@ -326,9 +327,9 @@ int lrp_heatmap_scores(LrpDtype dtype, const void* heatmap, const void* mask, vo
   return with_storage(dtype, [&](auto storage) {
     using scalar_t = decltype(storage);
     using acc_t = arithmetic_t<scalar_t>;
+    if (!valid(shape)) return kInvalidValue;
     const int64_t rows = rows_of(shape);
     if (rows == 0) return 0;
-    if (!valid(shape)) return kInvalidValue;
     auto* const sums = static_cast<double*>(workspace);
     auto* const keys = reinterpret_cast<Key*>(sums + 2 * rows);
     LRP_LAUNCH(heatmap_scores_kernel<scalar_t>, blocks_of(shape), kThreads, stream,
@@ -347,9 +348,9 @@ int lrp_heatmap_scores_backward(LrpDtype dtype, const void* heatmap, const void*
   return with_storage(dtype, [&](auto storage) {
     using scalar_t = decltype(storage);
     using acc_t = arithmetic_t<scalar_t>;
+    if (!valid(shape)) return kInvalidValue;
     const int64_t rows = rows_of(shape);
     if (rows == 0) return 0;
-    if (!valid(shape)) return kInvalidValue;
     const auto* const pooled = static_cast<const acc_t*>(grad_background);
     const bool mean = shape.kept == 0;
     const HeatmapBackward<scalar_t> body{static_cast<const scalar_t*>(heatmap),

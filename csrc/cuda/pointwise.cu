@@ -171,8 +171,7 @@ extern "C" {  // the launchers of launchers.h
 
 int lrp_epsilon_scale(LrpDtype dtype, const void* multiplier, const void* addend, const void* output, const void* scale,
                       void* result, LrpExtent extent, double epsilon, void* stream) {
-  if (extent.numel * extent.targets == 0) return 0;
-  return with_storage(dtype, [&](auto storage) {
+  return with_storage(dtype, extent, [&](auto storage) {
     using scalar_t = decltype(storage);
     using acc_t = arithmetic_t<scalar_t>;
     const EpsilonScale<scalar_t> body{static_cast<const scalar_t*>(multiplier),
@@ -202,8 +201,7 @@ int64_t lrp_epsilon_scale_backward_workspace(LrpDtype dtype, LrpExtent extent) {
 int lrp_epsilon_scale_backward(LrpDtype dtype, const void* grad, const void* multiplier, const void* addend,
                                const void* output, const void* scale, void* grad_multiplier, void* grad_output,
                                void* grad_scale, void* workspace, LrpExtent extent, double epsilon, void* stream) {
-  if (extent.numel * extent.targets == 0) return 0;
-  return with_storage(dtype, [&](auto storage) {
+  return with_storage(dtype, extent, [&](auto storage) {
     using scalar_t = decltype(storage);
     using acc_t = arithmetic_t<scalar_t>;
     const EpsilonScaleBackward<scalar_t> body{static_cast<const scalar_t*>(grad),
@@ -226,8 +224,7 @@ int lrp_epsilon_scale_backward(LrpDtype dtype, const void* grad, const void* mul
 
 int lrp_ratio(LrpDtype dtype, const void* multiplier, const void* value, const void* denominator, void* result,
               LrpExtent extent, double epsilon, void* stream) {
-  if (extent.numel * extent.targets == 0) return 0;
-  return with_storage(dtype, [&](auto storage) {
+  return with_storage(dtype, extent, [&](auto storage) {
     using scalar_t = decltype(storage);
     const Ratio<scalar_t> body{static_cast<const scalar_t*>(multiplier),
                                static_cast<const scalar_t*>(value),
@@ -243,8 +240,7 @@ int lrp_ratio(LrpDtype dtype, const void* multiplier, const void* value, const v
 int lrp_ratio_backward(LrpDtype dtype, const void* grad, const void* multiplier, const void* value,
                        const void* denominator, void* grad_multiplier, void* grad_value, void* grad_denominator,
                        LrpExtent extent, double epsilon, void* stream) {
-  if (extent.numel * extent.targets == 0) return 0;
-  return with_storage(dtype, [&](auto storage) {
+  return with_storage(dtype, extent, [&](auto storage) {
     using scalar_t = decltype(storage);
     const RatioBackward<scalar_t> body{
         static_cast<const scalar_t*>(grad),          static_cast<const scalar_t*>(multiplier),

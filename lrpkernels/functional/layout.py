@@ -51,9 +51,13 @@ def times(values: Tensor, factor: Tensor) -> Tensor:
 
 
 def select_by_sign(a: Tensor, where_positive: Tensor, where_negative: Tensor) -> Tensor:
-    """Per element the first tensor where a >= 0, else the second; both may carry T targets of a's batch, target-major."""
-    shape = (-1, a.shape[0])
-    return torch.where(a >= 0, where_positive.unflatten(0, shape), where_negative.unflatten(0, shape)).flatten(0, 1)
+    """Per element the first tensor where a >= 0, else the second; both may carry T targets of a's batch, target-major.
+
+    NaN where a is NaN.
+    """
+    a, shape = a.detach(), (-1, a.shape[0])
+    below = torch.where(a < 0, where_negative.unflatten(0, shape), a)
+    return torch.where(a >= 0, where_positive.unflatten(0, shape), below).flatten(0, 1)
 
 
 # -- used by shape functions --------------------------------------------------------------------------------------------------------

@@ -154,7 +154,7 @@ def _scaled(g: Tensor, factors: tuple[Any, ...], epsilon: float) -> Tensor:
     addend, output, scale, value, denominator = factors
     s = g if addend is None else g + addend
     if output is not None:
-        s = s * _stretched(torch.where(output > 0, output / (output + epsilon), 0.0), g.shape[0])
+        s = s * _stretched(torch.where(output <= 0, 0.0, output / (output + epsilon)), g.shape[0])
     if scale is not None:
         s = s * scale.to(s.dtype).view(1, -1, *(1,) * (s.dim() - 2))
     if denominator is not None:
@@ -206,7 +206,9 @@ def conv_relevance_reference(g: Tensor, *arguments: Any) -> Tensor:
     if part == Weights.BOX:
         low, high = (b.to(s.dtype).view(1, -1, *(1,) * (s.dim() - 2)) for b in (low, high))
         return many * pulled(weight) - low * up - high * down
-    return torch.where(many >= 0, up, down) if part == Weights.SAME_SIGN else torch.where(many >= 0, down, up)
+    if part == Weights.OPPOSITE_SIGN:
+        up, down = down, up
+    return torch.where(many >= 0, up, torch.where(many < 0, down, many))
 
 
 def conv_weight_gradient_reference(g: Tensor, *arguments: Any) -> Tensor:

@@ -138,7 +138,7 @@ def epsilon_scale_reference(
     """The formula of ``epsilon_scale`` in the dtype of its arguments."""
     result = multiplier if addend is None else multiplier + addend
     if output is not None:
-        ratio = torch.where(output > 0, output / (output + epsilon), 0.0)
+        ratio = torch.where(output <= 0, 0.0, output / (output + epsilon))  # NaN stays NaN
         result = result * _stretch(ratio, multiplier)
     if scale is not None:
         result = result * scale.to(result.dtype).view(1, -1, *[1] * (multiplier.dim() - 2))
