@@ -10,8 +10,8 @@ import torch
 from test_emulated_ops import load_emulated_ops
 from typer.testing import CliRunner
 
-from lrpkernels.tools import doctor
 from lrpkernels.__main__ import app
+from lrpkernels.tools import doctor
 
 FEW = ("ratio", "average_pool", "conv_apply")
 
