@@ -4,7 +4,7 @@ Each is an ``autograd.Function`` around one kernel or one vendor convolution. Th
 raises), which is what training through a heatmap needs: the heatmap itself is a forward operation here.
 """
 
-from . import _cpu_rule_ops  # noqa: F401  (registers the CPU twins)
+from . import _cpu_rule_ops  # noqa: F401  (registers the CPU ops of the heatmap loss)
 from ._conv_routes import has_fused_conv, has_fused_kernels
 from ._vendor import ConvGeometry, Weights
 from .affine_maps import affine, affine_known, batch_norm_scale, has_affine_kernels, sum_zplus

@@ -1,11 +1,10 @@
 """Convolutions of the vendor (oneDNN, cuDNN) through ATen with our elementwise kernels around them.
 
-The path that the fused CUDA kernels compete with, and the convolution ops of ``torch.ops.lrpkernels`` on CPU tensors.
+The path of CPU tensors, and the one that the fused CUDA kernels compete with.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -13,7 +12,6 @@ import torch
 from torch import Tensor
 
 from .._extension import ops
-from .._fake import memory_format
 from . import _cpu_conv
 
 _convolution = torch.ops.aten.convolution.default
@@ -132,83 +130,6 @@ def pulled(
     return torch.where(many >= 0, up, torch.where(many < 0, down, many))
 
 
-def _geometry(stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int) -> ConvGeometry:
-    return ConvGeometry(tuple(stride), tuple(padding), tuple(dilation), False, (0,) * len(stride), groups)
-
-
 def _times(values: Tensor, factor: Tensor) -> Tensor:
     """values [T * B, C, ...] times factor [B, C, ...]."""
     return (values.unflatten(0, (-1, factor.shape[0])) * factor).flatten(0, 1)
-
-
-@torch.library.impl("lrpkernels::conv_relevance", "CPU")
-def conv_relevance(
-    multiplier: Tensor,
-    addend: Tensor | None,
-    output: Tensor | None,
-    scale: Tensor | None,
-    value: Tensor | None,
-    denominator: Tensor | None,
-    weight: Tensor,
-    weights: int,
-    input: Tensor | None,
-    low: Tensor | None,
-    high: Tensor | None,
-    input_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    epsilon: float,
-    tensor_cores: bool,
-) -> Tensor:
-    """The op of the same name, by the vendor's convolution."""
-    format = memory_format(multiplier if output is None else output)
-    shape = (multiplier.shape[0], weight.shape[1] * groups, *input_size)
-    geometry = _geometry(stride, padding, dilation, groups)
-    like = torch.empty(shape, dtype=multiplier.dtype, device=multiplier.device, memory_format=format)
-    if multiplier.numel() == 0:
-        return like.zero_()
-    s = scaled(multiplier, addend, output, scale, value, denominator, epsilon)
-    return pulled(s, weight, weights, input, low, high, like, geometry).contiguous(memory_format=format)
-
-
-@torch.library.impl("lrpkernels::conv_apply", "CPU")
-def conv_apply(
-    input: Tensor,
-    weight: Tensor,
-    weights: int,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    tensor_cores: bool,
-) -> Tensor:
-    """The op of the same name, by the vendor's convolution."""
-    result = apply(input, part_of(weight, weights), _geometry(stride, padding, dilation, groups))
-    return result.contiguous(memory_format=memory_format(input))
-
-
-@torch.library.impl("lrpkernels::conv_weight_gradient", "CPU")
-def conv_weight_gradient(
-    multiplier: Tensor,
-    addend: Tensor | None,
-    output: Tensor | None,
-    scale: Tensor | None,
-    value: Tensor | None,
-    denominator: Tensor | None,
-    input: Tensor,
-    kernel_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    epsilon: float,
-    tensor_cores: bool,
-) -> Tensor:
-    """The op of the same name, by the vendor's convolution."""
-    weight = multiplier.new_empty((multiplier.shape[1], input.shape[1] // groups, *kernel_size))
-    if multiplier.numel() == 0:
-        return weight.zero_()
-    s = scaled(multiplier, addend, output, scale, value, denominator, epsilon)
-    return weight_gradient(s, input, weight, _geometry(stride, padding, dilation, groups)).contiguous()
