@@ -14,13 +14,16 @@ from .conv_routes import NO_EPILOGUE, Epilogue
 from .deferred import Ledger, SharedWeight
 from .geometry import ConvGeometry, Weights
 from .layout import empty_planes, memory_format, per_channel, select_by_sign, times
-from .pointwise import NEGATIVE, POSITIVE, Scaled, check_epsilon_scale, positive_weight
+from .pointwise import NEGATIVE, POSITIVE, WHOLE, Scaled, check_epsilon_scale, positive_weight
 
 # The part of W where a >= 0, and elsewhere.
 _BY_SIGN = {
     Weights.SAME_SIGN: (Weights.POSITIVE, Weights.NEGATIVE),
     Weights.OPPOSITE_SIGN: (Weights.NEGATIVE, Weights.POSITIVE),
 }
+
+
+_PICKED = {POSITIVE: Weights.POSITIVE, NEGATIVE: Weights.NEGATIVE}
 
 
 class ConvWeight(NamedTuple):
@@ -44,7 +47,9 @@ def conv_weight(
 
     Gradients: weight, scale; first order only.
     """
-    picked = {POSITIVE: Weights.POSITIVE, NEGATIVE: Weights.NEGATIVE}.get(part)
+    if part is WHOLE and scale is None:
+        return ConvWeight(weight if weight.dtype == dtype else weight.to(dtype))
+    picked = _PICKED.get(part)
     fused = picked is not None and conv_routes.picks_parts(weight, geometry)
     if part == POSITIVE and not fused:
         return ConvWeight(positive_weight(weight, scale).to(dtype))
