@@ -1,7 +1,6 @@
 // Boundary checks shared by the CPU and CUDA registrations. Every text reads: op, argument, expectation, what came.
 #pragma once
 #include <cmath>
-#include <optional>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -13,8 +12,6 @@
 #include "layout.h"
 
 namespace lrpkernels {
-
-using OptionalTensor = std::optional<Tensor>;
 
 template <typename... Parts>
 [[noreturn]] inline void fail(const Parts&... parts) {

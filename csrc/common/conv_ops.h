@@ -136,13 +136,12 @@ struct ConvOps {
     if (multiplier.numel() == 0) return torch::stable::zero_(result);
     const Laid laid(factors, layout);
     const Tensor g = to_layout(multiplier, layout), w = to_layout(weight, Layout::kContiguous);
-    const OptionalTensor a = detail::to_layout(input, layout);
-    const OptionalTensor l = detail::to_layout(low, Layout::kContiguous),
-                         h = detail::to_layout(high, Layout::kContiguous);
-    const LrpConvResult combine{detail::const_data(a), detail::const_data(l), detail::const_data(h)};
-    const Tensor workspace = bytes(multiplier, Backend::conv_workspace(dtype, conv, part, 1));
-    Backend::conv_relevance(dtype, g.const_data_ptr(), laid.pointers(), w.const_data_ptr(), part, combine,
-                            result.mutable_data_ptr(), workspace.mutable_data_ptr(), conv, guard.stream());
+    const OptionalTensor a = to_layout(input, layout);
+    const OptionalTensor l = to_layout(low, Layout::kContiguous), h = to_layout(high, Layout::kContiguous);
+    const LrpConvResult combine{data(a), data(l), data(h)};
+    const Tensor workspace = new_bytes(multiplier, Backend::conv_workspace(dtype, conv, part, 1));
+    Backend::conv_relevance(dtype, data(g), laid.pointers(), data(w), part, combine, out(result), out(workspace), conv,
+                            guard.stream());
     return result;
   }
 
@@ -165,9 +164,8 @@ struct ConvOps {
         new_dense(input, with_channels(input.size(0), weight.size(0), output_size), layout, input.scalar_type());
     if (result.numel() == 0) return result;
     const Tensor a = to_layout(input, layout), w = to_layout(weight, Layout::kContiguous);
-    const Tensor workspace = bytes(input, Backend::conv_workspace(dtype, conv, part, 0));
-    Backend::conv(dtype, a.const_data_ptr(), w.const_data_ptr(), part, result.mutable_data_ptr(),
-                  workspace.mutable_data_ptr(), conv, guard.stream());
+    const Tensor workspace = new_bytes(input, Backend::conv_workspace(dtype, conv, part, 0));
+    Backend::conv(dtype, data(a), data(w), part, out(result), out(workspace), conv, guard.stream());
     return result;
   }
 
@@ -201,9 +199,9 @@ struct ConvOps {
     if (multiplier.numel() == 0) return torch::stable::zero_(result);
     const Laid laid(factors, layout);
     const Tensor g = to_layout(multiplier, layout), a = to_layout(input, layout);
-    const Tensor workspace = bytes(multiplier, Backend::conv_weight_gradient_workspace(dtype, conv));
-    Backend::conv_weight_gradient(dtype, g.const_data_ptr(), laid.pointers(), a.const_data_ptr(),
-                                  result.mutable_data_ptr(), workspace.mutable_data_ptr(), conv, guard.stream());
+    const Tensor workspace = new_bytes(multiplier, Backend::conv_weight_gradient_workspace(dtype, conv));
+    Backend::conv_weight_gradient(dtype, data(g), laid.pointers(), data(a), out(result), out(workspace), conv,
+                                  guard.stream());
     return result;
   }
 
@@ -214,22 +212,17 @@ struct ConvOps {
     double epsilon;
 
     Laid(const ConvFactors& factors, Layout layout)
-        : addend(detail::to_layout(factors.addend, layout)),
-          output(detail::to_layout(factors.output, layout)),
-          scale(detail::to_layout(factors.scale, Layout::kContiguous)),
-          value(detail::to_layout(factors.value, layout)),
-          denominator(detail::to_layout(factors.denominator, layout)),
+        : addend(to_layout(factors.addend, layout)),
+          output(to_layout(factors.output, layout)),
+          scale(to_layout(factors.scale, Layout::kContiguous)),
+          value(to_layout(factors.value, layout)),
+          denominator(to_layout(factors.denominator, layout)),
           epsilon(factors.epsilon) {}
 
     LrpConvScale pointers() const {
-      return {detail::const_data(addend), detail::const_data(output),      detail::const_data(scale),
-              detail::const_data(value),  detail::const_data(denominator), epsilon};
+      return {data(addend), data(output), data(scale), data(value), data(denominator), epsilon};
     }
   };
-
-  static Tensor bytes(const Tensor& like, int64_t count) {
-    return new_dense(like, {count}, Layout::kContiguous, ScalarType::Byte);
-  }
 
   static Sizes with_channels(int64_t images, int64_t channels, const Sizes& spatial) {
     Sizes sizes = {images, channels};

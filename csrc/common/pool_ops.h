@@ -123,8 +123,7 @@ struct PoolOps {
                               multiplier.scalar_type());
     if (result.numel() == 0) return result;
     const Tensor g = to_layout(multiplier, layout), winners = to_layout(indices, layout);
-    Backend::max_pool_winner(dtype, g.const_data_ptr(), static_cast<const int64_t*>(winners.const_data_ptr()),
-                             result.mutable_data_ptr(), pool, guard.stream());
+    Backend::max_pool_winner(dtype, data(g), data(winners), out(result), pool, guard.stream());
     return result;
   }
 
@@ -147,8 +146,7 @@ struct PoolOps {
     if (grad.numel() == 0)
       fail(kOp, ": indices of shape ", format_sizes(sizes_of(indices)), " cannot point into an empty grad");
     const Tensor t = to_layout(grad, layout), winners = to_layout(indices, layout);
-    Backend::max_pool_winner_backward(dtype, t.const_data_ptr(), static_cast<const int64_t*>(winners.const_data_ptr()),
-                                      result.mutable_data_ptr(), pool, guard.stream());
+    Backend::max_pool_winner_backward(dtype, data(t), data(winners), out(result), pool, guard.stream());
     return result;
   }
 
@@ -214,8 +212,10 @@ struct PoolOps {
     pool.count_include_pad = count_include_pad;
     pool.divisor_override = divisor_override.value_or(0);
     const Tensor x = to_layout(from, layout);
-    (kTranspose ? Backend::average_pool_transpose : Backend::average_pool)(
-        dtype, x.const_data_ptr(), result.mutable_data_ptr(), pool, guard.stream());
+    if constexpr (kTranspose)
+      Backend::average_pool_transpose(dtype, data(x), out(result), pool, guard.stream());
+    else
+      Backend::average_pool(dtype, data(x), out(result), pool, guard.stream());
     return result;
   }
 };

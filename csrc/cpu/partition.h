@@ -1,4 +1,5 @@
-// How CPU kernels cut a tensor into fixed tasks, and the switches from run-time to compile-time parameters.
+// How CPU kernels cut a tensor into fixed tasks, the switches from run-time to compile-time parameters, and what all
+// backends have.
 #pragma once
 #include <algorithm>
 #include <type_traits>
@@ -149,5 +150,15 @@ template <typename Body>
 void with_flag(bool flag, const Body& body) {
   flag ? body(std::true_type{}) : body(std::false_type{});
 }
+
+// What every family's Backend has; see common/pointwise_ops.h.
+struct CpuBackend {
+  static constexpr StorageDtypes kDtypes{false, "float32, float64 or bfloat16 on CPU"};
+
+  struct Guard {
+    explicit Guard(const Tensor&) {}
+    void* stream() const { return nullptr; }
+  };
+};
 
 }  // namespace lrpkernels::cpu

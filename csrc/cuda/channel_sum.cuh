@@ -64,11 +64,11 @@ inline int64_t partial_elements(const LrpExtent& extent, int vec) {
 }
 
 // Bytes of partial sums of `sums` products, whichever vector width the launcher takes.
-template <typename scalar_t>
-int64_t channel_sum_workspace(const LrpExtent& extent, int sums) {
+inline int64_t channel_sum_workspace(LrpDtype dtype, const LrpExtent& extent, int sums) {
   if (!fits(extent) || extent.numel == 0) return 0;
-  const int64_t single = partial_elements(extent, 1), vectors = partial_elements(extent, kVectorWidth<scalar_t>);
-  return sums * (single > vectors ? single : vectors) * static_cast<int64_t>(sizeof(arithmetic_t<scalar_t>));
+  const int width = dtype == kFloat64 ? 2 : (dtype == kFloat32 ? 4 : 8);
+  const int64_t single = partial_elements(extent, 1), vectors = partial_elements(extent, width);
+  return sums * (single > vectors ? single : vectors) * (dtype == kFloat64 ? 8 : 4);
 }
 
 // Block: kChunk neighbouring elements; the products pass through shared memory, then groups of lanes sum one row each.
@@ -243,6 +243,13 @@ int launch_channel_sum(const Body& body, const LrpExtent& extent, void* workspac
     }
   }
   return LRP_LAST_ERROR();
+}
+
+template <typename Body>
+int launch_channel_sum(const Body& body, const LrpExtent& extent, bool vectors, void* workspace,
+                       void* const (&totals)[Body::kSums], void* stream) {
+  return vectors ? launch_channel_sum<kVectorWidth<typename Body::scalar_t>>(body, extent, workspace, totals, stream)
+                 : launch_channel_sum<1>(body, extent, workspace, totals, stream);
 }
 
 // Drops the products of a Body where nobody asks for the sums.

@@ -301,9 +301,12 @@ inline Image image_of(const LrpConv& conv, const int64_t (&size)[2], int64_t cha
 template <typename scalar_t>
 ScaledInput<scalar_t> scaled(const void* multiplier, const LrpConvScale& scale) {
   using acc_t = arithmetic_t<scalar_t>;
-  return {static_cast<const scalar_t*>(multiplier),   static_cast<const scalar_t*>(scale.addend),
-          static_cast<const scalar_t*>(scale.output), static_cast<const acc_t*>(scale.scale),
-          static_cast<const scalar_t*>(scale.value),  static_cast<const scalar_t*>(scale.denominator),
+  return {In{multiplier},
+          In{scale.addend},
+          In{scale.output},
+          In{scale.scale},
+          In{scale.value},
+          In{scale.denominator},
           static_cast<acc_t>(scale.epsilon)};
 }
 

@@ -119,7 +119,7 @@ int launch_depthwise(const ConvProblem<scalar_t>& p, const void* weight, const L
   const int64_t channels = p.transposed ? conv.channels_in : conv.channels_out;
   const int64_t multiplier = conv.channels_out / conv.channels_in;
   const Depthwise<scalar_t> body{p,
-                                 static_cast<const scalar_t*>(weight),
+                                 In{weight},
                                  FastDivisor(channels),
                                  FastDivisor(p.y.height),
                                  FastDivisor(p.y.width),

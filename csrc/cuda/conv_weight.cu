@@ -99,8 +99,8 @@ int lrp_conv_weight_gradient(LrpDtype dtype, const void* multiplier, LrpConvScal
     const Split split = split_of<scalar_t>(conv);
     WeightProblem<scalar_t> p{};
     p.s_values = scaled<scalar_t>(multiplier, scale);
-    p.x_values = static_cast<const scalar_t*>(input);
-    p.partial = static_cast<acc_t*>(workspace);
+    p.x_values = In{input};
+    p.partial = Out{workspace};
     p.s = image_of(conv, conv.output, conv.channels_out);
     p.x = image_of(conv, conv.input, conv.channels_in);
     for (int d = 0; d < 2; ++d)
@@ -120,8 +120,8 @@ int lrp_conv_weight_gradient(LrpDtype dtype, const void* multiplier, LrpConvScal
     const int64_t blocks = split.parts * conv.groups * split.row_tiles * split.column_tiles;
     if (blocks > max_grid_x()) return kInvalidValue;
     launch_product(p, conv, static_cast<unsigned>(blocks), stream);
-    LRP_LAUNCH(weight_total_kernel<scalar_t>, grid_for(numel, kThreads), kThreads, stream, p,
-               static_cast<scalar_t*>(grad_weight), FastDivisor(p.columns), numel, split.parts);
+    LRP_LAUNCH(weight_total_kernel<scalar_t>, grid_for(numel, kThreads), kThreads, stream, p, Out{grad_weight},
+               FastDivisor(p.columns), numel, split.parts);
     return LRP_LAST_ERROR();
   });
 }

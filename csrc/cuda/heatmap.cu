@@ -332,12 +332,11 @@ int lrp_heatmap_scores(LrpDtype dtype, const void* heatmap, const void* mask, vo
     if (rows == 0) return 0;
     auto* const sums = static_cast<double*>(workspace);
     auto* const keys = reinterpret_cast<Key*>(sums + 2 * rows);
-    LRP_LAUNCH(heatmap_scores_kernel<scalar_t>, blocks_of(shape), kThreads, stream,
-               static_cast<const scalar_t*>(heatmap), static_cast<const scalar_t*>(mask), sums,
-               static_cast<acc_t*>(background), order, keys, shape, rows);
+    LRP_LAUNCH(heatmap_scores_kernel<scalar_t>, blocks_of(shape), kThreads, stream, In{heatmap}, In{mask}, sums,
+               Out{background}, order, keys, shape, rows);
     const int64_t maps = shape.images * shape.maps;
-    LRP_LAUNCH(map_sums_kernel<acc_t>, grid_for(maps, kThreads), kThreads, stream, sums,
-               static_cast<acc_t*>(foreground), static_cast<acc_t*>(signed_foreground), maps, shape.channels);
+    LRP_LAUNCH(map_sums_kernel<acc_t>, grid_for(maps, kThreads), kThreads, stream, sums, Out{foreground},
+               Out{signed_foreground}, maps, shape.channels);
     return LRP_LAST_ERROR();
   });
 }
@@ -351,14 +350,14 @@ int lrp_heatmap_scores_backward(LrpDtype dtype, const void* heatmap, const void*
     if (!valid(shape)) return kInvalidValue;
     const int64_t rows = rows_of(shape);
     if (rows == 0) return 0;
-    const auto* const pooled = static_cast<const acc_t*>(grad_background);
+    const acc_t* const pooled = In{grad_background};
     const bool mean = shape.kept == 0;
-    const HeatmapBackward<scalar_t> body{static_cast<const scalar_t*>(heatmap),
-                                         static_cast<const scalar_t*>(mask),
-                                         static_cast<const acc_t*>(grad_foreground),
-                                         static_cast<const acc_t*>(grad_signed_foreground),
+    const HeatmapBackward<scalar_t> body{In{heatmap},
+                                         In{mask},
+                                         In{grad_foreground},
+                                         In{grad_signed_foreground},
                                          mean ? pooled : nullptr,
-                                         static_cast<scalar_t*>(grad_heatmap),
+                                         Out{grad_heatmap},
                                          shape,
                                          FastDivisor(shape.positions),
                                          FastDivisor(shape.channels),
@@ -367,8 +366,8 @@ int lrp_heatmap_scores_backward(LrpDtype dtype, const void* heatmap, const void*
     const bool vectors = shape.positions % kVectorWidth<scalar_t> == 0 && all_aligned(heatmap, mask, grad_heatmap);
     const int error = launch_elementwise(body, rows * shape.positions, vectors, stream);
     if (error != 0 || mean) return error;
-    LRP_LAUNCH(selected_backward_kernel<scalar_t>, grid_for(rows, 1), kThreads, stream,
-               static_cast<const scalar_t*>(heatmap), order, pooled, static_cast<scalar_t*>(grad_heatmap), shape, rows);
+    LRP_LAUNCH(selected_backward_kernel<scalar_t>, grid_for(rows, 1), kThreads, stream, In{heatmap}, order, pooled,
+               Out{grad_heatmap}, shape, rows);
     return LRP_LAST_ERROR();
   });
 }
