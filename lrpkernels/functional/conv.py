@@ -11,7 +11,6 @@ from torch import Tensor
 from . import conv_routes
 from .autograd import call, first_order
 from .conv_routes import NO_EPILOGUE, Epilogue
-from .deferred import Ledger, SharedWeight
 from .geometry import ConvGeometry, Weights
 from .layout import empty_planes, memory_format, per_channel, select_by_sign, times
 from .pointwise import NEGATIVE, POSITIVE, WHOLE, Scaled, check_epsilon_scale, positive_weight
@@ -126,15 +125,13 @@ class _ConvPull(torch.autograd.Function):
         eps: float,
         weights: Weights,
         geometry: ConvGeometry,
-        bounds: tuple[Tensor, Tensor] | None,
-        token: Tensor | None = None,
-        ledger: Ledger | None = None,
+        bounds: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         # s is not saved: backward makes it again, one elementwise pass for a tensor less per layer.
         scaled = Scaled(multiplier, addend, output, scale, value, denominator, eps)
         reads_input = weights in (Weights.SAME_SIGN, Weights.OPPOSITE_SIGN, Weights.BOX)
         ctx.save_for_backward(*scaled[:6], weight, input if reads_input else None)
-        ctx.eps, ctx.weights, ctx.geometry, ctx.bounds, ctx.ledger = eps, weights, geometry, bounds, ledger
+        ctx.eps, ctx.weights, ctx.geometry, ctx.bounds = eps, weights, geometry, bounds
         epilogue = Epilogue(input, *(bounds or ())) if reads_input else NO_EPILOGUE
         return conv_routes.relevance(scaled, weight, input, geometry, weights, epilogue)
 
@@ -145,8 +142,6 @@ class _ConvPull(torch.autograd.Function):
         weight, input = saved[6:]
         need, geometry = ctx.needs_input_grad, ctx.geometry
         scaled = Scaled(*saved[:6])._replace(eps=ctx.eps)
-        if ctx.ledger is not None:
-            ctx.ledger.defer(lambda sum: _added(sum, conv_routes.weight_gradient(scaled, grad, weight, geometry), 1))
         grad_weight = pushed = grad_input = None
         for part, weights, sign in _terms(grad, input, ctx.weights, ctx.bounds):
             if need[6]:
@@ -158,7 +153,7 @@ class _ConvPull(torch.autograd.Function):
             pulled = conv_routes.relevance(scaled, weight, input, geometry)
             grad_input = (grad * pulled).unflatten(0, (-1, input.shape[0])).sum(0)
         grads = (None,) * 6 if pushed is None else scaled.gradients(pushed, need)
-        return *grads, grad_weight, grad_input, *(None,) * 6
+        return *grads, grad_weight, grad_input, *(None,) * 4
 
 
 def _terms(grad: Tensor, input: Tensor | None, weights: Weights, bounds: tuple[Tensor, Tensor] | None) -> list[_Term]:
@@ -185,9 +180,7 @@ def _added(so_far: Tensor | None, term: Tensor, sign: int) -> Tensor:
     return so_far.add_(term, alpha=sign)
 
 
-def conv_pull(
-    scaled: Scaled, weight: ConvWeight, input: Tensor, geometry: ConvGeometry, shared: SharedWeight | None = None
-) -> Tensor:
+def conv_pull(scaled: Scaled, weight: ConvWeight, input: Tensor, geometry: ConvGeometry) -> Tensor:
     r"""V^T s, the multiplier at the input of convolution [-> batch norm] [-> ReLU] under a rule.
 
     Epsilon: s = G m(u) k_c, so that R_j = a_j * sum_k w_jk R_k / (z_k + eps) for the z_k > 0 that pass the ReLU; other rules: s = G v / d.
@@ -197,7 +190,6 @@ def conv_pull(
         weight: V, dtype of the multiplier.
         input: the convolution's input, (B, C_in, ...); only its sizes and memory format are read.
         geometry: stride, padding, dilation, transposed, output padding, groups.
-        shared: of a layer whose own backward pass makes the weight gradient; None: it is made here.
 
     Returns:
         (T*B, C_in, ...).
@@ -208,10 +200,7 @@ def conv_pull(
 
     Source: Bach et al. 2015 (epsilon rule); arXiv 2401.08409 (LRP-Flex); docs/method.md section 1.
     """
-    settings = (input, scaled.eps, weight.weights, geometry, None)
-    if shared is None:
-        return call(_ConvPull, *scaled[:6], weight.weight, *settings)
-    return call(_ConvPull, *scaled[:6], weight.weight.detach(), *settings, *shared)
+    return call(_ConvPull, *scaled[:6], weight.weight, input, scaled.eps, weight.weights, geometry)
 
 
 def conv_pull_by_sign(
@@ -229,7 +218,7 @@ def conv_pull_by_sign(
     """
     if Weights.ALL not in (same.weights, other.weights):  # kernels pick by sign, too
         by_sign = Weights.SAME_SIGN if same.weights == Weights.POSITIVE else Weights.OPPOSITE_SIGN
-        return call(_ConvPull, *scaled[:6], same.weight, input.detach(), scaled.eps, by_sign, geometry, None)
+        return call(_ConvPull, *scaled[:6], same.weight, input.detach(), scaled.eps, by_sign, geometry)
     s = Scaled(scaled.tensor())
     return select_by_sign(input, *(conv_pull(s, weight, input, geometry) for weight in (same, other)))
 

@@ -29,6 +29,7 @@ _convolution_backward = torch.ops.aten.convolution_backward.default
 _LARGE_WEIGHT = 1 << 19  # elements
 _FEW_POSITIONS = {"data": 64, "apply": 128, "weight": 512}  # output positions of all images together
 _FEW_CHANNELS = 8
+routes = frozenset({"pointwise", "product", "subpixel", "swapped", "threes"})  # in use
 _DTYPES = (torch.float32, torch.float64)
 
 
@@ -77,7 +78,7 @@ def weight_gradient(grad_output: Tensor, input: Tensor, weight: Tensor, geometry
 
 def _route(purpose: Purpose, values: Tensor, weight: Tensor, geometry: ConvGeometry) -> Route | None:
     route = _choose(purpose, values.shape, weight.shape, geometry)
-    if route is None or not values.is_cpu or not values.is_contiguous() or values.dtype not in _DTYPES:
+    if route not in routes or not values.is_cpu or not values.is_contiguous() or values.dtype not in _DTYPES:
         return None
     return route
 
