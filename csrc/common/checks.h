@@ -89,13 +89,19 @@ inline void check_epsilon(const char* op, double epsilon) {
   if (!(epsilon >= 0.0) || std::isinf(epsilon)) fail(op, ": epsilon must be finite and >= 0, got ", epsilon);
 }
 
-// One number per channel of the multiplier [T * B, C, ...], in the arithmetic dtype.
-inline void check_channels(const char* op, const char* name, const Tensor& vector, const Tensor& multiplier) {
+// One number per channel, in the arithmetic dtype.
+inline void check_vector(const char* op, const char* name, const Tensor& vector, const Tensor& multiplier,
+                         const char* shape, int64_t channels) {
   check_same_device(op, name, vector, multiplier);
   check_dtype(op, name, vector, arithmetic_dtype(multiplier.scalar_type()));
-  const std::vector<int64_t> expected = {multiplier.size(1)}, got = sizes_of(vector);
+  const std::vector<int64_t> expected = {channels}, got = sizes_of(vector);
   if (expected != got)
-    fail(op, ": ", name, " must have shape [C] = ", format_sizes(expected), ", got ", format_sizes(got));
+    fail(op, ": ", name, " must have shape ", shape, " = ", format_sizes(expected), ", got ", format_sizes(got));
+}
+
+// Likewise, of the multiplier [T * B, C, ...].
+inline void check_channels(const char* op, const char* name, const Tensor& vector, const Tensor& multiplier) {
+  check_vector(op, name, vector, multiplier, "[C]", multiplier.size(1));
 }
 
 // Two forward values of one shape beside a multiplier.

@@ -59,6 +59,13 @@ inline void check_windows(const char* op, size_t dimensions, const Sizes& kernel
   check_entries(op, "padding", padding, dimensions, 0);
 }
 
+// The last entries are `values`, those ahead of them (dimensions that are not there) `otherwise`.
+template <size_t kDimensions>
+void fill(int64_t (&entries)[kDimensions], const Sizes& values, int64_t otherwise) {
+  const size_t missing = kDimensions - values.size();
+  for (size_t d = 0; d < kDimensions; ++d) entries[d] = d < missing ? otherwise : values[d - missing];
+}
+
 // How windows lie; kernel, stride, padding empty: adaptive.
 struct PoolWindows {
   const Sizes& input;
@@ -78,18 +85,12 @@ inline LrpPool pool_of(const char* op, const PoolWindows& windows, int64_t image
   pool.channels = channels;
   pool.channels_last = layout == Layout::kChannelsLast;
   pool.adaptive = windows.kernel.empty();
-  const size_t missing = 3 - windows.input.size();
-  const auto entry = [missing](const Sizes& values, size_t d, int64_t otherwise) {
-    return d < missing || values.empty() ? otherwise : values[d - missing];
-  };
-  for (size_t d = 0; d < 3; ++d) {
-    pool.input[d] = entry(windows.input, d, 1);
-    pool.output[d] = entry(windows.output, d, 1);
-    pool.kernel[d] = entry(windows.kernel, d, 1);
-    pool.stride[d] = entry(windows.stride, d, 1);
-    pool.padding[d] = entry(windows.padding, d, 0);
-    pool.dilation[d] = entry(windows.dilation, d, 1);
-  }
+  fill(pool.input, windows.input, 1);
+  fill(pool.output, windows.output, 1);
+  fill(pool.kernel, windows.kernel, 1);
+  fill(pool.stride, windows.stride, 1);
+  fill(pool.padding, windows.padding, 0);
+  fill(pool.dilation, windows.dilation, 1);
   if (!fits(pool))
     fail(op, ": a plane, padding included, and its windows must have fewer than 2^30 positions, got input ",
          format_sizes(windows.input), ", output ", format_sizes(windows.output), ", kernel_size ",

@@ -352,17 +352,11 @@ int lrp_heatmap_scores_backward(LrpDtype dtype, const void* heatmap, const void*
     if (rows == 0) return 0;
     const acc_t* const pooled = In{grad_background};
     const bool mean = shape.kept == 0;
-    const HeatmapBackward<scalar_t> body{In{heatmap},
-                                         In{mask},
-                                         In{grad_foreground},
-                                         In{grad_signed_foreground},
-                                         mean ? pooled : nullptr,
-                                         Out{grad_heatmap},
-                                         shape,
-                                         FastDivisor(shape.positions),
-                                         FastDivisor(shape.channels),
-                                         FastDivisor(shape.maps),
-                                         static_cast<acc_t>(weight_scale(shape))};
+    const FastDivisor positions(shape.positions), channels(shape.channels), maps(shape.maps);
+    const In r{heatmap}, m{mask}, inside{grad_foreground}, with_sign{grad_signed_foreground};
+    const auto scale = static_cast<acc_t>(weight_scale(shape));
+    const HeatmapBackward<scalar_t> body{
+        r, m, inside, with_sign, mean ? pooled : nullptr, Out{grad_heatmap}, shape, positions, channels, maps, scale};
     const bool vectors = shape.positions % kVectorWidth<scalar_t> == 0 && all_aligned(heatmap, mask, grad_heatmap);
     const int error = launch_elementwise(body, rows * shape.positions, vectors, stream);
     if (error != 0 || mean) return error;
