@@ -127,14 +127,6 @@ inline void check_epsilon_scale(const char* op, const Tensor& multiplier, const 
   check_channels(op, "scale", *scale, multiplier);
 }
 
-inline void check_epsilon_scale_backward(const char* op, const Tensor& grad, const Tensor& multiplier,
-                                         const OptionalTensor& addend, const OptionalTensor& output,
-                                         const OptionalTensor& scale, double epsilon, bool need_scale) {
-  check_like_multiplier(op, "grad", grad, multiplier);
-  check_epsilon_scale(op, multiplier, addend, output, scale, epsilon);
-  if (need_scale && !scale) fail(op, ": need_scale must be False when scale is None, got True");
-}
-
 inline void check_ratio(const char* op, const Tensor& multiplier, const Tensor& value, const Tensor& denominator,
                         double epsilon) {
   check_epsilon(op, epsilon);

@@ -177,7 +177,9 @@ struct ConvOps {
     check_conv_factors(kOp, multiplier, factors);
     check_images(kOp, "input", input);
     const int64_t images = multiplier.size(0), channels_out = multiplier.size(1), channels_in = input.size(1);
-    check_groups(kOp, groups, channels_in, channels_out);
+    if (groups < 1 || channels_in % groups != 0 || channels_out % groups != 0)
+      fail(kOp, ": groups must divide the ", channels_in, " input and ", channels_out, " output channels, got ",
+           groups);
     const Sizes input_size = spatial_sizes(input), output_size = spatial_sizes(multiplier);
     check_input(kOp, input, multiplier, {images, channels_in}, input_size);
     const ConvWindows windows{kernel_size, stride, padding, dilation, groups};
@@ -234,11 +236,6 @@ struct ConvOps {
   static LrpConvWeights weights_of(const char* op, int64_t weights, LrpConvWeights last) {
     if (weights < 0 || weights > last) fail(op, ": weights must be 0 to ", static_cast<int>(last), ", got ", weights);
     return static_cast<LrpConvWeights>(weights);
-  }
-
-  static void check_groups(const char* op, int64_t groups, int64_t channels_in, int64_t channels_out) {
-    if (groups < 1 || channels_in % groups != 0 || channels_out % groups != 0)
-      fail(op, ": groups must divide the ", channels_in, " input and ", channels_out, " output channels, got ", groups);
   }
 
   // `channels`: those of `other`, the input's (forward) or the output's.

@@ -155,28 +155,18 @@ struct PoolOps {
   static Tensor average_pool(const Tensor& input, const Sizes& output_size, const Sizes& kernel_size,
                              const Sizes& stride, const Sizes& padding, bool count_include_pad,
                              std::optional<int64_t> divisor_override) {
-    constexpr const char* kOp = "average_pool";
-    const LrpDtype dtype = storage_dtype(kOp, input, Backend::kDtypes);
-    check_planes(kOp, "input", input);
-    const Sizes input_size = spatial_sizes(input);
-    check_entries(kOp, "output_size", output_size, input_size.size(), 0);
-    check_average(kOp, input_size, output_size, kernel_size, stride, padding, divisor_override);
-    return average<false>(kOp, dtype, input, input_size, output_size, kernel_size, stride, padding, count_include_pad,
-                          divisor_override);
+    check_planes("average_pool", "input", input);
+    return average<false>("average_pool", input, spatial_sizes(input), output_size, kernel_size, stride, padding,
+                          count_include_pad, divisor_override);
   }
 
   // multiplier [N, C, output] -> [N, C, input]
   static Tensor average_pool_transpose(const Tensor& multiplier, const Sizes& input_size, const Sizes& kernel_size,
                                        const Sizes& stride, const Sizes& padding, bool count_include_pad,
                                        std::optional<int64_t> divisor_override) {
-    constexpr const char* kOp = "average_pool_transpose";
-    const LrpDtype dtype = storage_dtype(kOp, multiplier, Backend::kDtypes);
-    check_planes(kOp, "multiplier", multiplier);
-    const Sizes output_size = spatial_sizes(multiplier);
-    check_entries(kOp, "input_size", input_size, output_size.size(), 0);
-    check_average(kOp, input_size, output_size, kernel_size, stride, padding, divisor_override);
-    return average<true>(kOp, dtype, multiplier, input_size, output_size, kernel_size, stride, padding,
-                         count_include_pad, divisor_override);
+    check_planes("average_pool_transpose", "multiplier", multiplier);
+    return average<true>("average_pool_transpose", multiplier, input_size, spatial_sizes(multiplier), kernel_size,
+                         stride, padding, count_include_pad, divisor_override);
   }
 
  private:
@@ -200,9 +190,13 @@ struct PoolOps {
   }
 
   template <bool kTranspose>
-  static Tensor average(const char* op, LrpDtype dtype, const Tensor& from, const Sizes& input_size,
-                        const Sizes& output_size, const Sizes& kernel_size, const Sizes& stride, const Sizes& padding,
-                        bool count_include_pad, std::optional<int64_t> divisor_override) {
+  static Tensor average(const char* op, const Tensor& from, const Sizes& input_size, const Sizes& output_size,
+                        const Sizes& kernel_size, const Sizes& stride, const Sizes& padding, bool count_include_pad,
+                        std::optional<int64_t> divisor_override) {
+    const LrpDtype dtype = storage_dtype(op, from, Backend::kDtypes);
+    check_entries(op, kTranspose ? "input_size" : "output_size", kTranspose ? input_size : output_size, from.dim() - 2,
+                  0);
+    check_average(op, input_size, output_size, kernel_size, stride, padding, divisor_override);
     const typename Backend::Guard guard(from);
     const Layout layout = layout_of(from);
     LrpPool pool = pool_of(op, {input_size, output_size, kernel_size, stride, padding}, from.size(0), from.size(0),
