@@ -1,8 +1,6 @@
 // Host side of the ops of layers without a matrix product: batch norm standing alone, and sums under the z+ rule.
 // A Backend as in pointwise_ops.h.
 #pragma once
-#include <tuple>
-
 #include "pointwise_ops.h"
 
 namespace lrpkernels {
@@ -28,9 +26,9 @@ struct AffineOps {
   }
 
   // -> (grad_multiplier, grad_value, grad_input, grad_slope, grad_shift); grad_shift is empty when shift is None
-  static std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> affine_backward(
-      const Tensor& grad, const Tensor& multiplier, const Tensor& value, const Tensor& input, const Tensor& slope,
-      const OptionalTensor& shift, double whole, double positive, double epsilon) {
+  static FiveTensors affine_backward(const Tensor& grad, const Tensor& multiplier, const Tensor& value,
+                                     const Tensor& input, const Tensor& slope, const OptionalTensor& shift,
+                                     double whole, double positive, double epsilon) {
     constexpr const char* kOp = "affine_backward";
     const LrpDtype dtype = storage_dtype(kOp, multiplier, Backend::kDtypes);
     check_like_multiplier(kOp, "grad", grad, multiplier);
@@ -59,8 +57,7 @@ struct AffineOps {
   }
 
   // multiplier [T * B, ...]; a, b [B, ...] -> two of [T * B, ...]
-  static std::tuple<Tensor, Tensor> sum_zplus(const Tensor& multiplier, const Tensor& a, const Tensor& b,
-                                              double epsilon) {
+  static TwoTensors sum_zplus(const Tensor& multiplier, const Tensor& a, const Tensor& b, double epsilon) {
     constexpr const char* kOp = "sum_zplus";
     const LrpDtype dtype = storage_dtype(kOp, multiplier, Backend::kDtypes);
     check_summands(kOp, multiplier, a, b, epsilon);
@@ -76,9 +73,8 @@ struct AffineOps {
   }
 
   // -> (grad_multiplier [T * B, ...], gradients of a and b [B, ...])
-  static std::tuple<Tensor, Tensor, Tensor> sum_zplus_backward(const Tensor& grad_a, const Tensor& grad_b,
-                                                               const Tensor& multiplier, const Tensor& a,
-                                                               const Tensor& b, double epsilon) {
+  static ThreeTensors sum_zplus_backward(const Tensor& grad_a, const Tensor& grad_b, const Tensor& multiplier,
+                                         const Tensor& a, const Tensor& b, double epsilon) {
     constexpr const char* kOp = "sum_zplus_backward";
     const LrpDtype dtype = storage_dtype(kOp, multiplier, Backend::kDtypes);
     check_like_multiplier(kOp, "grad_a", grad_a, multiplier);

@@ -74,18 +74,12 @@ inline LrpConv conv_of(const char* op, const Sizes& input, const Sizes& output, 
   conv.groups = windows.groups;
   conv.channels_last = layout == Layout::kChannelsLast;
   conv.tensor_cores = tensor_cores;
-  const size_t missing = 2 - output.size();
-  const auto entry = [missing](const Sizes& values, size_t d, int64_t otherwise) {
-    return d < missing ? otherwise : values[d - missing];
-  };
-  for (size_t d = 0; d < 2; ++d) {
-    conv.input[d] = entry(input, d, 1);
-    conv.output[d] = entry(output, d, 1);
-    conv.kernel[d] = entry(windows.kernel, d, 1);
-    conv.stride[d] = entry(windows.stride, d, 1);
-    conv.padding[d] = entry(windows.padding, d, 0);
-    conv.dilation[d] = entry(windows.dilation, d, 1);
-  }
+  fill(conv.input, input, 1);
+  fill(conv.output, output, 1);
+  fill(conv.kernel, windows.kernel, 1);
+  fill(conv.stride, windows.stride, 1);
+  fill(conv.padding, windows.padding, 0);
+  fill(conv.dilation, windows.dilation, 1);
   if (!fits(conv))
     fail(op, ": weight must have fewer than 2^31 elements, planes fewer than 2^31 positions and 2^28 a side with ",
          "padding and kernel, got C_in / groups = ", channels_in / windows.groups, ", C_out = ", channels_out,
@@ -124,7 +118,7 @@ struct ConvOps {
       const char* const name = bound == &low ? "low" : "high";
       if (bound->has_value() != (part == kBox))
         fail(kOp, ": ", name, " must be ", part == kBox ? "given" : "None", " for weights ", weights);
-      if (bound->has_value()) check_bound(kOp, name, **bound, multiplier, channels_in);
+      if (bound->has_value()) check_vector(kOp, name, **bound, multiplier, "[C_in]", channels_in);
     }
     const typename Backend::Guard guard(multiplier);
     const Layout layout = layout_of(output ? *output : multiplier);
@@ -183,7 +177,9 @@ struct ConvOps {
     check_conv_factors(kOp, multiplier, factors);
     check_images(kOp, "input", input);
     const int64_t images = multiplier.size(0), channels_out = multiplier.size(1), channels_in = input.size(1);
-    check_groups(kOp, groups, channels_in, channels_out);
+    if (groups < 1 || channels_in % groups != 0 || channels_out % groups != 0)
+      fail(kOp, ": groups must divide the ", channels_in, " input and ", channels_out, " output channels, got ",
+           groups);
     const Sizes input_size = spatial_sizes(input), output_size = spatial_sizes(multiplier);
     check_input(kOp, input, multiplier, {images, channels_in}, input_size);
     const ConvWindows windows{kernel_size, stride, padding, dilation, groups};
@@ -242,11 +238,6 @@ struct ConvOps {
     return static_cast<LrpConvWeights>(weights);
   }
 
-  static void check_groups(const char* op, int64_t groups, int64_t channels_in, int64_t channels_out) {
-    if (groups < 1 || channels_in % groups != 0 || channels_out % groups != 0)
-      fail(op, ": groups must divide the ", channels_in, " input and ", channels_out, " output channels, got ", groups);
-  }
-
   // `channels`: those of `other`, the input's (forward) or the output's.
   static void check_weight(const char* op, const Tensor& weight, const Tensor& other, int64_t channels, int64_t groups,
                            bool forward) {
@@ -266,15 +257,6 @@ struct ConvOps {
     check_dtype(op, "input", input, multiplier.scalar_type());
     const Sizes expected = with_channels(leading[0], leading[1], spatial), got = sizes_of(input);
     if (expected != got) fail(op, ": input must have shape ", format_sizes(expected), ", got ", format_sizes(got));
-  }
-
-  static void check_bound(const char* op, const char* name, const Tensor& bound, const Tensor& multiplier,
-                          int64_t channels) {
-    check_same_device(op, name, bound, multiplier);
-    check_dtype(op, name, bound, arithmetic_dtype(multiplier.scalar_type()));
-    const Sizes expected = {channels}, got = sizes_of(bound);
-    if (expected != got)
-      fail(op, ": ", name, " must have shape [C_in] = ", format_sizes(expected), ", got ", format_sizes(got));
   }
 };
 

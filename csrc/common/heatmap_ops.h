@@ -1,7 +1,5 @@
 // Host side of the heatmap loss's sums. A Backend as in pointwise_ops.h.
 #pragma once
-#include <tuple>
-
 #include "dispatch.h"
 
 namespace lrpkernels {
@@ -10,8 +8,7 @@ template <typename Backend>
 struct HeatmapOps {
   // heatmap [B, M, C, N], mask [B, 1 or C, N] -> (foreground [B, M], signed_foreground [B, M], background [B, M, C],
   // order [B, M, C, kept])
-  static std::tuple<Tensor, Tensor, Tensor, Tensor> heatmap_scores(const Tensor& heatmap, const Tensor& mask,
-                                                                   int64_t kept, double decay) {
+  static FourTensors heatmap_scores(const Tensor& heatmap, const Tensor& mask, int64_t kept, double decay) {
     constexpr const char* kOp = "heatmap_scores";
     const LrpDtype dtype = storage_dtype(kOp, heatmap, Backend::kDtypes);
     const LrpHeatmap shape = check(kOp, heatmap, mask, kept, decay);

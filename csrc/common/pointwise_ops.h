@@ -2,8 +2,6 @@
 // tensors. A Backend has one function per launcher of the op family, a device Guard, and kDtypes, the storage dtypes
 // that it computes.
 #pragma once
-#include <tuple>
-
 #include "dispatch.h"
 
 namespace lrpkernels {
@@ -30,14 +28,14 @@ struct PointwiseOps {
   }
 
   // -> (grad_multiplier [T * B, C, ...], grad_output [B, C, ...] or [0], grad_scale [C] or [0])
-  static std::tuple<Tensor, Tensor, Tensor> epsilon_scale_backward(const Tensor& grad, const Tensor& multiplier,
-                                                                   const OptionalTensor& addend,
-                                                                   const OptionalTensor& output,
-                                                                   const OptionalTensor& scale, double epsilon,
-                                                                   bool need_scale) {
+  static ThreeTensors epsilon_scale_backward(const Tensor& grad, const Tensor& multiplier, const OptionalTensor& addend,
+                                             const OptionalTensor& output, const OptionalTensor& scale, double epsilon,
+                                             bool need_scale) {
     constexpr const char* kOp = "epsilon_scale_backward";
     const LrpDtype dtype = storage_dtype(kOp, multiplier, Backend::kDtypes);
-    check_epsilon_scale_backward(kOp, grad, multiplier, addend, output, scale, epsilon, need_scale);
+    check_like_multiplier(kOp, "grad", grad, multiplier);
+    check_epsilon_scale(kOp, multiplier, addend, output, scale, epsilon);
+    if (need_scale && !scale) fail(kOp, ": need_scale must be False when scale is None, got True");
     const typename Backend::Guard guard(multiplier);
     const Tensor& value = output ? *output : multiplier;
     const Layout layout = layout_of(value);
@@ -77,9 +75,8 @@ struct PointwiseOps {
   }
 
   // -> (grad_multiplier [T * B, ...], grad_value [B, ...], grad_denominator [B, ...])
-  static std::tuple<Tensor, Tensor, Tensor> ratio_backward(const Tensor& grad, const Tensor& multiplier,
-                                                           const Tensor& value, const Tensor& denominator,
-                                                           double epsilon) {
+  static ThreeTensors ratio_backward(const Tensor& grad, const Tensor& multiplier, const Tensor& value,
+                                     const Tensor& denominator, double epsilon) {
     constexpr const char* kOp = "ratio_backward";
     const LrpDtype dtype = storage_dtype(kOp, multiplier, Backend::kDtypes);
     check_like_multiplier(kOp, "grad", grad, multiplier);

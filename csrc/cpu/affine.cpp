@@ -62,11 +62,9 @@ struct SumBackward : Sum<scalar_t> {
   using acc_t = arithmetic_t<scalar_t>;
 
   LRP_ALWAYS_INLINE void operator()(int64_t first, int64_t last) const {
-    for_each_span<Span::kPlane>(this->tasks, first, last,
-                                [this](int64_t offset, int64_t count, int64_t, int64_t) LRP_INLINE {
-                                  for (int64_t begin = 0; begin < count; begin += kBlock)
-                                    block(offset + begin, std::min(kBlock, count - begin));
-                                });
+    for_each_block<Span::kPlane>(this->tasks, first, last,
+                                 [this](int64_t offset, int64_t count, int64_t, int64_t, int64_t)
+                                     LRP_INLINE { block(offset, count); });
   }
 
   LRP_ALWAYS_INLINE void block(int64_t offset, int64_t count) const {
@@ -146,16 +144,6 @@ struct BlockChannels {
     }
   }
 };
-
-// Calls visit(offset, count, channel, skip, task) for blocks of at most kBlock elements of a span.
-template <Span kKind, typename Visit>
-LRP_ALWAYS_INLINE void for_each_block(const Partition& tasks, int64_t first, int64_t last, const Visit& visit) {
-  for_each_span<kKind>(tasks, first, last,
-                       [&](int64_t offset, int64_t count, int64_t channel, int64_t task) LRP_INLINE {
-                         for (int64_t begin = 0; begin < count; begin += kBlock)
-                           visit(offset + begin, std::min(kBlock, count - begin), channel, begin, task);
-                       });
-}
 
 template <typename scalar_t, Span kKind>
 struct AffineForward : Affine<scalar_t> {

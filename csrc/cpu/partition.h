@@ -90,6 +90,16 @@ LRP_ALWAYS_INLINE void for_each_span(const Partition& p, int64_t first, int64_t 
   }
 }
 
+// Calls visit(offset, count, channel, skip, task) for blocks of at most kBlock elements of a span.
+template <Span kKind, typename Visit>
+LRP_ALWAYS_INLINE void for_each_block(const Partition& tasks, int64_t first, int64_t last, const Visit& visit) {
+  for_each_span<kKind>(tasks, first, last,
+                       [&](int64_t offset, int64_t count, int64_t channel, int64_t task) LRP_INLINE {
+                         for (int64_t begin = 0; begin < count; begin += kBlock)
+                           visit(offset + begin, std::min(kBlock, count - begin), channel, begin, task);
+                       });
+}
+
 // The scales of a block of short planes, one for each element.
 template <typename acc_t>
 LRP_ALWAYS_INLINE void expand_scales(const Partition& p, const acc_t* scale, int64_t channel, int64_t count,

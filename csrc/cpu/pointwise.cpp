@@ -228,11 +228,9 @@ struct RatioBackwardBody : Ratio<scalar_t> {
   using acc_t = arithmetic_t<scalar_t>;
 
   LRP_ALWAYS_INLINE void operator()(int64_t first, int64_t last) const {
-    for_each_span<Span::kPlane>(this->tasks, first, last,
-                                [this](int64_t offset, int64_t count, int64_t, int64_t) LRP_INLINE {
-                                  for (int64_t begin = 0; begin < count; begin += kBlock)
-                                    block(offset + begin, count - begin < kBlock ? count - begin : kBlock);
-                                });
+    for_each_block<Span::kPlane>(this->tasks, first, last,
+                                 [this](int64_t offset, int64_t count, int64_t, int64_t, int64_t)
+                                     LRP_INLINE { block(offset, count); });
   }
 
   LRP_ALWAYS_INLINE void block(int64_t offset, int64_t count) const {

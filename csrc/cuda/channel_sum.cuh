@@ -216,31 +216,25 @@ template <int kVec, typename Body>
 int launch_channel_sum(const Body& body, const LrpExtent& extent, void* workspace, void* const (&totals)[Body::kSums],
                        void* stream) {
   using acc_t = arithmetic_t<typename Body::scalar_t>;
-  auto* const partial = static_cast<acc_t*>(workspace);
-  const FastDivisor inner(extent.inner);
+  acc_t* const partial = Out{workspace};
+  const int64_t elements = partial_elements(extent, kVec);  // of each sum
   if (extent.inner > 1) {
     const ChunkPlan plan(extent);
+    const FastDivisor inner(extent.inner), chunks_per_row((extent.inner - 1) / kChunk + 2);
     LRP_LAUNCH((chunk_sum_kernel<kVec, Body>), grid_for(plan.chunks, 1), kThreads, stream, body, partial, extent.numel,
                inner, plan.rows_per_chunk, plan.chunks);
+    for (int s = 0; s < Body::kSums; ++s)
+      LRP_LAUNCH(chunk_total_kernel<acc_t>, grid_for(extent.channels, 1), kThreads, stream, partial + s * elements,
+                 Out{totals[s]}, extent.numel / (extent.channels * extent.inner), extent.channels, inner,
+                 plan.rows_per_chunk, chunks_per_row);
   } else {
     const ColumnPlan plan(extent, kVec);
     if (plan.slabs > max_grid_x()) return kInvalidValue;
     const dim3 grid(static_cast<unsigned>(plan.slabs), static_cast<unsigned>(plan.row_blocks));
     LRP_LAUNCH((column_sum_kernel<kVec, Body>), grid, kThreads, stream, body, partial, extent.numel, plan);
-  }
-  for (int s = 0; s < Body::kSums; ++s) {
-    const acc_t* const own = partial + s * partial_elements(extent, kVec);
-    auto* const total = static_cast<acc_t*>(totals[s]);
-    if (extent.inner > 1) {
-      const ChunkPlan plan(extent);
-      LRP_LAUNCH(chunk_total_kernel<acc_t>, grid_for(extent.channels, 1), kThreads, stream, own, total,
-                 extent.numel / (extent.channels * extent.inner), extent.channels, inner, plan.rows_per_chunk,
-                 FastDivisor((extent.inner - 1) / kChunk + 2));
-    } else {
-      const ColumnPlan plan(extent, kVec);
-      LRP_LAUNCH(column_total_kernel<acc_t>, grid_for(extent.channels, 32), kThreads, stream, own, total,
-                 extent.channels, plan.period * kVec, plan.row_blocks);
-    }
+    for (int s = 0; s < Body::kSums; ++s)
+      LRP_LAUNCH(column_total_kernel<acc_t>, grid_for(extent.channels, 32), kThreads, stream, partial + s * elements,
+                 Out{totals[s]}, extent.channels, plan.period * kVec, plan.row_blocks);
   }
   return LRP_LAST_ERROR();
 }

@@ -131,7 +131,6 @@ int lrp_conv_relevance(LrpDtype dtype, const void* multiplier, LrpConvScale scal
                        void* stream) {
   return with_storage(dtype, [&](auto storage) {
     using scalar_t = decltype(storage);
-    using acc_t = arithmetic_t<scalar_t>;
     if (!fits(conv)) return kInvalidValue;
     if (conv.targets * conv.batch * conv.channels_in * conv.input[0] * conv.input[1] == 0) return 0;
     ConvProblem<scalar_t> p = problem_of<scalar_t>(conv, weights, true);

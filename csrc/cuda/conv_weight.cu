@@ -57,19 +57,14 @@ template <typename scalar_t>
 void launch_product(const WeightProblem<scalar_t>& p, const LrpConv& conv, unsigned blocks, void* stream) {
   if constexpr (kHasTensorCores<scalar_t>) {
     if (use_tensor_cores<scalar_t>(conv)) {
-      if (p.channels_last) {
-        LRP_LAUNCH((mma::weight_mma_kernel<scalar_t, true>), blocks, kThreads, stream, p);
-      } else {
-        LRP_LAUNCH((mma::weight_mma_kernel<scalar_t, false>), blocks, kThreads, stream, p);
-      }
-      return;
+      return with_flag(p.channels_last, [&](auto channels_last) {
+        LRP_LAUNCH((mma::weight_mma_kernel<scalar_t, channels_last()>), blocks, kThreads, stream, p);
+      });
     }
   }
-  if (p.channels_last) {
-    LRP_LAUNCH((simt::weight_simt_kernel<scalar_t, true>), blocks, kThreads, stream, p);
-  } else {
-    LRP_LAUNCH((simt::weight_simt_kernel<scalar_t, false>), blocks, kThreads, stream, p);
-  }
+  with_flag(p.channels_last, [&](auto channels_last) {
+    LRP_LAUNCH((simt::weight_simt_kernel<scalar_t, channels_last()>), blocks, kThreads, stream, p);
+  });
 }
 
 }  // namespace
@@ -92,7 +87,6 @@ int lrp_conv_weight_gradient(LrpDtype dtype, const void* multiplier, LrpConvScal
                              void* grad_weight, void* workspace, LrpConv conv, void* stream) {
   return with_storage(dtype, [&](auto storage) {
     using scalar_t = decltype(storage);
-    using acc_t = arithmetic_t<scalar_t>;
     if (!fits(conv)) return kInvalidValue;
     const int64_t numel = weight_elements(conv);
     if (numel == 0) return 0;

@@ -25,8 +25,7 @@ int lrp_ratio_backward(LrpDtype dtype, const void* grad, const void* multiplier,
                        LrpExtent extent, double epsilon, void* stream);
 
 // Winner takes all: multiplier [T * B, C, output], indices [B, C, output] (int64, flat positions in a channel's input
-// plane)
-// -> result [T * B, C, input]; overlapping windows add up.
+// plane) -> result [T * B, C, input]; overlapping windows add up.
 int lrp_max_pool_winner(LrpDtype dtype, const void* multiplier, const int64_t* indices, void* result, LrpPool pool,
                         void* stream);
 

@@ -31,16 +31,7 @@ struct MaxPoolWinner {
     Span span[3];
 #pragma unroll
     for (int d = 0; d < 3; ++d) span[d] = shape.dimension[d].covering(position[d]);
-    Pack<acc_t, kVec> sum = filled<kVec>(acc_t(0));
-    for (int d = span[0].begin; d < span[0].end; ++d)
-      for (int h = span[1].begin; h < span[1].end; ++h)
-#pragma unroll 1
-        for (int w = span[2].begin; w < span[2].end; ++w) {
-          const Pack<acc_t, kVec> part = share(out.flat(d, h, w));
-#pragma unroll
-          for (int j = 0; j < kVec; ++j) sum[j] += part[j];
-        }
-    return sum;
+    return sum_over<acc_t, kVec>(span, out, share);
   }
 
   __device__ __forceinline__ acc_t at(const scalar_t* values, int shift, const int* winners, int winners_shift,
@@ -165,15 +156,7 @@ struct AveragePool {
       span[d] = shape.inside(d, position[d]);
       divisor *= shape.weight(d, position[d]);
     }
-    Pack<acc_t, kVec> sum = filled<kVec>(acc_t(0));
-    for (int d = span[0].begin; d < span[0].end; ++d)
-      for (int h = span[1].begin; h < span[1].end; ++h)
-#pragma unroll 1
-        for (int w = span[2].begin; w < span[2].end; ++w) {
-          const Pack<acc_t, kVec> x = value(in.flat(d, h, w));
-#pragma unroll
-          for (int j = 0; j < kVec; ++j) sum[j] += x[j];
-        }
+    Pack<acc_t, kVec> sum = sum_over<acc_t, kVec>(span, in, value);
 #pragma unroll
     for (int j = 0; j < kVec; ++j) sum[j] /= static_cast<acc_t>(divisor);
     return sum;
