@@ -280,63 +280,23 @@ def _pull_each(scaled: Scaled, weights: list[Tensor], input: Tensor, geometry: C
 
 
 @torch.library.register_fake("lrpkernels::conv_relevance")
-def _conv_relevance(
-    multiplier: Tensor,
-    addend: Tensor | None,
-    output: Tensor | None,
-    scale: Tensor | None,
-    value: Tensor | None,
-    denominator: Tensor | None,
-    weight: Tensor,
-    weights: int,
-    input: Tensor | None,
-    low: Tensor | None,
-    high: Tensor | None,
-    input_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    epsilon: float,
-    tensor_cores: bool,
-) -> Tensor:
+def _conv_relevance(multiplier: Tensor, *rest: Any) -> Tensor:
+    addend, output, scale, _, _, weight, _, _, _, _, input_size, _, _, _, groups, *_ = rest
     check_epsilon_scale("conv_relevance", multiplier, addend, output, scale)
     format = memory_format(multiplier if output is None else output)
-    return empty_planes(multiplier.shape[0], weight.shape[1] * groups, input_size, multiplier, format)
+    return empty_planes((multiplier.shape[0], weight.shape[1] * groups), input_size, multiplier, format)
 
 
 @torch.library.register_fake("lrpkernels::conv_apply")
-def _conv_apply(
-    input: Tensor,
-    weight: Tensor,
-    weights: int,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    tensor_cores: bool,
-) -> Tensor:
+def _conv_apply(input: Tensor, weight: Tensor, weights: int, *rest: Any) -> Tensor:
+    stride, padding, dilation, groups, _ = rest
     geometry = ConvGeometry(tuple(stride), tuple(padding), tuple(dilation), False, (), groups)
     spatial = geometry.output_size(input.shape, weight.shape)
-    return empty_planes(input.shape[0], weight.shape[0], spatial, input, memory_format(input))
+    return empty_planes((input.shape[0], weight.shape[0]), spatial, input, memory_format(input))
 
 
 @torch.library.register_fake("lrpkernels::conv_weight_gradient")
-def _conv_weight_gradient(
-    multiplier: Tensor,
-    addend: Tensor | None,
-    output: Tensor | None,
-    scale: Tensor | None,
-    value: Tensor | None,
-    denominator: Tensor | None,
-    input: Tensor,
-    kernel_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    epsilon: float,
-    tensor_cores: bool,
-) -> Tensor:
+def _conv_weight_gradient(multiplier: Tensor, *rest: Any) -> Tensor:
+    addend, output, scale, _, _, input, kernel_size, _, _, _, groups, *_ = rest
     check_epsilon_scale("conv_weight_gradient", multiplier, addend, output, scale)
     return multiplier.new_empty((multiplier.shape[1], input.shape[1] // groups, *kernel_size))

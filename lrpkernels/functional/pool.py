@@ -173,30 +173,15 @@ def average_pull(
 
 
 @torch.library.register_fake("lrpkernels::max_pool_winner")
-def _max_pool_winner(
-    multiplier: Tensor,
-    indices: Tensor,
-    input_size: Sequence[int],
-    kernel_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-) -> Tensor:
+def _max_pool_winner(multiplier: Tensor, indices: Tensor, input_size: Sequence[int], *windows: Any) -> Tensor:
     _check_indices("max_pool_winner", indices, multiplier)
-    return empty_planes(multiplier.shape[0], multiplier.shape[1], input_size, multiplier, memory_format(indices))
+    return empty_planes(multiplier.shape[:2], input_size, multiplier, memory_format(indices))
 
 
 @torch.library.register_fake("lrpkernels::max_pool_winner_backward")
-def _max_pool_winner_backward(
-    grad: Tensor,
-    indices: Tensor,
-    kernel_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-) -> Tensor:
+def _max_pool_winner_backward(grad: Tensor, indices: Tensor, *windows: Any) -> Tensor:
     _check_indices("max_pool_winner_backward", indices, grad)
-    return empty_planes(grad.shape[0], grad.shape[1], indices.shape[2:], grad, memory_format(indices))
+    return empty_planes(grad.shape[:2], indices.shape[2:], grad, memory_format(indices))
 
 
 def _check_indices(op: str, indices: Tensor, other: Tensor) -> None:
@@ -210,26 +195,6 @@ def _check_indices(op: str, indices: Tensor, other: Tensor) -> None:
 
 
 @torch.library.register_fake("lrpkernels::average_pool")
-def _average_pool(
-    input: Tensor,
-    output_size: Sequence[int],
-    kernel_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    count_include_pad: bool,
-    divisor_override: int | None,
-) -> Tensor:
-    return empty_planes(input.shape[0], input.shape[1], output_size, input, memory_format(input))
-
-
 @torch.library.register_fake("lrpkernels::average_pool_transpose")
-def _average_pool_transpose(
-    multiplier: Tensor,
-    input_size: Sequence[int],
-    kernel_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    count_include_pad: bool,
-    divisor_override: int | None,
-) -> Tensor:
-    return empty_planes(multiplier.shape[0], multiplier.shape[1], input_size, multiplier, memory_format(multiplier))
+def _average_pool(values: Tensor, size: Sequence[int], *windows: Any) -> Tensor:
+    return empty_planes(values.shape[:2], size, values, memory_format(values))
