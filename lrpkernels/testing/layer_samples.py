@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..functional import Weights
+from .formulas import epsilon_scale_reference, ratio_reference, stretched
 
 Values = Callable[[tuple[int, ...]], Tensor]
 
@@ -146,21 +147,10 @@ def _transposed(map: Callable[[Tensor], Tensor], g: Tensor, shape: tuple[int, ..
         return torch.autograd.grad(map(x), x, g)[0]
 
 
-def _stretched(value: Tensor, images: int) -> Tensor:
-    return value.repeat(images // value.shape[0] if value.shape[0] else 1, *[1] * (value.dim() - 1))
-
-
 def _scaled(g: Tensor, factors: tuple[Any, ...], epsilon: float) -> Tensor:
     addend, output, scale, value, denominator = factors
-    s = g if addend is None else g + addend
-    if output is not None:
-        s = s * _stretched(torch.where(output <= 0, 0.0, output / (output + epsilon)), g.shape[0])
-    if scale is not None:
-        s = s * scale.to(s.dtype).view(1, -1, *(1,) * (s.dim() - 2))
-    if denominator is not None:
-        sign = torch.where(denominator < 0, -1.0, 1.0).to(s.dtype)
-        s = s * _stretched(value / (denominator + epsilon * sign), g.shape[0])
-    return s
+    s = epsilon_scale_reference(g, addend, output, scale, epsilon)
+    return s if denominator is None else ratio_reference(s, value, denominator, epsilon)
 
 
 def _conv(x: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: int) -> Tensor:
@@ -170,12 +160,12 @@ def _conv(x: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: Any, g
 def max_pool_winner_reference(g: Tensor, indices: Tensor, size: Any, *windows: Any) -> Tensor:
     """The formula of ``max_pool_winner``."""
     flat = g.new_zeros((*g.shape[:2], torch.Size(size).numel()))
-    return flat.scatter_add(2, _stretched(indices, g.shape[0]).flatten(2), g.flatten(2)).view(*g.shape[:2], *size)
+    return flat.scatter_add(2, stretched(indices, g).flatten(2), g.flatten(2)).view(*g.shape[:2], *size)
 
 
 def max_pool_winner_backward_reference(grad: Tensor, indices: Tensor, *_: Any) -> Tensor:
     """The formula of ``max_pool_winner_backward``."""
-    many = _stretched(indices, grad.shape[0])
+    many = stretched(indices, grad)
     return grad.flatten(2).gather(2, many.flatten(2)).view(many.shape)
 
 
@@ -202,7 +192,7 @@ def conv_relevance_reference(g: Tensor, *arguments: Any) -> Tensor:
     up, down = pulled(weight.clamp(min=0)), pulled(weight.clamp(max=0))
     if part in (Weights.ALL, Weights.POSITIVE, Weights.NEGATIVE):
         return (pulled(weight), up, down)[part]
-    many = _stretched(a, g.shape[0])
+    many = stretched(a, g)
     if part == Weights.BOX:
         low, high = (b.to(s.dtype).view(1, -1, *(1,) * (s.dim() - 2)) for b in (low, high))
         return many * pulled(weight) - low * up - high * down

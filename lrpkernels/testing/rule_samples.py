@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..functional.heatmap import heatmap_scores_formula, kept_ranks
+from .formulas import stretched
 
 Values = Callable[[tuple[int, ...]], Tensor]
 
@@ -66,12 +67,6 @@ def _heatmap_samples(op: str, wide: torch.dtype, values: Values, maps: int) -> I
         yield (heatmap, mask, order, *(values(s).contiguous().to(wide) for s in shapes), decay), label
 
 
-def _many(value: Tensor, like: Tensor) -> Tensor:
-    """Forward values [B, ...] for each of the targets of ``like`` [T * B, ...]."""
-    repeats = like.shape[0] // value.shape[0] if value.shape[0] else 1
-    return value.repeat(repeats, *(1,) * (value.dim() - 1))
-
-
 def _stable(z: Tensor, epsilon: float) -> Tensor:
     return torch.where(z < 0, z - epsilon, z + epsilon)
 
@@ -90,34 +85,13 @@ def affine_formula(
     k, c = _channels(slope, shift, x)
     d = whole * (k * x + c) + positive * ((k * x).relu() + c.relu())
     k = whole * k + positive * torch.where(x >= 0, k.clamp(min=0), k.clamp(max=0))
-    return g * _many(v * k / _stable(d, epsilon), g)
+    return g * stretched(v * k / _stable(d, epsilon), g)
 
 
 def sum_zplus_formula(g: Tensor, a: Tensor, b: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
     """s = G t / (a+ + b+ + eps), for the summands >= 0."""
-    s = g * _many((a + b) / (a.relu() + b.relu() + epsilon), g)
-    return s * _many(a >= 0, s), s * _many(b >= 0, s)
-
-
-def _derivatives(results: tuple[Tensor, ...], grads: Any, leaves: list[Tensor]) -> tuple[Tensor, ...]:
-    return torch.autograd.grad(results, leaves, grads)
-
-
-def affine_backward_reference(grad: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    """PyTorch's derivative of the formula of ``affine``; an empty tensor for a shift that is None."""
-    leaves = [a.requires_grad_() for a in arguments[:5] if a is not None]
-    with torch.enable_grad():
-        result = affine_formula(*arguments)
-    none = [grad.new_empty(0)] if arguments[4] is None else []
-    return *_derivatives((result,), (grad,), leaves), *none
-
-
-def sum_zplus_backward_reference(grad_a: Tensor, grad_b: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    """PyTorch's derivative of the formula of ``sum_zplus``."""
-    leaves = [a.requires_grad_() for a in arguments[:3]]
-    with torch.enable_grad():
-        results = sum_zplus_formula(*arguments)
-    return _derivatives(results, (grad_a, grad_b), leaves)
+    s = g * stretched((a + b) / (a.relu() + b.relu() + epsilon), g)
+    return s * stretched(a >= 0, s), s * stretched(b >= 0, s)
 
 
 def heatmap_scores_backward_reference(heatmap: Tensor, mask: Tensor, order: Tensor, *rest: Any) -> tuple[Tensor, ...]:
@@ -125,14 +99,12 @@ def heatmap_scores_backward_reference(heatmap: Tensor, mask: Tensor, order: Tens
     *grads, decay = rest
     with torch.enable_grad():
         results = heatmap_scores_formula(heatmap.requires_grad_(), mask, order.shape[-1], decay)
-    return _derivatives(results[:3], grads, [heatmap])
+    return torch.autograd.grad(results[:3], heatmap, grads)
 
 
 RULE_REFERENCES: dict[str, Callable[..., Tensor | tuple[Tensor, ...]]] = {
     "affine": affine_formula,
-    "affine_backward": affine_backward_reference,
     "sum_zplus": sum_zplus_formula,
-    "sum_zplus_backward": sum_zplus_backward_reference,
     "heatmap_scores": heatmap_scores_formula,
     "heatmap_scores_backward": heatmap_scores_backward_reference,
 }

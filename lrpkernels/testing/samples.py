@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .formulas import epsilon_scale_reference, ratio_reference
 from .layer_samples import CONV_OPS, POOL_OPS, REFERENCES, conv_samples, pool_samples
 from .rule_samples import RULE_OPS, RULE_REFERENCES, rule_samples
 
@@ -127,31 +128,6 @@ def samples(
                     yield Sample(op, (*grad, values(many), addend, output, scale, *numbers), label)
 
 
-def _stretch(value: Tensor, multiplier: Tensor) -> Tensor:
-    """Forward values [B, ...] repeated for every target, [T * B, ...]."""
-    targets = multiplier.shape[0] // value.shape[0] if value.shape[0] else 1
-    return value.repeat(targets, *[1] * (value.dim() - 1))
-
-
-def epsilon_scale_reference(
-    multiplier: Tensor, addend: Tensor | None, output: Tensor | None, scale: Tensor | None, epsilon: float
-) -> Tensor:
-    """The formula of ``epsilon_scale`` in the dtype of its arguments."""
-    result = multiplier if addend is None else multiplier + addend
-    if output is not None:
-        ratio = torch.where(output <= 0, 0.0, output / (output + epsilon))  # NaN stays NaN
-        result = result * _stretch(ratio, multiplier)
-    if scale is not None:
-        result = result * scale.to(result.dtype).view(1, -1, *[1] * (multiplier.dim() - 2))
-    return result
-
-
-def ratio_reference(multiplier: Tensor, value: Tensor, denominator: Tensor, epsilon: float) -> Tensor:
-    """The formula of ``ratio`` in the dtype of its arguments."""
-    sign = torch.where(denominator < 0, -1.0, 1.0).to(denominator.dtype)
-    return multiplier * _stretch(value / (denominator + epsilon * sign), multiplier)
-
-
 _FORWARD: dict[str, Callable[..., Tensor | tuple[Tensor, ...]]] = {
     "epsilon_scale": epsilon_scale_reference,
     "ratio": ratio_reference,
@@ -177,26 +153,20 @@ def reference(op: str, arguments: tuple[Any, ...], dtype: torch.dtype = torch.fl
     if op in _FORWARD:
         results = _FORWARD[op](*cast)
         return results if isinstance(results, tuple) else (results,)
-    forward = _FORWARD[op.removesuffix("_backward")]
-    grad, inputs = cast[0], cast[1:]
-    wanted = [True, False, True, bool(inputs.pop())] if op == "epsilon_scale_backward" else [True, True, True]
+    base = op.removesuffix("_backward")
+    count = 2 if base == "sum_zplus" else 1
+    grads, inputs = cast[:count], cast[count:]
+    # Each of the leading tensors has a gradient among the results, an empty one if it is missing.
+    wanted: list[bool | None] = [True for a in inputs if a is None or isinstance(a, Tensor)]
+    if base == "epsilon_scale":  # that of the addend is the multiplier's; the scale's has to be asked for
+        wanted[1], wanted[3] = None, bool(inputs.pop())
     leaves = [a.requires_grad_() if isinstance(a, Tensor) else a for a in inputs]
     with torch.enable_grad():
-        result = forward(*leaves)
-    asked = [a for a, want in zip(leaves, wanted, strict=False) if want and isinstance(a, Tensor)]
-    grads = iter(torch.autograd.grad(result, asked, grad))
-    returned = []
-    for leaf, want, optional in zip(leaves, wanted, _optional(op), strict=False):
-        if want and isinstance(leaf, Tensor):
-            returned.append(next(grads))
-        elif optional:
-            returned.append(grad.new_empty(0))
-    return tuple(returned)
-
-
-def _optional(op: str) -> list[bool]:
-    """Which forward inputs have an optional gradient among the results."""
-    return [False, False, True, True] if op == "epsilon_scale_backward" else [False, False, False]
+        results = _FORWARD[base](*leaves)
+    asked = [leaf for leaf, want in zip(leaves, wanted, strict=False) if want and leaf is not None]
+    found = iter(torch.autograd.grad(results, asked, grads if isinstance(results, tuple) else grads[0]))
+    pairs = [pair for pair in zip(leaves, wanted, strict=False) if pair[1] is not None]
+    return tuple(next(found) if want and leaf is not None else grads[0].new_empty(0) for leaf, want in pairs)
 
 
 def error_ratio(actual: Tensor, plain: Tensor, exact: Tensor) -> float:
