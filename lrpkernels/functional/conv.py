@@ -102,14 +102,6 @@ def conv_apply(
     return call(_ConvApply, input, weight.weight, bias, weight.weights, geometry, known)
 
 
-class _Term(NamedTuple):
-    """One of the linear maps that a combination of weights adds up: its share of the gradient at the input, the part of W, its sign."""
-
-    grad: Tensor
-    part: Weights
-    sign: int = 1
-
-
 class _ConvPull(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -156,15 +148,18 @@ class _ConvPull(torch.autograd.Function):
         return *grads, grad_weight, grad_input, *(None,) * 4
 
 
-def _terms(grad: Tensor, input: Tensor | None, weights: Weights, bounds: tuple[Tensor, Tensor] | None) -> list[_Term]:
+def _terms(
+    grad: Tensor, input: Tensor | None, weights: Weights, bounds: tuple[Tensor, Tensor] | None
+) -> list[tuple[Tensor, Weights, int]]:
+    """The linear maps that a combination of weights adds up: share of the gradient at the input, part of W, sign."""
     if input is None:
-        return [_Term(grad, weights)]
+        return [(grad, weights, 1)]
     if bounds is None:
         places = (input >= 0).repeat(grad.shape[0] // input.shape[0], *(1,) * (input.dim() - 1))
         up, down = _BY_SIGN[weights]
-        return [_Term(grad * places, up), _Term(grad * ~places, down)]
+        return [(grad * places, up, 1), (grad * ~places, down, 1)]
     low, high = (grad * per_channel(bound.to(grad.dtype), grad.dim()) for bound in bounds)
-    return [_Term(times(grad, input), Weights.ALL), _Term(low, Weights.POSITIVE, -1), _Term(high, Weights.NEGATIVE, -1)]
+    return [(times(grad, input), Weights.ALL, 1), (low, Weights.POSITIVE, -1), (high, Weights.NEGATIVE, -1)]
 
 
 def _within(gradient: Tensor, weight: Tensor, part: Weights) -> Tensor:

@@ -207,15 +207,8 @@ _ADDS = (torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__, Tensor.add_, Te
 _SUBS = (torch.sub, torch.subtract, Tensor.sub, Tensor.subtract, Tensor.__sub__, Tensor.sub_, Tensor.__isub__)
 _RSUBS = (torch.rsub, Tensor.__rsub__)
 _MULS = (
-    torch.mul,
-    torch.multiply,
-    Tensor.mul,
-    Tensor.multiply,
-    Tensor.__mul__,
-    Tensor.__rmul__,
-    Tensor.mul_,
-    Tensor.__imul__,
-)
+    torch.mul, torch.multiply, Tensor.mul, Tensor.multiply, Tensor.__mul__, Tensor.__rmul__, Tensor.mul_, Tensor.__imul__,
+)  # fmt: skip
 _DIVS = (
     torch.div, torch.divide, torch.true_divide, Tensor.div, Tensor.divide, Tensor.true_divide, Tensor.__truediv__, Tensor.div_,
     Tensor.__itruediv__,

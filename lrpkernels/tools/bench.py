@@ -28,23 +28,15 @@ _NAMED = ("benchmarks.networks", "torchvision.models", "timm.models")
 
 
 @dataclass(frozen=True)
-class Row:
+class Row(Ratio):
     """One figure.
 
     Attributes:
         baseline: what the ratio is to.
-        name: what was measured.
-        seconds: median time of one run.
-        ratio: median over pairs of runs; low, high: its 10 % and 90 % quantiles.
         floor: the least that the ratio could be at equal precision and efficiency (docs/method.md).
     """
 
     baseline: str
-    name: str
-    seconds: float
-    ratio: float
-    low: float
-    high: float
     floor: float
 
     def as_dict(self) -> dict[str, Any]:
@@ -207,9 +199,7 @@ def bench(
 
 
 def _rows(ratios: list[Ratio], floors: list[float]) -> list[Row]:
-    return [
-        Row(ratios[0].name, r.name, r.seconds, r.ratio, r.low, r.high, f) for r, f in zip(ratios, floors, strict=True)
-    ]
+    return [Row(**vars(r), baseline=ratios[0].name, floor=floor) for r, floor in zip(ratios, floors, strict=True)]
 
 
 def table(rows: Sequence[Row]) -> Any:

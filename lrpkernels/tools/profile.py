@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from rich.table import Table
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from ..engine.propagate import Walk
 from ..engine.target import Target, select_logits, start
@@ -17,9 +18,8 @@ from ..graph import Arrived, Multipliers, Node, Value
 from ..layers import Block
 from ..rules import Composite, Rule, as_composite
 from ..tape import Tape, record
-from .meter import MeteredFunctions, Reading
 from .timing import clock
-from .traffic import Traffic
+from .traffic import Traffic, tensors
 
 
 @dataclass(frozen=True)
@@ -121,6 +121,29 @@ def profile(
     return Profile(tuple(blocks), median(run.forward for run in timed), median(run.relevance for run in timed))
 
 
+Reading = Callable[[], float]
+
+
+class _Metered(TorchFunctionMode):
+    """Reads the meter around every function of a forward pass, and notes the difference with its results."""
+
+    def __init__(self, reading: Reading) -> None:
+        super().__init__()
+        self.reading = reading
+        self.spent: dict[int, float] = {}
+        self._kept: list[Tensor] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        start = self.reading()
+        out = func(*args, **(kwargs or {}))
+        spent = self.reading() - start
+        for tensor in tensors(out):
+            if id(tensor) not in self.spent:  # otherwise it was there before: an argument, the base of a view
+                self.spent[id(tensor)] = spent
+                self._kept.append(tensor)  # so that no other tensor takes its id
+        return out
+
+
 @dataclass
 class _Run:
     """Readings of one run: per block (forward, relevance), and of both passes."""
@@ -132,7 +155,7 @@ class _Run:
 
 
 def _run(model: nn.Module, x: Tensor, composite: Composite, target: Target, reading: Reading) -> _Run:
-    meter = MeteredFunctions(reading)
+    meter = _Metered(reading)
     with meter:
         begin = reading()
         tape = record(model, x)
