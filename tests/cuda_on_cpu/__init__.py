@@ -3,18 +3,20 @@
 Nothing here imports torch, so that the same tests run under AddressSanitizer and ThreadSanitizer.
 """
 
+import os
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
 import pytest
 
 from .buffers import DTYPES, INT32, INT64, Buffer, Dtype, arranged, assert_close, restored
-from .build import CUDA_SOURCES, ROOT, SANITIZERS, compile_kernels, sanitizer_environment
+from .build import CUDA_SOURCES, FLOAT_ONLY, ROOT, SANITIZERS, compile_kernels, sanitizer_environment
 from .kernels import Conv, ConvResult, ConvScale, Counts, Extent, Heatmap, Kernels, Operations, Pool, load, load_counted
 
 __all__ = [
     "CUDA_SOURCES",
     "DTYPES",
+    "FLOAT_ONLY",
     "INT32",
     "INT64",
     "ORDERS",
@@ -47,6 +49,7 @@ __all__ = [
 CaseT = TypeVar("CaseT")
 
 ORDERS = (0, 1, 5)  # in which threads run: ascending, descending, random
+_SHARE = os.environ.get("SHIM_SHARE")  # instead of the share that a test names
 
 
 def slow_unless(quick: bool) -> Any:
@@ -76,5 +79,6 @@ def thin_runs() -> list[Any]:
 
 
 def taken(cases: Iterable[CaseT], order: int, share: int) -> Iterator[tuple[int, CaseT]]:
-    """One case in ``share``, with its number; other ones in other orders."""
+    """One case in ``share``, or in SHIM_SHARE, with its number; other ones in other orders."""
+    share = int(_SHARE or share)
     return ((number, case) for number, case in enumerate(cases) if number % share == order % share)

