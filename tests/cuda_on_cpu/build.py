@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import functools
 import hashlib
@@ -9,7 +10,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -60,6 +61,15 @@ def _headers(sources: Path) -> list[Path]:
     return sorted([*sources.rglob("*.h"), *sources.rglob("*.cuh"), *SHIM.glob("*.h")])
 
 
+@contextlib.contextmanager
+def only_one(library: Path) -> Iterator[None]:
+    """Parallel test processes need the same libraries: one compiles, the others wait."""
+    library.parent.mkdir(parents=True, exist_ok=True)
+    with open(library.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def compile_kernels(
     name: str, sanitizer: str | None = None, patches: Sequence[tuple[str, str, str]] = (), counted: bool = False
 ) -> Path:
@@ -86,13 +96,10 @@ def compile_kernels(
     digest = hashlib.sha256(repr((name, flags, version, patches)).encode())
     for path in (source, *_headers(sources)):
         digest.update(path.read_bytes())
-    CACHE.mkdir(parents=True, exist_ok=True)
     library = CACHE / f"{name}-{digest.hexdigest()[:20]}.so"
     if library.exists():
         return library
-    # Parallel test processes need the same libraries: one compiles, the others wait.
-    with open(CACHE / f"{library.stem}.lock", "w") as lock, tempfile.TemporaryDirectory(dir=CACHE) as folder:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with only_one(library), tempfile.TemporaryDirectory(dir=CACHE) as folder:
         if library.exists():
             return library
         if patches:
