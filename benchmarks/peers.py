@@ -25,7 +25,7 @@ from benchmarks.networks import NETWORKS
 from benchmarks.peer_lxt import lxt_heatmap
 from benchmarks.timing import Ratio, alternate, as_rows
 from benchmarks.zennit_import import import_zennit
-from lrpkernels.bench import heatmap, input_gradient
+from lrpkernels.tools.bench import heatmap, input_gradient
 
 OURS: dict[str, lrp.Composite | lrp.Rule] = {
     "epsilon": lrp.Epsilon(1e-2),

@@ -24,7 +24,7 @@ from benchmarks import command_line
 from benchmarks.networks import residual
 from benchmarks.step import steps
 from benchmarks.timing import alternate, as_rows
-from lrpkernels.bench import COMPOSITES, heatmap, input_gradient
+from lrpkernels.tools.bench import COMPOSITES, heatmap, input_gradient
 
 # Per curve: what all its points share, and the values of what it varies.
 CURVES: dict[str, tuple[dict[str, int], tuple[int, ...]]] = {

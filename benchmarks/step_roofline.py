@@ -28,7 +28,8 @@ from benchmarks import command_line
 from benchmarks.gradient_trick import gradient_trick_step
 from benchmarks.networks import NETWORKS
 from benchmarks.op_log import Call, log, meta_autocast
-from lrpkernels import functional, tuning
+from lrpkernels import functional
+from lrpkernels.functional import tuner as tuning
 
 STEPS = ("plain", "ours", "ours (fused)", "autograd")
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from lrpkernels._timing import Ratio, alternate, steady_allocator
+from lrpkernels.tools.timing import Ratio, alternate, steady_allocator
 
 __all__ = ["Ratio", "alternate", "as_rows", "environment", "steady_allocator"]
 

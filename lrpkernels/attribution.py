@@ -8,13 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import _capture
-from .composite import Composite, as_composite
+from .engine.replay import StaticCalls
+from .engine.target import Target
 from .errors import NonFiniteError
-from .rules import Rule
-from .static import StaticCalls
+from .functional import is_capturing
+from .rules import Composite, Rule, as_composite
 from .tape import Tape, record
-from .target import Target
 
 
 class LRP:
@@ -86,10 +85,26 @@ class LRP:
                 _explain_non_finite(self.model, x, kwargs)
             return tape.output, heatmap
 
+    def explain(self, x: Tensor | tuple[Tensor, ...]) -> str:
+        """A table of the rule that each layer follows: module, operation, rule, output shape. Runs one forward pass.
+
+        Runs under ``torch.no_grad()`` in the model's present mode.
+
+        Args:
+            x: what the model takes.
+        """
+        rows = [("module", "operation", "rule", "output")]
+        with torch.no_grad(), record(self.model, x) as tape:
+            for node, rule in tape.plan(self.composite):
+                shape = str(tuple(node.output.shape))
+                rows.append((tape.module_path(node.module or self.model), node.label(), repr(rule), shape))
+        widths = [max(len(row[i]) for row in rows) for i in range(3)]
+        return "\n".join("  ".join((*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[3])) for row in rows)
+
 
 def _is_finite(heatmap: Any) -> bool:
     maps = heatmap if isinstance(heatmap, tuple) else (heatmap,)
-    if any(_capture.is_capturing(m.device) for m in maps):
+    if any(is_capturing(m.device) for m in maps):
         return True  # nobody may look while a graph is captured
     return all(bool(torch.isfinite(m.detach().sum())) or bool(torch.isfinite(m.detach()).all()) for m in maps)
 
@@ -114,10 +129,10 @@ def _explain_non_finite(model: nn.Module, x: Any, kwargs: dict[str, Any]) -> Non
 
 
 def _check_finite(tape: Tape) -> None:
-    for op in tape.ops:
-        for value in op.outputs:
+    for node in tape.nodes:
+        for value in node.outputs:
             if value.dtype.is_floating_point and not bool(torch.isfinite(value.tensor).all()):
-                where = tape.module_path(op.module or tape.model)
+                where = tape.module_path(node.module or tape.model)
                 raise NonFiniteError(
-                    f"{where}: the output of {op.label()} is not finite; the heatmap would be meaningless"
+                    f"{where}: the output of {node.label()} is not finite; the heatmap would be meaningless"
                 )

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import lrpkernels as lrp
 from lrpkernels import _capture
 from lrpkernels.testing import emulated_cuda
-from lrpkernels.tuning import Tuner
+from lrpkernels.functional.tuner import Tuner
 
 # What waits for a result, and what makes a tensor of numbers on the host.
 FORBIDDEN = {

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lrpkernels.functional import ConvGeometry, _cpu_conv
+from lrpkernels.functional import ConvGeometry, conv_cpu
 
 SHAPES = [
     # input (N, C, H, W), output channels, kernel, stride, padding, dilation, route per purpose (data, apply, weight)
@@ -41,12 +41,12 @@ def test_routes_equal_aten(case: tuple) -> None:
     x, weight, z, s, geometry = operands(case)
     data, gradient, _ = torch.ops.aten.convolution_backward(s, x, weight, None, *geometry, [True, True, False])
     results = (
-        (_cpu_conv.data_gradient(s, weight, x.shape[2:], geometry), data, "data", s),
-        (_cpu_conv.apply(x, weight, geometry), z, "apply", x),
-        (_cpu_conv.weight_gradient(s, x, weight, geometry), gradient, "weight", s),
+        (conv_cpu.data_gradient(s, weight, x.shape[2:], geometry), data, "data", s),
+        (conv_cpu.apply(x, weight, geometry), z, "apply", x),
+        (conv_cpu.weight_gradient(s, x, weight, geometry), gradient, "weight", s),
     )
     for (ours, expected, purpose, values), route in zip(results, case[-1], strict=True):
-        assert _cpu_conv._route(purpose, values, weight, geometry) == route
+        assert conv_cpu._route(purpose, values, weight, geometry) == route
         assert (ours is None) == (route is None)
         if ours is not None:
             assert ours.is_contiguous()
@@ -60,7 +60,7 @@ def test_routes_equal_aten(case: tuple) -> None:
 def test_subpixels_of_any_stride(size: tuple, kernel: tuple, stride: int, padding: int) -> None:
     x, weight, _, s, geometry = operands((size, 16, kernel, stride, padding, 1, None))
     expected = torch.ops.aten.convolution_backward(s, x, weight, None, *geometry, [True, False, False])[0]
-    ours = _cpu_conv._subpixel(s, weight, x.shape[2:], geometry)
+    ours = conv_cpu._subpixel(s, weight, x.shape[2:], geometry)
     torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
 
 
@@ -74,4 +74,4 @@ def test_other_layouts_dtypes_and_convolutions_are_atens() -> None:
         (s, geometry._replace(transposed=True)),
     )
     for values, other in others:
-        assert _cpu_conv._route("data", values, weight, other) is None
+        assert conv_cpu._route("data", values, weight, other) is None

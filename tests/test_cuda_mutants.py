@@ -229,9 +229,9 @@ MUTANTS = {
         "static_cast<int64_t>(i - row * p.columns),",
         "float32",
     ),
-    "heatmap_loss: no barrier between the stages of the sort": Mutant(
-        "heatmap_loss",
-        "cuda/heatmap_loss.cu",
+    "heatmap: no barrier between the stages of the sort": Mutant(
+        "heatmap",
+        "cuda/heatmap.cu",
         """          keys[j] = a;
         }
       }
@@ -241,15 +241,15 @@ MUTANTS = {
       }""",
         "float32",
     ),
-    "heatmap_loss: one rank too many is kept": Mutant(
-        "heatmap_loss",
-        "cuda/heatmap_loss.cu",
+    "heatmap: one rank too many is kept": Mutant(
+        "heatmap",
+        "cuda/heatmap.cu",
         "if (with >= wanted && without < wanted)",
         "if (with > wanted && without <= wanted)",
         "float32",
     ),
-    "heatmap_loss: ties rank in descending order": Mutant(
-        "heatmap_loss", "cuda/heatmap_loss.cu", "~static_cast<unsigned>(i)}", "static_cast<unsigned>(i)}", "float32"
+    "heatmap: ties rank in descending order": Mutant(
+        "heatmap", "cuda/heatmap.cu", "~static_cast<unsigned>(i)}", "static_cast<unsigned>(i)}", "float32"
     ),
     "affine: the second sum's place is the first's": Mutant(
         "affine",

@@ -10,7 +10,7 @@ import pytest
 from cuda_on_cpu import FLOAT_ONLY, SANITIZERS, compile_kernels, sanitizer_environment
 
 TESTS = Path(__file__).resolve().parent
-FAMILIES = ["affine", "pointwise", "pool", "conv", "conv_weight", "heatmap_loss"]
+FAMILIES = ["affine", "pointwise", "pool", "conv", "conv_weight", "heatmap"]
 
 
 # Every kernel in float32 and descending order, in one case of so many: numbers that share no factor with those of the layers,
@@ -23,15 +23,24 @@ CASES = [pytest.param("float32-1", id="quick"), pytest.param("", id="all", marks
 @pytest.mark.parametrize("sanitizer", SANITIZERS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_family(family: str, sanitizer: str, cases: str) -> None:
-    environment = sanitizer_environment(sanitizer)
+    few = {}
     if cases:
-        library = compile_kernels(family, sanitizer, patches=[FLOAT_ONLY])
-        environment |= {"SHIM_LIBRARY": str(library), "SHIM_SHARE": SHARES[sanitizer]}
+        few["SHIM_LIBRARY"] = str(compile_kernels(family, sanitizer, patches=[FLOAT_ONLY]))
+        few["SHIM_SHARE"] = SHARES[sanitizer]
+    run(f"test_cuda_{family}.py", sanitizer, cases, **few)
+
+
+def test_no_size_overflows() -> None:
+    """What launchers compute from sizes that they refuse."""
+    run("test_cuda_sizes.py", "address")
+
+
+def run(tests: str, sanitizer: str, cases: str = "", **settings: str) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-s", "-p", "no:cacheprovider", "--noconftest", "-k", cases]
     result = subprocess.run(
-        [*command, f"test_cuda_{family}.py"],
+        [*command, tests],
         cwd=TESTS,
-        env=environment,
+        env={**sanitizer_environment(sanitizer), **settings},
         capture_output=True,
         text=True,
         timeout=900,

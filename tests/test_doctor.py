@@ -10,7 +10,7 @@ import torch
 from test_emulated_ops import load_emulated_ops
 from typer.testing import CliRunner
 
-from lrpkernels import doctor
+from lrpkernels.tools import doctor
 from lrpkernels.__main__ import app
 
 FEW = ("ratio", "average_pool", "conv_apply")

@@ -42,7 +42,6 @@ RULES = {
     "z+": lrp.ZPlus(1e-2),
     "alpha-beta": lrp.AlphaBeta(2.0, 1.0, 1e-2),
     "layer-wise epsilon": lrp.EpsilonLayerwise(1e-2),
-    "z+, scaled": lrp.ZPlus(1e-2, scaled=True),
 }
 
 

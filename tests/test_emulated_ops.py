@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -89,3 +91,72 @@ def test_tensor_cores_are_as_close_as_their_inputs_allow(op: str, dtype: torch.d
             if exact.numel() > 0:
                 error = (actual.double() - exact).abs().max()
                 assert error <= 4 * rounded * exact.abs().max(), f"{layout} {sample.label}"
+
+
+def declared(*sizes: int) -> torch.Tensor:
+    """A tensor of one element that says it has these sizes."""
+    return torch.ones(()).expand(sizes)
+
+
+def op_calls() -> dict[str, tuple[Callable[[Any], object], str]]:
+    one, none, wide = [1, 1], (None,) * 5, [2**28, 2**28]
+    weight = "weight must have fewer than 2^31 elements"
+    g, x = declared(1, 2**16, 1, 1), declared(1, 2**15, 1, 1)
+    window = ([1, 1], [0, 0], [1, 1])
+    return {
+        "relevance": (
+            lambda o: o.conv_relevance(
+                g, *none, declared(2**16, 2**15, 1, 1), 0, None, None, None, one, *window, 1, 0.1, False
+            ),
+            "conv_relevance: " + weight,
+        ),
+        "apply": (
+            lambda o: o.conv_apply(x, declared(2**16, 2**15, 1, 1), 0, *window, 1, False),
+            "conv_apply: " + weight,
+        ),
+        "a kernel larger than any": (
+            lambda o: o.conv_apply(declared(1, 1, 1, 1), declared(1, 1, 2**31, 1), 0, *window, 1, False),
+            "conv_apply: kernel_size must be 2 numbers >= 1 and < 2^30, got [2147483648, 1]",
+        ),
+        "weight gradient": (
+            lambda o: o.conv_weight_gradient(
+                declared(1, 1, 1, 1), *none, declared(1, 1, 2, 2), wide, one, [2**27 - 1] * 2, one, 1, 0.1, False
+            ),
+            "conv_weight_gradient: " + weight,
+        ),
+        "plane": (
+            lambda o: o.max_pool_winner(
+                declared(2, 3, 1, 1, 1),
+                torch.zeros(2, 3, 1, 1, 1).long(),
+                [2**29] * 3,
+                *([1] * 3, [1] * 3),
+                [0] * 3,
+                [1] * 3,
+            ),
+            "max_pool_winner: a plane, padding included, and its windows must have fewer than 2^30 positions, got input [",
+        ),
+        "windows": (
+            lambda o: o.max_pool_winner_backward(
+                declared(2, 3, 4), torch.zeros(2, 3, 1).long(), [2**20], [1], [0], [2**20]
+            ),
+            "max_pool_winner_backward: a plane, padding included, and its windows must have fewer than 2^30 positions",
+        ),
+    }
+
+
+@pytest.mark.parametrize("name", op_calls())
+def test_ops_refuse_in_one_line(name: str) -> None:
+    call, text = op_calls()[name]
+    with pytest.raises(RuntimeError) as raised:
+        call(torch.ops.lrpkernels_emulated)
+    assert str(raised.value).splitlines()[0].startswith(text)
+    assert "\n" not in str(raised.value).strip()
+
+
+def test_a_launch_that_no_grid_holds_says_so() -> None:
+    stride = [2**16, 2**16]
+    g, weight = torch.ones(1, 8, 1, 1), torch.ones(8, 8, 1, 1)
+    with pytest.raises(RuntimeError, match="conv_relevance failed with CUDA error 1: the sizes exceed what"):
+        torch.ops.lrpkernels_emulated.conv_relevance(
+            g, *(None,) * 5, weight, 0, None, None, None, [1, 1], stride, [0, 0], [1, 1], 1, 0.1, False
+        )

@@ -13,7 +13,8 @@ import torch
 import isnet
 from benchmarks.networks import NETWORKS
 from benchmarks.op_log import Finding, OpLog, log, meta_autocast
-from lrpkernels import functional, tuning
+from lrpkernels import functional
+from lrpkernels.functional import tuner as tuning
 
 # Checks of arguments that read a number, and draws on the host: what must go, or be switched off, before a step can be captured.
 _CHECKED_SCORE = {("waits", "lrpkernels/target.py", "_from_callable")}

@@ -32,7 +32,7 @@ def small(in_channels=1, num_classes=2):
 """
 OPTIONS = (
     "--arch small_network:small --channels 1 --size 12 --variant stochastic --epochs 3 --batch-size 4 --tune 1 --warmup 1 "
-    "--heatmap-every 2 --heatmap-fraction 0.5 --balance auto --leak 0.1 --ema 0.9 --save-every 1"
+    "--heatmap-every 2 --balance auto --ema 0.9 --save-every 1"
 )
 
 

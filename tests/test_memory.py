@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import isnet
 import lrpkernels as lrp
 from benchmarks.networks import NETWORKS as BENCHMARKED
-from lrpkernels.layers.nested import leaves, map_leaves
+from lrpkernels.layers.registry import leaves, map_leaves
 
 X = torch.rand(2, 3, 12, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 

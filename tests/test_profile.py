@@ -10,10 +10,12 @@ from torch import nn
 from typer.testing import CliRunner
 
 import lrpkernels as lrp
-from lrpkernels import bench, profile
+from lrpkernels.tools import bench, profile
 from lrpkernels.__main__ import app
 from lrpkernels._meter import MeteredComposite
-from lrpkernels._traffic import Traffic
+from lrpkernels.tools.traffic import Traffic
+
+EPSILON_BOX = lrp.Composite(first=lrp.ZBox(0.0, 1.0, 1e-2), default=lrp.Epsilon(1e-2))
 
 
 def small() -> nn.Module:
@@ -45,7 +47,7 @@ def x() -> torch.Tensor:
 
 
 def test_every_block_is_named_and_measured(ticks: None, x: torch.Tensor) -> None:
-    found = profile.profile(small().eval(), x, lrp.ISNetComposite(), repeats=2)
+    found = profile.profile(small().eval(), x, EPSILON_BOX, repeats=2)
     assert [(b.module, b.operation, b.rule) for b in found.blocks] == [
         ("0", "conv -> batch_norm -> relu", "ZBox"),
         ("3", "max_pool", "Epsilon"),
@@ -90,7 +92,7 @@ def test_behind_a_relu_signs_are_known(x: torch.Tensor) -> None:
 
 
 def test_watching_changes_no_heatmap(x: torch.Tensor) -> None:
-    model, composite = small().eval(), lrp.ISNetComposite()
+    model, composite = small().eval(), EPSILON_BOX
     _, expected = lrp.LRP(model, composite)(x)
     with lrp.record(model, x) as tape:
         watched = MeteredComposite(composite, {}, lambda: 0.0)

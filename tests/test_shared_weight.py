@@ -48,7 +48,7 @@ def _forward(net: nn.Module, checkpoint: bool, composites: list[Any]) -> tuple[T
     with lrp.record(net, X, composite=composites, checkpoint=checkpoint) as tape:
         maps = [tape.relevance("all", composite) for composite in composites]
         if checkpoint:
-            assert [op.kind for op in tape.ops if getattr(op, "shared", None)] == ["conv"] * 2 + ["linear"] * 3
+            assert [op.kind for op in tape.nodes if getattr(op, "shared", None)] == ["conv"] * 2 + ["linear"] * 3
         return tape.output, maps
 
 

@@ -14,10 +14,11 @@ from test_emulated_ops import load_emulated_ops
 from torch import Tensor
 
 import lrpkernels as lrp
-from lrpkernels import functional, tuning
+from lrpkernels import functional
+from lrpkernels.functional import tuner as tuning
 from lrpkernels.functional import ConvGeometry
 from lrpkernels.testing import emulated_cuda
-from lrpkernels.tuning import Choice, FusedKernelWarning, Tuner, describe
+from lrpkernels.functional.tuner import Choice, FusedKernelWarning, Tuner, describe
 
 X = torch.ones(3)
 CPU = torch.device("cpu")
@@ -222,6 +223,6 @@ class TestThroughTheEmulatedKernels:
 
 
 def test_on_the_cpu_nothing_is_tuned() -> None:
-    before = dict(tuning.tuner.choices)
+    before = dict(tuning.current.choices)
     lrp.LRP(build(NETWORKS["vgg"]), lrp.Epsilon(1e-2))(torch.rand(1, 3, 12, 12, dtype=torch.float64), 1)
-    assert tuning.tuner.choices == before
+    assert tuning.current.choices == before

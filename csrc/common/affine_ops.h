@@ -1,5 +1,5 @@
 // Host side of the ops of layers without a matrix product: batch norm standing alone, and sums under the z+ rule.
-// A Backend as in pool_ops.h.
+// A Backend as in pointwise_ops.h.
 #pragma once
 #include <tuple>
 

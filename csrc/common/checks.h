@@ -113,10 +113,8 @@ inline void check_forward_pair(const char* op, const char* name, const Tensor& v
 }
 
 inline void check_epsilon_scale(const char* op, const Tensor& multiplier, const OptionalTensor& addend,
-                                const OptionalTensor& output, const OptionalTensor& scale, double epsilon,
-                                double leak) {
+                                const OptionalTensor& output, const OptionalTensor& scale, double epsilon) {
   check_epsilon(op, epsilon);
-  if (!std::isfinite(leak)) fail(op, ": leak must be finite, got ", leak);
   if (addend) check_like_multiplier(op, "addend", *addend, multiplier);
   if (output) check_forward_value(op, "output", *output, multiplier);
   if (!scale) return;
@@ -128,9 +126,9 @@ inline void check_epsilon_scale(const char* op, const Tensor& multiplier, const 
 
 inline void check_epsilon_scale_backward(const char* op, const Tensor& grad, const Tensor& multiplier,
                                          const OptionalTensor& addend, const OptionalTensor& output,
-                                         const OptionalTensor& scale, double epsilon, double leak, bool need_scale) {
+                                         const OptionalTensor& scale, double epsilon, bool need_scale) {
   check_like_multiplier(op, "grad", grad, multiplier);
-  check_epsilon_scale(op, multiplier, addend, output, scale, epsilon, leak);
+  check_epsilon_scale(op, multiplier, addend, output, scale, epsilon);
   if (need_scale && !scale) fail(op, ": need_scale must be False when scale is None, got True");
 }
 

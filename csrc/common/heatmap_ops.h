@@ -1,4 +1,4 @@
-// Host side of the heatmap loss's sums. A Backend as in pool_ops.h.
+// Host side of the heatmap loss's sums. A Backend as in pointwise_ops.h.
 #pragma once
 #include <tuple>
 

@@ -1,6 +1,6 @@
 // Host side of the pointwise ops, the same for every backend: checks, layout, allocation, early return for empty
-// tensors. A Backend offers the launchers of csrc/cuda/launchers.h (without a stream), a device guard, and
-// kDtypes, the storage dtypes it computes.
+// tensors. A Backend has one function per launcher of the op family, a device Guard, and kDtypes, the storage dtypes
+// that it computes.
 #pragma once
 #include <tuple>
 
@@ -24,10 +24,10 @@ template <typename Backend>
 struct PointwiseOps {
   // multiplier, addend [T * B, C, ...]; output [B, C, ...]; scale [C] -> [T * B, C, ...]
   static Tensor epsilon_scale(const Tensor& multiplier, const OptionalTensor& addend, const OptionalTensor& output,
-                              const OptionalTensor& scale, double epsilon, double leak) {
+                              const OptionalTensor& scale, double epsilon) {
     constexpr const char* kOp = "epsilon_scale";
     const LrpDtype dtype = storage_dtype(kOp, multiplier, Backend::kDtypes);
-    check_epsilon_scale(kOp, multiplier, addend, output, scale, epsilon, leak);
+    check_epsilon_scale(kOp, multiplier, addend, output, scale, epsilon);
     const typename Backend::Guard guard(multiplier);
     const Tensor& value = output ? *output : multiplier;
     const Layout layout = layout_of(value);
@@ -38,7 +38,7 @@ struct PointwiseOps {
     const OptionalTensor k = detail::to_layout(scale, Layout::kContiguous);
     Backend::epsilon_scale(dtype, g.const_data_ptr(), detail::const_data(g2), detail::const_data(u),
                            detail::const_data(k), result.mutable_data_ptr(), extent_of(multiplier, value, layout),
-                           epsilon, leak, guard.stream());
+                           epsilon, guard.stream());
     return result;
   }
 
@@ -47,10 +47,10 @@ struct PointwiseOps {
                                                                    const OptionalTensor& addend,
                                                                    const OptionalTensor& output,
                                                                    const OptionalTensor& scale, double epsilon,
-                                                                   double leak, bool need_scale) {
+                                                                   bool need_scale) {
     constexpr const char* kOp = "epsilon_scale_backward";
     const LrpDtype dtype = storage_dtype(kOp, multiplier, Backend::kDtypes);
-    check_epsilon_scale_backward(kOp, grad, multiplier, addend, output, scale, epsilon, leak, need_scale);
+    check_epsilon_scale_backward(kOp, grad, multiplier, addend, output, scale, epsilon, need_scale);
     const typename Backend::Guard guard(multiplier);
     const Tensor& value = output ? *output : multiplier;
     const Layout layout = layout_of(value);
@@ -76,7 +76,7 @@ struct PointwiseOps {
         dtype, t.const_data_ptr(), g.const_data_ptr(), detail::const_data(g2), detail::const_data(u),
         detail::const_data(k), grad_multiplier.mutable_data_ptr(), output ? grad_output.mutable_data_ptr() : nullptr,
         need_scale ? grad_scale.mutable_data_ptr() : nullptr, need_scale ? workspace->mutable_data_ptr() : nullptr,
-        extent, epsilon, leak, guard.stream());
+        extent, epsilon, guard.stream());
     return {grad_multiplier, grad_output, grad_scale};
   }
 

@@ -10,11 +10,11 @@
 
 namespace lrpkernels {
 
-// m(u) = u / (u + epsilon) for u > 0, `leak` for u <= 0. Both branches are computed, so that loops over it vectorise.
+// m(u) = u / (u + epsilon) for u > 0, 0 for u <= 0. Both branches are computed, so that loops over it vectorise.
 template <typename acc_t>
-LRP_HD acc_t relu_ratio(acc_t u, acc_t epsilon, acc_t leak) {
+LRP_HD acc_t relu_ratio(acc_t u, acc_t epsilon) {
   const acc_t active = u / (u + epsilon);
-  return u > acc_t(0) ? active : (u <= acc_t(0) ? leak : u);
+  return u > acc_t(0) ? active : (u <= acc_t(0) ? acc_t(0) : u);
 }
 
 // dm/du = epsilon / (u + epsilon)^2 for u > 0, else 0. Divided twice: the square of a tiny epsilon would underflow.
@@ -39,6 +39,12 @@ LRP_HD acc_t positive_part(acc_t x) {
 template <typename acc_t>
 LRP_HD acc_t negative_part(acc_t x) {
   return x >= acc_t(0) ? acc_t(0) : x;
+}
+
+// 0 where x < 0, else s. A NaN s stays one, so that it cannot hide behind a negative x.
+template <typename acc_t>
+LRP_HD acc_t unless_negative(acc_t x, acc_t s) {
+  return s == s && x < acc_t(0) ? acc_t(0) : s;
 }
 
 // How much of all contributions takes part, and how much of the positive ones besides: the epsilon rule has 1 and 0, z+

@@ -1,5 +1,5 @@
 // CPU kernels of layers without a matrix product: batch norm standing alone, and sums under the z+ rule. One pass over
-// memory, parallel over fixed tasks. The backend has the interface of csrc/cuda/launchers.h.
+// memory, parallel over fixed tasks.
 #include "../common/affine_ops.h"
 
 #include <torch/csrc/stable/library.h>
@@ -46,8 +46,8 @@ struct SumForward : Sum<scalar_t> {
             for (int64_t i = 0; i < count; ++i) {
               const acc_t x = load(a[i]), y = load(b[i]);
               const acc_t s = load(g[i]) * (x + y) / stabilize(positive_part(x) + positive_part(y), epsilon);
-              store(to_a[i], x >= acc_t(0) ? s : acc_t(0));
-              store(to_b[i], y >= acc_t(0) ? s : acc_t(0));
+              store(to_a[i], unless_negative(x, s));
+              store(to_b[i], unless_negative(y, s));
             }
           }
         });
@@ -82,7 +82,7 @@ struct SumBackward : Sum<scalar_t> {
       scalar_t* __restrict dg = this->result_a + at;
       for (int64_t i = 0; i < count; ++i) {
         const acc_t x = load(a[i]), y = load(b[i]);
-        const acc_t t = (x >= acc_t(0) ? load(ta[i]) : acc_t(0)) + (y >= acc_t(0) ? load(tb[i]) : acc_t(0));
+        const acc_t t = unless_negative<acc_t>(x, load(ta[i])) + unless_negative<acc_t>(y, load(tb[i]));
         products[i] += t * load(g[i]);
         store(dg[i], t * (x + y) / stabilize(positive_part(x) + positive_part(y), epsilon));
       }

@@ -1,12 +1,11 @@
 // CPU kernels of the pointwise ops: one pass over memory, parallel over fixed tasks, so that results do not depend on
-// the number of threads. The backend has the interface of csrc/cuda/launchers.h.
+// the number of threads.
 #include "../common/pointwise_ops.h"
 
 #include <torch/csrc/stable/library.h>
 
 #include "../common/rule_math.h"
 #include "partition.h"
-#include "pointwise.h"
 
 namespace lrpkernels::cpu {
 namespace {
@@ -26,7 +25,6 @@ struct EpsilonScale {
   LrpExtent extent;
   Partition tasks;
   acc_t epsilon;
-  acc_t leak;
 };
 
 template <typename scalar_t, bool kAddend, bool kOutput, Span kKind>
@@ -49,7 +47,7 @@ struct ForwardBody : EpsilonScale<scalar_t> {
   LRP_ALWAYS_INLINE void all_targets(int64_t offset, int64_t count, int64_t channel,
                                      const acc_t* __restrict scales) const {
     const scalar_t* __restrict u = kOutput ? this->output + offset : nullptr;
-    const acc_t epsilon = this->epsilon, leak = this->leak;
+    const acc_t epsilon = this->epsilon;
     const acc_t constant = kKind == Span::kPlane && scales != nullptr ? scales[channel] : acc_t(1);
     for (int64_t target = 0; target < this->extent.targets; ++target) {
       const int64_t at = target * this->extent.numel + offset;
@@ -59,7 +57,7 @@ struct ForwardBody : EpsilonScale<scalar_t> {
       for (int64_t i = 0; i < count; ++i) {
         acc_t value = load(g[i]);
         if constexpr (kAddend) value += load(g2[i]);
-        if constexpr (kOutput) value *= relu_ratio<acc_t>(load(u[i]), epsilon, leak);
+        if constexpr (kOutput) value *= relu_ratio<acc_t>(load(u[i]), epsilon);
         store(s[i], value * (kKind == Span::kPlane ? constant : scales[i]));
       }
     }
@@ -130,14 +128,14 @@ struct BackwardBody : EpsilonScale<scalar_t> {
     const scalar_t* __restrict u = kOutput ? this->output + offset : nullptr;
     scalar_t* __restrict dg = this->result + offset;
     scalar_t* __restrict du = kOutput ? this->grad_output + offset : nullptr;
-    const acc_t epsilon = this->epsilon, leak = this->leak;
+    const acc_t epsilon = this->epsilon;
     const acc_t constant = !kVector && scales != nullptr ? scales[0] : acc_t(1);
     double total = 0;
 #pragma omp simd reduction(+ : total)
     for (int64_t i = 0; i < count; ++i) {
       const acc_t k = kVector ? scales[i] : constant;
       const acc_t value = kOutput ? load(u[i]) : acc_t(1);
-      const acc_t ratio = kOutput ? relu_ratio<acc_t>(value, epsilon, leak) : acc_t(1);
+      const acc_t ratio = kOutput ? relu_ratio<acc_t>(value, epsilon) : acc_t(1);
       const acc_t incoming = load(t[i]);
       store(dg[i], incoming * ratio * k);
       if constexpr (kOutput || kSum) {
@@ -154,7 +152,7 @@ struct BackwardBody : EpsilonScale<scalar_t> {
                                       sum_t* __restrict sums) const {
     constexpr bool kVector = kKind != Span::kPlane;
     const scalar_t* __restrict u = kOutput ? this->output + offset : nullptr;
-    const acc_t epsilon = this->epsilon, leak = this->leak;
+    const acc_t epsilon = this->epsilon;
     const acc_t constant = !kVector && scales != nullptr ? scales[0] : acc_t(1);
     acc_t products[kBlock];  // sum over the targets of grad * (G + G2)
     for (int64_t i = 0; i < count; ++i) products[i] = acc_t(0);
@@ -165,7 +163,7 @@ struct BackwardBody : EpsilonScale<scalar_t> {
       const scalar_t* __restrict g2 = kAddend ? this->addend + at : nullptr;
       scalar_t* __restrict dg = this->result + at;
       for (int64_t i = 0; i < count; ++i) {
-        const acc_t ratio = kOutput ? relu_ratio<acc_t>(load(u[i]), epsilon, leak) : acc_t(1);
+        const acc_t ratio = kOutput ? relu_ratio<acc_t>(load(u[i]), epsilon) : acc_t(1);
         const acc_t incoming = load(t[i]);
         store(dg[i], incoming * ratio * (kVector ? scales[i] : constant));
         if constexpr (kOutput || kSum) products[i] += incoming * (kAddend ? load(g[i]) + load(g2[i]) : load(g[i]));
@@ -177,7 +175,7 @@ struct BackwardBody : EpsilonScale<scalar_t> {
 #pragma omp simd reduction(+ : total)
       for (int64_t i = 0; i < count; ++i) {
         const acc_t value = kOutput ? load(u[i]) : acc_t(1);
-        const acc_t ratio = kOutput ? relu_ratio<acc_t>(value, epsilon, leak) : acc_t(1);
+        const acc_t ratio = kOutput ? relu_ratio<acc_t>(value, epsilon) : acc_t(1);
         if constexpr (kOutput)
           store(du[i], products[i] * (kVector ? scales[i] : constant) * relu_ratio_derivative<acc_t>(value, epsilon));
         if constexpr (kSum && kVector) sums[i] += products[i] * ratio;
@@ -273,7 +271,7 @@ struct Backend {
   };
 
   static void epsilon_scale(LrpDtype dtype, const void* multiplier, const void* addend, const void* output,
-                            const void* scale, void* result, LrpExtent extent, double epsilon, double leak, void*) {
+                            const void* scale, void* result, LrpExtent extent, double epsilon, void*) {
     const Partition tasks = partition(extent, scale != nullptr);
     with_storage(dtype, [&](auto storage) {
       using scalar_t = decltype(storage);
@@ -287,7 +285,6 @@ struct Backend {
       args.extent = extent;
       args.tasks = tasks;
       args.epsilon = static_cast<acc_t>(epsilon);
-      args.leak = static_cast<acc_t>(leak);
       with_flag(addend != nullptr, [&](auto has_addend) {
         with_flag(output != nullptr, [&](auto has_output) {
           with_span(tasks.kind, [&](auto kind) {
@@ -304,8 +301,7 @@ struct Backend {
 
   static void epsilon_scale_backward(LrpDtype dtype, const void* grad, const void* multiplier, const void* addend,
                                      const void* output, const void* scale, void* grad_multiplier, void* grad_output,
-                                     void* grad_scale, void* workspace, LrpExtent extent, double epsilon, double leak,
-                                     void*) {
+                                     void* grad_scale, void* workspace, LrpExtent extent, double epsilon, void*) {
     const Partition tasks = partition(extent, scale != nullptr);
     if (grad_scale != nullptr) std::memset(workspace, 0, epsilon_scale_backward_workspace(dtype, extent));
     with_storage(dtype, [&](auto storage) {
@@ -323,7 +319,6 @@ struct Backend {
       args.extent = extent;
       args.tasks = tasks;
       args.epsilon = static_cast<acc_t>(epsilon);
-      args.leak = static_cast<acc_t>(leak);
       with_flag(addend != nullptr, [&](auto has_addend) {
         with_flag(output != nullptr, [&](auto has_output) {
           with_span(tasks.kind, [&](auto kind) {
@@ -379,19 +374,6 @@ struct Backend {
 using Ops = PointwiseOps<Backend>;
 
 }  // namespace
-
-Tensor epsilon_scale(const Tensor& multiplier, const OptionalTensor& addend, const OptionalTensor& output,
-                     const OptionalTensor& scale, double epsilon, double leak) {
-  return Ops::epsilon_scale(multiplier, addend, output, scale, epsilon, leak);
-}
-
-std::tuple<Tensor, Tensor, Tensor> epsilon_scale_backward(const Tensor& grad, const Tensor& multiplier,
-                                                          const OptionalTensor& addend, const OptionalTensor& output,
-                                                          const OptionalTensor& scale, double epsilon, double leak,
-                                                          bool need_scale) {
-  return Ops::epsilon_scale_backward(grad, multiplier, addend, output, scale, epsilon, leak, need_scale);
-}
-
 }  // namespace lrpkernels::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(lrpkernels, CPU, m) {

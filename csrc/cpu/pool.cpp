@@ -2,8 +2,8 @@
 // Channels-last: vectors along the channels. Sums do not depend on the number of threads.
 #include <torch/csrc/stable/library.h>
 
-#include "average_pool.h"
-#include "max_pool.h"
+#include "pool_average.h"
+#include "pool_max.h"
 
 namespace lrpkernels::cpu {
 namespace {

@@ -28,8 +28,8 @@ struct SumZPlus {
 #pragma unroll
       for (int j = 0; j < kVec; ++j) {
         const acc_t s = g[j] * (x[j] + y[j]) / stabilize(positive_part(x[j]) + positive_part(y[j]), epsilon);
-        g[j] = x[j] >= acc_t(0) ? s : acc_t(0);
-        h[j] = y[j] >= acc_t(0) ? s : acc_t(0);
+        g[j] = unless_negative(x[j], s);
+        h[j] = unless_negative(y[j], s);
       }
       store<kVec>(result_a + at, g);
       store<kVec>(result_b + at, h);
@@ -65,7 +65,7 @@ struct SumZPlusBackward {
       const Pack<acc_t, kVec> tb = load<kVec>(grad_b + at), g = load<kVec>(multiplier + at);
 #pragma unroll
       for (int j = 0; j < kVec; ++j) {
-        t[j] = (x[j] >= acc_t(0) ? t[j] : acc_t(0)) + (y[j] >= acc_t(0) ? tb[j] : acc_t(0));
+        t[j] = unless_negative(x[j], t[j]) + unless_negative(y[j], tb[j]);
         products[j] += t[j] * g[j];
         t[j] *= (x[j] + y[j]) / stabilize(positive_part(x[j]) + positive_part(y[j]), epsilon);
       }
@@ -184,8 +184,7 @@ extern "C" {  // the launchers of launchers.h
 
 int lrp_sum_zplus(LrpDtype dtype, const void* multiplier, const void* a, const void* b, void* result_a, void* result_b,
                   LrpExtent extent, double epsilon, void* stream) {
-  if (extent.numel * extent.targets == 0) return 0;
-  return with_storage(dtype, [&](auto storage) {
+  return with_storage(dtype, extent, [&](auto storage) {
     using scalar_t = decltype(storage);
     const SumZPlus<scalar_t> body{static_cast<const scalar_t*>(multiplier),
                                   static_cast<const scalar_t*>(a),
@@ -202,8 +201,7 @@ int lrp_sum_zplus(LrpDtype dtype, const void* multiplier, const void* a, const v
 int lrp_sum_zplus_backward(LrpDtype dtype, const void* grad_a, const void* grad_b, const void* multiplier,
                            const void* a, const void* b, void* grad_multiplier, void* grad_input_a, void* grad_input_b,
                            LrpExtent extent, double epsilon, void* stream) {
-  if (extent.numel * extent.targets == 0) return 0;
-  return with_storage(dtype, [&](auto storage) {
+  return with_storage(dtype, extent, [&](auto storage) {
     using scalar_t = decltype(storage);
     const SumZPlusBackward<scalar_t> body{static_cast<const scalar_t*>(grad_a),
                                           static_cast<const scalar_t*>(grad_b),
@@ -224,8 +222,7 @@ int lrp_sum_zplus_backward(LrpDtype dtype, const void* grad_a, const void* grad_
 int lrp_affine(LrpDtype dtype, double whole, double positive, const void* multiplier, const void* value,
                const void* input, const void* slope, const void* shift, void* result, LrpExtent extent, double epsilon,
                void* stream) {
-  if (extent.numel * extent.targets == 0) return 0;
-  return with_storage(dtype, [&](auto storage) {
+  return with_storage(dtype, extent, [&](auto storage) {
     using scalar_t = decltype(storage);
     using acc_t = arithmetic_t<scalar_t>;
     const Affine<scalar_t> body{static_cast<const scalar_t*>(multiplier),
@@ -258,8 +255,7 @@ int lrp_affine_backward(LrpDtype dtype, double whole, double positive, const voi
                         const void* value, const void* input, const void* slope, const void* shift,
                         void* grad_multiplier, void* grad_value, void* grad_input, void* grad_slope, void* grad_shift,
                         void* workspace, LrpExtent extent, double epsilon, void* stream) {
-  if (extent.numel * extent.targets == 0) return 0;
-  return with_storage(dtype, [&](auto storage) {
+  return with_storage(dtype, extent, [&](auto storage) {
     using scalar_t = decltype(storage);
     using acc_t = arithmetic_t<scalar_t>;
     const AffineBackward<scalar_t> body{static_cast<const scalar_t*>(grad),

@@ -66,7 +66,7 @@ inline int64_t partial_elements(const LrpExtent& extent, int vec) {
 // Bytes of partial sums of `sums` products, whichever vector width the launcher takes.
 template <typename scalar_t>
 int64_t channel_sum_workspace(const LrpExtent& extent, int sums) {
-  if (extent.numel == 0) return 0;
+  if (!fits(extent) || extent.numel == 0) return 0;
   const int64_t single = partial_elements(extent, 1), vectors = partial_elements(extent, kVectorWidth<scalar_t>);
   return sums * (single > vectors ? single : vectors) * static_cast<int64_t>(sizeof(arithmetic_t<scalar_t>));
 }
@@ -224,6 +224,7 @@ int launch_channel_sum(const Body& body, const LrpExtent& extent, void* workspac
                inner, plan.rows_per_chunk, plan.chunks);
   } else {
     const ColumnPlan plan(extent, kVec);
+    if (plan.slabs > max_grid_x()) return kInvalidValue;
     const dim3 grid(static_cast<unsigned>(plan.slabs), static_cast<unsigned>(plan.row_blocks));
     LRP_LAUNCH((column_sum_kernel<kVec, Body>), grid, kThreads, stream, body, partial, extent.numel, plan);
   }

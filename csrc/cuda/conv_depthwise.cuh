@@ -93,23 +93,16 @@ struct Depthwise {
       }
     }
 
-    if (p.sets > 1 || p.times_input) {
+    if (p.sets > 1) {
       const int64_t behind = (image - image % p.batch) * p.y.image_step;  // targets before this one
       const Pack<acc_t, kVec> a = load<kVec>(p.input + i - behind);
 #pragma unroll
       for (int j = 0; j < kVec; ++j) {
-        if (p.sets == 2 && !(a[j] >= acc_t(0))) sum[0][j] = sum[1][j];
+        if (p.sets == 2 && !(a[j] >= acc_t(0))) sum[0][j] = a[j] < acc_t(0) ? sum[1][j] : a[j];
         if (p.weights == kBox)
           sum[0][j] = a[j] * sum[0][j] - read_global(p.low + channel + j) * sum[1][j] -
                       read_global(p.high + channel + j) * sum[2][j];
-        else if (p.times_input)
-          sum[0][j] *= a[j];
       }
-    }
-    if (p.accumulate) {
-      const Pack<acc_t, kVec> before = load<kVec>(static_cast<const scalar_t*>(p.y_values) + i);
-#pragma unroll
-      for (int j = 0; j < kVec; ++j) sum[0][j] += before[j];
     }
     store<kVec>(p.y_values + i, sum[0]);
   }

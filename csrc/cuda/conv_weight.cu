@@ -31,7 +31,7 @@ struct Split {
   // A function of the shape and the tile alone, so that sums repeat from run to run.
   Split(const LrpConv& conv, int tile_rows, int tile_columns, int depth) {
     const int64_t rows = conv.channels_out / conv.groups;
-    const int64_t columns = conv.channels_in / conv.groups * conv.kernel[0] * conv.kernel[1];
+    const int64_t columns = weight_columns(conv);
     row_tiles = ceil_div<int64_t>(rows, tile_rows);
     column_tiles = ceil_div<int64_t>(columns, tile_columns);
     const int64_t positions = conv.targets * conv.batch * conv.output[0] * conv.output[1];
@@ -51,9 +51,7 @@ Split split_of(const LrpConv& conv) {
   return Split(conv, simt::kWeightRows, simt::kWeightColumns, simt::kWeightDepth);
 }
 
-int64_t weight_elements(const LrpConv& conv) {
-  return conv.channels_out * (conv.channels_in / conv.groups) * conv.kernel[0] * conv.kernel[1];
-}
+int64_t weight_elements(const LrpConv& conv) { return conv.channels_out * weight_columns(conv); }
 
 template <typename scalar_t>
 void launch_product(const WeightProblem<scalar_t>& p, const LrpConv& conv, unsigned blocks, void* stream) {
@@ -80,6 +78,7 @@ extern "C" {  // the launchers of launchers.h
 
 int64_t lrp_conv_weight_gradient_workspace(LrpDtype dtype, LrpConv conv) {
   int64_t bytes = 0;
+  if (!fits(conv) || weight_elements(conv) == 0) return bytes;
   with_storage(dtype, [&](auto storage) {
     using scalar_t = decltype(storage);
     bytes =

@@ -133,6 +133,9 @@ __device__ __forceinline__ void store(scalar_t* address, const Pack<arithmetic_t
   }
 }
 
+// What launchers return where sizes exceed the kernels' indices or the grid: cudaErrorInvalidValue.
+constexpr int kInvalidValue = 1;
+
 // True when every pointer (null counts as aligned) is a multiple of 16.
 template <typename... Pointers>
 bool all_aligned(Pointers... pointers) {
@@ -158,7 +161,7 @@ int with_storage(LrpDtype dtype, const Body& body) {
     case kBFloat16:
       return body(__nv_bfloat16{});
   }
-  return 1;
+  return kInvalidValue;
 }
 
 }  // namespace lrpkernels::cuda

@@ -18,7 +18,6 @@ struct EpsilonScale {
   LrpExtent extent;
   ChannelMap channels;
   acc_t epsilon;
-  acc_t leak;
 
   template <int kVec>
   __device__ __forceinline__ void run(int64_t i) const {
@@ -26,7 +25,7 @@ struct EpsilonScale {
     if (output) {
       const Pack<acc_t, kVec> u = load<kVec>(output + i);
 #pragma unroll
-      for (int j = 0; j < kVec; ++j) factor[j] *= relu_ratio(u[j], epsilon, leak);
+      for (int j = 0; j < kVec; ++j) factor[j] *= relu_ratio(u[j], epsilon);
     }
     for (int64_t at = i; at < extent.targets * extent.numel; at += extent.numel) {
       Pack<acc_t, kVec> g = load<kVec>(multiplier + at);
@@ -59,7 +58,6 @@ struct EpsilonScaleBackward {
   LrpExtent extent;
   ChannelMap channels;
   acc_t epsilon;
-  acc_t leak;
 
   template <int kVec>
   __device__ __forceinline__ Pack<acc_t, kVec> run(int64_t i) const {
@@ -68,7 +66,7 @@ struct EpsilonScaleBackward {
     if (output) {
       u = load<kVec>(output + i);
 #pragma unroll
-      for (int j = 0; j < kVec; ++j) m[j] = relu_ratio(u[j], epsilon, leak);
+      for (int j = 0; j < kVec; ++j) m[j] = relu_ratio(u[j], epsilon);
     }
     Pack<acc_t, kVec> products = filled<kVec>(acc_t(0));  // sum_T t (G + G2)
     for (int64_t at = i; at < extent.targets * extent.numel; at += extent.numel) {
@@ -172,9 +170,8 @@ struct RatioBackward {
 extern "C" {  // the launchers of launchers.h
 
 int lrp_epsilon_scale(LrpDtype dtype, const void* multiplier, const void* addend, const void* output, const void* scale,
-                      void* result, LrpExtent extent, double epsilon, double leak, void* stream) {
-  if (extent.numel * extent.targets == 0) return 0;
-  return with_storage(dtype, [&](auto storage) {
+                      void* result, LrpExtent extent, double epsilon, void* stream) {
+  return with_storage(dtype, extent, [&](auto storage) {
     using scalar_t = decltype(storage);
     using acc_t = arithmetic_t<scalar_t>;
     const EpsilonScale<scalar_t> body{static_cast<const scalar_t*>(multiplier),
@@ -184,8 +181,7 @@ int lrp_epsilon_scale(LrpDtype dtype, const void* multiplier, const void* addend
                                       static_cast<scalar_t*>(result),
                                       extent,
                                       ChannelMap(extent),
-                                      static_cast<acc_t>(epsilon),
-                                      static_cast<acc_t>(leak)};
+                                      static_cast<acc_t>(epsilon)};
     return launch_elementwise(body, extent.numel, vectorizable<scalar_t>(extent, multiplier, addend, output, result),
                               stream);
   });
@@ -204,10 +200,8 @@ int64_t lrp_epsilon_scale_backward_workspace(LrpDtype dtype, LrpExtent extent) {
 
 int lrp_epsilon_scale_backward(LrpDtype dtype, const void* grad, const void* multiplier, const void* addend,
                                const void* output, const void* scale, void* grad_multiplier, void* grad_output,
-                               void* grad_scale, void* workspace, LrpExtent extent, double epsilon, double leak,
-                               void* stream) {
-  if (extent.numel * extent.targets == 0) return 0;
-  return with_storage(dtype, [&](auto storage) {
+                               void* grad_scale, void* workspace, LrpExtent extent, double epsilon, void* stream) {
+  return with_storage(dtype, extent, [&](auto storage) {
     using scalar_t = decltype(storage);
     using acc_t = arithmetic_t<scalar_t>;
     const EpsilonScaleBackward<scalar_t> body{static_cast<const scalar_t*>(grad),
@@ -219,8 +213,7 @@ int lrp_epsilon_scale_backward(LrpDtype dtype, const void* grad, const void* mul
                                               static_cast<scalar_t*>(grad_output),
                                               extent,
                                               ChannelMap(extent),
-                                              static_cast<acc_t>(epsilon),
-                                              static_cast<acc_t>(leak)};
+                                              static_cast<acc_t>(epsilon)};
     const bool vectors = vectorizable<scalar_t>(extent, grad, multiplier, addend, output, grad_multiplier, grad_output);
     if (grad_scale == nullptr)
       return launch_elementwise(WithoutSum<EpsilonScaleBackward<scalar_t>>{body}, extent.numel, vectors, stream);
@@ -231,8 +224,7 @@ int lrp_epsilon_scale_backward(LrpDtype dtype, const void* grad, const void* mul
 
 int lrp_ratio(LrpDtype dtype, const void* multiplier, const void* value, const void* denominator, void* result,
               LrpExtent extent, double epsilon, void* stream) {
-  if (extent.numel * extent.targets == 0) return 0;
-  return with_storage(dtype, [&](auto storage) {
+  return with_storage(dtype, extent, [&](auto storage) {
     using scalar_t = decltype(storage);
     const Ratio<scalar_t> body{static_cast<const scalar_t*>(multiplier),
                                static_cast<const scalar_t*>(value),
@@ -248,8 +240,7 @@ int lrp_ratio(LrpDtype dtype, const void* multiplier, const void* value, const v
 int lrp_ratio_backward(LrpDtype dtype, const void* grad, const void* multiplier, const void* value,
                        const void* denominator, void* grad_multiplier, void* grad_value, void* grad_denominator,
                        LrpExtent extent, double epsilon, void* stream) {
-  if (extent.numel * extent.targets == 0) return 0;
-  return with_storage(dtype, [&](auto storage) {
+  return with_storage(dtype, extent, [&](auto storage) {
     using scalar_t = decltype(storage);
     const RatioBackward<scalar_t> body{
         static_cast<const scalar_t*>(grad),          static_cast<const scalar_t*>(multiplier),

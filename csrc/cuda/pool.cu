@@ -254,18 +254,6 @@ bool channel_vectors(const LrpPool& pool) {
   return pool.channels_last != 0 && pool.channels % kVec == 0;
 }
 
-constexpr int kInvalidValue = 1;  // cudaErrorInvalidValue
-
-// 32-bit positions: planes of fewer than 2^31 elements, padding included in every sum of a position and a window.
-bool fits(const LrpPool& pool) {
-  int64_t in = 1, out = 1;
-  for (int d = 0; d < 3; ++d) {
-    in *= pool.input[d] + 2 * pool.padding[d];
-    out *= pool.output[d];
-  }
-  return in < (1ll << 30) && out < (1ll << 30) && pool.divisor_override < (1ll << 31);
-}
-
 // By tiles, else element by element: kVec channels of the result a thread where they are neighbours.
 template <int kVec, typename Body>
 int launch_pool(const Body& body, const LrpPool& pool, const int64_t (&from)[3], const int64_t (&to)[3], int64_t numel,

@@ -53,7 +53,9 @@ struct Guard {
 #endif
 
 void check_launch(const char* launcher, int error) {
-  if (error != 0) fail("lrpkernels: ", launcher, " failed with CUDA error ", error);
+  // 1, an invalid value, is also what launchers return themselves.
+  const char* const reason = error == 1 ? ": the sizes exceed what the kernels can index or a grid can hold" : "";
+  if (error != 0) fail("lrpkernels: ", launcher, " failed with CUDA error ", error, reason);
 }
 
 struct Backend {

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.autograd import Function
 
 from .._extension import ops
-from ._autograd import call, first_order
+from .autograd import call, first_order
+from .layout import empty_planes, memory_format
 
 
 class _MaxPoolWinner(Function):
@@ -47,6 +49,47 @@ def max_pool_winner(multiplier: Tensor, indices: Tensor, input: Tensor, argument
     Source: Bach et al. 2015 (winner-takes-all); docs/method.md section 1.
     """
     return call(_MaxPoolWinner, multiplier, indices, input, arguments)
+
+
+class _ScatterWinner(Function):
+    @staticmethod
+    def forward(ctx: Any, multiplier: Tensor, indices: Tensor, spatial: Sequence[int]) -> Tensor:
+        ctx.save_for_backward(indices)
+        targets = multiplier.shape[0] // indices.shape[0]
+        flat = multiplier.flatten(2)
+        index = indices.flatten(2).repeat(targets, 1, 1)
+        positions = 1
+        for size in spatial:
+            positions *= size
+        result = flat.new_zeros(*flat.shape[:2], positions).scatter_add_(2, index, flat)
+        return result.unflatten(2, tuple(spatial))
+
+    @staticmethod
+    @first_order
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        (indices,) = ctx.saved_tensors
+        targets = grad.shape[0] // indices.shape[0]
+        index = indices.flatten(2).repeat(targets, 1, 1)
+        return grad.flatten(2).gather(2, index).unflatten(2, indices.shape[2:]), None, None
+
+
+def scatter_winner(multiplier: Tensor, indices: Tensor, spatial: Sequence[int]) -> Tensor:
+    """Winner takes all for any pooling that can name its winners (1-d, adaptive, fractional max pooling).
+
+    Args:
+        multiplier: G at the layer's output, (T*B, C, ...), T targets of one batch, target-major.
+        indices: flat position of each winner in its channel's input, (B, C, ...), int64.
+        spatial: the input's spatial sizes.
+
+    Returns:
+        G at the input, (T*B, C, *spatial); overlapping windows add up.
+
+    Gradients: multiplier; first order only.
+    Deterministic: on the CPU; on CUDA sums of overlapping windows may be added in any order.
+
+    Source: Bach et al. 2015 (winner-takes-all); docs/method.md section 1.
+    """
+    return call(_ScatterWinner, multiplier, indices, spatial)
 
 
 class _AveragePoolTranspose(Function):
@@ -92,3 +135,120 @@ def average_pool_transpose(
     return call(
         _AveragePoolTranspose, multiplier, input_size, kernel_size, stride, padding, count_include_pad, divisor_override
     )
+
+
+class _LinearAdjoint(Function):
+    """The transposed map A^T of a parameter-free linear map A; its derivative is A itself."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, multiplier: Tensor, adjoint: Callable[[Tensor], Tensor], map: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        ctx.map = map
+        return adjoint(multiplier)
+
+    @staticmethod
+    @first_order
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return ctx.map(grad), None, None
+
+
+def linear_adjoint(multiplier: Tensor, adjoint: Callable[[Tensor], Tensor], map: Callable[[Tensor], Tensor]) -> Tensor:
+    """A^T G for a parameter-free linear map A (average pooling, mean): ``adjoint`` computes A^T, ``map`` computes A.
+
+    Gradients: multiplier, by ``map``; first order only.
+    """
+    return call(_LinearAdjoint, multiplier, adjoint, map)
+
+
+def average_pull(
+    multiplier: Tensor,
+    map: Callable[[Tensor], Tensor],
+    adjoint: Callable[[Tensor], Tensor],
+    input_size: Sequence[int],
+    windows: tuple[Any, ...] | None,
+) -> Tensor:
+    """A^T G of an averaging layer A: by our kernel on the devices that have it, elsewhere by PyTorch's functions.
+
+    Args:
+        multiplier: G at the layer's output, (T*B, C, ...); a mean may have dropped its spatial dimensions.
+        map, adjoint: A and A^T.
+        input_size: spatial sizes of the layer's input.
+        windows: what :func:`average_pool_transpose` takes after the sizes; None: there is no kernel for this layer.
+
+    Returns:
+        (T*B, C, *input_size).
+
+    Gradients: multiplier; first order only.
+    """
+    if windows is None or not ops.are_fused_for(multiplier):
+        return linear_adjoint(multiplier, adjoint, map)
+    if multiplier.dim() == 2:
+        multiplier = multiplier.reshape(*multiplier.shape, *(1,) * len(input_size))
+    return average_pool_transpose(multiplier, input_size, *windows)
+
+
+# -- shape functions ----------------------------------------------------------------------------------------------------------------
+
+
+@torch.library.register_fake("lrpkernels::max_pool_winner")
+def _max_pool_winner(
+    multiplier: Tensor,
+    indices: Tensor,
+    input_size: Sequence[int],
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:
+    _check_indices("max_pool_winner", indices, multiplier)
+    return empty_planes(multiplier.shape[0], multiplier.shape[1], input_size, multiplier, memory_format(indices))
+
+
+@torch.library.register_fake("lrpkernels::max_pool_winner_backward")
+def _max_pool_winner_backward(
+    grad: Tensor,
+    indices: Tensor,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:
+    _check_indices("max_pool_winner_backward", indices, grad)
+    return empty_planes(grad.shape[0], grad.shape[1], indices.shape[2:], grad, memory_format(indices))
+
+
+def _check_indices(op: str, indices: Tensor, other: Tensor) -> None:
+    torch._check(
+        indices.dim() == other.dim() and indices.shape[1] == other.shape[1],
+        lambda: (
+            f"{op}: indices must have shape [B, C, ...] beside [T * B, C, ...] = {list(other.shape)}, "
+            f"got {list(indices.shape)}"
+        ),
+    )
+
+
+@torch.library.register_fake("lrpkernels::average_pool")
+def _average_pool(
+    input: Tensor,
+    output_size: Sequence[int],
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    count_include_pad: bool,
+    divisor_override: int | None,
+) -> Tensor:
+    return empty_planes(input.shape[0], input.shape[1], output_size, input, memory_format(input))
+
+
+@torch.library.register_fake("lrpkernels::average_pool_transpose")
+def _average_pool_transpose(
+    multiplier: Tensor,
+    input_size: Sequence[int],
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    count_include_pad: bool,
+    divisor_override: int | None,
+) -> Tensor:
+    return empty_planes(multiplier.shape[0], multiplier.shape[1], input_size, multiplier, memory_format(multiplier))

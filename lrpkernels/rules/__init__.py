@@ -1,7 +1,15 @@
-"""The rules, one small class each."""
+"""The rules, one small class each, and composites, which assign them to layers."""
 
 from .alpha_beta import AlphaBeta, ZPlus
 from .base import Rule
+from .composite import (
+    Composite,
+    EpsilonAlpha2Beta1,
+    EpsilonGammaBox,
+    EpsilonPlus,
+    EpsilonPlusFlat,
+    as_composite,
+)
 from .epsilon import Epsilon
 from .gamma import Gamma
 from .layerwise import EpsilonLayerwise, Norm
@@ -10,8 +18,13 @@ from .zbox import ZBox
 
 __all__ = [
     "AlphaBeta",
+    "Composite",
     "Epsilon",
+    "EpsilonAlpha2Beta1",
+    "EpsilonGammaBox",
     "EpsilonLayerwise",
+    "EpsilonPlus",
+    "EpsilonPlusFlat",
     "Flat",
     "Gamma",
     "Norm",
@@ -20,4 +33,5 @@ __all__ = [
     "WSquare",
     "ZBox",
     "ZPlus",
+    "as_composite",
 ]

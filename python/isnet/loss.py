@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lrpkernels.functional import HeatmapScores, has_fused_kernels, heatmap_scores
+from lrpkernels.functional import HeatmapScores, has_heatmap_kernels, heatmap_scores
 
 from .gwrp import gwrp
 
@@ -208,7 +208,7 @@ class HeatmapLoss(nn.Module):
 
     def _scores(self, heatmaps: Tensor, mask: Tensor) -> HeatmapScores:
         """Foreground, signed foreground and pooled background; one kernel where the device has it."""
-        if has_fused_kernels(heatmaps):
+        if has_heatmap_kernels(heatmaps):
             return heatmap_scores(heatmaps.flatten(3), mask.flatten(3).squeeze(1), decay=self.d)
         dims = tuple(range(2, heatmaps.dim()))
         magnitude = heatmaps.abs()

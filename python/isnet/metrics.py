@@ -18,6 +18,7 @@ from isnet.evaluation import right_answers
 FloatArray = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
 _FEWEST_GROUPS = 10
+_SIGNS_AT_ONCE = 4_000_000  # in memory
 
 
 class Score(NamedTuple):
@@ -118,8 +119,8 @@ def mcnemar(right_a: Tensor, right_b: Tensor) -> float:
 def sign_flips(right_a: Tensor, right_b: Tensor, drawn: Counts, *, flips: int = 10000, seed: int = 0) -> float:
     """Two-sided p of a test as :func:`mcnemar`, for images in groups, whose errors go together.
 
-    If both classifiers err equally often, they might as well change places in any group: p is the share of random such exchanges after
-    which their numbers of right answers differ at least as much.
+    If both classifiers err equally often, they might as well change places in any group: p is the share of such exchanges after which
+    their numbers of right answers differ at least as much, of all exchanges or, where there are more than ``flips``, of random ones.
 
     Args:
         right_a, right_b: Whether each answered rightly, bool [N] or [N, K].
@@ -127,13 +128,23 @@ def sign_flips(right_a: Tensor, right_b: Tensor, drawn: Counts, *, flips: int = 
         flips: Random exchanges.
         seed: Of these.
     """
+    from scipy.stats import permutation_test
+
     difference = (right_a.long() - right_b.long()).reshape(len(drawn), -1).sum(1).numpy()
     per_group = np.bincount(drawn, weights=difference)
     per_group = per_group[per_group != 0]
-    generator, least, found = np.random.default_rng(seed), abs(per_group.sum()), 1
-    for _ in range(flips):
-        found += bool(abs((generator.integers(2, size=len(per_group)) * 2 - 1) @ per_group) >= least)
-    return found / (flips + 1)
+    if not len(per_group):
+        return 1.0
+    tested = permutation_test(
+        (per_group,),
+        lambda flipped, axis: np.abs(flipped.sum(axis)),
+        permutation_type="samples",  # of one sample: signs are flipped
+        alternative="greater",
+        n_resamples=flips,
+        batch=max(1, _SIGNS_AT_ONCE // len(per_group)),
+        random_state=np.random.default_rng(seed),
+    )
+    return float(tested.pvalue)
 
 
 def paired_difference(
@@ -222,6 +233,7 @@ def _macro_f1(truth: npt.NDArray[Any], answers: npt.NDArray[Any], counts: Counts
 def _interval(score: Callable[[Counts], float], drawn: Counts, resamples: int, level: float, seed: int) -> Score:
     """Value and interval; ``drawn`` as :func:`clusters` returns it."""
     value, count = score(np.ones(len(drawn), dtype=np.int64)), int(drawn.max()) + 1
+    # Not scipy.stats.bootstrap: one resample without a class (NaN) would leave no interval, and it refuses single images.
     generator = np.random.default_rng(seed)
     draws = [
         score(np.bincount(generator.integers(count, size=count), minlength=count)[drawn]) for _ in range(resamples)

@@ -202,7 +202,6 @@ def tune(
         network.input_range,
         network.layers,
         None if network.generator is None else torch.Generator(),
-        leak=network.leak,
         checkpoint=network.checkpoint,
         static=network.is_static,
         form=network.form,

@@ -77,7 +77,6 @@ def build_isnet(config: RunConfig, model: nn.Module) -> ISNet:
         input_range=heatmap.input_range,
         layers=layers,
         generator=torch.Generator(),
-        leak=heatmap.leak,
         static=heatmap.static,
         checkpoint=heatmap.checkpoint,
         form=heatmap.form,

@@ -110,7 +110,7 @@ def blind_spot(
     Args:
         model: The classifier.
         before, after: The same images with two backgrounds, such as the right mark and another class's. Masks are those of ``before``.
-        eps: Stabiliser of the heatmaps' epsilon rule (without leak, whatever the training had).
+        eps: Stabiliser of the heatmaps' epsilon rule.
         input_range: Pixel range for z^B at the input, or None.
         max_images: Look at so many only, spread over the set (:func:`isnet.evaluation.spread_rows`); None: at all.
         batch_size: Images at a time.

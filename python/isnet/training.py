@@ -11,6 +11,7 @@ import contextlib
 import math
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sized
 from pathlib import Path
 from typing import Any, cast
@@ -30,12 +31,14 @@ from isnet._steps import (
     HeatmapObserver,
     StepLosses,
     build_optimizer,
+    build_scheduler,
     deterministic,
     layer_numbers,
     mean_losses,
     non_finite,
     require_trainable,
     require_validation,
+    synchronize_batch_norm,
 )
 from isnet.balance import Balance
 from isnet.checkpoints import Checkpoint, CheckpointError, load_checkpoint, load_model_state, save_checkpoint
@@ -44,7 +47,6 @@ from isnet.evaluation import Example
 from isnet.loss import ISNetLoss, classification_loss
 from isnet.model import ISNet, ISNetOutput
 from isnet.runlog import RunLog
-from isnet.sync_batch_norm import synchronize_batch_norm
 from isnet.train_config import TrainConfig
 from isnet.warmup import replace_background
 
@@ -97,7 +99,8 @@ def fit(
     Raises:
         ValueError: too few images for one batch, a batch that processes and parts do not divide, or leave single images whose
             backgrounds are to be swapped, an ISNet without criterion, ``resume`` without ``run_dir``, ``config.monitor`` without
-            ``validation``, an ISNet in float16 on the CPU, or one with static calls and synchronised batch norm.
+            ``validation``, an ISNet in float16 on the CPU, or synchronised batch norm with
+            static calls or on the CPU.
         CheckpointError: the checkpoint is of other settings (those of logging, saving and loading, and, under a
             constant schedule, ``epochs`` may change).
         NonFiniteLossError: loss or gradient not finite; the batch is saved in ``run_dir``.
@@ -149,6 +152,7 @@ class _Trainer:
                 self.model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True
             ).eval()
         self.optimizer = build_optimizer(self.model, config)
+        self.scheduler = build_scheduler(self.optimizer, config, self.steps_per_epoch)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "float16")
         self.watch = None if config.monitor is None else scoring.Watch(config.monitor, config.patience)
         self.balance = Balance() if config.balance == "auto" else None
@@ -168,7 +172,13 @@ class _Trainer:
         devices = [self.device] if self.device.type == "cuda" else []
         if self.world.size > 1:
             self.shared = DistributedDataParallel(self.network, device_ids=devices or None)
-        with torch.random.fork_rng(devices=devices), deterministic(self.config.deterministic):
+        with (
+            torch.random.fork_rng(devices=devices),
+            deterministic(self.config.deterministic),
+            warnings.catch_warnings(),
+        ):
+            # With loss scaling the optimizer skips steps now and then, which the scheduler takes for calls in the wrong order.
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
             while self.step < self.last_step and not (self.watch and self.watch.is_over):
                 started = time.perf_counter()
                 epoch = self.step // self.steps_per_epoch
@@ -258,8 +268,6 @@ class _Trainer:
         return (self.world.rank * parts + part) * (self.config.batch_size // (self.world.size * parts))
 
     def _train_step(self, parts: list[Example]) -> StepLosses:
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.config.learning_rate(self.step, self.steps_per_epoch)
         self.optimizer.zero_grad(set_to_none=True)
         losses = []
         for index, part in enumerate(parts):
@@ -274,6 +282,7 @@ class _Trainer:
             self._require_finite("gradient norm", norm, _whole(parts))
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        self.scheduler.step()
         if self.averaged is not None:
             self.averaged.update_parameters(self.model)
         mean = mean_losses(losses)._replace(grad_norm=norm.item())
@@ -313,13 +322,12 @@ class _Trainer:
             else:
                 if self.isnet.generator is not None:
                     self.isnet.generator.manual_seed(stream_seed(config.seed, "target", step))
-                first = len(images) if observed else math.ceil(config.heatmap_fraction * len(images))
-                place = (self._first(index) // len(images) * first, config.batch_size // len(images) * first)
-                output = self.shared(images, heatmaps=takes or observed, first=first, place=place)
+                place = (self._first(index), config.batch_size)
+                output = self.shared(images, heatmaps=takes or observed, place=place)
         classification = self.classification_loss(output.logits, labels)
         loss = (1 - share) * classification
         if takes and self.criterion is not None:
-            terms = self.criterion(output, labels, masks[:first])
+            terms = self.criterion(output, labels, masks)
             heatmap_loss = terms.heatmap
             loss = loss + share * config.heatmap_every * heatmap_loss
             layers = {name: layer_numbers(term) for name, term in terms.layers.items()}
@@ -364,7 +372,7 @@ class _Trainer:
             "layers": mean.layers,
             "grad_norm": mean.grad_norm,
             "p": mean.share,
-            "lr": self.config.learning_rate(self.step - 1, self.steps_per_epoch),
+            "lr": self.config.lr * self.config.rate_factor(self.step - 1, self.steps_per_epoch),
         }
 
     def _save(self, name: str) -> None:
@@ -418,6 +426,7 @@ class _Trainer:
         if self.observer is not None and self.world.is_main:  # takes over from all, whose number may have changed
             self.observer.restore(state.settings["observed"])
         self.step = state.step
+        self.scheduler = build_scheduler(self.optimizer, self.config, self.steps_per_epoch, self.step)
         self.log.restore(self.step)
 
 

@@ -135,7 +135,6 @@ def _parts(dataset: Dataset[Example], world: World, batch_size: int) -> Iterator
 def _explained(model: nn.Module, isnet: ISNet) -> ISNet:
     """``isnet``'s variant around ``model``: in training mode, for its heatmaps, while ``model`` keeps its own mode."""
     draws = torch.Generator().manual_seed(_SEED)
-    options: Any = {"leak": isnet.leak, "form": isnet.form}
-    network = ISNet(model, isnet.variant, isnet.eps, isnet.input_range, isnet.layers, draws, **options)
+    network = ISNet(model, isnet.variant, isnet.eps, isnet.input_range, isnet.layers, draws, form=isnet.form)
     network.training = True
     return network

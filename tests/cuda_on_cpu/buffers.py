@@ -15,7 +15,7 @@ _GUARD_BYTE = 0xA5
 
 @dataclass(frozen=True)
 class Dtype:
-    """A storage type: its code in launchers.h, numpy's type of its bits, its rounding unit and that of the arithmetic."""
+    """A storage type: its code in types.h, numpy's type of its bits, its rounding unit and that of the arithmetic."""
 
     name: str
     code: int

@@ -1,4 +1,4 @@
-"""The C interface of csrc/cuda/launchers.h, for ctypes."""
+"""The C interface of csrc/cuda/launchers.h, with the types of csrc/common/types.h, for ctypes."""
 
 from __future__ import annotations
 
@@ -48,17 +48,14 @@ class ConvScale(ctypes.Structure):
 
     _fields_ = [
         *((name, c_void_p) for name in ("addend", "output", "scale", "value", "denominator")),
-        *((name, c_double) for name in ("epsilon", "leak")),
+        ("epsilon", c_double),
     ]
 
 
 class ConvResult(ctypes.Structure):
     """LrpConvResult."""
 
-    _fields_ = [
-        *((name, c_void_p) for name in ("input", "low", "high")),
-        *((name, c_int32) for name in ("times_input", "accumulate")),
-    ]
+    _fields_ = [(name, c_void_p) for name in ("input", "low", "high")]
 
 
 class Heatmap(ctypes.Structure):
@@ -89,9 +86,9 @@ _POINTER, _EXTENT, _REAL, _DTYPE = c_void_p, Extent, c_double, c_int
 
 # Launcher -> argument types. A result is an error code, or bytes of a workspace.
 SIGNATURES: Mapping[str, tuple[Any, list[Any]]] = {
-    "lrp_epsilon_scale": (c_int, [_DTYPE, *[_POINTER] * 5, _EXTENT, _REAL, _REAL, _POINTER]),
+    "lrp_epsilon_scale": (c_int, [_DTYPE, *[_POINTER] * 5, _EXTENT, _REAL, _POINTER]),
     "lrp_epsilon_scale_backward_workspace": (c_int64, [_DTYPE, _EXTENT]),
-    "lrp_epsilon_scale_backward": (c_int, [_DTYPE, *[_POINTER] * 9, _EXTENT, _REAL, _REAL, _POINTER]),
+    "lrp_epsilon_scale_backward": (c_int, [_DTYPE, *[_POINTER] * 9, _EXTENT, _REAL, _POINTER]),
     "lrp_ratio": (c_int, [_DTYPE, *[_POINTER] * 4, _EXTENT, _REAL, _POINTER]),
     "lrp_ratio_backward": (c_int, [_DTYPE, *[_POINTER] * 7, _EXTENT, _REAL, _POINTER]),
     "lrp_conv_workspace": (c_int64, [_DTYPE, Conv, c_int, c_int]),

@@ -38,8 +38,6 @@ from isnet.warmup import WARMUP_BACKGROUNDS, WarmupBackground
 TESTS = ("biased", "unbiased", "deceiving")
 _GRADIENT_STRENGTH = 1.0
 _ATTENTION_IMAGES = 200
-_LEAK = 0.1
-_FRACTION = 0.25
 _SWAP_LAZY = 4  # K of the Selective ISNet beside swapped backgrounds: the cheap one
 # Of the hard setting: pixels by which masks are grown and moved; and strokes so faint that a cut-out's edge is the easier thing to see.
 _MASK_ERROR = 2
@@ -97,7 +95,6 @@ _QUICK = (
     "stochastic after warm-up",
     "dual after warm-up",
     "selective after warm-up, K = 4",
-    "selective after warm-up, leak 0.1",
     "selective after warm-up, automatic P",
     "selective with background swap, K = 4",
 )
@@ -136,8 +133,6 @@ class Method(NamedTuple):
     every: int = 1
     bias: Bias = "biased"
     rival: Literal["", "segmented", "gradients"] = ""
-    leak: float = 0.0
-    fraction: float = 1.0
     balance: Balance = "fixed"
 
 
@@ -175,9 +170,6 @@ def methods(config: MNISTConfig) -> dict[str, Method]:
         if every != config.heatmap_every:
             found[f"selective after warm-up, K = {every}"] = Method("selective", warm=True, every=every)
     every = config.heatmap_every
-    found[f"selective after warm-up, {_FRACTION:g} of each batch"] = Method("selective", warm=True, fraction=_FRACTION)
-    found[f"selective from scratch, leak {_LEAK:g}"] = Method("selective", every=every, leak=_LEAK)
-    found[f"selective after warm-up, leak {_LEAK:g}"] = Method("selective", warm=True, every=every, leak=_LEAK)
     found["selective from scratch, automatic P"] = Method("selective", every=every, balance="auto")
     found["selective after warm-up, automatic P"] = Method("selective", warm=True, every=every, balance="auto")
     swap = Method("standard", warm=True, background="swap")
@@ -300,13 +292,12 @@ def run_config(config: MNISTConfig, cell: Cell) -> RunConfig:
         schedule="cosine",
         balance=method.balance,
         heatmap_every=method.every,
-        heatmap_fraction=method.fraction,
         seed=cell.seed,
     )
     data = DataConfig(config.data_folder, config.train_size, config.test_size, mark=cell.mark, seed=cell.seed)
     if cell.mark == "photo":
         data = dataclasses.replace(data, mask="digit", imprecise=_MASK_ERROR, ink=_INK)
-    return RunConfig(method.variant, data=data, heatmap=HeatmapConfig(leak=method.leak, static=True), train=train)
+    return RunConfig(method.variant, data=data, heatmap=HeatmapConfig(static=True), train=train)
 
 
 def cell_data(run: RunConfig, method: Method) -> RunData:

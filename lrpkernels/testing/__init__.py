@@ -1,0 +1,40 @@
+"""Sample inputs and float64 references of every op, and the CUDA kernels on the CPU: shared by tests, doctor and benchmarks."""
+
+from .emulation import emulated_cuda
+from .layer_samples import CONV_OPS, POOL_OPS, REFERENCES
+from .rule_samples import RULE_OPS, RULE_REFERENCES
+from .samples import (
+    LAYOUTS,
+    OPS,
+    POINTWISE_OPS,
+    SHAPES,
+    SUM_MARGIN,
+    SUMMING_OPS,
+    Sample,
+    arithmetic_dtype,
+    error_ratio,
+    lay_out,
+    reference,
+    samples,
+)
+
+__all__ = [
+    "CONV_OPS",
+    "LAYOUTS",
+    "OPS",
+    "POINTWISE_OPS",
+    "POOL_OPS",
+    "REFERENCES",
+    "RULE_OPS",
+    "RULE_REFERENCES",
+    "SHAPES",
+    "SUMMING_OPS",
+    "SUM_MARGIN",
+    "Sample",
+    "arithmetic_dtype",
+    "emulated_cuda",
+    "error_ratio",
+    "lay_out",
+    "reference",
+    "samples",
+]
