@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from cuda_on_cpu import FLOAT_ONLY, SANITIZERS, compile_kernels, sanitizer_environment
+from cuda_on_cpu import SANITIZERS, sanitizer_environment
 
 TESTS = Path(__file__).resolve().parent
 FAMILIES = ["affine", "pointwise", "pool", "conv", "conv_weight", "heatmap"]
@@ -23,16 +23,13 @@ CASES = [pytest.param("float32-1", id="quick"), pytest.param("", id="all", marks
 @pytest.mark.parametrize("sanitizer", SANITIZERS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_family(family: str, sanitizer: str, cases: str) -> None:
-    few = {}
-    if cases:
-        few["SHIM_LIBRARY"] = str(compile_kernels(family, sanitizer, patches=[FLOAT_ONLY]))
-        few["SHIM_SHARE"] = SHARES[sanitizer]
+    few = {"SHIM_FLOAT_ONLY": "1", "SHIM_SHARE": SHARES[sanitizer]} if cases else {}
     run(f"test_cuda_{family}.py", sanitizer, cases, **few)
 
 
 def test_no_size_overflows() -> None:
     """What launchers compute from sizes that they refuse."""
-    run("test_cuda_sizes.py", "address")
+    run("test_cuda_sizes.py", "address", SHIM_FLOAT_ONLY="1")
 
 
 def run(tests: str, sanitizer: str, cases: str = "", **settings: str) -> None:
