@@ -8,10 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lrpkernels.testing import REFERENCES
-from lrpkernels.testing import RULE_REFERENCES
 from lrpkernels.functional import kept_ranks
-from lrpkernels.testing import arithmetic_dtype
+from lrpkernels.testing import REFERENCES, RULE_REFERENCES, arithmetic_dtype
 
 
 class Layer(NamedTuple):

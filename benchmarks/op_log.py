@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from lrpkernels.tools.traffic import moved, tensors
 from lrpkernels.functional import Weights
+from lrpkernels.tools.traffic import moved, tensors
 
 # Their results, or the sizes of them, depend on data that the host has to wait for.
 WAITING = {

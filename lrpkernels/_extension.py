@@ -37,10 +37,12 @@ class Backend(NamedTuple):
     Attributes:
         namespace: in ``torch.ops``.
         fused_device: the type of device whose tensors have kernels that replace PyTorch's own convolutions; None: none has.
+        capturing: an emulated CUDA graph is being captured.
     """
 
     namespace: str
     fused_device: str | None
+    capturing: bool = False
 
 
 class _Ops:
@@ -51,6 +53,7 @@ class _Ops:
 
     backend: Backend
     fused_device: str | None
+    capturing: bool
 
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
@@ -58,7 +61,7 @@ class _Ops:
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "backend":
             self.__dict__.clear()
-            self.__dict__["fused_device"] = value.fused_device
+            self.__dict__.update(fused_device=value.fused_device, capturing=value.capturing)
         self.__dict__[name] = value
 
     def __getattr__(self, name: str) -> Any:

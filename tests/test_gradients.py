@@ -89,7 +89,10 @@ def _cases() -> dict[str, tuple[Callable[..., Any], tuple[Tensor | None, ...]]]:
             lambda w, k: F.conv_weight(w, k, POSITIVE, SAME, torch.float64).weight,
             (_r(3, 2, 3, 3), _r(3, 1, 1, 1)),
         ),
-        "conv_apply": (lambda a, w, b: F.conv_apply(a, ConvWeight(w), b, SAME), (_r(1, 2, 3, 3), _r(3, 2, 3, 3), _r(3))),
+        "conv_apply": (
+            lambda a, w, b: F.conv_apply(a, ConvWeight(w), b, SAME),
+            (_r(1, 2, 3, 3), _r(3, 2, 3, 3), _r(3)),
+        ),
         "conv_apply-known": (
             lambda a, w, b: F.conv_apply(a, ConvWeight(w), b, SAME, torch.nn.functional.conv2d(a, w, b, padding=1)),
             (_r(1, 2, 3, 3), _r(3, 2, 3, 3), _r(3)),

@@ -124,7 +124,7 @@ def _bad_calls() -> dict[str, tuple[Callable[[Any], object], str]]:
 def test_errors_name_the_argument_what_was_expected_and_what_came(name: str) -> None:
     load_emulated_ops()
     call, text = _bad_calls()[name]
-    convolution = name in list(_bad_calls())[8:]  # checked by ATen on the CPU
+    convolution = name in list(_bad_calls())[8:]  # no CPU kernels
     for namespace in (torch.ops.lrpkernels_emulated,) if convolution else (ops, torch.ops.lrpkernels_emulated):
         with pytest.raises(RuntimeError) as raised:
             call(namespace)

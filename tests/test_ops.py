@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lrpkernels._extension import build_info
-from lrpkernels.testing import LAYOUTS, OPS, POINTWISE_OPS, POOL_OPS, error_ratio, lay_out, reference, samples
+from lrpkernels.testing import CPU_OPS, LAYOUTS, POINTWISE_OPS, POOL_OPS, error_ratio, lay_out, reference, samples
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 
@@ -25,7 +25,7 @@ def run(op: str, arguments: tuple[object, ...]) -> tuple[Tensor, ...]:
 @pytest.mark.parametrize("targets", [1, 3])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", CPU_OPS)
 def test_agrees_with_float64(op: str, dtype: torch.dtype, layout: str, targets: int) -> None:
     for sample in samples(op, dtype, layout, targets):
         exact = reference(op, sample.arguments)
@@ -56,7 +56,7 @@ def test_mixed_layouts_are_brought_together() -> None:
     assert torch.equal(result, torch.ops.lrpkernels.epsilon_scale(*sample.arguments))
 
 
-@pytest.mark.parametrize("op", (*POINTWISE_OPS, *POOL_OPS))  # convolutions are the vendor's on the CPU
+@pytest.mark.parametrize("op", (*POINTWISE_OPS, *POOL_OPS))
 def test_bitwise_repeatable_and_independent_of_the_number_of_threads(op: str) -> None:
     shapes = [(2, 5, 97, 101), (3, 64, 31, 30)]
     for layout in ("contiguous", "channels_last"):
@@ -127,7 +127,7 @@ def _compute_everything() -> list[tuple[Tensor, ...]]:
     shapes = [(2, 3, 5, 7), (1, 2, 131, 130), (1, 1037, 2, 5)]
     return [
         run(op, sample.arguments)
-        for op in OPS
+        for op in CPU_OPS
         for dtype in DTYPES
         for layout in ("contiguous", "channels_last")
         for sample in samples(op, dtype, layout, 2, shapes)

@@ -18,8 +18,8 @@ import isnet
 import lrpkernels as lrp
 from benchmarks.library_networks import NETWORKS as LIBRARY
 from benchmarks.library_networks import build as build_library
-from lrpkernels.errors import UnsupportedOperationError
 from lrpkernels.engine.target import select_logits
+from lrpkernels.errors import UnsupportedOperationError
 
 COMPOSITES: dict[str, Any] = {
     "epsilon and box": lrp.Epsilon(1e-2, first=lrp.ZBox(0.0, 1.0)),

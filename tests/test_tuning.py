@@ -6,19 +6,21 @@ import json
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from networks import NETWORKS, build
 from test_emulated_ops import load_emulated_ops
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import lrpkernels as lrp
 from lrpkernels import functional
+from lrpkernels.functional import ConvGeometry, ConvWeight, Scaled
 from lrpkernels.functional import tuner as tuning
-from lrpkernels.functional import ConvGeometry
-from lrpkernels.testing import emulated_cuda
 from lrpkernels.functional.tuner import Choice, FusedKernelWarning, Tuner, describe
+from lrpkernels.testing import emulated_cuda
 
 X = torch.ones(3)
 CPU = torch.device("cpu")
@@ -168,7 +170,8 @@ class TestThroughTheEmulatedKernels:
         g = torch.randn(4, 5, 6, 6, requires_grad=True)
         u = torch.randn(2, 5, 6, 6).relu().requires_grad_()
         k, w = torch.randn(5, requires_grad=True), torch.randn(5, 3, 3, 3, requires_grad=True)
-        result = functional.conv_epsilon(g, w, torch.randn(2, 3, 6, 6), u, k, geometry=self.geometry, epsilon=0.1)
+        scaled = Scaled(g, output=u, scale=k, eps=0.1)
+        result = functional.conv_pull(scaled, ConvWeight(w), torch.randn(2, 3, 6, 6), self.geometry)
         return [result, *torch.autograd.grad(result.square().sum(), (g, u, k, w))]
 
     @pytest.mark.parametrize("faster", ["fused", "vendor"])
@@ -195,20 +198,18 @@ class TestThroughTheEmulatedKernels:
             torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-4)
             torch.testing.assert_close(c, a, rtol=1e-4, atol=1e-4)
 
-    def test_a_wrong_kernel_is_caught_and_the_result_is_right(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_wrong_kernel_is_caught_and_the_result_is_right(self) -> None:
         expected = self._run()
-        right = torch.ops.lrpkernels_emulated
 
-        class Wrong:
-            def __getattr__(self, name: str) -> object:
-                op = getattr(right, name)
-                return (lambda *args: op(*args) * 1.01) if name == "conv_relevance" else op
+        class Wrong(TorchDispatchMode):
+            """A kernel with a fault of one per cent."""
 
-        with emulated_cuda("auto"):
-            monkeypatch.setattr(functional._conv_routes, "ops", Wrong())
-            with pytest.warns(FusedKernelWarning, match="relevance"):
-                results = self._run()
-            monkeypatch.undo()
+            def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+                out = func(*args, **(kwargs or {}))
+                return out * 1.01 if func._opname == "conv_relevance" else out
+
+        with emulated_cuda("auto"), Wrong(), pytest.warns(FusedKernelWarning, match="relevance"):
+            results = self._run()
         for a, b in zip(expected, results, strict=True):
             torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-4)
 

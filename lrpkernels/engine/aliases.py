@@ -54,7 +54,9 @@ class Aliases:
                     f"{rec.path()}: an in-place operation on a view changes part of a recorded tensor of shape {tuple(base.shape)}; "
                     "write the model's operation out of place (for example y = f(x[...]); torch.cat)"
                 )
-            self.rename(base, rec.call(torch.reshape, fresh, base.shape))  # a mere reshape: the base changes as a whole, too
+            self.rename(
+                base, rec.call(torch.reshape, fresh, base.shape)
+            )  # a mere reshape: the base changes as a whole, too
         self.rename(stale, fresh)
 
     def rename(self, stale: Tensor, fresh: Tensor) -> None:

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .._extension import ops
+
 WIDE = (torch.float32, torch.float64)
 
 
@@ -30,7 +32,7 @@ def is_channels_last(tensor: Tensor) -> bool:
 
 def is_capturing(device: torch.device) -> bool:
     """Whether work for ``device`` is captured in a CUDA graph instead of run. Checks that would read a result are left out then."""
-    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+    return ops.capturing or (device.type == "cuda" and torch.cuda.is_current_stream_capturing())
 
 
 def wide(tensor: Tensor) -> Tensor:

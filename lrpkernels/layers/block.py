@@ -76,7 +76,8 @@ class Block(Node):
         value = self.input
         if not value.nonnegative and value.behind_input and value.producer is None:
             x = value.tensor
-            if x.device.type == "cpu" and not x.requires_grad and x.numel():
+            looks = x.device.type == "cpu" and not functional.is_capturing(x.device)
+            if looks and not x.requires_grad and x.numel():
                 value.nonnegative = bool(x.detach().amin() >= 0)
         return value.nonnegative
 

@@ -4,6 +4,7 @@ from .emulation import emulated_cuda
 from .layer_samples import CONV_OPS, POOL_OPS, REFERENCES
 from .rule_samples import RULE_OPS, RULE_REFERENCES
 from .samples import (
+    CPU_OPS,
     LAYOUTS,
     OPS,
     POINTWISE_OPS,
@@ -20,6 +21,7 @@ from .samples import (
 
 __all__ = [
     "CONV_OPS",
+    "CPU_OPS",
     "LAYOUTS",
     "OPS",
     "POINTWISE_OPS",

@@ -34,7 +34,8 @@ def emulated_cuda(conv: Mode | Tuner = "fused") -> Iterator[Tuner]:
             "emulated_cuda: torch.ops.lrpkernels_emulated is not loaded; tests/test_emulated_ops.py compiles it"
         )
     before = ops.backend, tuner.current
-    ops.backend, tuner.current = Backend("lrpkernels_emulated", "cpu"), conv if isinstance(conv, Tuner) else Tuner(conv)
+    ops.backend = Backend("lrpkernels_emulated", "cpu", ops.capturing)
+    tuner.current = conv if isinstance(conv, Tuner) else Tuner(conv)
     try:
         yield tuner.current
     finally:

@@ -25,39 +25,6 @@ _HEATMAPS = (
 )
 
 
-def _many(value: Tensor, like: Tensor) -> Tensor:
-    """Forward values [B, ...] for each of the targets of ``like`` [T * B, ...]."""
-    repeats = like.shape[0] // value.shape[0] if value.shape[0] else 1
-    return value.repeat(repeats, *(1,) * (value.dim() - 1))
-
-
-def _stable(z: Tensor, epsilon: float) -> Tensor:
-    return torch.where(z < 0, z - epsilon, z + epsilon)
-
-
-def _channels(slope: Tensor, shift: Tensor | None, x: Tensor) -> tuple[Tensor, Tensor]:
-    """k and c, to be broadcast against x."""
-    shape = (-1, *(1,) * (x.dim() - 2))
-    c = x.new_zeros(()) if shift is None else shift.to(x.dtype).view(shape)
-    return slope.to(x.dtype).view(shape), c
-
-
-def affine_formula(
-    g: Tensor, v: Tensor, x: Tensor, slope: Tensor, shift: Tensor | None, whole: float, positive: float, epsilon: float
-) -> Tensor:
-    """G v k / (d + eps sgn d), d = whole z + positive z+, k likewise with the k of x's sign."""
-    k, c = _channels(slope, shift, x)
-    d = whole * (k * x + c) + positive * ((k * x).relu() + c.relu())
-    k = whole * k + positive * torch.where(x >= 0, k.clamp(min=0), k.clamp(max=0))
-    return g * _many(v * k / _stable(d, epsilon), g)
-
-
-def sum_zplus_formula(g: Tensor, a: Tensor, b: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
-    """s = G t / (a+ + b+ + eps), for the summands >= 0."""
-    s = g * _many((a + b) / (a.relu() + b.relu() + epsilon), g)
-    return s * _many(a >= 0, s), s * _many(b >= 0, s)
-
-
 def rule_samples(op: str, dtype: torch.dtype, values: Values, targets: int) -> Iterator[tuple[tuple[Any, ...], str]]:
     """Arguments and label of each sample of an op of this family."""
     wide = torch.float64 if dtype == torch.float64 else torch.float32
@@ -97,6 +64,39 @@ def _heatmap_samples(op: str, wide: torch.dtype, values: Values, maps: int) -> I
         order = heatmap_scores_formula(heatmap.double(), mask.double(), kept, decay)[3]
         shapes = ((images, maps), (images, maps), (images, maps, channels))
         yield (heatmap, mask, order, *(values(s).contiguous().to(wide) for s in shapes), decay), label
+
+
+def _many(value: Tensor, like: Tensor) -> Tensor:
+    """Forward values [B, ...] for each of the targets of ``like`` [T * B, ...]."""
+    repeats = like.shape[0] // value.shape[0] if value.shape[0] else 1
+    return value.repeat(repeats, *(1,) * (value.dim() - 1))
+
+
+def _stable(z: Tensor, epsilon: float) -> Tensor:
+    return torch.where(z < 0, z - epsilon, z + epsilon)
+
+
+def _channels(slope: Tensor, shift: Tensor | None, x: Tensor) -> tuple[Tensor, Tensor]:
+    """k and c, to be broadcast against x."""
+    shape = (-1, *(1,) * (x.dim() - 2))
+    c = x.new_zeros(()) if shift is None else shift.to(x.dtype).view(shape)
+    return slope.to(x.dtype).view(shape), c
+
+
+def affine_formula(
+    g: Tensor, v: Tensor, x: Tensor, slope: Tensor, shift: Tensor | None, whole: float, positive: float, epsilon: float
+) -> Tensor:
+    """G v k / (d + eps sgn d), d = whole z + positive z+, k likewise with the k of x's sign."""
+    k, c = _channels(slope, shift, x)
+    d = whole * (k * x + c) + positive * ((k * x).relu() + c.relu())
+    k = whole * k + positive * torch.where(x >= 0, k.clamp(min=0), k.clamp(max=0))
+    return g * _many(v * k / _stable(d, epsilon), g)
+
+
+def sum_zplus_formula(g: Tensor, a: Tensor, b: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    """s = G t / (a+ + b+ + eps), for the summands >= 0."""
+    s = g * _many((a + b) / (a.relu() + b.relu() + epsilon), g)
+    return s * _many(a >= 0, s), s * _many(b >= 0, s)
 
 
 def _derivatives(results: tuple[Tensor, ...], grads: Any, leaves: list[Tensor]) -> tuple[Tensor, ...]:

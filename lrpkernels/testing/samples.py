@@ -18,6 +18,7 @@ from .rule_samples import RULE_OPS, RULE_REFERENCES, rule_samples
 
 POINTWISE_OPS = ("epsilon_scale", "epsilon_scale_backward", "ratio", "ratio_backward")
 OPS = (*POINTWISE_OPS, *POOL_OPS, *CONV_OPS, *RULE_OPS)
+CPU_OPS = tuple(op for op in OPS if op not in CONV_OPS)  # convolutions of CPU tensors are ATen's
 # Sums over images and positions, which plain PyTorch adds up in another order: its own error says less about what a kernel may have.
 SUMMING_OPS = (*CONV_OPS, "affine_backward")
 SUM_MARGIN = 4.0

@@ -11,7 +11,7 @@ from rich.table import Table
 from torch import Tensor
 
 from .._extension import has_cuda_kernels
-from ..testing import CONV_OPS, LAYOUTS, OPS, SUM_MARGIN, SUMMING_OPS, error_ratio, reference, samples
+from ..testing import CONV_OPS, CPU_OPS, LAYOUTS, OPS, SUM_MARGIN, SUMMING_OPS, error_ratio, reference, samples
 
 _CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 _CUDA_DTYPES = (*_CPU_DTYPES, torch.float16)
@@ -70,7 +70,7 @@ def diagnose(
     Args:
         namespace: of the ops, ``torch.ops.lrpkernels`` if None.
         devices: "cpu" and "cuda"; what is there if None.
-        kernels: names of ops.
+        kernels: names of ops; on the CPU those of the fused convolutions are left out, as they have kernels on CUDA alone.
         progress: called with a line of text ahead of each check.
     """
     ops = torch.ops.lrpkernels if namespace is None else namespace
@@ -80,7 +80,8 @@ def diagnose(
     checks = []
     for device in devices:
         dtypes = _CUDA_DTYPES if device == "cuda" or namespace is not None else _CPU_DTYPES
-        for kernel in kernels:
+        there = [kernel for kernel in kernels if device == "cuda" or namespace is not None or kernel in CPU_OPS]
+        for kernel in there:
             for dtype in dtypes:
                 for tensor_cores in (False, True) if kernel in CONV_OPS and device == "cuda" else (False,):
                     if tensor_cores and dtype == torch.float64:
