@@ -36,7 +36,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     for package in ("lrpkernels", "isnet"):
         spec = importlib.util.find_spec(package)
         assert spec and spec.origin
-        measured.json_report(outfile=str(page), include=[f"{Path(spec.origin).parent}/*"])
+        try:
+            measured.json_report(outfile=str(page), include=[f"{Path(spec.origin).parent}/*"])
+        except coverage.CoverageException as error:  # these tests do not import it
+            terminalreporter.write_line(f"coverage of {package}: {error}")
+            continue
         total = json.loads(page.read_text())["totals"]
         lines, branches = (100 * total[f"covered_{what}"] / total[of] for what, of in PARTS.items())
         terminalreporter.write_line(f"coverage of {package}: {lines:.1f} % of lines, {branches:.1f} % of branches")

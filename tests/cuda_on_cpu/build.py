@@ -90,7 +90,7 @@ def compile_kernels(
     flags = (
         *_FLAGS,
         *(SANITIZERS[sanitizer] if sanitizer else ("-O1",)),
-        *(("-include", "counted.h", "-Wno-class-memaccess") if counted else ()),
+        *(("-include", "counted.h", "-Wno-class-memaccess", "-Wno-maybe-uninitialized") if counted else ()),
     )
     source = SHIM / "misuse.cu" if name == "misuse" else sources / "cuda" / f"{name}.cu"
     digest = hashlib.sha256(repr((name, flags, version, patches)).encode())

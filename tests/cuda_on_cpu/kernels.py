@@ -179,6 +179,6 @@ def load(name: str) -> Kernels:
 
 
 @functools.cache
-def load_counted(name: str) -> Kernels:
-    """csrc/cuda/<name>.cu with its float32 arithmetic counted."""
-    return Kernels(compile_kernels(name, counted=True))
+def load_counted(name: str, float_only: bool = False) -> Kernels:
+    """csrc/cuda/<name>.cu with its float32 arithmetic counted, for all dtypes or for float32 alone."""
+    return Kernels(compile_kernels(name, patches=[FLOAT_ONLY] if float_only else [], counted=True))
