@@ -254,8 +254,8 @@ MUTANTS = {
     "affine: the second sum's place is the first's": Mutant(
         "affine",
         "cuda/channel_sum.cuh",
-        "const acc_t* const own = partial + s * partial_elements(extent, kVec);",
-        "const acc_t* const own = partial;",
+        "const int64_t elements = partial_elements(extent, kVec);",
+        "const int64_t elements = 0;",
         "affine and float32",
     ),
     "affine: the sum's derivative misses the denominator": Mutant(

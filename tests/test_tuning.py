@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +17,7 @@ import lrpkernels as lrp
 from lrpkernels import functional
 from lrpkernels.functional import ConvGeometry, ConvWeight, Scaled
 from lrpkernels.functional import tuner as tuning
-from lrpkernels.functional.tuner import Choice, FusedKernelWarning, Tuner, describe
+from lrpkernels.functional.tuner import Choice, FusedKernelWarning, Tuner
 from lrpkernels.testing import emulated_cuda
 
 X = torch.ones(3)
@@ -122,38 +120,6 @@ def test_nothing_is_tuned_under_graph_capture(monkeypatch: pytest.MonkeyPatch) -
 
     assert tuner.run(("a",), OnGpu(), calls.fused, calls.vendor)[1] == "vendor"  # type: ignore[arg-type]
     assert (calls.fused_calls, calls.vendor_calls, tuner.choices) == (0, 1, {})
-
-
-def test_choices_survive_in_a_file(tmp_path: Path) -> None:
-    calls, file = Calls(1.0, 2.0), tmp_path / "choices.json"
-    key = ("relevance", None, torch.float32, torch.Size((2, 3)), (1, 1))
-    first = Tuner("auto", calls.timer)
-    first.run(key, X, calls.fused, calls.vendor)
-    first.save(file)
-    again = Calls(5.0, 1.0)
-    second = Tuner("auto", again.timer)
-    assert second.load(file) == 1
-    assert second.run(key, X, again.fused, again.vendor)[1] == "fused"
-    assert (again.fused_calls, again.vendor_calls) == (1, 0)
-    second.save(file)
-    content = json.loads(file.read_text())
-    assert content["choices"][describe(key, CPU)] == {"path": "fused", "fused_ms": 1.0, "vendor_ms": 2.0, "error": 0.0}
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["", "[]", "{}", '{"lrpkernels": "0", "torch": "0", "choices": {"a": {"path": "quick"}}}', '{"lrpkernels": 1'],
-)
-def test_a_file_that_is_no_cache_is_refused(text: str, tmp_path: Path) -> None:
-    (tmp_path / "choices.json").write_text(text)
-    with pytest.raises(ValueError, match=r"choices\.json: not a file of tuned convolutions"):
-        Tuner("auto").load(tmp_path / "choices.json")
-
-
-def test_a_file_of_another_version_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "choices.json").write_text(json.dumps({"lrpkernels": lrp.__version__, "torch": "1.0", "choices": {}}))
-    with pytest.raises(ValueError, match=r"and torch 1\.0, this is"):
-        Tuner("auto").load(tmp_path / "choices.json")
 
 
 class TestThroughTheEmulatedKernels:

@@ -74,18 +74,12 @@ inline LrpConv conv_of(const char* op, const Sizes& input, const Sizes& output, 
   conv.groups = windows.groups;
   conv.channels_last = layout == Layout::kChannelsLast;
   conv.tensor_cores = tensor_cores;
-  const size_t missing = 2 - output.size();
-  const auto entry = [missing](const Sizes& values, size_t d, int64_t otherwise) {
-    return d < missing ? otherwise : values[d - missing];
-  };
-  for (size_t d = 0; d < 2; ++d) {
-    conv.input[d] = entry(input, d, 1);
-    conv.output[d] = entry(output, d, 1);
-    conv.kernel[d] = entry(windows.kernel, d, 1);
-    conv.stride[d] = entry(windows.stride, d, 1);
-    conv.padding[d] = entry(windows.padding, d, 0);
-    conv.dilation[d] = entry(windows.dilation, d, 1);
-  }
+  fill(conv.input, input, 1);
+  fill(conv.output, output, 1);
+  fill(conv.kernel, windows.kernel, 1);
+  fill(conv.stride, windows.stride, 1);
+  fill(conv.padding, windows.padding, 0);
+  fill(conv.dilation, windows.dilation, 1);
   if (!fits(conv))
     fail(op, ": weight must have fewer than 2^31 elements, planes fewer than 2^31 positions and 2^28 a side with ",
          "padding and kernel, got C_in / groups = ", channels_in / windows.groups, ", C_out = ", channels_out,
@@ -124,7 +118,7 @@ struct ConvOps {
       const char* const name = bound == &low ? "low" : "high";
       if (bound->has_value() != (part == kBox))
         fail(kOp, ": ", name, " must be ", part == kBox ? "given" : "None", " for weights ", weights);
-      if (bound->has_value()) check_bound(kOp, name, **bound, multiplier, channels_in);
+      if (bound->has_value()) check_vector(kOp, name, **bound, multiplier, "[C_in]", channels_in);
     }
     const typename Backend::Guard guard(multiplier);
     const Layout layout = layout_of(output ? *output : multiplier);
@@ -136,13 +130,12 @@ struct ConvOps {
     if (multiplier.numel() == 0) return torch::stable::zero_(result);
     const Laid laid(factors, layout);
     const Tensor g = to_layout(multiplier, layout), w = to_layout(weight, Layout::kContiguous);
-    const OptionalTensor a = detail::to_layout(input, layout);
-    const OptionalTensor l = detail::to_layout(low, Layout::kContiguous),
-                         h = detail::to_layout(high, Layout::kContiguous);
-    const LrpConvResult combine{detail::const_data(a), detail::const_data(l), detail::const_data(h)};
-    const Tensor workspace = bytes(multiplier, Backend::conv_workspace(dtype, conv, part, 1));
-    Backend::conv_relevance(dtype, g.const_data_ptr(), laid.pointers(), w.const_data_ptr(), part, combine,
-                            result.mutable_data_ptr(), workspace.mutable_data_ptr(), conv, guard.stream());
+    const OptionalTensor a = to_layout(input, layout);
+    const OptionalTensor l = to_layout(low, Layout::kContiguous), h = to_layout(high, Layout::kContiguous);
+    const LrpConvResult combine{data(a), data(l), data(h)};
+    const Tensor workspace = new_bytes(multiplier, Backend::conv_workspace(dtype, conv, part, 1));
+    Backend::conv_relevance(dtype, data(g), laid.pointers(), data(w), part, combine, out(result), out(workspace), conv,
+                            guard.stream());
     return result;
   }
 
@@ -165,9 +158,8 @@ struct ConvOps {
         new_dense(input, with_channels(input.size(0), weight.size(0), output_size), layout, input.scalar_type());
     if (result.numel() == 0) return result;
     const Tensor a = to_layout(input, layout), w = to_layout(weight, Layout::kContiguous);
-    const Tensor workspace = bytes(input, Backend::conv_workspace(dtype, conv, part, 0));
-    Backend::conv(dtype, a.const_data_ptr(), w.const_data_ptr(), part, result.mutable_data_ptr(),
-                  workspace.mutable_data_ptr(), conv, guard.stream());
+    const Tensor workspace = new_bytes(input, Backend::conv_workspace(dtype, conv, part, 0));
+    Backend::conv(dtype, data(a), data(w), part, out(result), out(workspace), conv, guard.stream());
     return result;
   }
 
@@ -185,7 +177,9 @@ struct ConvOps {
     check_conv_factors(kOp, multiplier, factors);
     check_images(kOp, "input", input);
     const int64_t images = multiplier.size(0), channels_out = multiplier.size(1), channels_in = input.size(1);
-    check_groups(kOp, groups, channels_in, channels_out);
+    if (groups < 1 || channels_in % groups != 0 || channels_out % groups != 0)
+      fail(kOp, ": groups must divide the ", channels_in, " input and ", channels_out, " output channels, got ",
+           groups);
     const Sizes input_size = spatial_sizes(input), output_size = spatial_sizes(multiplier);
     check_input(kOp, input, multiplier, {images, channels_in}, input_size);
     const ConvWindows windows{kernel_size, stride, padding, dilation, groups};
@@ -201,9 +195,9 @@ struct ConvOps {
     if (multiplier.numel() == 0) return torch::stable::zero_(result);
     const Laid laid(factors, layout);
     const Tensor g = to_layout(multiplier, layout), a = to_layout(input, layout);
-    const Tensor workspace = bytes(multiplier, Backend::conv_weight_gradient_workspace(dtype, conv));
-    Backend::conv_weight_gradient(dtype, g.const_data_ptr(), laid.pointers(), a.const_data_ptr(),
-                                  result.mutable_data_ptr(), workspace.mutable_data_ptr(), conv, guard.stream());
+    const Tensor workspace = new_bytes(multiplier, Backend::conv_weight_gradient_workspace(dtype, conv));
+    Backend::conv_weight_gradient(dtype, data(g), laid.pointers(), data(a), out(result), out(workspace), conv,
+                                  guard.stream());
     return result;
   }
 
@@ -214,22 +208,17 @@ struct ConvOps {
     double epsilon;
 
     Laid(const ConvFactors& factors, Layout layout)
-        : addend(detail::to_layout(factors.addend, layout)),
-          output(detail::to_layout(factors.output, layout)),
-          scale(detail::to_layout(factors.scale, Layout::kContiguous)),
-          value(detail::to_layout(factors.value, layout)),
-          denominator(detail::to_layout(factors.denominator, layout)),
+        : addend(to_layout(factors.addend, layout)),
+          output(to_layout(factors.output, layout)),
+          scale(to_layout(factors.scale, Layout::kContiguous)),
+          value(to_layout(factors.value, layout)),
+          denominator(to_layout(factors.denominator, layout)),
           epsilon(factors.epsilon) {}
 
     LrpConvScale pointers() const {
-      return {detail::const_data(addend), detail::const_data(output),      detail::const_data(scale),
-              detail::const_data(value),  detail::const_data(denominator), epsilon};
+      return {data(addend), data(output), data(scale), data(value), data(denominator), epsilon};
     }
   };
-
-  static Tensor bytes(const Tensor& like, int64_t count) {
-    return new_dense(like, {count}, Layout::kContiguous, ScalarType::Byte);
-  }
 
   static Sizes with_channels(int64_t images, int64_t channels, const Sizes& spatial) {
     Sizes sizes = {images, channels};
@@ -247,11 +236,6 @@ struct ConvOps {
   static LrpConvWeights weights_of(const char* op, int64_t weights, LrpConvWeights last) {
     if (weights < 0 || weights > last) fail(op, ": weights must be 0 to ", static_cast<int>(last), ", got ", weights);
     return static_cast<LrpConvWeights>(weights);
-  }
-
-  static void check_groups(const char* op, int64_t groups, int64_t channels_in, int64_t channels_out) {
-    if (groups < 1 || channels_in % groups != 0 || channels_out % groups != 0)
-      fail(op, ": groups must divide the ", channels_in, " input and ", channels_out, " output channels, got ", groups);
   }
 
   // `channels`: those of `other`, the input's (forward) or the output's.
@@ -273,15 +257,6 @@ struct ConvOps {
     check_dtype(op, "input", input, multiplier.scalar_type());
     const Sizes expected = with_channels(leading[0], leading[1], spatial), got = sizes_of(input);
     if (expected != got) fail(op, ": input must have shape ", format_sizes(expected), ", got ", format_sizes(got));
-  }
-
-  static void check_bound(const char* op, const char* name, const Tensor& bound, const Tensor& multiplier,
-                          int64_t channels) {
-    check_same_device(op, name, bound, multiplier);
-    check_dtype(op, name, bound, arithmetic_dtype(multiplier.scalar_type()));
-    const Sizes expected = {channels}, got = sizes_of(bound);
-    if (expected != got)
-      fail(op, ": ", name, " must have shape [C_in] = ", format_sizes(expected), ", got ", format_sizes(got));
   }
 };
 

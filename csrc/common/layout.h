@@ -1,17 +1,26 @@
 // Dense memory layouts and output allocation for torch::stable tensors.
 #pragma once
 #include <cstdint>
+#include <optional>
+#include <tuple>
 #include <vector>
 
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/MemoryFormat.h>
 
+#include "types.h"
+
 namespace lrpkernels {
 
 using torch::headeronly::MemoryFormat;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+using TwoTensors = std::tuple<Tensor, Tensor>;
+using ThreeTensors = std::tuple<Tensor, Tensor, Tensor>;
+using FourTensors = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+using FiveTensors = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 enum class Layout { kContiguous, kChannelsLast };
 
@@ -64,6 +73,10 @@ inline Tensor to_layout(const Tensor& tensor, Layout layout) {
   return torch::stable::contiguous(tensor, format);
 }
 
+inline OptionalTensor to_layout(const OptionalTensor& tensor, Layout layout) {
+  return tensor ? OptionalTensor(to_layout(*tensor, layout)) : std::nullopt;
+}
+
 // Uninitialised, on the device of `like`.
 inline Tensor new_dense(const Tensor& like, const std::vector<int64_t>& sizes, Layout layout, ScalarType dtype) {
   const std::vector<int64_t> strides = dense_strides(sizes, layout);
@@ -75,6 +88,27 @@ inline Tensor new_dense(const Tensor& like, const std::vector<int64_t>& sizes, L
                                                          strides.data(), dtype_code, device_type,
                                                          like.get_device_index(), &handle));
   return Tensor(handle);
+}
+
+inline Tensor new_like(const Tensor& like, Layout layout) {
+  return new_dense(like, sizes_of(like), layout, like.scalar_type());
+}
+
+inline Tensor new_bytes(const Tensor& like, int64_t count) {
+  return new_dense(like, {count}, Layout::kContiguous, ScalarType::Byte);
+}
+
+// What stands for an optional result that was not asked for.
+inline Tensor no_tensor(const Tensor& like) { return new_dense(like, {0}, Layout::kContiguous, like.scalar_type()); }
+
+// Null for a tensor that is not there.
+inline In data(const Tensor& tensor) { return {tensor.const_data_ptr()}; }
+inline In data(const OptionalTensor& tensor) { return {tensor ? tensor->const_data_ptr() : nullptr}; }
+inline Out out(const Tensor& tensor) { return {tensor.mutable_data_ptr()}; }
+
+template <typename... Tensors>
+void zero(Tensors&... tensors) {
+  (torch::stable::zero_(tensors), ...);
 }
 
 }  // namespace lrpkernels

@@ -71,7 +71,8 @@ struct AffineShare {
     factor = k * favour.of(same_sign(x, k));
   }
 
-  LRP_HD static bool same_sign(acc_t x, acc_t k) { return x >= acc_t(0) ? k > acc_t(0) : k < acc_t(0); }
+  // Selects a number and compares it once: with a choice between two comparisons loops would not vectorise.
+  LRP_HD static bool same_sign(acc_t x, acc_t k) { return (x >= acc_t(0) ? k : -k) > acc_t(0); }
 };
 
 // Its derivatives. With P = sum_T t G (t the incoming gradient): dD = -P v f / D^2, dv = P f / D, dx = dD k,

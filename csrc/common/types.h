@@ -2,6 +2,22 @@
 #pragma once
 #include <cstdint>
 
+// Memory that takes on the type of what it is handed to: a field of a kernel's struct, or an argument.
+struct In {
+  const void* address;
+  template <typename T>
+  operator const T*() const {
+    return static_cast<const T*>(address);
+  }
+};
+struct Out {
+  void* address;
+  template <typename T>
+  operator T*() const {
+    return static_cast<T*>(address);
+  }
+};
+
 // Storage type of the tensors; arithmetic is float, or double for kFloat64.
 enum LrpDtype : int { kFloat32 = 0, kFloat64 = 1, kFloat16 = 2, kBFloat16 = 3 };
 

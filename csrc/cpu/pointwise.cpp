@@ -10,21 +10,21 @@
 namespace lrpkernels::cpu {
 namespace {
 
-// The kernels' arguments, typed. grad_*, grad and workspace are used by the backward kernels only.
+// The kernels' arguments, typed. The last three are those of the backward kernels.
 template <typename scalar_t>
 struct EpsilonScale {
   using acc_t = arithmetic_t<scalar_t>;
-  const scalar_t* grad;        // [T, numel]
+  LrpExtent extent;
+  Partition tasks;
+  acc_t epsilon;
   const scalar_t* multiplier;  // [T, numel]
   const scalar_t* addend;      // [T, numel] or null
   const scalar_t* output;      // [numel] or null
   const acc_t* scale;          // [C] or null
   scalar_t* result;            // [T, numel]: s, or the gradient of multiplier
+  const scalar_t* grad;        // [T, numel]
   scalar_t* grad_output;       // [numel] or null
   double* partial;             // [Partition::partial_sums()] or null
-  LrpExtent extent;
-  Partition tasks;
-  acc_t epsilon;
 };
 
 template <typename scalar_t, bool kAddend, bool kOutput, Span kKind>
@@ -186,19 +186,20 @@ struct BackwardBody : EpsilonScale<scalar_t> {
   }
 };
 
+// Likewise.
 template <typename scalar_t>
 struct Ratio {
   using acc_t = arithmetic_t<scalar_t>;
-  const scalar_t* grad;         // [T, numel]
+  LrpExtent extent;
+  Partition tasks;
+  acc_t epsilon;
   const scalar_t* multiplier;   // [T, numel]
   const scalar_t* value;        // [numel]
   const scalar_t* denominator;  // [numel]
   scalar_t* result;             // [T, numel]: s, or the gradient of multiplier
+  const scalar_t* grad;         // [T, numel]
   scalar_t* grad_value;         // [numel]
   scalar_t* grad_denominator;   // [numel]
-  LrpExtent extent;
-  Partition tasks;
-  acc_t epsilon;
 };
 
 template <typename scalar_t>
@@ -227,11 +228,9 @@ struct RatioBackwardBody : Ratio<scalar_t> {
   using acc_t = arithmetic_t<scalar_t>;
 
   LRP_ALWAYS_INLINE void operator()(int64_t first, int64_t last) const {
-    for_each_span<Span::kPlane>(this->tasks, first, last,
-                                [this](int64_t offset, int64_t count, int64_t, int64_t) LRP_INLINE {
-                                  for (int64_t begin = 0; begin < count; begin += kBlock)
-                                    block(offset + begin, count - begin < kBlock ? count - begin : kBlock);
-                                });
+    for_each_block<Span::kPlane>(this->tasks, first, last,
+                                 [this](int64_t offset, int64_t count, int64_t, int64_t, int64_t)
+                                     LRP_INLINE { block(offset, count); });
   }
 
   LRP_ALWAYS_INLINE void block(int64_t offset, int64_t count) const {
@@ -262,31 +261,16 @@ struct RatioBackwardBody : Ratio<scalar_t> {
   }
 };
 
-struct Backend {
-  static constexpr StorageDtypes kDtypes{false, "float32, float64 or bfloat16 on CPU"};
-
-  struct Guard {
-    explicit Guard(const Tensor&) {}
-    void* stream() const { return nullptr; }
-  };
-
-  static void epsilon_scale(LrpDtype dtype, const void* multiplier, const void* addend, const void* output,
-                            const void* scale, void* result, LrpExtent extent, double epsilon, void*) {
-    const Partition tasks = partition(extent, scale != nullptr);
+struct Backend : CpuBackend {
+  static void epsilon_scale(LrpDtype dtype, In multiplier, In addend, In output, In scale, Out result, LrpExtent extent,
+                            double epsilon, void*) {
+    const Partition tasks = partition(extent, scale.address != nullptr);
     with_storage(dtype, [&](auto storage) {
       using scalar_t = decltype(storage);
-      using acc_t = arithmetic_t<scalar_t>;
-      EpsilonScale<scalar_t> args{};
-      args.multiplier = static_cast<const scalar_t*>(multiplier);
-      args.addend = static_cast<const scalar_t*>(addend);
-      args.output = static_cast<const scalar_t*>(output);
-      args.scale = static_cast<const acc_t*>(scale);
-      args.result = static_cast<scalar_t*>(result);
-      args.extent = extent;
-      args.tasks = tasks;
-      args.epsilon = static_cast<acc_t>(epsilon);
-      with_flag(addend != nullptr, [&](auto has_addend) {
-        with_flag(output != nullptr, [&](auto has_output) {
+      const auto eps = static_cast<arithmetic_t<scalar_t>>(epsilon);
+      const EpsilonScale<scalar_t> args{extent, tasks, eps, multiplier, addend, output, scale, result};
+      with_flag(addend.address != nullptr, [&](auto has_addend) {
+        with_flag(output.address != nullptr, [&](auto has_output) {
           with_span(tasks.kind, [&](auto kind) {
             run_parallel(tasks, ForwardBody<scalar_t, has_addend(), has_output(), kind()>{args});
           });
@@ -299,73 +283,49 @@ struct Backend {
     return partition(extent, true).partial_sums() * static_cast<int64_t>(sizeof(double));
   }
 
-  static void epsilon_scale_backward(LrpDtype dtype, const void* grad, const void* multiplier, const void* addend,
-                                     const void* output, const void* scale, void* grad_multiplier, void* grad_output,
-                                     void* grad_scale, void* workspace, LrpExtent extent, double epsilon, void*) {
-    const Partition tasks = partition(extent, scale != nullptr);
-    if (grad_scale != nullptr) std::memset(workspace, 0, epsilon_scale_backward_workspace(dtype, extent));
+  static void epsilon_scale_backward(LrpDtype dtype, In grad, In multiplier, In addend, In output, In scale,
+                                     Out grad_multiplier, Out grad_output, Out grad_scale, Out workspace,
+                                     LrpExtent extent, double epsilon, void*) {
+    const Partition tasks = partition(extent, scale.address != nullptr);
+    const bool sums = grad_scale.address != nullptr;
+    if (sums) std::memset(workspace, 0, epsilon_scale_backward_workspace(dtype, extent));
     with_storage(dtype, [&](auto storage) {
       using scalar_t = decltype(storage);
-      using acc_t = arithmetic_t<scalar_t>;
-      EpsilonScale<scalar_t> args{};
-      args.grad = static_cast<const scalar_t*>(grad);
-      args.multiplier = static_cast<const scalar_t*>(multiplier);
-      args.addend = static_cast<const scalar_t*>(addend);
-      args.output = static_cast<const scalar_t*>(output);
-      args.scale = static_cast<const acc_t*>(scale);
-      args.result = static_cast<scalar_t*>(grad_multiplier);
-      args.grad_output = static_cast<scalar_t*>(grad_output);
-      args.partial = static_cast<double*>(workspace);
-      args.extent = extent;
-      args.tasks = tasks;
-      args.epsilon = static_cast<acc_t>(epsilon);
-      with_flag(addend != nullptr, [&](auto has_addend) {
-        with_flag(output != nullptr, [&](auto has_output) {
+      const auto eps = static_cast<arithmetic_t<scalar_t>>(epsilon);
+      const EpsilonScale<scalar_t> args{extent, tasks,           eps,  multiplier,  addend,   output,
+                                        scale,  grad_multiplier, grad, grad_output, workspace};
+      with_flag(addend.address != nullptr, [&](auto has_addend) {
+        with_flag(output.address != nullptr, [&](auto has_output) {
           with_span(tasks.kind, [&](auto kind) {
-            with_flag(grad_scale != nullptr, [&](auto sum) {
+            with_flag(sums, [&](auto sum) {
               run_parallel(tasks, BackwardBody<scalar_t, has_addend(), has_output(), kind(), sum()>{args});
             });
           });
         });
       });
-      if (grad_scale != nullptr) channel_totals(tasks, args.partial, static_cast<acc_t*>(grad_scale));
+      if (sums) channel_totals<arithmetic_t<scalar_t>>(tasks, args.partial, grad_scale);
     });
   }
 
-  static void ratio(LrpDtype dtype, const void* multiplier, const void* value, const void* denominator, void* result,
-                    LrpExtent extent, double epsilon, void*) {
+  static void ratio(LrpDtype dtype, In multiplier, In value, In denominator, Out result, LrpExtent extent,
+                    double epsilon, void*) {
     const Partition tasks = partition(extent, false);
     with_storage(dtype, [&](auto storage) {
       using scalar_t = decltype(storage);
-      Ratio<scalar_t> args{};
-      args.multiplier = static_cast<const scalar_t*>(multiplier);
-      args.value = static_cast<const scalar_t*>(value);
-      args.denominator = static_cast<const scalar_t*>(denominator);
-      args.result = static_cast<scalar_t*>(result);
-      args.extent = extent;
-      args.tasks = tasks;
-      args.epsilon = static_cast<arithmetic_t<scalar_t>>(epsilon);
+      const auto eps = static_cast<arithmetic_t<scalar_t>>(epsilon);
+      const Ratio<scalar_t> args{extent, tasks, eps, multiplier, value, denominator, result};
       run_parallel(tasks, RatioForwardBody<scalar_t>{args});
     });
   }
 
-  static void ratio_backward(LrpDtype dtype, const void* grad, const void* multiplier, const void* value,
-                             const void* denominator, void* grad_multiplier, void* grad_value, void* grad_denominator,
-                             LrpExtent extent, double epsilon, void*) {
+  static void ratio_backward(LrpDtype dtype, In grad, In multiplier, In value, In denominator, Out grad_multiplier,
+                             Out grad_value, Out grad_denominator, LrpExtent extent, double epsilon, void*) {
     const Partition tasks = partition(extent, false);
     with_storage(dtype, [&](auto storage) {
       using scalar_t = decltype(storage);
-      Ratio<scalar_t> args{};
-      args.grad = static_cast<const scalar_t*>(grad);
-      args.multiplier = static_cast<const scalar_t*>(multiplier);
-      args.value = static_cast<const scalar_t*>(value);
-      args.denominator = static_cast<const scalar_t*>(denominator);
-      args.result = static_cast<scalar_t*>(grad_multiplier);
-      args.grad_value = static_cast<scalar_t*>(grad_value);
-      args.grad_denominator = static_cast<scalar_t*>(grad_denominator);
-      args.extent = extent;
-      args.tasks = tasks;
-      args.epsilon = static_cast<arithmetic_t<scalar_t>>(epsilon);
+      const auto eps = static_cast<arithmetic_t<scalar_t>>(epsilon);
+      const Ratio<scalar_t> args{extent,      tasks,           eps,  multiplier, value,
+                                 denominator, grad_multiplier, grad, grad_value, grad_denominator};
       run_parallel(tasks, RatioBackwardBody<scalar_t>{args});
     });
   }

@@ -177,22 +177,14 @@ struct AffineBackward {
 
 }  // namespace
 
-template <typename scalar_t>
-constexpr int kResidentBlocks<WithoutSum<AffineBackward<scalar_t>>> = kSumBlocksPerSm;
-
 extern "C" {  // the launchers of launchers.h
 
 int lrp_sum_zplus(LrpDtype dtype, const void* multiplier, const void* a, const void* b, void* result_a, void* result_b,
                   LrpExtent extent, double epsilon, void* stream) {
   return with_storage(dtype, extent, [&](auto storage) {
     using scalar_t = decltype(storage);
-    const SumZPlus<scalar_t> body{static_cast<const scalar_t*>(multiplier),
-                                  static_cast<const scalar_t*>(a),
-                                  static_cast<const scalar_t*>(b),
-                                  static_cast<scalar_t*>(result_a),
-                                  static_cast<scalar_t*>(result_b),
-                                  extent,
-                                  static_cast<arithmetic_t<scalar_t>>(epsilon)};
+    const auto eps = static_cast<arithmetic_t<scalar_t>>(epsilon);
+    const SumZPlus<scalar_t> body{In{multiplier}, In{a}, In{b}, Out{result_a}, Out{result_b}, extent, eps};
     return launch_elementwise(body, extent.numel, vectorizable<scalar_t>(extent, multiplier, a, b, result_a, result_b),
                               stream);
   });
@@ -203,16 +195,9 @@ int lrp_sum_zplus_backward(LrpDtype dtype, const void* grad_a, const void* grad_
                            LrpExtent extent, double epsilon, void* stream) {
   return with_storage(dtype, extent, [&](auto storage) {
     using scalar_t = decltype(storage);
-    const SumZPlusBackward<scalar_t> body{static_cast<const scalar_t*>(grad_a),
-                                          static_cast<const scalar_t*>(grad_b),
-                                          static_cast<const scalar_t*>(multiplier),
-                                          static_cast<const scalar_t*>(a),
-                                          static_cast<const scalar_t*>(b),
-                                          static_cast<scalar_t*>(grad_multiplier),
-                                          static_cast<scalar_t*>(grad_input_a),
-                                          static_cast<scalar_t*>(grad_input_b),
-                                          extent,
-                                          static_cast<arithmetic_t<scalar_t>>(epsilon)};
+    const auto eps = static_cast<arithmetic_t<scalar_t>>(epsilon);
+    const SumZPlusBackward<scalar_t> body{In{grad_a},           In{grad_b},        In{multiplier},    In{a},  In{b},
+                                          Out{grad_multiplier}, Out{grad_input_a}, Out{grad_input_b}, extent, eps};
     const bool vectors =
         vectorizable<scalar_t>(extent, grad_a, grad_b, multiplier, a, b, grad_multiplier, grad_input_a, grad_input_b);
     return launch_elementwise(body, extent.numel, vectors, stream);
@@ -225,30 +210,18 @@ int lrp_affine(LrpDtype dtype, double whole, double positive, const void* multip
   return with_storage(dtype, extent, [&](auto storage) {
     using scalar_t = decltype(storage);
     using acc_t = arithmetic_t<scalar_t>;
-    const Affine<scalar_t> body{static_cast<const scalar_t*>(multiplier),
-                                static_cast<const scalar_t*>(value),
-                                static_cast<const scalar_t*>(input),
-                                static_cast<const acc_t*>(slope),
-                                static_cast<const acc_t*>(shift),
-                                static_cast<scalar_t*>(result),
-                                extent,
-                                ChannelMap(extent),
-                                {static_cast<acc_t>(whole), static_cast<acc_t>(positive)},
-                                static_cast<acc_t>(epsilon)};
+    const ChannelMap channels(extent);
+    const Favour<acc_t> favour{static_cast<acc_t>(whole), static_cast<acc_t>(positive)};
+    const auto eps = static_cast<acc_t>(epsilon);
+    const Affine<scalar_t> body{In{multiplier}, In{value}, In{input}, In{slope}, In{shift},
+                                Out{result},    extent,    channels,  favour,    eps};
     return launch_elementwise(body, extent.numel, vectorizable<scalar_t>(extent, multiplier, value, input, result),
                               stream);
   });
 }
 
 int64_t lrp_affine_backward_workspace(LrpDtype dtype, LrpExtent extent) {
-  switch (dtype) {
-    case kFloat32:
-      return channel_sum_workspace<float>(extent, 2);
-    case kFloat64:
-      return channel_sum_workspace<double>(extent, 2);
-    default:
-      return channel_sum_workspace<__half>(extent, 2);
-  }
+  return channel_sum_workspace(dtype, extent, 2);
 }
 
 int lrp_affine_backward(LrpDtype dtype, double whole, double positive, const void* grad, const void* multiplier,
@@ -258,26 +231,15 @@ int lrp_affine_backward(LrpDtype dtype, double whole, double positive, const voi
   return with_storage(dtype, extent, [&](auto storage) {
     using scalar_t = decltype(storage);
     using acc_t = arithmetic_t<scalar_t>;
-    const AffineBackward<scalar_t> body{static_cast<const scalar_t*>(grad),
-                                        static_cast<const scalar_t*>(multiplier),
-                                        static_cast<const scalar_t*>(value),
-                                        static_cast<const scalar_t*>(input),
-                                        static_cast<const acc_t*>(slope),
-                                        static_cast<const acc_t*>(shift),
-                                        static_cast<scalar_t*>(grad_multiplier),
-                                        static_cast<scalar_t*>(grad_value),
-                                        static_cast<scalar_t*>(grad_input),
-                                        extent,
-                                        ChannelMap(extent),
-                                        {static_cast<acc_t>(whole), static_cast<acc_t>(positive)},
-                                        static_cast<acc_t>(epsilon)};
+    const ChannelMap channels(extent);
+    const Favour<acc_t> favour{static_cast<acc_t>(whole), static_cast<acc_t>(positive)};
+    const auto eps = static_cast<acc_t>(epsilon);
+    const AffineBackward<scalar_t> body{
+        In{grad},        In{multiplier},  In{value}, In{input}, In{slope}, In{shift}, Out{grad_multiplier},
+        Out{grad_value}, Out{grad_input}, extent,    channels,  favour,    eps};
     const bool vectors =
         vectorizable<scalar_t>(extent, grad, multiplier, value, input, grad_multiplier, grad_value, grad_input);
-    if (grad_slope == nullptr)
-      return launch_elementwise(WithoutSum<AffineBackward<scalar_t>>{body}, extent.numel, vectors, stream);
-    return vectors
-               ? launch_channel_sum<kVectorWidth<scalar_t>>(body, extent, workspace, {grad_slope, grad_shift}, stream)
-               : launch_channel_sum<1>(body, extent, workspace, {grad_slope, grad_shift}, stream);
+    return launch_channel_sum(body, extent, vectors, workspace, {grad_slope, grad_shift}, stream);
   });
 }
 

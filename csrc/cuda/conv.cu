@@ -131,15 +131,14 @@ int lrp_conv_relevance(LrpDtype dtype, const void* multiplier, LrpConvScale scal
                        void* stream) {
   return with_storage(dtype, [&](auto storage) {
     using scalar_t = decltype(storage);
-    using acc_t = arithmetic_t<scalar_t>;
     if (!fits(conv)) return kInvalidValue;
     if (conv.targets * conv.batch * conv.channels_in * conv.input[0] * conv.input[1] == 0) return 0;
     ConvProblem<scalar_t> p = problem_of<scalar_t>(conv, weights, true);
     p.x_values = scaled<scalar_t>(multiplier, scale);
-    p.y_values = static_cast<scalar_t*>(result);
-    p.input = static_cast<const scalar_t*>(combine.input);
-    p.low = static_cast<const acc_t*>(combine.low);
-    p.high = static_cast<const acc_t*>(combine.high);
+    p.y_values = Out{result};
+    p.input = In{combine.input};
+    p.low = In{combine.low};
+    p.high = In{combine.high};
     return launch_conv(p, weight, workspace, conv, stream);
   });
 }
@@ -152,7 +151,7 @@ int lrp_conv(LrpDtype dtype, const void* input, const void* weight, LrpConvWeigh
     if (conv.targets * conv.batch * conv.channels_out * conv.output[0] * conv.output[1] == 0) return 0;
     ConvProblem<scalar_t> p = problem_of<scalar_t>(conv, weights, false);
     p.x_values = scaled<scalar_t>(input, LrpConvScale{});
-    p.y_values = static_cast<scalar_t*>(result);
+    p.y_values = Out{result};
     return launch_conv(p, weight, workspace, conv, stream);
   });
 }

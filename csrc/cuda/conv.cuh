@@ -300,11 +300,8 @@ inline Image image_of(const LrpConv& conv, const int64_t (&size)[2], int64_t cha
 
 template <typename scalar_t>
 ScaledInput<scalar_t> scaled(const void* multiplier, const LrpConvScale& scale) {
-  using acc_t = arithmetic_t<scalar_t>;
-  return {static_cast<const scalar_t*>(multiplier),   static_cast<const scalar_t*>(scale.addend),
-          static_cast<const scalar_t*>(scale.output), static_cast<const acc_t*>(scale.scale),
-          static_cast<const scalar_t*>(scale.value),  static_cast<const scalar_t*>(scale.denominator),
-          static_cast<acc_t>(scale.epsilon)};
+  const In g{multiplier}, g2{scale.addend}, u{scale.output}, k{scale.scale}, v{scale.value}, d{scale.denominator};
+  return {g, g2, u, k, v, d, static_cast<arithmetic_t<scalar_t>>(scale.epsilon)};
 }
 
 }  // namespace lrpkernels::cuda

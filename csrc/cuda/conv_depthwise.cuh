@@ -117,14 +117,9 @@ template <typename scalar_t>
 int launch_depthwise(const ConvProblem<scalar_t>& p, const void* weight, const LrpConv& conv, void* stream) {
   const bool channels_last = conv.channels_last != 0;
   const int64_t channels = p.transposed ? conv.channels_in : conv.channels_out;
-  const int64_t multiplier = conv.channels_out / conv.channels_in;
-  const Depthwise<scalar_t> body{p,
-                                 static_cast<const scalar_t*>(weight),
-                                 FastDivisor(channels),
-                                 FastDivisor(p.y.height),
-                                 FastDivisor(p.y.width),
-                                 static_cast<int>(multiplier),
-                                 channels_last};
+  const auto multiplier = static_cast<int>(conv.channels_out / conv.channels_in);
+  const FastDivisor by_channels(channels), by_height(p.y.height), by_width(p.y.width);
+  const Depthwise<scalar_t> body{p, In{weight}, by_channels, by_height, by_width, multiplier, channels_last};
   const ScaledInput<scalar_t>& x = p.x_values;
   const bool vectors = channels_last && multiplier == 1 && channels % kVectorWidth<scalar_t> == 0 &&
                        all_aligned(x.multiplier, x.addend, x.output, x.value, x.denominator, p.input, p.y_values);

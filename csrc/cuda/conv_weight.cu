@@ -57,19 +57,14 @@ template <typename scalar_t>
 void launch_product(const WeightProblem<scalar_t>& p, const LrpConv& conv, unsigned blocks, void* stream) {
   if constexpr (kHasTensorCores<scalar_t>) {
     if (use_tensor_cores<scalar_t>(conv)) {
-      if (p.channels_last) {
-        LRP_LAUNCH((mma::weight_mma_kernel<scalar_t, true>), blocks, kThreads, stream, p);
-      } else {
-        LRP_LAUNCH((mma::weight_mma_kernel<scalar_t, false>), blocks, kThreads, stream, p);
-      }
-      return;
+      return with_flag(p.channels_last, [&](auto channels_last) {
+        LRP_LAUNCH((mma::weight_mma_kernel<scalar_t, channels_last()>), blocks, kThreads, stream, p);
+      });
     }
   }
-  if (p.channels_last) {
-    LRP_LAUNCH((simt::weight_simt_kernel<scalar_t, true>), blocks, kThreads, stream, p);
-  } else {
-    LRP_LAUNCH((simt::weight_simt_kernel<scalar_t, false>), blocks, kThreads, stream, p);
-  }
+  with_flag(p.channels_last, [&](auto channels_last) {
+    LRP_LAUNCH((simt::weight_simt_kernel<scalar_t, channels_last()>), blocks, kThreads, stream, p);
+  });
 }
 
 }  // namespace
@@ -92,15 +87,14 @@ int lrp_conv_weight_gradient(LrpDtype dtype, const void* multiplier, LrpConvScal
                              void* grad_weight, void* workspace, LrpConv conv, void* stream) {
   return with_storage(dtype, [&](auto storage) {
     using scalar_t = decltype(storage);
-    using acc_t = arithmetic_t<scalar_t>;
     if (!fits(conv)) return kInvalidValue;
     const int64_t numel = weight_elements(conv);
     if (numel == 0) return 0;
     const Split split = split_of<scalar_t>(conv);
     WeightProblem<scalar_t> p{};
     p.s_values = scaled<scalar_t>(multiplier, scale);
-    p.x_values = static_cast<const scalar_t*>(input);
-    p.partial = static_cast<acc_t*>(workspace);
+    p.x_values = In{input};
+    p.partial = Out{workspace};
     p.s = image_of(conv, conv.output, conv.channels_out);
     p.x = image_of(conv, conv.input, conv.channels_in);
     for (int d = 0; d < 2; ++d)
@@ -120,8 +114,8 @@ int lrp_conv_weight_gradient(LrpDtype dtype, const void* multiplier, LrpConvScal
     const int64_t blocks = split.parts * conv.groups * split.row_tiles * split.column_tiles;
     if (blocks > max_grid_x()) return kInvalidValue;
     launch_product(p, conv, static_cast<unsigned>(blocks), stream);
-    LRP_LAUNCH(weight_total_kernel<scalar_t>, grid_for(numel, kThreads), kThreads, stream, p,
-               static_cast<scalar_t*>(grad_weight), FastDivisor(p.columns), numel, split.parts);
+    LRP_LAUNCH(weight_total_kernel<scalar_t>, grid_for(numel, kThreads), kThreads, stream, p, Out{grad_weight},
+               FastDivisor(p.columns), numel, split.parts);
     return LRP_LAST_ERROR();
   });
 }

@@ -22,21 +22,22 @@ __device__ __forceinline__ bool above(const Key& a, const Key& b) {
   return a.value > b.value || (a.value == b.value && a.position > b.position);
 }
 
-__device__ __forceinline__ unsigned long long bits_of(float x) {
-  unsigned bits;
+template <typename acc_t>
+using bits_t = std::conditional_t<sizeof(acc_t) == 8, unsigned long long, unsigned>;
+
+template <typename acc_t>
+__device__ __forceinline__ bits_t<acc_t> bits_of(acc_t x) {
+  bits_t<acc_t> bits;
   memcpy(&bits, &x, sizeof bits);
   return bits;
 }
-__device__ __forceinline__ unsigned long long bits_of(double x) {
-  unsigned long long bits;
-  memcpy(&bits, &x, sizeof bits);
-  return bits;
+template <typename acc_t>
+__device__ __forceinline__ acc_t value_of(unsigned long long bits) {
+  const auto narrow = static_cast<bits_t<acc_t>>(bits);
+  acc_t x;
+  memcpy(&x, &narrow, sizeof x);
+  return x;
 }
-__device__ __forceinline__ void value_of(unsigned long long bits, float* x) {
-  const auto narrow = static_cast<unsigned>(bits);
-  memcpy(x, &narrow, sizeof *x);
-}
-__device__ __forceinline__ void value_of(unsigned long long bits, double* x) { memcpy(x, &bits, sizeof *x); }
 
 // One channel of one map.
 template <typename scalar_t>
@@ -209,11 +210,8 @@ __global__ void __launch_bounds__(kThreads, 2)
     double sum = 0;
     for (int rank = threadIdx.x; rank < kept; rank += kThreads) {
       const Key key = keys[rank];
-      if (rank < selected[0]) {
-        acc_t x;
-        value_of(key.value, &x);
-        sum += static_cast<double>(x) * pow(shape.decay, static_cast<double>(rank));
-      }
+      if (rank < selected[0])
+        sum += static_cast<double>(value_of<acc_t>(key.value)) * pow(shape.decay, static_cast<double>(rank));
       write_global(order + r * kept + rank,
                    rank < selected[0] ? static_cast<int32_t>(~static_cast<unsigned>(key.position)) : -1);
     }
@@ -332,12 +330,11 @@ int lrp_heatmap_scores(LrpDtype dtype, const void* heatmap, const void* mask, vo
     if (rows == 0) return 0;
     auto* const sums = static_cast<double*>(workspace);
     auto* const keys = reinterpret_cast<Key*>(sums + 2 * rows);
-    LRP_LAUNCH(heatmap_scores_kernel<scalar_t>, blocks_of(shape), kThreads, stream,
-               static_cast<const scalar_t*>(heatmap), static_cast<const scalar_t*>(mask), sums,
-               static_cast<acc_t*>(background), order, keys, shape, rows);
+    LRP_LAUNCH(heatmap_scores_kernel<scalar_t>, blocks_of(shape), kThreads, stream, In{heatmap}, In{mask}, sums,
+               Out{background}, order, keys, shape, rows);
     const int64_t maps = shape.images * shape.maps;
-    LRP_LAUNCH(map_sums_kernel<acc_t>, grid_for(maps, kThreads), kThreads, stream, sums,
-               static_cast<acc_t*>(foreground), static_cast<acc_t*>(signed_foreground), maps, shape.channels);
+    LRP_LAUNCH(map_sums_kernel<acc_t>, grid_for(maps, kThreads), kThreads, stream, sums, Out{foreground},
+               Out{signed_foreground}, maps, shape.channels);
     return LRP_LAST_ERROR();
   });
 }
@@ -351,24 +348,18 @@ int lrp_heatmap_scores_backward(LrpDtype dtype, const void* heatmap, const void*
     if (!valid(shape)) return kInvalidValue;
     const int64_t rows = rows_of(shape);
     if (rows == 0) return 0;
-    const auto* const pooled = static_cast<const acc_t*>(grad_background);
+    const acc_t* const pooled = In{grad_background};
     const bool mean = shape.kept == 0;
-    const HeatmapBackward<scalar_t> body{static_cast<const scalar_t*>(heatmap),
-                                         static_cast<const scalar_t*>(mask),
-                                         static_cast<const acc_t*>(grad_foreground),
-                                         static_cast<const acc_t*>(grad_signed_foreground),
-                                         mean ? pooled : nullptr,
-                                         static_cast<scalar_t*>(grad_heatmap),
-                                         shape,
-                                         FastDivisor(shape.positions),
-                                         FastDivisor(shape.channels),
-                                         FastDivisor(shape.maps),
-                                         static_cast<acc_t>(weight_scale(shape))};
+    const FastDivisor positions(shape.positions), channels(shape.channels), maps(shape.maps);
+    const In r{heatmap}, m{mask}, inside{grad_foreground}, with_sign{grad_signed_foreground};
+    const auto scale = static_cast<acc_t>(weight_scale(shape));
+    const HeatmapBackward<scalar_t> body{
+        r, m, inside, with_sign, mean ? pooled : nullptr, Out{grad_heatmap}, shape, positions, channels, maps, scale};
     const bool vectors = shape.positions % kVectorWidth<scalar_t> == 0 && all_aligned(heatmap, mask, grad_heatmap);
     const int error = launch_elementwise(body, rows * shape.positions, vectors, stream);
     if (error != 0 || mean) return error;
-    LRP_LAUNCH(selected_backward_kernel<scalar_t>, grid_for(rows, 1), kThreads, stream,
-               static_cast<const scalar_t*>(heatmap), order, pooled, static_cast<scalar_t*>(grad_heatmap), shape, rows);
+    LRP_LAUNCH(selected_backward_kernel<scalar_t>, grid_for(rows, 1), kThreads, stream, In{heatmap}, order, pooled,
+               Out{grad_heatmap}, shape, rows);
     return LRP_LAST_ERROR();
   });
 }

@@ -25,8 +25,7 @@ int lrp_ratio_backward(LrpDtype dtype, const void* grad, const void* multiplier,
                        LrpExtent extent, double epsilon, void* stream);
 
 // Winner takes all: multiplier [T * B, C, output], indices [B, C, output] (int64, flat positions in a channel's input
-// plane)
-// -> result [T * B, C, input]; overlapping windows add up.
+// plane) -> result [T * B, C, input]; overlapping windows add up.
 int lrp_max_pool_winner(LrpDtype dtype, const void* multiplier, const int64_t* indices, void* result, LrpPool pool,
                         void* stream);
 
@@ -94,7 +93,7 @@ int lrp_affine(LrpDtype dtype, double whole, double positive, const void* multip
 
 int64_t lrp_affine_backward_workspace(LrpDtype dtype, LrpExtent extent);
 
-// grad_slope and grad_shift (both, or neither) are sums over all but the channel.
+// grad_slope and grad_shift are sums over all but the channel.
 int lrp_affine_backward(LrpDtype dtype, double whole, double positive, const void* grad, const void* multiplier,
                         const void* value, const void* input, const void* slope, const void* shift,
                         void* grad_multiplier, void* grad_value, void* grad_input, void* grad_slope, void* grad_shift,

@@ -1,5 +1,7 @@
 // Typed global memory access: 16 bytes at a time where address and length allow, arithmetic types in registers.
 #pragma once
+#include <type_traits>
+
 #include "../common/geometry.h"
 #include "launchers.h"
 #include "runtime.cuh"
@@ -131,6 +133,12 @@ __device__ __forceinline__ void store(scalar_t* address, const Pack<arithmetic_t
       write_global(reinterpret_cast<Raw*>(address) + part, raw);
     }
   }
+}
+
+// Calls body with std::true_type or std::false_type.
+template <typename Body>
+void with_flag(bool flag, const Body& body) {
+  flag ? body(std::true_type{}) : body(std::false_type{});
 }
 
 // What launchers return where sizes exceed the kernels' indices or the grid: cudaErrorInvalidValue.

@@ -6,7 +6,6 @@ raises), which is what training through a heatmap needs: the heatmap itself is a
 
 from .affine import affine, affine_known, batch_norm_scale, sum_zplus
 from .conv import ConvWeight, conv_apply, conv_box, conv_pull, conv_pull_by_sign, conv_pull_sum, conv_weight
-from .deferred import SharedWeight, linear_transpose, shared_conv, shared_linear, sharing_pays
 from .geometry import ConvGeometry, Weights
 from .heatmap import HeatmapScores, has_heatmap_kernels, heatmap_scores, kept_ranks
 from .layout import is_capturing, per_channel, select_by_sign, times, wide
@@ -23,7 +22,6 @@ __all__ = [
     "HeatmapScores",
     "Part",
     "Scaled",
-    "SharedWeight",
     "Weights",
     "affine",
     "affine_known",
@@ -42,16 +40,12 @@ __all__ = [
     "is_capturing",
     "kept_ranks",
     "linear_adjoint",
-    "linear_transpose",
     "max_pool_winner",
     "per_channel",
     "positive_weight",
     "ratio",
     "scatter_winner",
     "select_by_sign",
-    "shared_conv",
-    "shared_linear",
-    "sharing_pays",
     "sum_zplus",
     "times",
     "uncat",

@@ -176,16 +176,7 @@ def sum_zplus(multiplier: Tensor, a: Tensor, b: Tensor, *, epsilon: float) -> tu
 
 
 @torch.library.register_fake("lrpkernels::affine")
-def _affine(
-    multiplier: Tensor,
-    value: Tensor,
-    input: Tensor,
-    slope: Tensor,
-    shift: Tensor | None,
-    whole: float,
-    positive: float,
-    epsilon: float,
-) -> Tensor:
+def _affine(multiplier: Tensor, value: Tensor, input: Tensor, *rest: Any) -> Tensor:
     for name, tensor in (("value", value), ("input", input)):
         check_forward_value("affine", name, tensor, multiplier)
     return empty_like(multiplier, input)
@@ -193,19 +184,11 @@ def _affine(
 
 @torch.library.register_fake("lrpkernels::affine_backward")
 def _affine_backward(
-    grad: Tensor,
-    multiplier: Tensor,
-    value: Tensor,
-    input: Tensor,
-    slope: Tensor,
-    shift: Tensor | None,
-    whole: float,
-    positive: float,
-    epsilon: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    grad: Tensor, multiplier: Tensor, value: Tensor, input: Tensor, slope: Tensor, shift: Tensor | None, *rest: Any
+) -> tuple[Tensor, ...]:
     check_like_multiplier("affine_backward", "grad", grad, multiplier)
     channels = (slope.new_empty(slope.shape), slope.new_empty(0 if shift is None else slope.shape))
-    return empty_like(multiplier, input), empty_like(value, input), empty_like(input, input), *channels
+    return *(empty_like(tensor, input) for tensor in (multiplier, value, input)), *channels
 
 
 @torch.library.register_fake("lrpkernels::sum_zplus")
@@ -218,7 +201,7 @@ def _sum_zplus(multiplier: Tensor, a: Tensor, b: Tensor, epsilon: float) -> tupl
 @torch.library.register_fake("lrpkernels::sum_zplus_backward")
 def _sum_zplus_backward(
     grad_a: Tensor, grad_b: Tensor, multiplier: Tensor, a: Tensor, b: Tensor, epsilon: float
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     for name, tensor in (("grad_a", grad_a), ("grad_b", grad_b)):
         check_like_multiplier("sum_zplus_backward", name, tensor, multiplier)
-    return empty_like(multiplier, a), empty_like(a, a), empty_like(b, a)
+    return tuple(empty_like(tensor, a) for tensor in (multiplier, a, b))

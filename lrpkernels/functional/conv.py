@@ -11,16 +11,18 @@ from torch import Tensor
 from . import conv_routes
 from .autograd import call, first_order
 from .conv_routes import NO_EPILOGUE, Epilogue
-from .deferred import Ledger, SharedWeight
 from .geometry import ConvGeometry, Weights
 from .layout import empty_planes, memory_format, per_channel, select_by_sign, times
-from .pointwise import NEGATIVE, POSITIVE, Scaled, check_epsilon_scale, positive_weight
+from .pointwise import NEGATIVE, POSITIVE, WHOLE, Scaled, check_epsilon_scale, positive_weight
 
 # The part of W where a >= 0, and elsewhere.
 _BY_SIGN = {
     Weights.SAME_SIGN: (Weights.POSITIVE, Weights.NEGATIVE),
     Weights.OPPOSITE_SIGN: (Weights.NEGATIVE, Weights.POSITIVE),
 }
+
+
+_PICKED = {POSITIVE: Weights.POSITIVE, NEGATIVE: Weights.NEGATIVE}
 
 
 class ConvWeight(NamedTuple):
@@ -44,7 +46,9 @@ def conv_weight(
 
     Gradients: weight, scale; first order only.
     """
-    picked = {POSITIVE: Weights.POSITIVE, NEGATIVE: Weights.NEGATIVE}.get(part)
+    if part is WHOLE and scale is None:
+        return ConvWeight(weight if weight.dtype == dtype else weight.to(dtype))
+    picked = _PICKED.get(part)
     fused = picked is not None and conv_routes.picks_parts(weight, geometry)
     if part == POSITIVE and not fused:
         return ConvWeight(positive_weight(weight, scale).to(dtype))
@@ -121,15 +125,13 @@ class _ConvPull(torch.autograd.Function):
         eps: float,
         weights: Weights,
         geometry: ConvGeometry,
-        bounds: tuple[Tensor, Tensor] | None,
-        token: Tensor | None = None,
-        ledger: Ledger | None = None,
+        bounds: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         # s is not saved: backward makes it again, one elementwise pass for a tensor less per layer.
         scaled = Scaled(multiplier, addend, output, scale, value, denominator, eps)
         reads_input = weights in (Weights.SAME_SIGN, Weights.OPPOSITE_SIGN, Weights.BOX)
         ctx.save_for_backward(*scaled[:6], weight, input if reads_input else None)
-        ctx.eps, ctx.weights, ctx.geometry, ctx.bounds, ctx.ledger = eps, weights, geometry, bounds, ledger
+        ctx.eps, ctx.weights, ctx.geometry, ctx.bounds = eps, weights, geometry, bounds
         epilogue = Epilogue(input, *(bounds or ())) if reads_input else NO_EPILOGUE
         return conv_routes.relevance(scaled, weight, input, geometry, weights, epilogue)
 
@@ -140,8 +142,6 @@ class _ConvPull(torch.autograd.Function):
         weight, input = saved[6:]
         need, geometry = ctx.needs_input_grad, ctx.geometry
         scaled = Scaled(*saved[:6])._replace(eps=ctx.eps)
-        if ctx.ledger is not None:
-            ctx.ledger.defer(lambda sum: _added(sum, conv_routes.weight_gradient(scaled, grad, weight, geometry), 1))
         grad_weight = pushed = grad_input = None
         for part, weights, sign in _terms(grad, input, ctx.weights, ctx.bounds):
             if need[6]:
@@ -153,7 +153,7 @@ class _ConvPull(torch.autograd.Function):
             pulled = conv_routes.relevance(scaled, weight, input, geometry)
             grad_input = (grad * pulled).unflatten(0, (-1, input.shape[0])).sum(0)
         grads = (None,) * 6 if pushed is None else scaled.gradients(pushed, need)
-        return *grads, grad_weight, grad_input, *(None,) * 6
+        return *grads, grad_weight, grad_input, *(None,) * 4
 
 
 def _terms(grad: Tensor, input: Tensor | None, weights: Weights, bounds: tuple[Tensor, Tensor] | None) -> list[_Term]:
@@ -180,9 +180,7 @@ def _added(so_far: Tensor | None, term: Tensor, sign: int) -> Tensor:
     return so_far.add_(term, alpha=sign)
 
 
-def conv_pull(
-    scaled: Scaled, weight: ConvWeight, input: Tensor, geometry: ConvGeometry, shared: SharedWeight | None = None
-) -> Tensor:
+def conv_pull(scaled: Scaled, weight: ConvWeight, input: Tensor, geometry: ConvGeometry) -> Tensor:
     r"""V^T s, the multiplier at the input of convolution [-> batch norm] [-> ReLU] under a rule.
 
     Epsilon: s = G m(u) k_c, so that R_j = a_j * sum_k w_jk R_k / (z_k + eps) for the z_k > 0 that pass the ReLU; other rules: s = G v / d.
@@ -192,7 +190,6 @@ def conv_pull(
         weight: V, dtype of the multiplier.
         input: the convolution's input, (B, C_in, ...); only its sizes and memory format are read.
         geometry: stride, padding, dilation, transposed, output padding, groups.
-        shared: of a layer whose own backward pass makes the weight gradient; None: it is made here.
 
     Returns:
         (T*B, C_in, ...).
@@ -203,10 +200,7 @@ def conv_pull(
 
     Source: Bach et al. 2015 (epsilon rule); arXiv 2401.08409 (LRP-Flex); docs/method.md section 1.
     """
-    settings = (input, scaled.eps, weight.weights, geometry, None)
-    if shared is None:
-        return call(_ConvPull, *scaled[:6], weight.weight, *settings)
-    return call(_ConvPull, *scaled[:6], weight.weight.detach(), *settings, *shared)
+    return call(_ConvPull, *scaled[:6], weight.weight, input, scaled.eps, weight.weights, geometry)
 
 
 def conv_pull_by_sign(
@@ -224,7 +218,7 @@ def conv_pull_by_sign(
     """
     if Weights.ALL not in (same.weights, other.weights):  # kernels pick by sign, too
         by_sign = Weights.SAME_SIGN if same.weights == Weights.POSITIVE else Weights.OPPOSITE_SIGN
-        return call(_ConvPull, *scaled[:6], same.weight, input.detach(), scaled.eps, by_sign, geometry, None)
+        return call(_ConvPull, *scaled[:6], same.weight, input.detach(), scaled.eps, by_sign, geometry)
     s = Scaled(scaled.tensor())
     return select_by_sign(input, *(conv_pull(s, weight, input, geometry) for weight in (same, other)))
 
@@ -286,63 +280,23 @@ def _pull_each(scaled: Scaled, weights: list[Tensor], input: Tensor, geometry: C
 
 
 @torch.library.register_fake("lrpkernels::conv_relevance")
-def _conv_relevance(
-    multiplier: Tensor,
-    addend: Tensor | None,
-    output: Tensor | None,
-    scale: Tensor | None,
-    value: Tensor | None,
-    denominator: Tensor | None,
-    weight: Tensor,
-    weights: int,
-    input: Tensor | None,
-    low: Tensor | None,
-    high: Tensor | None,
-    input_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    epsilon: float,
-    tensor_cores: bool,
-) -> Tensor:
+def _conv_relevance(multiplier: Tensor, *rest: Any) -> Tensor:
+    addend, output, scale, _, _, weight, _, _, _, _, input_size, _, _, _, groups, *_ = rest
     check_epsilon_scale("conv_relevance", multiplier, addend, output, scale)
     format = memory_format(multiplier if output is None else output)
-    return empty_planes(multiplier.shape[0], weight.shape[1] * groups, input_size, multiplier, format)
+    return empty_planes((multiplier.shape[0], weight.shape[1] * groups), input_size, multiplier, format)
 
 
 @torch.library.register_fake("lrpkernels::conv_apply")
-def _conv_apply(
-    input: Tensor,
-    weight: Tensor,
-    weights: int,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    tensor_cores: bool,
-) -> Tensor:
+def _conv_apply(input: Tensor, weight: Tensor, weights: int, *rest: Any) -> Tensor:
+    stride, padding, dilation, groups, _ = rest
     geometry = ConvGeometry(tuple(stride), tuple(padding), tuple(dilation), False, (), groups)
     spatial = geometry.output_size(input.shape, weight.shape)
-    return empty_planes(input.shape[0], weight.shape[0], spatial, input, memory_format(input))
+    return empty_planes((input.shape[0], weight.shape[0]), spatial, input, memory_format(input))
 
 
 @torch.library.register_fake("lrpkernels::conv_weight_gradient")
-def _conv_weight_gradient(
-    multiplier: Tensor,
-    addend: Tensor | None,
-    output: Tensor | None,
-    scale: Tensor | None,
-    value: Tensor | None,
-    denominator: Tensor | None,
-    input: Tensor,
-    kernel_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    epsilon: float,
-    tensor_cores: bool,
-) -> Tensor:
+def _conv_weight_gradient(multiplier: Tensor, *rest: Any) -> Tensor:
+    addend, output, scale, _, _, input, kernel_size, _, _, _, groups, *_ = rest
     check_epsilon_scale("conv_weight_gradient", multiplier, addend, output, scale)
     return multiplier.new_empty((multiplier.shape[1], input.shape[1] // groups, *kernel_size))

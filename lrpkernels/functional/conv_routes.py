@@ -1,7 +1,7 @@
 """Which way a convolution goes: the only place that knows.
 
-The vendor's convolution (oneDNN, cuDNN) through ATen with our elementwise kernels around it; on the CPU a faster route for some shapes
-(:mod:`.conv_cpu`); on CUDA tensors our fused kernel where :mod:`.tuner` found it to be faster.
+The vendor's convolution (oneDNN, cuDNN) through ATen with our elementwise kernels around it; on CUDA tensors our fused kernel where
+:mod:`.tuner` found it to be faster.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .._extension import ops
-from . import conv_cpu, tuner
+from . import tuner
 from .geometry import ConvGeometry, Weights
 from .layout import is_channels_last, per_channel, select_by_sign, times
 from .pointwise import Scaled
@@ -74,13 +74,13 @@ def apply(
 ) -> Tensor:
     """W a + b with W, W+ or W-, (N, C_out, ...)."""
     if not picks_parts(weight, geometry):
-        return _applied(input, part_of(weight, weights), geometry, bias)
+        return _convolution(input, part_of(weight, weights), bias, *geometry)
 
     def fused() -> Tensor:
         return ops.conv_apply(input, weight, weights, *geometry[:3], geometry.groups, _tensor_cores(input.dtype))
 
     def vendor() -> Tensor:
-        return _applied(input, part_of(weight, weights), geometry)
+        return _convolution(input, part_of(weight, weights), None, *geometry)
 
     found = _tuned(_key("apply", input, weight, geometry, weights), input, fused, vendor)
     return found if bias is None else found.add_(per_channel(bias, found.dim()))
@@ -90,11 +90,7 @@ def weight_gradient(scaled: Scaled, input: Tensor, weight: Tensor, geometry: Con
     """The gradient of <s, W input> for W, whose sizes and layout alone are read."""
 
     def vendor() -> Tensor:
-        s = scaled.made()
-        ours = conv_cpu.weight_gradient(s, input, weight, geometry)
-        if ours is not None:
-            return ours
-        return _convolution_backward(s, input, weight, None, *geometry, [False, True, False])[1]
+        return _convolution_backward(scaled.made(), input, weight, None, *geometry, [False, True, False])[1]
 
     if not picks_parts(weight, geometry):
         return vendor()
@@ -136,18 +132,8 @@ def _key(op: str, values: Tensor, weight: Tensor, geometry: ConvGeometry, *rest:
 # -- the vendor's convolution -------------------------------------------------------------------------------------------------------
 
 
-def _applied(input: Tensor, weight: Tensor, geometry: ConvGeometry, bias: Tensor | None = None) -> Tensor:
-    ours = conv_cpu.apply(input, weight, geometry)
-    if ours is not None:
-        return ours if bias is None else ours.add_(per_channel(bias, ours.dim()))
-    return _convolution(input, weight, bias, *geometry)
-
-
 def _data_gradient(s: Tensor, weight: Tensor, input: Tensor, geometry: ConvGeometry) -> Tensor:
     """W^T s for a convolution whose input looked like ``input``."""
-    ours = conv_cpu.data_gradient(s, weight, input.shape[2:], geometry)
-    if ours is not None:
-        return ours
     channels = weight.shape[0] if geometry.transposed else weight.shape[1] * geometry.groups
     if input.shape[0] != s.shape[0] or input.shape[1] != channels or input.dtype != s.dtype:
         # Several targets (the batch is that of s), stacked weights, or autocast: an uninitialized tensor of the right form will do.

@@ -106,15 +106,8 @@ def _scores(heatmap: Tensor, mask: Tensor, kept: int, decay: float) -> tuple[Ten
 
 
 @torch.library.impl("lrpkernels::heatmap_scores_backward", "CPU")
-def _scores_backward(
-    heatmap: Tensor,
-    mask: Tensor,
-    order: Tensor,
-    grad_foreground: Tensor,
-    grad_signed_foreground: Tensor,
-    grad_background: Tensor,
-    decay: float,
-) -> Tensor:
+def _scores_backward(heatmap: Tensor, mask: Tensor, order: Tensor, *rest: Any) -> Tensor:
+    grad_foreground, grad_signed_foreground, grad_background, decay = rest
     r, m = wide(heatmap), wide(mask).unsqueeze(1)
     length, kept, sign = r.shape[-1], order.shape[-1], r.sign()
     if kept == 0:
@@ -140,13 +133,5 @@ def _heatmap_scores(heatmap: Tensor, mask: Tensor, kept: int, decay: float) -> t
 
 
 @torch.library.register_fake("lrpkernels::heatmap_scores_backward")
-def _heatmap_scores_backward(
-    heatmap: Tensor,
-    mask: Tensor,
-    order: Tensor,
-    grad_foreground: Tensor,
-    grad_signed_foreground: Tensor,
-    grad_background: Tensor,
-    decay: float,
-) -> Tensor:
+def _heatmap_scores_backward(heatmap: Tensor, *rest: Any) -> Tensor:
     return heatmap.new_empty(heatmap.shape)

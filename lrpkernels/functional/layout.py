@@ -70,11 +70,9 @@ def empty_like(tensor: Tensor, leader: Tensor) -> Tensor:
     return torch.empty_like(tensor, memory_format=memory_format(leader))
 
 
-def empty_planes(
-    images: int, channels: int, spatial: Sequence[int], like: Tensor, format: torch.memory_format
-) -> Tensor:
-    """An uninitialized tensor (images, channels, *spatial)."""
-    return like.new_empty((images, channels, *spatial)).contiguous(memory_format=format)
+def empty_planes(leading: Sequence[int], spatial: Sequence[int], like: Tensor, format: torch.memory_format) -> Tensor:
+    """An uninitialized tensor of images and channels, (*leading, *spatial)."""
+    return like.new_empty((*leading, *spatial)).contiguous(memory_format=format)
 
 
 def check_forward_value(op: str, name: str, value: Tensor, multiplier: Tensor) -> None:

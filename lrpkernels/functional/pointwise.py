@@ -128,6 +128,10 @@ class Scaled(NamedTuple):
         """G + G2."""
         return self.multiplier if self.addend is None else self.multiplier + self.addend
 
+    def at_relu(self, output: Tensor | None, eps: float) -> Scaled:
+        """(G + G2) m(u), u the ReLU's output (None: there is no ReLU, m = 1)."""
+        return Scaled(self.multiplier, self.addend, output, None, None, None, eps)
+
     def over(self, value: Tensor, denominator: Tensor, eps: float) -> Scaled:
         """(G + G2) v / (d + eps sgn d)."""
         return Scaled(self.total(), value=value, denominator=denominator, eps=eps)

@@ -51,28 +51,6 @@ def max_pool_winner(multiplier: Tensor, indices: Tensor, input: Tensor, argument
     return call(_MaxPoolWinner, multiplier, indices, input, arguments)
 
 
-class _ScatterWinner(Function):
-    @staticmethod
-    def forward(ctx: Any, multiplier: Tensor, indices: Tensor, spatial: Sequence[int]) -> Tensor:
-        ctx.save_for_backward(indices)
-        targets = multiplier.shape[0] // indices.shape[0]
-        flat = multiplier.flatten(2)
-        index = indices.flatten(2).repeat(targets, 1, 1)
-        positions = 1
-        for size in spatial:
-            positions *= size
-        result = flat.new_zeros(*flat.shape[:2], positions).scatter_add_(2, index, flat)
-        return result.unflatten(2, tuple(spatial))
-
-    @staticmethod
-    @first_order
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        (indices,) = ctx.saved_tensors
-        targets = grad.shape[0] // indices.shape[0]
-        index = indices.flatten(2).repeat(targets, 1, 1)
-        return grad.flatten(2).gather(2, index).unflatten(2, indices.shape[2:]), None, None
-
-
 def scatter_winner(multiplier: Tensor, indices: Tensor, spatial: Sequence[int]) -> Tensor:
     """Winner takes all for any pooling that can name its winners (1-d, adaptive, fractional max pooling).
 
@@ -84,12 +62,15 @@ def scatter_winner(multiplier: Tensor, indices: Tensor, spatial: Sequence[int]) 
     Returns:
         G at the input, (T*B, C, *spatial); overlapping windows add up.
 
-    Gradients: multiplier; first order only.
+    Gradients: multiplier.
     Deterministic: on the CPU; on CUDA sums of overlapping windows may be added in any order.
 
     Source: Bach et al. 2015 (winner-takes-all); docs/method.md section 1.
     """
-    return call(_ScatterWinner, multiplier, indices, spatial)
+    targets = multiplier.shape[0] // indices.shape[0]
+    flat, index = multiplier.flatten(2), indices.flatten(2).repeat(targets, 1, 1)
+    found = flat.new_zeros(*flat.shape[:2], torch.Size(spatial).numel()).scatter_add(2, index, flat)
+    return found.unflatten(2, tuple(spatial))
 
 
 class _AveragePoolTranspose(Function):
@@ -192,30 +173,15 @@ def average_pull(
 
 
 @torch.library.register_fake("lrpkernels::max_pool_winner")
-def _max_pool_winner(
-    multiplier: Tensor,
-    indices: Tensor,
-    input_size: Sequence[int],
-    kernel_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-) -> Tensor:
+def _max_pool_winner(multiplier: Tensor, indices: Tensor, input_size: Sequence[int], *windows: Any) -> Tensor:
     _check_indices("max_pool_winner", indices, multiplier)
-    return empty_planes(multiplier.shape[0], multiplier.shape[1], input_size, multiplier, memory_format(indices))
+    return empty_planes(multiplier.shape[:2], input_size, multiplier, memory_format(indices))
 
 
 @torch.library.register_fake("lrpkernels::max_pool_winner_backward")
-def _max_pool_winner_backward(
-    grad: Tensor,
-    indices: Tensor,
-    kernel_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-) -> Tensor:
+def _max_pool_winner_backward(grad: Tensor, indices: Tensor, *windows: Any) -> Tensor:
     _check_indices("max_pool_winner_backward", indices, grad)
-    return empty_planes(grad.shape[0], grad.shape[1], indices.shape[2:], grad, memory_format(indices))
+    return empty_planes(grad.shape[:2], indices.shape[2:], grad, memory_format(indices))
 
 
 def _check_indices(op: str, indices: Tensor, other: Tensor) -> None:
@@ -229,26 +195,6 @@ def _check_indices(op: str, indices: Tensor, other: Tensor) -> None:
 
 
 @torch.library.register_fake("lrpkernels::average_pool")
-def _average_pool(
-    input: Tensor,
-    output_size: Sequence[int],
-    kernel_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    count_include_pad: bool,
-    divisor_override: int | None,
-) -> Tensor:
-    return empty_planes(input.shape[0], input.shape[1], output_size, input, memory_format(input))
-
-
 @torch.library.register_fake("lrpkernels::average_pool_transpose")
-def _average_pool_transpose(
-    multiplier: Tensor,
-    input_size: Sequence[int],
-    kernel_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    count_include_pad: bool,
-    divisor_override: int | None,
-) -> Tensor:
-    return empty_planes(multiplier.shape[0], multiplier.shape[1], input_size, multiplier, memory_format(multiplier))
+def _average_pool(values: Tensor, size: Sequence[int], *windows: Any) -> Tensor:
+    return empty_planes(values.shape[:2], size, values, memory_format(values))

@@ -6,19 +6,16 @@ their results and their times, and keeps the faster. ``LRPKERNELS_CONV`` = ``aut
 
 from __future__ import annotations
 
-import json
 import os
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from .._version import __version__
 from .layout import is_capturing
 
 Mode = Literal["auto", "fused", "vendor"]
@@ -107,7 +104,6 @@ class Tuner:
         self.mode = chosen
         self.timer = timer
         self.choices: dict[tuple[Any, ...], Choice] = {}
-        self._loaded: dict[str, Choice] = {}
         self._warned: set[str] = set()
 
     def run(
@@ -128,10 +124,6 @@ class Tuner:
         if torch.are_deterministic_algorithms_enabled():
             return vendor(), "vendor"
         choice = self.choices.get(key)
-        if choice is None and self._loaded:
-            choice = self._loaded.get(describe(key, like.device))
-            if choice is not None:
-                self.choices[key] = choice
         if choice is not None:
             return (fused(), "fused") if choice.path == "fused" else (vendor(), "vendor")
         if is_capturing(like.device):
@@ -169,50 +161,6 @@ class Tuner:
                 stacklevel=2,
             )
 
-    def save(self, path: str | Path, device: torch.device | str | None = None) -> None:
-        """Writes the choices as JSON, atomically.
-
-        Args:
-            path: of the file.
-            device: whose choices they are; None: the current GPU, or the CPU where there is none.
-        """
-        on = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        found = {**self._loaded, **{describe(key, on): choice for key, choice in self.choices.items()}}
-        content = {
-            "lrpkernels": __version__,
-            "torch": torch.__version__,
-            "choices": {k: asdict(v) for k, v in found.items()},
-        }
-        target = Path(path)
-        part = target.with_name(f"{target.name}.{os.getpid()}.part")
-        part.write_text(json.dumps(content, indent=1, sort_keys=True))
-        part.replace(target)
-
-    def load(self, path: str | Path) -> int:
-        """Reads choices that :meth:`save` wrote; they count where this process has not tuned yet.
-
-        Returns:
-            How many choices were read.
-
-        Raises:
-            ValueError: not such a file, or one of another version of lrpkernels or torch, whose kernels may differ.
-        """
-        try:
-            content = json.loads(Path(path).read_text())
-            versions = content["lrpkernels"], content["torch"]
-            choices = {str(key): Choice(**value) for key, value in content["choices"].items()}
-            if any(choice.path not in ("fused", "vendor") for choice in choices.values()):
-                raise ValueError("path must be fused or vendor")
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise ValueError(f"{path}: not a file of tuned convolutions ({error})") from error
-        if versions != (__version__, torch.__version__):
-            raise ValueError(
-                f"{path}: tuned with lrpkernels {versions[0]} and torch {versions[1]}, "
-                f"this is lrpkernels {__version__} and torch {torch.__version__}; delete it and tune again"
-            )
-        self._loaded.update(choices)
-        return len(choices)
-
 
 def describe(key: tuple[Any, ...], device: torch.device) -> str:
     """A key as text, with the name of the device."""
@@ -233,13 +181,3 @@ def allows_tf32() -> bool:
 
 
 current = Tuner()
-
-
-def save(path: str | Path) -> None:
-    """Writes what this process has tuned; see :meth:`Tuner.save`."""
-    current.save(path)
-
-
-def load(path: str | Path) -> int:
-    """Reads what another process has tuned; see :meth:`Tuner.load`."""
-    return current.load(path)

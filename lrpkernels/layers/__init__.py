@@ -2,17 +2,3 @@
 
 from . import activation, arithmetic, attention, batch_norm, linear, pooling, replayed, sample_norms, shapes
 from .block import Block, can_merge
-
-__all__ = [
-    "Block",
-    "activation",
-    "arithmetic",
-    "attention",
-    "batch_norm",
-    "can_merge",
-    "linear",
-    "pooling",
-    "replayed",
-    "sample_norms",
-    "shapes",
-]

@@ -75,7 +75,7 @@ class BatchNorm(LinearNode):
         out = a * functional.per_channel(weight, a.dim()).to(a.dtype)
         return out if bias is None else out + functional.per_channel(bias, a.dim())
 
-    def pull(self, s: Scaled, weight: Tensor, own: bool = False) -> Tensor:
+    def pull(self, s: Scaled, weight: Tensor) -> Tensor:
         if s.denominator is not None:
             s = Scaled(s.tensor())
         return s._replace(scale=weight if s.scale is None else weight * s.scale).tensor()

@@ -119,9 +119,9 @@ class Block(Node):
 
     def pull(self, s: Scaled, part: PartOf) -> Tensor:
         if part == WHOLE and s.denominator is None:  # k meets s, and W stays as it is
-            s = s if self.norm is None else s._replace(scale=self.norm.scale())
-            dtype = s.multiplier.dtype
-            return self.linear.pull(s, self.linear.part(WHOLE, None, dtype), own=True)
+            if self.norm is not None:
+                s = Scaled(s.multiplier, s.addend, s.output, self.norm.scale(), None, None, s.eps)
+            return self.linear.pull(s, self.linear.part(WHOLE, None, s.multiplier.dtype))
         return self.linear.pull(s, self._part(part))
 
     def share(self, g: Scaled, part: Part, eps: float, bias: bool = True, by_output: bool = False) -> Tensor:

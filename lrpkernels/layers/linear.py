@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import functional
-from ..functional import ConvGeometry, ConvWeight, Scaled, SharedWeight
+from ..functional import ConvGeometry, ConvWeight, Scaled
 from ..graph import Arrived, Multipliers, Node, Value
 from ..rules import Rule
 from .registry import Recorder, bind, per_dimension, records
@@ -24,7 +24,6 @@ class LinearNode(Node):
     Attributes:
         weight: as recorded, in its own dtype.
         bias: b, (channels,), or None.
-        shared: of a layer that makes the weight gradients of its relevance passes in its own backward pass.
     """
 
     is_linear = True
@@ -32,7 +31,6 @@ class LinearNode(Node):
     reads_outputs = frozenset({"output", "preactivation"})
     weight: Tensor
     bias: Tensor | None
-    shared: SharedWeight | None = None
 
     @property
     @abstractmethod
@@ -51,8 +49,8 @@ class LinearNode(Node):
         """V a + b; ``known``: its value, if the forward pass has computed it already."""
 
     @abstractmethod
-    def pull(self, s: Scaled, weight: Any, own: bool = False) -> Tensor:
-        """V^T s; ``own``: V is the weight as recorded."""
+    def pull(self, s: Scaled, weight: Any) -> Tensor:
+        """V^T s."""
 
     def pull_by_sign(self, s: Scaled, same: Any, other: Any, a: Tensor) -> Tensor:
         """V^T s where a >= 0, V'^T s elsewhere."""
@@ -99,8 +97,8 @@ class Conv(LinearNode):
     def apply(self, a: Tensor, weight: ConvWeight, bias: Tensor | None, known: Tensor | None = None) -> Tensor:
         return functional.conv_apply(a, weight, bias, self.geometry, known)
 
-    def pull(self, s: Scaled, weight: ConvWeight, own: bool = False) -> Tensor:
-        return functional.conv_pull(s, weight, self.input.form(), self.geometry, self.shared if own else None)
+    def pull(self, s: Scaled, weight: ConvWeight) -> Tensor:
+        return functional.conv_pull(s, weight, self.input.form(), self.geometry)
 
     def pull_by_sign(self, s: Scaled, same: ConvWeight, other: ConvWeight, a: Tensor) -> Tensor:
         return functional.conv_pull_by_sign(s, same, other, a, self.geometry)
@@ -158,9 +156,7 @@ class Linear(LinearNode):
     def apply(self, a: Tensor, weight: Tensor, bias: Tensor | None, known: Tensor | None = None) -> Tensor:
         return F.linear(a, weight, bias)
 
-    def pull(self, s: Scaled, weight: Tensor, own: bool = False) -> Tensor:
-        if own and self.shared is not None:
-            return functional.linear_transpose(s.tensor(), weight, self.shared)
+    def pull(self, s: Scaled, weight: Tensor) -> Tensor:
         return s.tensor() @ weight
 
 
@@ -172,7 +168,7 @@ def _geometry(
 
 
 def _record_conv(rec: Recorder, func: Any, args: Any, kwargs: Any, spatial: int, transposed: bool) -> Tensor:
-    if len(args) == 7 and not kwargs and not transposed and not rec.recomputes:
+    if len(args) == 7 and not kwargs and not transposed:
         # What nn.ConvNd calls: no need to look at every form.
         x, weight, bias, *slide = args
         plain = type(slide[0]) is tuple and type(slide[1]) is tuple and type(slide[2]) is tuple
@@ -217,12 +213,8 @@ def _record_conv(rec: Recorder, func: Any, args: Any, kwargs: Any, spatial: int,
         per_dimension(output_padding, spatial),
         groups,
     )
-    node = Conv(rec.known(x), weight, bias, geometry)
-    if out is None and not transposed and _may_share(rec, x, weight):
-        out, node.shared = functional.shared_conv(x, weight, bias, geometry)
-    elif out is None:
-        out = func(*args, **kwargs)
-    rec.add(node, out)
+    out = func(*args, **kwargs) if out is None else out
+    rec.add(Conv(rec.known(x), weight, bias, geometry), out)
     return out
 
 
@@ -240,17 +232,6 @@ def _linear(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
     x, weight, bias = bind(args, kwargs, "input", "weight", "bias")
     if rec.value(x) is None or rec.value(weight) is not None or x.dim() < 2:
         return rec.unknown(func, args, kwargs)
-    node = Linear(rec.known(x), weight, bias)
-    if x.dim() == 2 and _may_share(rec, x, weight):
-        out, node.shared = functional.shared_linear(x, weight, bias)
-    else:
-        out = func(x, weight, bias)
-    rec.add(node, out)
+    out = func(x, weight, bias)
+    rec.add(Linear(rec.known(x), weight, bias), out)
     return out
-
-
-def _may_share(rec: Recorder, x: Tensor, weight: Tensor) -> bool:
-    """Whether the layer should make all its weight gradients at once; autocast would have its casts in between."""
-    if not rec.recomputes or torch.is_autocast_enabled(x.device.type):
-        return False
-    return functional.sharing_pays(x, weight)

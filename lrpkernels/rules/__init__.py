@@ -15,23 +15,3 @@ from .gamma import Gamma
 from .layerwise import EpsilonLayerwise, Norm
 from .weights_only import Flat, Pass, WSquare
 from .zbox import ZBox
-
-__all__ = [
-    "AlphaBeta",
-    "Composite",
-    "Epsilon",
-    "EpsilonAlpha2Beta1",
-    "EpsilonGammaBox",
-    "EpsilonLayerwise",
-    "EpsilonPlus",
-    "EpsilonPlusFlat",
-    "Flat",
-    "Gamma",
-    "Norm",
-    "Pass",
-    "Rule",
-    "WSquare",
-    "ZBox",
-    "ZPlus",
-    "as_composite",
-]

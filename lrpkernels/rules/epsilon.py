@@ -37,7 +37,7 @@ class Epsilon(Rule):
         positive("eps", self.eps)
 
     def linear(self, layer: Layer, g: Scaled) -> Tensor:
-        return layer.pull(g._replace(output=layer.activation, eps=self.eps), WHOLE)
+        return layer.pull(g.at_relu(layer.activation, self.eps), WHOLE)
 
     def relu(self, layer: Activation, g: Tensor) -> Tensor:
         return epsilon_scale(g, layer.value, epsilon=self.eps)

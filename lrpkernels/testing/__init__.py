@@ -18,25 +18,3 @@ from .samples import (
     reference,
     samples,
 )
-
-__all__ = [
-    "CONV_OPS",
-    "CPU_OPS",
-    "LAYOUTS",
-    "OPS",
-    "POINTWISE_OPS",
-    "POOL_OPS",
-    "REFERENCES",
-    "RULE_OPS",
-    "RULE_REFERENCES",
-    "SHAPES",
-    "SUMMING_OPS",
-    "SUM_MARGIN",
-    "Sample",
-    "arithmetic_dtype",
-    "emulated_cuda",
-    "error_ratio",
-    "lay_out",
-    "reference",
-    "samples",
-]

@@ -30,7 +30,11 @@ class Ratio:
 
 
 def alternate(
-    runs: Mapping[str, Callable[[], object]], repeats: int = 11, warmup: int = 2, wall: bool = False
+    runs: Mapping[str, Callable[[], object]],
+    repeats: int = 11,
+    warmup: int = 2,
+    wall: bool = False,
+    read: Callable[[], float] | None = None,
 ) -> list[Ratio]:
     """Run all functions in turn, ``repeats`` times, and compare each with the first.
 
@@ -40,13 +44,14 @@ def alternate(
         warmup: runs of each beforehand.
         wall: wall-clock time; otherwise the processor time of this process, which other programs on a shared machine disturb less.
             On a GPU always wall-clock time, synchronised.
+        read: the clock, in seconds; None: by ``wall``.
 
     Raises:
         ValueError: fewer than 3 repeats, of which a median would say little.
     """
     if repeats < 3:
         raise ValueError(f"repeats must be at least 3, got {repeats}")
-    read = clock(wall)
+    read = read or clock(wall)
     times: dict[str, list[float]] = {name: [] for name in runs}
     for index in range(-warmup, repeats):
         for name, run in runs.items():
