@@ -93,7 +93,7 @@ def compile_kernels(
         *(("-include", "counted.h", "-Wno-class-memaccess", "-Wno-maybe-uninitialized") if counted else ()),
     )
     source = SHIM / "misuse.cu" if name == "misuse" else sources / "cuda" / f"{name}.cu"
-    digest = hashlib.sha256(repr((name, flags, version, patches)).encode())
+    digest = hashlib.sha256(repr((name, flags, version, tuple(patches))).encode())
     for path in (source, *_headers(sources)):
         digest.update(path.read_bytes())
     library = CACHE / f"{name}-{digest.hexdigest()[:20]}.so"
