@@ -112,7 +112,7 @@ def ranks(job: subprocess.Popen[str]) -> dict[int, int]:
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="processes are found in /proc")
-@pytest.mark.parametrize("lost", [0, 1])
+@pytest.mark.parametrize("lost", [0, pytest.param(1, marks=pytest.mark.slow)])  # 1: as in test_isnet_distributed.py
 def test_the_survivor_of_a_killed_process_says_how_to_go_on(folder: Path, lost: int) -> None:
     endless = "--arch small_network:small --channels 1 --size 12 --epochs 1000000 --batch-size 4 --save-every 1"
     job = start(folder, "run", "--data", str(folder / "set"), *endless.split(), processes=2)
