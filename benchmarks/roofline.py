@@ -55,7 +55,7 @@ class Cost(NamedTuple):
 
 
 def costs(dtypes: Iterable[Dtype], families: Iterable[Callable[[Dtype], Iterator[Call]]]) -> list[Cost]:
-    """Counted on the shim, NCHW."""
+    """Counted on the shim, NCHW; arithmetic in the first dtype, which is float32."""
     numel, dtypes = BATCH * CHANNELS * SIDE * SIDE, list(dtypes)
     found = []
     for family in families:
@@ -63,7 +63,7 @@ def costs(dtypes: Iterable[Dtype], families: Iterable[Callable[[Dtype], Iterator
         for calls in zip(*per_dtype, strict=True):
             rows = [measure(call) for call in calls]
             moved = tuple(row.memory * call.minimal / numel for row, call in zip(rows, calls, strict=True))
-            kernels = load_counted(calls[0].family)
+            kernels = load_counted(calls[0].family, float_only=True)
             kernels.operations()
             calls[0].run(kernels)
             counted = kernels.operations()

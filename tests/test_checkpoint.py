@@ -118,7 +118,7 @@ def test_nothing_is_left_to_the_garbage_collector(name: str, composite: str) -> 
         (logits.sum() + heatmap.abs().sum()).backward()
 
     step()
-    gc.collect()
+    gc.freeze()
     gc.disable()
     try:
         gc.set_debug(gc.DEBUG_SAVEALL)
@@ -129,6 +129,7 @@ def test_nothing_is_left_to_the_garbage_collector(name: str, composite: str) -> 
         gc.set_debug(0)
         gc.garbage.clear()
         gc.enable()
+        gc.unfreeze()
     assert not held
 
 

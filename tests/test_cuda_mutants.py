@@ -9,23 +9,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from cuda_on_cpu import slow_unless
+from cuda_on_cpu import FLOAT_ONLY, slow_unless
 from cuda_on_cpu.build import compile_kernels
 
 TESTS = Path(__file__).resolve().parent
-
-# Mutants compile for float32 only, which is quick.
-_FLOAT_ONLY = (
-    "cuda/memory.cuh",
-    """    case kFloat64:
-      return body(double{});
-    case kFloat16:
-      return body(__half{});
-    case kBFloat16:
-      return body(__nv_bfloat16{});
-""",
-    "    default:\n      break;\n",
-)
 
 
 class Mutant(NamedTuple):
@@ -288,7 +275,7 @@ QUICK = {mutant.family: name for name, mutant in reversed(MUTANTS.items())}.valu
 @pytest.mark.parametrize("name", [pytest.param(name, marks=slow_unless(name in QUICK)) for name in MUTANTS])
 def test_the_mutant_is_caught(name: str) -> None:
     mutant = MUTANTS[name]
-    library = compile_kernels(mutant.family, patches=[_FLOAT_ONLY, (mutant.path, mutant.text, mutant.replacement)])
+    library = compile_kernels(mutant.family, patches=[FLOAT_ONLY, (mutant.path, mutant.text, mutant.replacement)])
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--noconftest"]
     result = subprocess.run(
         [*command, f"test_cuda_{mutant.family}.py", "-k", mutant.tests],

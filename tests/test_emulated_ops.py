@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from cuda_on_cpu.build import compile_kernels, only_one
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.cpp_extension import include_paths, library_paths
 
@@ -21,29 +22,26 @@ SHAPES = [(2, 3, 5, 7), (4, 17), (2, 3, 2, 5, 3), (1, 37, 2, 5), (0, 3, 4, 4)]
 
 
 def load_emulated_ops() -> None:
-    """Schemas, registrations and every .cu file under the shim, as the ops torch.ops.lrpkernels_emulated; compiled once."""
+    """Schemas and registrations over the libraries of test_cuda_*.py, as the ops torch.ops.lrpkernels_emulated; compiled once."""
     if hasattr(torch.ops.lrpkernels_emulated, "epsilon_scale"):
         return
-    shim = ROOT / "tests" / "cuda_on_cpu"
-    sources = [ROOT / "csrc" / "library.cpp", *sorted((ROOT / "csrc" / "cuda").glob("*.c*"))]
-    sources = [path for path in sources if path.suffix in (".cpp", ".cu")]
-    read = [
-        path
-        for folder in (ROOT / "csrc", shim)
-        for path in sorted(folder.rglob("*"))
-        if path.suffix[:2] in (".c", ".h")
-    ]
-    state = hashlib.sha256(torch.__version__.encode() + b"".join(path.read_bytes() for path in read)).hexdigest()[:20]
-    library = ROOT / "build" / "cuda_on_cpu" / f"ops-{state}.so"
-    if not library.exists():
-        flags = ["-O1", "-shared", "-fPIC", "-fvisibility=hidden", "-std=c++20", "-DNDEBUG", "-DLRP_EMULATED_CUDA"]
-        flags += ["-DTORCH_TARGET_VERSION=0x020b000000000000", f"-I{shim}", *(f"-I{path}" for path in include_paths())]
-        links = [f"-L{path}" for path in library_paths()] + ["-ltorch_cpu", "-lc10"]
-        library.parent.mkdir(parents=True, exist_ok=True)
-        part = library.with_suffix(f".{os.getpid()}")
-        command = [os.environ.get("CXX", "g++"), *flags, "-x", "c++", *map(str, sources), "-o", str(part), *links]
-        subprocess.run(command, check=True, timeout=600)
-        part.replace(library)
+    kernels = [compile_kernels(path.stem) for path in sorted((ROOT / "csrc" / "cuda").glob("*.cu"))]
+    sources = [ROOT / "csrc" / "library.cpp", ROOT / "csrc" / "cuda" / "register.cpp"]
+    flags = ["-O1", "-shared", "-fPIC", "-fvisibility=hidden", "-std=c++20", "-DNDEBUG", "-DLRP_EMULATED_CUDA"]
+    flags += ["-DTORCH_TARGET_VERSION=0x020b000000000000", f"-I{ROOT / 'tests' / 'cuda_on_cpu'}"]
+    state = hashlib.sha256(repr((torch.__version__, flags, [path.name for path in kernels])).encode())
+    for path in (*sources, *sorted((ROOT / "csrc" / "common").glob("*.h"))):
+        state.update(path.read_bytes())
+    library = kernels[0].with_name(f"ops-{state.hexdigest()[:20]}.so")
+    with only_one(library):
+        if not library.exists():
+            flags += [f"-I{path}" for path in include_paths()]
+            links = [f"-L{path}" for path in library_paths()] + ["-ltorch_cpu", "-lc10", "-Wl,-rpath,$ORIGIN"]
+            links += [f"-L{library.parent}", "-Wl,--no-as-needed", *(f"-l:{path.name}" for path in kernels)]
+            part = library.with_suffix(f".{os.getpid()}")
+            command = [os.environ.get("CXX", "g++"), *flags, "-x", "c++", *map(str, sources), "-o", str(part)]
+            subprocess.run([*command, "-x", "none", *links], check=True, timeout=600)
+            part.replace(library)
     torch.ops.load_library(str(library))
 
 

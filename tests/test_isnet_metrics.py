@@ -69,13 +69,13 @@ def test_classes_that_do_not_occur_have_no_curve() -> None:
 
 def test_intervals_cover_the_true_value_about_as_often_as_promised() -> None:
     covered = 0
-    for seed in range(60):
+    for seed in range(40):
         right = torch.rand(120, generator=torch.Generator().manual_seed(seed)) < 0.8
         logits = torch.stack([right.float(), 1 - right.float()], 1)
-        score = classification_scores(logits, torch.zeros(120, dtype=torch.int64), resamples=200, seed=seed)["accuracy"]
+        score = classification_scores(logits, torch.zeros(120, dtype=torch.int64), resamples=100, seed=seed)["accuracy"]
         assert score.low <= score.value <= score.high
         covered += score.low <= 0.8 <= score.high
-    assert 51 <= covered <= 60
+    assert 34 <= covered <= 40
 
 
 def test_paired_tests() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .buffers import Buffer, Dtype
-from .build import compile_kernels
+from .build import FLOAT_ONLY, compile_kernels
 
 MAX_GRID_X = 2147483647
 
@@ -168,12 +168,17 @@ def _plain(argument: Any) -> Any:
 
 @functools.cache
 def load(name: str) -> Kernels:
-    """csrc/cuda/<name>.cu, built with the sanitizer of this process (SHIM_SANITIZER), or the library that SHIM_LIBRARY names."""
-    library = os.environ.get("SHIM_LIBRARY")
-    return Kernels(Path(library) if library else compile_kernels(name, os.environ.get("SHIM_SANITIZER")))
+    """csrc/cuda/<name>.cu, built with the sanitizer of this process (SHIM_SANITIZER), or the library that SHIM_LIBRARY names.
+
+    With SHIM_FLOAT_ONLY for float32 alone.
+    """
+    if library := os.environ.get("SHIM_LIBRARY"):
+        return Kernels(Path(library))
+    patches = [FLOAT_ONLY] if os.environ.get("SHIM_FLOAT_ONLY") else []
+    return Kernels(compile_kernels(name, os.environ.get("SHIM_SANITIZER"), patches))
 
 
 @functools.cache
-def load_counted(name: str) -> Kernels:
-    """csrc/cuda/<name>.cu with its float32 arithmetic counted."""
-    return Kernels(compile_kernels(name, counted=True))
+def load_counted(name: str, float_only: bool = False) -> Kernels:
+    """csrc/cuda/<name>.cu with its float32 arithmetic counted, for all dtypes or for float32 alone."""
+    return Kernels(compile_kernels(name, patches=[FLOAT_ONLY] if float_only else [], counted=True))
