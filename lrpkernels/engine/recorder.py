@@ -294,6 +294,7 @@ def _custom_forwards() -> set[Any]:
     codes: set[Any] = set()
     pending: list[Any] = [torch.autograd.Function]
     while pending:
-        pending += pending.pop().__subclasses__()
-        codes.update(getattr(cls.forward, "__code__", None) for cls in pending)
+        cls = pending.pop()
+        pending += cls.__subclasses__()
+        codes.add(getattr(cls.forward, "__code__", None))
     return codes - {None}
