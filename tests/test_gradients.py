@@ -54,7 +54,6 @@ def _cases() -> dict[str, tuple[Callable[..., Any], tuple[Tensor | None, ...]]]:
     d = (d + torch.sign(d) * 0.3).requires_grad_()
     low = torch.rand(4, dtype=torch.float64)
     average = lambda v: torch.nn.functional.avg_pool2d(v, 2)
-    adjoint = lambda g: g.repeat_interleave(2, 2).repeat_interleave(2, 3) / 4
     return {
         "epsilon_scale": (lambda g, f: F.epsilon_scale(g, _on(u)(f), epsilon=0.1), (_r(2, 4, 3, 3), free)),
         "epsilon_scale-all": (
@@ -102,7 +101,14 @@ def _cases() -> dict[str, tuple[Callable[..., Any], tuple[Tensor | None, ...]]]:
         "positive_weight-rows": (F.positive_weight, (_r(4, 2, 3), _r(4, 2, 1))),
         "max_pool_winner": (lambda g: F.max_pool_winner(g, indices, x, pool), (_r(4, 4, 3, 3),)),
         "uncat": (lambda g: F.uncat(g, 1, [(1, 2), (4, 1)]), (_r(2, 6, 3),)),
-        "linear_adjoint": (lambda g: F.linear_adjoint(g, adjoint, average), (_r(2, 3, 2, 2),)),
+        "average_pull": (
+            lambda g: F.average_pull(g, average, torch.Size((1, 3, 4, 4)), ((2, 2), (2, 2), (0, 0), True, None)),
+            (_r(2, 3, 2, 2),),
+        ),
+        "average_pull-by derivative": (
+            lambda g: F.average_pull(g, average, torch.Size((1, 3, 4, 4)), None),
+            (_r(2, 3, 2, 2),),
+        ),
     }
 
 
@@ -130,8 +136,9 @@ def test_second_derivatives_raise(name: str) -> None:
         torch.autograd.grad(loss, inputs, allow_unused=True)
 
 
-def test_linear_adjoint_is_the_adjoint() -> None:
-    function, _ = _cases()["linear_adjoint"]
+@pytest.mark.parametrize("name", ["average_pull", "average_pull-by derivative"])
+def test_the_pull_of_an_average_is_its_adjoint(name: str) -> None:
+    function, _ = _cases()[name]
     g, v = _r(2, 3, 2, 2), _r(2, 3, 4, 4)
     left = (function(g) * v).sum()
     right = (g * torch.nn.functional.avg_pool2d(v, 2)).sum()

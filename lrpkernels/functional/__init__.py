@@ -10,7 +10,7 @@ from .geometry import ConvGeometry, Weights
 from .heatmap import HeatmapScores, has_heatmap_kernels, heatmap_scores, kept_ranks
 from .layout import is_capturing, per_channel, select_by_sign, times, wide
 from .pointwise import NEGATIVE, POSITIVE, WHOLE, Part, Scaled, epsilon_scale, positive_weight, ratio
-from .pool import average_pool_transpose, average_pull, linear_adjoint, max_pool_winner, scatter_winner
+from .pool import average_pool_transpose, average_pull, max_pool_winner, scatter_winner
 from .shapes import uncat
 
 __all__ = [
@@ -39,7 +39,6 @@ __all__ = [
     "heatmap_scores",
     "is_capturing",
     "kept_ranks",
-    "linear_adjoint",
     "max_pool_winner",
     "per_channel",
     "positive_weight",

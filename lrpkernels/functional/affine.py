@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .._extension import ops
 from .autograd import call, first_order
-from .layout import check_forward_value, check_like_multiplier, empty_like, per_channel, wide
+from .layout import check_forward_value, check_like_multiplier, empty_like, has_kernels, per_channel, wide
 
 
 def batch_norm_scale(variance: Tensor, gamma: Tensor | None, epsilon: float) -> Tensor:
@@ -27,10 +27,6 @@ def batch_norm_scale(variance: Tensor, gamma: Tensor | None, epsilon: float) -> 
     """
     inverse = (wide(variance) + epsilon).rsqrt_()
     return inverse if gamma is None else wide(gamma) * inverse
-
-
-def _has_kernels(tensor: Tensor) -> bool:
-    return ops.are_fused_for(tensor) or tensor.device.type != "cpu" or tensor.dtype != torch.float16
 
 
 class _Affine(torch.autograd.Function):
@@ -93,7 +89,7 @@ def affine(
     Source: Bach et al. 2015 (epsilon and alpha-beta rules), Montavon et al. 2019 (gamma rule); docs/method.md section 1.
     """
     settings = (float(whole), float(positive), float(epsilon))
-    if not _has_kernels(multiplier):
+    if not has_kernels(multiplier):
         wider = call(_Affine, multiplier.float(), value.float(), input.float(), slope, shift, *settings)
         return wider.to(multiplier.dtype)
     return call(_Affine, multiplier, value, input, slope, shift, *settings)
@@ -166,7 +162,7 @@ def sum_zplus(multiplier: Tensor, a: Tensor, b: Tensor, *, epsilon: float) -> tu
 
     Source: Bassi et al. 2024 (Dual ISNet); docs/method.md section 1.
     """
-    if not _has_kernels(multiplier):
+    if not has_kernels(multiplier):
         wider = sum_zplus(multiplier.float(), a.float(), b.float(), epsilon=epsilon)
         return wider[0].to(multiplier.dtype), wider[1].to(multiplier.dtype)
     return call(_SumZPlus, multiplier, a, b, float(epsilon))

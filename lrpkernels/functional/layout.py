@@ -35,6 +35,11 @@ def is_capturing(device: torch.device) -> bool:
     return ops.capturing or (device.type == "cuda" and torch.cuda.is_current_stream_capturing())
 
 
+def has_kernels(tensor: Tensor) -> bool:
+    """Whether the ops take this tensor's dtype: all of theirs but float16 on the CPU."""
+    return ops.are_fused_for(tensor) or tensor.device.type != "cpu" or tensor.dtype != torch.float16
+
+
 def wide(tensor: Tensor) -> Tensor:
     """The tensor in float32 or better, as statistics are computed with."""
     return tensor if tensor.dtype in WIDE else tensor.float()

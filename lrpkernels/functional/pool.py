@@ -11,7 +11,7 @@ from torch.autograd import Function
 
 from .._extension import ops
 from .autograd import call, first_order
-from .layout import empty_planes, memory_format
+from .layout import empty_planes, has_kernels, memory_format
 
 
 class _MaxPoolWinner(Function):
@@ -119,14 +119,14 @@ def average_pool_transpose(
 
 
 class _LinearAdjoint(Function):
-    """The transposed map A^T of a parameter-free linear map A; its derivative is A itself."""
+    """The transposed map A^T of a parameter-free linear map A, by PyTorch's derivative of it; its own derivative is A."""
 
     @staticmethod
-    def forward(
-        ctx: Any, multiplier: Tensor, adjoint: Callable[[Tensor], Tensor], map: Callable[[Tensor], Tensor]
-    ) -> Tensor:
+    def forward(ctx: Any, multiplier: Tensor, map: Callable[[Tensor], Tensor], shape: torch.Size) -> Tensor:
         ctx.map = map
-        return adjoint(multiplier)
+        with torch.enable_grad():
+            zeros = multiplier.new_zeros((multiplier.shape[0], *shape[1:])).requires_grad_()
+            return torch.autograd.grad(map(zeros), zeros, multiplier)[0]
 
     @staticmethod
     @first_order
@@ -134,39 +134,27 @@ class _LinearAdjoint(Function):
         return ctx.map(grad), None, None
 
 
-def linear_adjoint(multiplier: Tensor, adjoint: Callable[[Tensor], Tensor], map: Callable[[Tensor], Tensor]) -> Tensor:
-    """A^T G for a parameter-free linear map A (average pooling, mean): ``adjoint`` computes A^T, ``map`` computes A.
-
-    Gradients: multiplier, by ``map``; first order only.
-    """
-    return call(_LinearAdjoint, multiplier, adjoint, map)
-
-
 def average_pull(
-    multiplier: Tensor,
-    map: Callable[[Tensor], Tensor],
-    adjoint: Callable[[Tensor], Tensor],
-    input_size: Sequence[int],
-    windows: tuple[Any, ...] | None,
+    multiplier: Tensor, map: Callable[[Tensor], Tensor], shape: torch.Size, windows: tuple[Any, ...] | None
 ) -> Tensor:
-    """A^T G of an averaging layer A: by our kernel on the devices that have it, elsewhere by PyTorch's functions.
+    """A^T G of an averaging layer A.
 
     Args:
         multiplier: G at the layer's output, (T*B, C, ...); a mean may have dropped its spatial dimensions.
-        map, adjoint: A and A^T.
-        input_size: spatial sizes of the layer's input.
-        windows: what :func:`average_pool_transpose` takes after the sizes; None: there is no kernel for this layer.
+        map: A, for any number of images.
+        shape: of the layer's input, (B, C, ...).
+        windows: what :func:`average_pool_transpose` takes after the sizes; None: A has no kernel, its derivative is used.
 
     Returns:
-        (T*B, C, *input_size).
+        (T*B, C, ...).
 
     Gradients: multiplier; first order only.
     """
-    if windows is None or not ops.are_fused_for(multiplier):
-        return linear_adjoint(multiplier, adjoint, map)
+    if windows is None or not has_kernels(multiplier):
+        return call(_LinearAdjoint, multiplier, map, shape)
     if multiplier.dim() == 2:
-        multiplier = multiplier.reshape(*multiplier.shape, *(1,) * len(input_size))
-    return average_pool_transpose(multiplier, input_size, *windows)
+        multiplier = multiplier.reshape(*multiplier.shape, *(1,) * len(shape[2:]))
+    return average_pool_transpose(multiplier, shape[2:], *windows)
 
 
 # -- shape functions ----------------------------------------------------------------------------------------------------------------

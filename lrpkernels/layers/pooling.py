@@ -42,22 +42,16 @@ class AveragePool(Node):
     """A parameter-free linear map with non-negative weights: average pooling, adaptive average pooling, mean over positions.
 
     Attributes:
-        map, adjoint: A and its transpose, by PyTorch's functions.
-        windows: what ``functional.average_pool_transpose`` takes after the sizes, for devices with kernels of ours; None: PyTorch's.
+        map: A, by PyTorch's function.
+        windows: what ``functional.average_pool_transpose`` takes after the sizes; None: there is no kernel for this layer.
     """
 
     kind = "avg_pool"
     reads_inputs = reads_outputs = frozenset({"pool"})
 
-    def __init__(
-        self,
-        input: Value,
-        map: Callable[[Tensor], Tensor],
-        adjoint: Callable[[Tensor], Tensor],
-        windows: tuple[Any, ...] | None = None,
-    ) -> None:
+    def __init__(self, input: Value, map: Callable[[Tensor], Tensor], windows: tuple[Any, ...] | None = None) -> None:
         super().__init__(input)
-        self.map, self.adjoint, self.windows = map, adjoint, windows
+        self.map, self.windows = map, windows
 
     @property
     def is_nonnegative(self) -> bool:
@@ -67,7 +61,7 @@ class AveragePool(Node):
         return self.map(a)
 
     def pull(self, s: Tensor) -> Tensor:
-        return functional.average_pull(s, self.map, self.adjoint, self.input.shape[2:], self.windows)
+        return functional.average_pull(s, self.map, self.input.shape, self.windows)
 
     def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
         return (rule.average_pool(self, multipliers[0]),)
@@ -128,104 +122,36 @@ def _max_pool_by_winner(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any
     return (out, indices) if pool is func or kwargs.get("return_indices") else out
 
 
-@records(F.avg_pool1d, F.adaptive_avg_pool1d)
-def _average_pool1d(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
-    """In one dimension: where no kernel of ours is, PyTorch's own derivative is the transposed map."""
-    out = func(*args, **kwargs)
-    value = rec.value(args[0] if args else kwargs["input"])
-    if value is None:
-        return out
-    windows: tuple[Any, ...] | None = None if len(value.shape) != 3 else ()
-    if windows is not None and func is F.avg_pool1d:
-        names = ("input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad")
-        _, kernel, stride, padding, _, count_include_pad = bind(
-            args, kwargs, *names, padding=0, ceil_mode=False, count_include_pad=True
-        )
-        kernel = per_dimension(kernel, 1)
-        stride = per_dimension(stride, 1) if stride else kernel
-        windows = (kernel, stride, per_dimension(padding, 1), count_include_pad, None)
-    rest = args[1:]
-    options = {k: v for k, v in kwargs.items() if k != "input"}
-    shape = value.shape
-
-    def forward(v: Tensor) -> Tensor:
-        return func(v, *rest, **options)
-
-    def adjoint(g: Tensor) -> Tensor:
-        with torch.enable_grad():
-            v = torch.zeros((g.shape[0], *shape[1:]), dtype=g.dtype, device=g.device, requires_grad=True)
-            return torch.autograd.grad(forward(v), v, g)[0]
-
-    rec.add(AveragePool(value, forward, adjoint, windows), out, nonnegative=value.nonnegative)
-    return out
+_AVERAGE_POOLS: dict[Any, int] = {F.avg_pool1d: 1, F.avg_pool2d: 2, F.avg_pool3d: 3}
+_ADAPTIVE_POOLS: dict[Any, int] = {F.adaptive_avg_pool1d: 1, F.adaptive_avg_pool2d: 2, F.adaptive_avg_pool3d: 3}
 
 
-def _sized(shape: torch.Size, g: Tensor) -> Tensor:
-    """An uninitialized tensor with the sizes of a layer's input at the batch of ``g``; only its sizes are read."""
-    return torch.empty((g.shape[0], *shape[1:]), dtype=g.dtype, device=g.device)
-
-
-@records(F.avg_pool2d, F.avg_pool3d)
+@records(*_AVERAGE_POOLS)
 def _average_pool(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
     names = ("input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
-    x, kernel, stride, padding, ceil_mode, count_include_pad, divisor = bind(
-        args, kwargs, *names, padding=0, ceil_mode=False, count_include_pad=True
-    )
-    spatial = 2 if func is F.avg_pool2d else 3
-    value = rec.value(x)
-    if value is None or x.dim() != spatial + 2:
-        return rec.unknown(func, args, kwargs)
+    x, kernel, stride, padding, _, include, divisor = bind(args, kwargs, *names, padding=0, count_include_pad=True)
+    spatial = _AVERAGE_POOLS[func]
     kernel = per_dimension(kernel, spatial)
-    stride = kernel if stride is None else per_dimension(stride, spatial)
-    arguments = (kernel, stride, per_dimension(padding, spatial), ceil_mode, count_include_pad, divisor)
-    aten = torch.ops.aten
-    backward = (aten.avg_pool2d_backward if spatial == 2 else aten.avg_pool3d_backward).default
-    shape = x.shape
-    out = func(x, *arguments)
-    windows = (*arguments[:3], count_include_pad, divisor)
-    op = AveragePool(value, lambda v: func(v, *arguments), lambda g: backward(g, _sized(shape, g), *arguments), windows)
-    rec.add(op, out, nonnegative=value.nonnegative)
-    return out
+    stride = per_dimension(stride, spatial) if stride else kernel
+    windows = (kernel, stride, per_dimension(padding, spatial), include, divisor)
+    return _record_average(rec, func, args, kwargs, x, windows if x.dim() == spatial + 2 else None)
 
 
-@records(F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)
+@records(*_ADAPTIVE_POOLS)
 def _adaptive_average_pool(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
-    x, size = bind(args, kwargs, "input", "output_size")
-    spatial = 2 if func is F.adaptive_avg_pool2d else 3
-    value = rec.value(x)
-    if value is None or x.dim() != spatial + 2:
+    x = args[0] if args else kwargs["input"]
+    return _record_average(rec, func, args, kwargs, x, () if x.dim() == _ADAPTIVE_POOLS[func] + 2 else None)
+
+
+@records(torch.mean, Tensor.mean, torch.sum, Tensor.sum)
+def _mean(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
+    x, dim = bind(args, {**kwargs, "dim": kwargs.get("dim", kwargs.get("axis"))}, "input", "dim", *("",) * 3)[:2]
+    dims = () if dim is None else ((dim,) if isinstance(dim, int) else tuple(dim))
+    dims = tuple(d % x.dim() for d in dims)
+    if rec.value(x) is None or not dims or 0 in dims or kwargs.get("dtype") is not None:
         return rec.unknown(func, args, kwargs)
-    out = func(x, size)
-    shape = x.shape
-    if out.shape[2:].numel() == 1:
-        op = _mean_op(value, tuple(range(2, x.dim())), True)
-    else:
-        aten = torch.ops.aten
-        backward = (aten._adaptive_avg_pool2d_backward if spatial == 2 else aten._adaptive_avg_pool3d_backward).default
-        op = AveragePool(value, lambda v: func(v, size), lambda g: backward(g, _sized(shape, g)), windows=())
-    rec.add(op, out, nonnegative=value.nonnegative)
-    return out
-
-
-def _mean_op(value: Value, dims: tuple[int, ...], keepdim: bool, total: bool = False) -> AveragePool:
-    """Mean, or sum, over dimensions other than the first."""
-    shape = value.shape
-    count = 1
-    for d in dims:
-        count *= shape[d]
-
-    def forward(v: Tensor) -> Tensor:
-        return v.sum(dims, keepdim=keepdim) if total else v.mean(dims, keepdim=keepdim)
-
-    def adjoint(g: Tensor) -> Tensor:
-        if not total:
-            g = g / count
-        if not keepdim:
-            for d in sorted(dims):
-                g = g.unsqueeze(d)
-        return g.expand(g.shape[0], *shape[1:])
-
-    return AveragePool(value, forward, adjoint, _global_windows(shape, dims, total))
+    windows = _global_windows(x.shape, dims, func in (torch.sum, Tensor.sum))
+    return _record_average(rec, func, args, kwargs, x, windows)
 
 
 def _global_windows(shape: torch.Size, dims: tuple[int, ...], total: bool) -> tuple[Any, ...] | None:
@@ -236,16 +162,11 @@ def _global_windows(shape: torch.Size, dims: tuple[int, ...], total: bool) -> tu
     return (spatial, (1,) * len(spatial), (0,) * len(spatial), True, 1) if total else ()
 
 
-@records(torch.mean, Tensor.mean, torch.sum, Tensor.sum)
-def _mean(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
-    options = {**kwargs, "dim": kwargs.get("dim", kwargs.get("axis"))}
-    x, dim, keepdim = bind(args, options, "input", "dim", "keepdim", keepdim=False)
+def _record_average(rec: Recorder, func: Any, args: Any, kwargs: Any, x: Tensor, windows: Any) -> Tensor:
     value = rec.value(x)
-    dims = () if dim is None else ((dim,) if isinstance(dim, int) else tuple(dim))
-    dims = tuple(d % x.dim() for d in dims)
-    if value is None or not dims or 0 in dims or kwargs.get("dtype") is not None:
+    if value is None:
         return rec.unknown(func, args, kwargs)
     out = func(*args, **kwargs)
-    op = _mean_op(value, dims, bool(keepdim), total=func in (torch.sum, Tensor.sum))
-    rec.add(op, out, nonnegative=value.nonnegative)
+    rest, options = args[1:], {name: option for name, option in kwargs.items() if name != "input"}
+    rec.add(AveragePool(value, lambda v: func(v, *rest, **options), windows), out, nonnegative=value.nonnegative)
     return out
