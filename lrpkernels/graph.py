@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import weakref
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -110,7 +109,7 @@ class Value:
         return self._weak() if self._strong is None and self._weak is not None else self._strong
 
 
-class Node(ABC):
+class Node:
     """One recorded operation.
 
     Subclasses say how the multiplier G (R = a * G) at the outputs goes to the inputs. Multipliers may carry T targets: their first
@@ -165,13 +164,13 @@ class Node(ABC):
         """What makes the output again from tensors that are kept anyway, where that is cheap; None: nothing does."""
         return None
 
-    @abstractmethod
     def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
-        """Multipliers at the inputs, given those at the outputs (None: nothing arrives there).
+        """Multipliers at the inputs, given those at the outputs (None: nothing arrives there). Linear nodes leave it to their block.
 
         Raises:
             UnsupportedOperationError: this operation has no rule.
         """
+        raise UnsupportedOperationError(f"{self.label()}: this operation has no rule; use another one in the model")
 
     def propagate_relevance(self, relevance: Tensor) -> Multipliers:
         """Relevance R itself at the inputs, for operations ahead of a first-layer rule.

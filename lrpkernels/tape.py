@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from .engine import propagate
-from .engine.fusion import make_blocks, plan_blocks
+from .engine.fusion import Fuse, fused
 from .engine.liveness import Liveness
 from .engine.recorder import Recording, RecordingMode
-from .engine.replay import StaticCalls, Trace, TracingMode
+from .engine.replay import StaticCalls, TracingMode
 from .engine.target import Target
 from .errors import UnusedInputError
 from .graph import Node, Value
@@ -32,12 +32,12 @@ class Tape:
         model: that was recorded.
     """
 
-    def __init__(self, recording: Recording, output: Any, trace: Trace | None = None) -> None:
+    def __init__(self, recording: Recording, output: Any, fuse: Fuse = fused) -> None:
         self.output = output
         self.inputs = recording.inputs
         self.model = recording.model
         self._recording = recording
-        self._trace = trace  # that was replayed
+        self._fuse = fuse
         self._released = False
 
     @property
@@ -74,7 +74,7 @@ class Tape:
             composite: as in :meth:`relevance`.
             keep: values that must stay visible, so that nothing merges across them.
         """
-        return propagate.with_rules(self._recording, self._fused(keep), as_composite(composite))
+        return propagate.with_rules(self._recording, self._fuse(self.nodes, keep), as_composite(composite))
 
     def module_output(self, name: str) -> Value:
         """The recorded output of the submodule called ``name``.
@@ -135,18 +135,14 @@ class Tape:
         chosen = as_composite(composite)
         self._released = release
         return propagate.relevance(
-            self._recording, self._fused, self.output, hidden, target=target, composite=chosen, pick=output,
+            self._recording, self._fuse, self.output, hidden, target=target, composite=chosen, pick=output,
             memory_budget=memory_budget, release=release,
         )  # fmt: skip
-
-    def _fused(self, keep: Sequence[Value]) -> list[Node]:
-        nodes = self._recording.nodes
-        return make_blocks(nodes, plan_blocks(nodes, keep)) if self._trace is None else self._trace.fused(nodes, keep)
 
     def clear(self) -> None:
         """Release every recorded tensor, now and not when Python's garbage collector comes round."""
         self._recording.clear()
-        self.output = self._trace = None
+        self.output = None
 
     def __enter__(self) -> Self:
         return self
@@ -198,7 +194,7 @@ def record(
         recording = Recording(model, inputs, None, checkpoint)
         output = known.replay(recording)
         recording.finish()
-        return Tape(recording, output, known)
+        return Tape(recording, output, known.fused)
     liveness = None if several is None else Liveness(model, [as_composite(c) for c in several], at)
     recording = Recording(model, inputs, liveness, checkpoint)
     mode = RecordingMode(recording) if static is None else TracingMode(recording)

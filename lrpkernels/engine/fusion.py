@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import cast
 
 from ..graph import Node, Value
@@ -11,6 +11,7 @@ from ..layers.activation import Relu
 from ..layers.batch_norm import BatchNorm
 from ..layers.linear import LinearNode
 
+Fuse = Callable[[Sequence[Node], Sequence[Value]], list[Node]]
 Plan = list[
     tuple[int, ...]
 ]  # of each fused operation the places of its parts: (linear, norm, relu), -1 for none; (node,)
@@ -45,6 +46,11 @@ def plan_blocks(nodes: Sequence[Node], keep: Collection[Value]) -> Plan:
         merged |= {place, norm, relu}
         blocks[max(place, norm, relu)] = (place, norm, relu)
     return [blocks.get(place, (place,)) for place in range(len(nodes)) if place in blocks or place not in merged]
+
+
+def fused(nodes: Sequence[Node], keep: Collection[Value]) -> list[Node]:
+    """The nodes in order as blocks, ``keep`` as for :func:`plan_blocks`."""
+    return make_blocks(nodes, plan_blocks(nodes, keep))
 
 
 def make_blocks(nodes: Sequence[Node], plan: Plan) -> list[Node]:

@@ -13,6 +13,7 @@ from ..functional import Scaled, times
 from ..graph import Arrived, Multipliers, Node, Value
 from ..rules import Composite, Rule
 from . import recompute
+from .fusion import Fuse
 from .recorder import Recording
 from .target import Target, select_logits, start
 
@@ -160,7 +161,7 @@ def _reads_input(node: Node) -> bool:
 
 def relevance(
     recording: Recording,
-    fuse: Callable[[Sequence[Value]], list[Node]],
+    fuse: Fuse,
     output: Any,
     hidden: dict[str, Value] | None,
     *,
@@ -193,7 +194,7 @@ def relevance(
         parts = [seed] if memory_budget is None or targets is None else _chunks(recording, seed, targets, memory_budget)
         walks = []
         for part in parts:
-            walk = Walk(with_rules(recording, fuse((value, *wanted)), composite), wanted, through)
+            walk = Walk(with_rules(recording, fuse(recording.nodes, (value, *wanted)), composite), wanted, through)
             last = release and part is parts[-1]
             if last:
                 recording.nodes = []

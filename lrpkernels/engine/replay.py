@@ -351,7 +351,7 @@ class Trace:
             recording.returned[module] = [recording.nodes[i].outputs[place] for i, place in places]
         return _filled(self._output, tensors)
 
-    def fused(self, nodes: list[Node], keep: Sequence[Value]) -> list[Node]:
+    def fused(self, nodes: Sequence[Node], keep: Sequence[Value]) -> list[Node]:
         """The nodes of a replayed recording, merged into blocks; what merges is found once for each ``keep``."""
         places = tuple(-1 if value.producer is None else nodes.index(value.producer) for value in keep)
         if places not in self._plans:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from typing import Any
@@ -13,12 +13,11 @@ from torch import Tensor, nn
 
 from .. import functional
 from ..functional import ConvGeometry, ConvWeight, Scaled
-from ..graph import Arrived, Multipliers, Node, Value
-from ..rules import Rule
+from ..graph import Node, Value
 from .registry import Recorder, bind, per_dimension, records
 
 
-class LinearNode(Node):
+class LinearNode(Node, ABC):
     """z = W a + b with a weight and an optional bias. Subclasses know how to apply V, a part of W, and its transpose.
 
     Attributes:
@@ -36,9 +35,6 @@ class LinearNode(Node):
     @abstractmethod
     def channels(self) -> int:
         """Number of output channels."""
-
-    def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
-        raise AssertionError("linear nodes are propagated inside of blocks (lrpkernels.engine.fusion)")
 
     @abstractmethod
     def part(self, part: Any, scale: Tensor | None, dtype: torch.dtype) -> Any:
