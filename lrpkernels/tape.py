@@ -1,4 +1,4 @@
-"""One forward pass of an unchanged model, recorded, and relevance through it: the face of :mod:`lrpkernels.engine`."""
+"""One forward pass of an unchanged model, recorded, and relevance through it: the interface of :mod:`lrpkernels.engine`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Tape:
     Attributes:
         output: what the model returned, unchanged (part of the ordinary autograd graph when gradients are on).
         inputs: the tensors the model was called with.
-        model: that was recorded.
+        model: the one that was recorded.
     """
 
     def __init__(self, recording: Recording, output: Any, trace: Trace | None = None) -> None:
@@ -37,7 +37,7 @@ class Tape:
         self.inputs = recording.inputs
         self.model = recording.model
         self._recording = recording
-        self._trace = trace  # that was replayed
+        self._trace = trace  # the replayed one
         self._released = False
 
     @property
@@ -108,8 +108,8 @@ class Tape:
             target: what is explained, as in :class:`lrpkernels.LRP`.
             composite: which rule each layer follows; default :class:`lrpkernels.Epsilon` with eps 1e-2.
             at: module names. None: only the input's relevance is returned.
-            output: picks the logits out of the model's output, when that is no tensor.
-            memory_budget: bytes that the multipliers of several targets may take together, roughly; more targets go in turn. None: all
+            output: picks the logits out of the model's output, if that is not a tensor.
+            memory_budget: rough limit in bytes for the multipliers of the targets of one pass; the others follow in turn. None: all
                 at once.
             release: let go of each forward value as soon as the pass has read it; there can be no further pass.
 
@@ -144,7 +144,7 @@ class Tape:
         return make_blocks(nodes, plan_blocks(nodes, keep)) if self._trace is None else self._trace.fused(nodes, keep)
 
     def clear(self) -> None:
-        """Release every recorded tensor, now and not when Python's garbage collector comes round."""
+        """Release every recorded tensor now, without waiting for Python's garbage collector."""
         self._recording.clear()
         self.output = self._trace = None
 
@@ -173,10 +173,10 @@ def record(
     Args:
         model: any ``nn.Module`` made of PyTorch functions.
         x: a floating-point tensor, or a tuple of them for a model with several inputs; relevance is attributed to them.
-        composite: the rules that the relevance passes to come will follow, one composite or several: only what these read is kept of
+        composite: the rules that later relevance passes will follow, one composite or several: only what these read is kept of
             the forward pass. None: everything is.
         at: module names that they will ask for; counts beside ``composite``.
-        checkpoint: when gradients are on, save less for backward and make it again there (lrpkernels.engine.recompute); the same numbers.
+        checkpoint: when gradients are on, save less for backward and recompute it there (lrpkernels.engine.recompute); same numbers.
         static: for models that always make the same PyTorch calls, see :class:`lrpkernels.StaticCalls`: the calls of the first pass
             are run again in later ones, without the model's Python code. None: the model runs.
         kwargs: passed on to the model, not explained.

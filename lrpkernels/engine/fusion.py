@@ -13,11 +13,11 @@ from ..layers.linear import LinearNode
 
 Plan = list[
     tuple[int, ...]
-]  # of each fused operation the places of its parts: (linear, norm, relu), -1 for none; (node,)
+]  # for each fused operation the places of its parts: (linear, norm, relu), -1 for none; (node,)
 
 
 def plan_blocks(nodes: Sequence[Node], keep: Collection[Value]) -> Plan:
-    """Which neighbours merge: those whose value in between nobody else reads.
+    """Which neighbours merge: those whose intermediate value no other operation reads.
 
     Args:
         nodes: of a recording, in order.
