@@ -149,7 +149,7 @@ def build(name: str) -> tuple[nn.Module, torch.Tensor]:
     model = network.build().double().eval()
     for module in model.modules():
         if isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)):
-            nn.init.kaiming_normal_(module.weight)  # in some libraries too small: deep activations vanish
+            nn.init.kaiming_normal_(module.weight)  # some libraries start too small: deep activations vanish
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_var is not None:
             module.running_mean.normal_(0, 0.05)
             module.running_var.uniform_(0.7, 1.3)

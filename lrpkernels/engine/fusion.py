@@ -21,7 +21,7 @@ def plan_blocks(nodes: Sequence[Node], keep: Collection[Value]) -> Plan:
 
     Args:
         nodes: of a recording, in order.
-        keep: values that must stay visible (the explained output, hidden layers asked for).
+        keep: values that must stay visible (the explained output, requested hidden layers).
     """
     kept = {id(value) for value in keep}
     reader = {id(value): place for place, node in enumerate(nodes) for value in node.inputs}

@@ -36,7 +36,7 @@ def without_saving(tensor: Tensor, recipe: Callable[[], Tensor]) -> AbstractCont
     key, version, saved_recipe = id(tensor), tensor._version, _Saved(recipe)
 
     def pack(saved: Tensor) -> Any:
-        # Results are saved as well: undetached, they would hold the node that holds them.
+        # Results are saved as well: without detaching, they would hold the node that holds them.
         return saved_recipe if id(saved) == key and saved._version == version else saved.detach()
 
     return torch.autograd.graph.saved_tensors_hooks(

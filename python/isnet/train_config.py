@@ -36,7 +36,7 @@ class TrainConfig:
         warmup: Epochs before them in which the background is replaced and only the classification loss counts.
         warmup_background: Its replacement: ``"noise"``, white, ``"smooth"``, of several scales, or ``"swap"``, another image's background
             (:func:`isnet.warmup.replace_background`).
-        keep_replacing: Replace the background after the warm-up, too (without one: throughout): augmentation as the only guard.
+        keep_replacing: Replace the background after the warm-up, too (without one: throughout): augmentation in place of a guard.
         batch_size: Images per optimizer step, over all processes and parts; the last, smaller batch of an epoch is left
             out.
         accumulate: Parts into which each process cuts its share of a batch, one after the other, to save memory.

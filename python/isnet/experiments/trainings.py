@@ -75,7 +75,7 @@ def train_missing(
     Args:
         train: A function that a new process can import; it leaves its result in files.
         config, jobs: Its arguments.
-        done: Whether a job's result is there already.
+        done: Whether a job's result already exists.
         processes: Trainings at a time.
         progress: Show a progress bar.
     """
