@@ -3,9 +3,9 @@
     python -m pytest benchmarks/bench_kernels.py --benchmark-timer=time.process_time --benchmark-json=kernels.json
     python -m pytest benchmarks/bench_kernels.py --device cuda --dtype bfloat16 -k "epsilon_scale and 512"
 
-Before anything is timed, the op's result is held against float64 on the very input that is timed. Eager is the plain formula, for a
+Before anything is timed, the op's result is checked against float64 on the input that is timed. Eager is the plain formula, for a
 backward op autograd's pass through it. The convolution ops have kernels on CUDA alone; on the CPU those
-of the heatmap loss are plain PyTorch themselves: nothing is to be gained there.
+of the heatmap loss are plain PyTorch themselves: no gain is possible there.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def _synchronised(run: Callable[[], object], device: str) -> Callable[[], object
 
 
 def _error(op: str, arguments: tuple[Any, ...], results: Any, dtype: torch.dtype) -> float:
-    """The largest error over what the dtype allows; at most 1 where the op is right."""
+    """The largest error, relative to what the dtype allows; at most 1 if the op is right."""
     exact, plain = reference(op, arguments), reference(op, arguments, dtype)
     results = results if isinstance(results, tuple) else (results,)
     margin = SUM_MARGIN if op in SUMMING_OPS else 1.0

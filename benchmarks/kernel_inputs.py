@@ -28,7 +28,7 @@ _DECAY = 0.9
 def _epsilon_scale(g: Tensor, addend: None, output: Tensor, scale: Tensor, epsilon: float) -> Tensor:
     return (
         g * (output / (output + epsilon)) * scale.to(g.dtype).view(1, -1, 1, 1)
-    )  # no case for output 0: its slope apart, the same
+    )  # no case for output 0: the same except for its slope
 
 
 def _ratio(g: Tensor, value: Tensor, denominator: Tensor, epsilon: float) -> Tensor:
@@ -50,8 +50,8 @@ def _average_pool_transpose(g: Tensor, size: list[int], *rest: Any) -> Tensor:
     return torch.ops.aten.avg_pool2d_backward(g, whole, [2, 2], [2, 2], [0, 0], False, True, None)
 
 
-# What one would write in PyTorch for one target. The references that results are held against do more (several targets, every
-# part of the weights), so they are no fair rival where they do.
+# What one would write in PyTorch for one target. The references that results are checked against do more (several targets, every
+# part of the weights), so the comparison is unfair where they do.
 _FORMULAS: dict[str, Callable[..., Any]] = {
     **REFERENCES,
     **RULE_REFERENCES,

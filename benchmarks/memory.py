@@ -51,7 +51,7 @@ def _measure(arguments: tuple[Any, ...]) -> float:
     if device == "cpu":
         allocator.mallopt(-3, 64 << 10)  # M_MMAP_THRESHOLD: freed blocks go back at once
     run, model = _run(*arguments)
-    run()  # brings the code that it needs into memory, too
+    run()  # also loads the code that it needs into memory
     model.zero_grad()
     gc.collect()
     if device == "cuda":

@@ -33,7 +33,7 @@ def network(blocks: int) -> nn.Module:
 
 
 def runs(model: nn.Module, x: Tensor) -> dict[str, Callable[[], object]]:
-    """What is timed."""
+    """The runs to time."""
 
     def forward() -> None:
         with torch.no_grad():

@@ -35,7 +35,7 @@ STEPS = ("plain", "ours", "ours (fused)", "autograd")
 
 
 class Device(NamedTuple):
-    """What a data sheet says: bytes and dense operations per second, the latter by precision."""
+    """Figures of a data sheet: bytes and dense operations per second, the latter by precision."""
 
     name: str
     bandwidth: float
@@ -83,7 +83,7 @@ def _step(step: str, model: torch.nn.Module, x: Tensor, labels: Tensor, masks: T
     if step == "plain":
         return lambda: F.cross_entropy(model(x), labels).backward()
     net = isnet.ISNet(model, "selective")
-    net._range_is_checked = True  # done with the first batch only, and there are no pixels here
+    net._range_is_checked = True  # only the first batch is checked, and there are no pixels here
     return lambda: criterion(net(x), labels, masks).total.backward()
 
 

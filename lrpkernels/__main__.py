@@ -110,7 +110,7 @@ def profile(
 
 
 def _prepared(model: str, shape: str, device: str, threads: int) -> tuple[Any, Any]:
-    """The model and a random input; wrong texts become errors of the command line."""
+    """The model and a random input; invalid texts become errors of the command line."""
     import torch
 
     from lrpkernels.tools.bench import load_model, parse_shape
@@ -124,7 +124,7 @@ def _prepared(model: str, shape: str, device: str, threads: int) -> tuple[Any, A
 
 
 def _told(run: Callable[[], T]) -> T:
-    """What ``run`` returns; errors about arguments and models are told in one line."""
+    """The result of ``run``; errors about arguments and models become one line."""
     from lrpkernels.errors import RelevanceError
 
     try:
@@ -140,7 +140,7 @@ def _show(found: Any, table: Any, as_json: bool) -> None:
     from rich.console import Console
 
     console = Console()
-    console.width = max(console.width, 180)  # a table that is cut off says nothing
+    console.width = max(console.width, 180)  # a truncated table is useless
     console.print(table)
 
 

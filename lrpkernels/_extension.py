@@ -16,7 +16,7 @@ except ImportError as error:
 
 
 def build_info() -> dict[str, Any]:
-    """What the compiled part is made of.
+    """The build configuration of the compiled part.
 
     Returns:
         version, compiler, cxx_flags, torch (built against), cuda (bool), cuda_reason, nvcc (version or ""),
@@ -36,7 +36,7 @@ class Backend(NamedTuple):
 
     Attributes:
         namespace: in ``torch.ops``.
-        fused_device: the type of device whose tensors have kernels that replace PyTorch's own convolutions; None: none has.
+        fused_device: the device type whose tensors have kernels that replace PyTorch's own convolutions, or None.
         capturing: an emulated CUDA graph is being captured.
     """
 
@@ -46,7 +46,7 @@ class Backend(NamedTuple):
 
 
 class _Ops:
-    """The ops of a backend, each by its only overload, which spares the search for it at every call.
+    """The ops of a backend, each as its only overload, which saves looking it up at every call.
 
     Assigning :attr:`backend` switches all users of the ops at once (:func:`lrpkernels.testing.emulated_cuda` does).
     """

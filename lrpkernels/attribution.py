@@ -22,7 +22,7 @@ class LRP:
     Args:
         model: any ``nn.Module`` that maps images (B, C, H, W) or other float tensors to logits (B, K).
         composite: the rule of each layer: a rule for all, or a :class:`Composite`. Default: ``Epsilon(1e-2)``.
-        checkpoint: when gradients are on, save less for backward and make it again there; the same numbers.
+        checkpoint: when gradients are on, save less for backward and recompute it there; the numbers are the same.
         static: the model makes the same PyTorch calls whenever the form of its input and its mode are the same: its Python code runs
             once, later passes run these calls alone (:class:`StaticCalls`), which saves most of the overhead on small layers.
 
@@ -61,12 +61,12 @@ class LRP:
 
         Args:
             x: what the model takes, usually one float tensor (B, C, H, W); a tuple if it takes several.
-            target: what is explained, per image: a class index for all images; a LongTensor [B]; a list of T such (the heatmap
+            target: what is explained, per image: a class index for all images; a LongTensor [B]; a list of T of these (the heatmap
                 gains a dimension, [B, T, ...]; the forward pass is shared); "all" classes; a callable from the logits to one
                 scalar per image; None: the highest logit. Of a dense output [B, K, H, W] an index means channel K summed over
                 positions; a regression output [B] needs no target.
-            output: picks the logits out of the model's output, when that is no tensor.
-            memory_budget: bytes that several targets may take together, roughly; more go in turn. None: all at once.
+            output: picks the logits out of the model's output, if that is not a tensor.
+            memory_budget: rough limit in bytes for the targets of one pass; the others follow in turn. None: all at once.
             kwargs: passed on to the model.
 
         Returns:
@@ -105,12 +105,12 @@ class LRP:
 def _is_finite(heatmap: Any) -> bool:
     maps = heatmap if isinstance(heatmap, tuple) else (heatmap,)
     if any(is_capturing(m.device) for m in maps):
-        return True  # nobody may look while a graph is captured
+        return True  # no value can be read while a graph is captured
     return all(bool(torch.isfinite(m.detach().sum())) or bool(torch.isfinite(m.detach()).all()) for m in maps)
 
 
 def _explain_non_finite(model: nn.Module, x: Any, kwargs: dict[str, Any]) -> None:
-    """A heatmap of NaNs is no explanation: say where they came from, by a second forward pass that keeps every value.
+    """Find where the NaNs of a heatmap came from, by a second forward pass that keeps every value.
 
     Raises:
         NonFiniteError: names the first operation whose output is NaN or infinite, if there is one.
@@ -121,7 +121,7 @@ def _explain_non_finite(model: nn.Module, x: Any, kwargs: dict[str, Any]) -> Non
             _check_finite(tape)
     finally:
         with torch.no_grad():
-            for buffer, before in buffers:  # batch-norm statistics moved in the first pass already
+            for buffer, before in buffers:  # the first pass has updated batch-norm statistics
                 buffer.copy_(before)
     raise NonFiniteError(
         "the heatmap is not finite although all activations are: a larger eps keeps the relevance pass bounded"

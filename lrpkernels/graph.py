@@ -27,7 +27,7 @@ class Value:
         nonnegative: known from the operations that made it to hold no negative number (lets z+ take its one-convolution path).
         behind_input: the model's input, or what data movement and scaling by constants alone make of it.
         history: the autograd node that made it; forgotten when recording ends.
-        recipe: makes the tensor again, where that is cheap and ``checkpoint`` was asked for.
+        recipe: recomputes the tensor, where that is cheap and ``checkpoint`` is on.
     """
 
     __slots__ = (
@@ -51,7 +51,7 @@ class Value:
         self.recipe: Callable[[], Tensor] | None = None
 
     def watch(self, registry: dict[int, Value] | None) -> None:
-        """Keep the tensor alive no longer, unless :meth:`hold` says so; its entry in ``registry`` goes when it goes."""
+        """Stop keeping the tensor alive, unless :meth:`hold` says so; its entry in ``registry`` goes with it."""
         tensor = self._strong
         assert tensor is not None
         self._strong, self._holders = None, 0
@@ -75,7 +75,7 @@ class Value:
 
     @property
     def is_held(self) -> bool:
-        """Whether somebody will read it."""
+        """Whether a reader is left."""
         return self._holders > 0
 
     def release(self) -> None:
@@ -119,10 +119,10 @@ class Node:
         kind: name of the operation in tables.
         is_linear: a convolution, dense layer or batch norm, which becomes part of a block.
         moves_only: data movement, or scaling by constants: a first layer behind it still reads the model's input.
-        is_gate: its output is a weight between 0 and 1; a product takes it for the gate, not for the signal.
+        is_gate: its output is a weight between 0 and 1; a product treats it as the gate, not as the signal.
         reads_inputs, reads_outputs: whether the relevance pass reads these tensors: always, never, or if the rule's ``reads`` has one of
             the names.
-        module_type: the module that does the same, for composites that go by type.
+        module_type: the module that does the same, for composites that select by type.
     """
 
     kind = "op"
@@ -161,7 +161,7 @@ class Node:
         return self.kind
 
     def recipe(self) -> Callable[[], Tensor] | None:
-        """What makes the output again from tensors that are kept anyway, where that is cheap; None: nothing does."""
+        """How to recompute the output from tensors that are kept anyway, where that is cheap; None: not at all."""
         return None
 
     def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
@@ -184,6 +184,6 @@ class Node:
         )
 
     def release(self) -> None:
-        """The walk has passed: forward values that were made here are let go."""
+        """Let go of the forward values made here, once the walk has passed."""
         for value in self.outputs:
             value.release()

@@ -1,4 +1,4 @@
-"""One forward pass of an unchanged model, recorded, and relevance through it: the face of :mod:`lrpkernels.engine`."""
+"""One forward pass of an unchanged model, recorded, and relevance through it: the interface of :mod:`lrpkernels.engine`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Tape:
     Attributes:
         output: what the model returned, unchanged (part of the ordinary autograd graph when gradients are on).
         inputs: the tensors the model was called with.
-        model: that was recorded.
+        model: the one that was recorded.
     """
 
     def __init__(self, recording: Recording, output: Any, fuse: Fuse = fused) -> None:
@@ -108,8 +108,8 @@ class Tape:
             target: what is explained, as in :class:`lrpkernels.LRP`.
             composite: which rule each layer follows; default :class:`lrpkernels.Epsilon` with eps 1e-2.
             at: module names. None: only the input's relevance is returned.
-            output: picks the logits out of the model's output, when that is no tensor.
-            memory_budget: bytes that the multipliers of several targets may take together, roughly; more targets go in turn. None: all
+            output: picks the logits out of the model's output, if that is not a tensor.
+            memory_budget: rough limit in bytes for the multipliers of the targets of one pass; the others follow in turn. None: all
                 at once.
             release: let go of each forward value as soon as the pass has read it; there can be no further pass.
 

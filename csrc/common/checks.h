@@ -1,4 +1,4 @@
-// Boundary checks shared by the CPU and CUDA registrations. Every text reads: op, argument, expectation, what came.
+// Boundary checks shared by the CPU and CUDA registrations. Messages give op, argument, expectation and what came.
 #pragma once
 #include <cmath>
 #include <sstream>

@@ -192,7 +192,7 @@ inline int64_t weight_columns(const LrpConv& conv) {
 }
 
 // Whether positions, channels, kernel positions and the weight's elements fit 32 bits. Everything that the launchers
-// multiply for a convolution that fits stays below 2^63, but for what grows with the strides; see `launchable`.
+// multiply for a convolution that fits stays below 2^63, except what grows with the strides; see `launchable`.
 inline bool fits(const LrpConv& conv) {
   constexpr int64_t kMostPositions = 1 << 28, kMostChannels = 1 << 24, kMostColumns = 1 << 30;
   constexpr int64_t kMost32 = int64_t(1) << 31;

@@ -64,7 +64,7 @@ inline Layout layout_of(const Tensor& leader) {
   return !leader.is_contiguous() && is_channels_last(leader) ? Layout::kChannelsLast : Layout::kContiguous;
 }
 
-// `tensor` itself when it already lies in `layout`, else a copy.
+// `tensor` itself when it already has `layout`, else a copy.
 inline Tensor to_layout(const Tensor& tensor, Layout layout) {
   if (has_layout(tensor, layout)) return tensor;
   const MemoryFormat format = layout == Layout::kContiguous ? MemoryFormat::Contiguous
@@ -98,10 +98,10 @@ inline Tensor new_bytes(const Tensor& like, int64_t count) {
   return new_dense(like, {count}, Layout::kContiguous, ScalarType::Byte);
 }
 
-// What stands for an optional result that was not asked for.
+// Stands for an optional result that was not requested.
 inline Tensor no_tensor(const Tensor& like) { return new_dense(like, {0}, Layout::kContiguous, like.scalar_type()); }
 
-// Null for a tensor that is not there.
+// Null for a missing tensor.
 inline In data(const Tensor& tensor) { return {tensor.const_data_ptr()}; }
 inline In data(const OptionalTensor& tensor) { return {tensor ? tensor->const_data_ptr() : nullptr}; }
 inline Out out(const Tensor& tensor) { return {tensor.mutable_data_ptr()}; }

@@ -59,7 +59,7 @@ inline void check_windows(const char* op, size_t dimensions, const Sizes& kernel
   check_entries(op, "padding", padding, dimensions, 0);
 }
 
-// The last entries are `values`, those ahead of them (dimensions that are not there) `otherwise`.
+// The last entries are `values`, those ahead of them (missing dimensions) `otherwise`.
 template <size_t kDimensions>
 void fill(int64_t (&entries)[kDimensions], const Sizes& values, int64_t otherwise) {
   const size_t missing = kDimensions - values.size();

@@ -47,14 +47,14 @@ LRP_HD acc_t unless_negative(acc_t x, acc_t s) {
   return s == s && x < acc_t(0) ? acc_t(0) : s;
 }
 
-// How much of all contributions takes part, and how much of the positive ones besides: the epsilon rule has 1 and 0, z+
-// 0 and 1, the gamma rule 1 and gamma.
+// The share of all contributions and, added to it, that of the positive ones: the epsilon rule has 1 and 0, z+ 0 and 1,
+// the gamma rule 1 and gamma.
 template <typename acc_t>
 struct Favour {
   acc_t whole;
   acc_t positive;
 
-  // What a contribution counts, by whether it is a positive one.
+  // The weight of a contribution, by whether it is positive.
   LRP_HD acc_t of(bool is_positive) const { return whole + (is_positive ? positive : acc_t(0)); }
 };
 
@@ -76,7 +76,7 @@ struct AffineShare {
 };
 
 // Its derivatives. With P = sum_T t G (t the incoming gradient): dD = -P v f / D^2, dv = P f / D, dx = dD k,
-// dk = P v / D + dD x, dc = dD, each term as much as its contribution counts.
+// dk = P v / D + dD x, dc = dD, each term weighted like its contribution.
 template <typename acc_t>
 struct AffineGradient {
   acc_t value;

@@ -1,8 +1,8 @@
-// What host code and kernels, CPU and CUDA, call a tensor's type, its size and a layer's geometry. No torch headers.
+// How host code and kernels (CPU and CUDA) describe a tensor's type and size and a layer's geometry. No torch headers.
 #pragma once
 #include <cstdint>
 
-// Memory that takes on the type of what it is handed to: a field of a kernel's struct, or an argument.
+// An untyped pointer that converts to the type of its destination: a field of a kernel's struct, or an argument.
 struct In {
   const void* address;
   template <typename T>
@@ -30,7 +30,7 @@ struct LrpExtent {
   int64_t inner;
 };
 
-// A pooling layer of up to three spatial dimensions, depth first; dimensions that are not there have size, kernel,
+// A pooling layer of up to three spatial dimensions, depth first; missing dimensions have size, kernel,
 // stride and dilation 1 and padding 0. Tensors are [targets * batch, channels, ...], NCHW or channels-last.
 struct LrpPool {
   int64_t targets;
@@ -38,7 +38,7 @@ struct LrpPool {
   int64_t channels;
   int64_t input[3];
   int64_t output[3];
-  int64_t kernel[3];  // not read by adaptive pooling, as the next three
+  int64_t kernel[3];  // not read by adaptive pooling, nor are the next three
   int64_t stride[3];
   int64_t padding[3];
   int64_t dilation[3];        // max pooling only
@@ -89,7 +89,7 @@ enum LrpConvWeights : int {
   kBox = 5,             // a (W^T s) - low (W+^T s) - high (W-^T s): relevance, not a multiplier
 };
 
-// What the weight sets of a pass need beside the weight to be combined.
+// What combining the weight sets of a pass needs beside the weight.
 struct LrpConvResult {
   const void* input;  // a, [batch, C_in, ...]; null where nothing needs it
   const void* low;    // [C_in], arithmetic type; kBox only, as high

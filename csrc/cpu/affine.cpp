@@ -28,7 +28,7 @@ struct Sum {
   scalar_t* grad_input_b;      // [numel]
 };
 
-// s = G t / (a+ + b+ + eps), handed to the summands that are not negative.
+// s = G t / (a+ + b+ + eps), passed to the summands that are not negative.
 template <typename scalar_t>
 struct SumForward : Sum<scalar_t> {
   using acc_t = arithmetic_t<scalar_t>;

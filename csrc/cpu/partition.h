@@ -1,5 +1,5 @@
 // How CPU kernels cut a tensor into fixed tasks, the switches from run-time to compile-time parameters, and what all
-// backends have.
+// backends share.
 #pragma once
 #include <algorithm>
 #include <type_traits>

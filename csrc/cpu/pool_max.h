@@ -1,4 +1,4 @@
-// Max pooling on the CPU: everything to the winner of each window, and the adjoint. `out_of_range` tells of an index
+// Max pooling on the CPU: everything to the winner of each window, and the adjoint. `out_of_range` reports an index
 // outside its plane, which is skipped.
 #pragma once
 #include <atomic>

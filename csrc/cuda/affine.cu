@@ -5,7 +5,7 @@
 namespace lrpkernels::cuda {
 namespace {
 
-// s = G t / (a+ + b+ + eps), handed to the summands that are not negative.
+// s = G t / (a+ + b+ + eps), passed to the summands that are not negative.
 template <typename storage_t>
 struct SumZPlus {
   using scalar_t = storage_t;

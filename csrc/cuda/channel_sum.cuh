@@ -246,7 +246,7 @@ int launch_channel_sum(const Body& body, const LrpExtent& extent, bool vectors, 
                  : launch_channel_sum<1>(body, extent, workspace, totals, stream);
 }
 
-// Drops the products of a Body where nobody asks for the sums.
+// Drops the products of a Body where the sums are not requested.
 template <typename Body>
 struct WithoutSum : Body {
   template <int kVec>

@@ -50,7 +50,7 @@ int64_t blocks_of(const ConvProblem<scalar_t>& p) {
   return bounded_product({phases_of(p), p.groups, p.row_tiles, p.column_tiles});
 }
 
-// Phases multiply blocks and packed weights: large strides can make too many of a convolution that fits.
+// Phases multiply blocks and packed weights: large strides can make too many, even for a convolution that fits.
 template <typename scalar_t>
 bool launchable(const ConvProblem<scalar_t>& p) {
   return packed_elements(p) < kMostElements && blocks_of(p) <= max_grid_x();

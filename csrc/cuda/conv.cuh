@@ -188,7 +188,7 @@ struct RowTable {
   int x[kRows];
 };
 
-constexpr int kNowhere = -(1 << 29);  // plus any offset it is outside of every image
+constexpr int kNowhere = -(1 << 29);  // outside of every image, whatever offset is added
 
 template <int kRows, typename scalar_t>
 __device__ __forceinline__ void fill_rows(RowTable<kRows>& table, const ConvProblem<scalar_t>& p, const Tile& tile) {

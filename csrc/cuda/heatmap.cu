@@ -179,7 +179,7 @@ __global__ void __launch_bounds__(kThreads, 2)
       const acc_t x = to_arithmetic(read_global(row.heatmap + i)), m = to_arithmetic(read_global(row.mask + i));
       const acc_t magnitude = x < acc_t(0) ? -x : x;
       if (m != acc_t(0)) {
-        inside += magnitude * m;  // m is 1, but for a NaN
+        inside += magnitude * m;  // m is 1, except for a NaN
         with_sign += x * m;
       } else {
         outside += magnitude;

@@ -1,6 +1,6 @@
 // Pooling: winner-takes-all for max pooling, average pooling and its transpose. All are gathers: an output element sums
-// its own inputs in a fixed order, without atomics. NCHW goes by tiles (pool_tile.cuh), channels-last and what no tile
-// holds element by element.
+// its own inputs in a fixed order, without atomics. NCHW is done by tiles (pool_tile.cuh), channels-last and what fits
+// no tile element by element.
 #include "pool_tile.cuh"
 
 namespace lrpkernels::cuda {
@@ -231,12 +231,12 @@ struct AveragePoolTranspose {
   }
 };
 
-// Two channels a thread in max pooling: with more, neighbouring threads would read winners, of 8 bytes, apart.
+// Two channels a thread in max pooling: with more, neighbouring threads would read distant winners, of 8 bytes.
 template <typename Body>
 constexpr int kChannelVector = Body::kWinners == Winners::kNone ? kVectorWidth<typename Body::scalar_t> : 2;
 
 // By tiles, else element by element: a vector of channels of the result per thread where they are neighbours (it is
-// channels-last, with a whole number of vectors). kToInput: the result lies like the layer's input.
+// channels-last, with a whole number of vectors). kToInput: the result has the layout of the layer's input.
 template <template <typename> class Body, bool kToInput>
 int launch_pool(LrpDtype dtype, const void* source, const int64_t* indices, void* result, const LrpPool& pool,
                 void* stream) {

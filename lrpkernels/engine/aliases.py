@@ -1,4 +1,4 @@
-"""What in-place calls and views mean: a recording replaces each in-place call by its out-of-place form, later reads mean the result."""
+"""In-place calls and views: a recording replaces each in-place call by its out-of-place form; later reads mean the result."""
 
 from __future__ import annotations
 

@@ -14,15 +14,15 @@ from ..layers.linear import LinearNode
 Fuse = Callable[[Sequence[Node], Sequence[Value]], list[Node]]
 Plan = list[
     tuple[int, ...]
-]  # of each fused operation the places of its parts: (linear, norm, relu), -1 for none; (node,)
+]  # for each fused operation the places of its parts: (linear, norm, relu), -1 for none; (node,)
 
 
 def plan_blocks(nodes: Sequence[Node], keep: Collection[Value]) -> Plan:
-    """Which neighbours merge: those whose value in between nobody else reads.
+    """Which neighbours merge: those whose intermediate value no other operation reads.
 
     Args:
         nodes: of a recording, in order.
-        keep: values that must stay visible (the explained output, hidden layers asked for).
+        keep: values that must stay visible (the explained output, requested hidden layers).
     """
     kept = {id(value) for value in keep}
     reader = {id(value): place for place, node in enumerate(nodes) for value in node.inputs}

@@ -17,14 +17,14 @@ from ..rules.base import EVERYTHING
 
 
 class Liveness:
-    """Holds, of a pass that is being recorded, the values that some rule, or a question for a hidden layer, will need.
+    """Holds those values of a pass being recorded that some rule, or a request for a hidden layer, will need.
 
-    A value that nobody holds lives as long as the model (or autograd) keeps it, as it would without a recording.
+    Any other value lives as long as the model (or autograd) keeps it, as it would without a recording.
 
     Args:
         model: the one that is recorded.
-        composites: which rules will follow each layer; several if there will be several relevance passes.
-        at: names of modules whose output's relevance will be asked for.
+        composites: the rules that each layer will follow; several for several relevance passes.
+        at: names of modules whose output's relevance will be requested.
     """
 
     def __init__(self, model: nn.Module, composites: Sequence[Composite], at: Collection[str]) -> None:
@@ -39,10 +39,10 @@ class Liveness:
         self._hidden = {id(m) for name, m in model.named_modules() if name in at} if at else set()
         # A value -> the linear layer that made it, maybe with a batch norm merged into it, and what the rules of both read.
         self._roots: dict[int, tuple[LinearNode, frozenset[str]]] = {}
-        self._merged: set[int] = set()  # values inside a block, which nobody reads unless they have a second consumer
+        self._merged: set[int] = set()  # values inside a block, read only if they have a second consumer
 
     def note(self, node: Node) -> None:
-        """Hold what this operation, just recorded, will read; let go of what lies within one block with it."""
+        """Hold what the operation just recorded will read; let go of what lies inside its block."""
         for value in node.inputs:
             if value.consumers > 1 and id(value) in self._merged:
                 self._merged.discard(id(value))
@@ -97,7 +97,7 @@ class Liveness:
 
 
 def _read_by(rules: Iterable[Rule]) -> frozenset[str]:
-    # A subclass may read more than its base does: it has to say so itself.
+    # A subclass may read more than its base does: it has to declare that itself.
     return frozenset[str]().union(*(type(rule).__dict__.get("reads", EVERYTHING) for rule in rules))
 
 
@@ -109,7 +109,7 @@ def _reads(which: bool | frozenset[str], wanted: frozenset[str]) -> bool:
 
 
 class Kept(Liveness):
-    """What is kept of a replayed pass is what was kept of the one that was recorded."""
+    """Keeps of a replayed pass what was kept of the recorded one."""
 
     def __init__(self, kept: Iterable[bool]) -> None:
         self._kept = iter(kept)

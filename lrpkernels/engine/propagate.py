@@ -55,8 +55,8 @@ class Walk:
     """One walk over the planned operations, from the logits to the inputs.
 
     Args:
-        planned: the fused operations in order, each with its rule; taken apart on the way.
-        wanted: values whose relevance is asked for.
+        planned: the fused operations in order, each with its rule; consumed on the way.
+        wanted: values whose relevance is requested.
         through: :meth:`Node.propagate`, or a form of it that saves less.
     """
 
@@ -74,7 +74,7 @@ class Walk:
     def run(self, logits: Value, seed: Tensor, inputs: Sequence[Value], release: bool) -> dict[int, Tensor | None]:
         """Relevance at the inputs and the wanted values, by id of the value (None: nothing arrived).
 
-        With ``release`` every operation, and the forward values that it made, are let go behind the walk.
+        ``release`` lets go of every operation, and of the forward values that it made, behind the walk.
         """
         self._multipliers.add(logits, seed)
         try:
@@ -121,7 +121,7 @@ class Walk:
             )
 
     def _take(self, value: Value) -> Tensor | None:
-        """All multipliers that arrived at ``value``; its relevance is noted if it was asked for."""
+        """All multipliers that arrived at ``value``; its relevance is noted if it is requested."""
         total = self._multipliers.pop(value)
         if id(value) in self._wanted and total is not None:
             self.found[id(value)] = _at_value(value, total, None)
@@ -177,10 +177,10 @@ def relevance(
         recording: a finished one.
         fuse: the recorded nodes as blocks, given the values that must stay visible.
         output: what the model returned.
-        hidden: values whose relevance is asked for, by name; None: that of the inputs alone is returned.
+        hidden: values whose relevance is requested, by name; None: only that of the inputs is returned.
         target, composite, memory_budget: what is explained, and how.
         pick: picks the logits out of the model's output.
-        release: let forward values go behind the (last) walk.
+        release: let go of forward values behind the (last) walk.
     """
     logits = select_logits(output, pick)
     value = recording.value(logits)

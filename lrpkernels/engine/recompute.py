@@ -1,9 +1,9 @@
-"""Recomputation: less memory for a training step through heatmaps, at the price of making some forward values twice.
+"""Recomputation: less memory for a training step through heatmaps, at the price of computing some forward values twice.
 
-PyTorch saves the input of every batch norm for its backward. Where that input is a convolution's output, it can be made again from the
+PyTorch saves the input of every batch norm for its backward. Where that input is a convolution's output, it can be recomputed from the
 convolution's own input, which is saved anyway; where it is a concatenation, from its parts, which a DenseNet's concatenations share
 (:meth:`lrpkernels.graph.Node.recipe`). The relevance pass through a layer whose rule saves more than the multiplier is run again in
-backward, too. The numbers are those of the first time, by the same operations on the same tensors.
+backward, too. The same operations on the same tensors give the same numbers.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def without_saving(tensor: Tensor, recipe: Callable[[], Tensor]) -> AbstractCont
     key, version, saved_recipe = id(tensor), tensor._version, _Saved(recipe)
 
     def pack(saved: Tensor) -> Any:
-        # Results are saved as well: as they are, they would hold the node that holds them.
+        # Results are saved as well: without detaching, they would hold the node that holds them.
         return saved_recipe if id(saved) == key and saved._version == version else saved.detach()
 
     return torch.autograd.graph.saved_tensors_hooks(
@@ -45,7 +45,7 @@ def without_saving(tensor: Tensor, recipe: Callable[[], Tensor]) -> AbstractCont
 
 
 def propagate(node: Node, multipliers: Arrived, rule: Rule) -> Multipliers:
-    """:meth:`Node.propagate`, run again in backward unless all that it saves is there anyway (or it is run first in backward)."""
+    """:meth:`Node.propagate`, run again in backward unless all that it saves is available anyway (or its first run is in backward)."""
     if node.kind != "block" or not rule.reads or rule.yields_relevance or not torch.is_grad_enabled():
         return node.propagate(multipliers, rule)
     return checkpoint(node.propagate, multipliers, rule, use_reentrant=False, preserve_rng_state=False)

@@ -28,7 +28,7 @@ from .aliases import Aliases
 from .liveness import Liveness
 from .recompute import without_saving
 
-is_grad_enabled = torch.is_grad_enabled  # one lookup less for every operation
+is_grad_enabled = torch.is_grad_enabled  # saves a lookup for every operation
 _NOTHING: AbstractContextManager[Any] = nullcontext()
 _NO_TENSORS = frozenset((int, float, bool, str, type(None)))
 _PLAIN = (int, float, bool, str, torch.Size, torch.dtype, torch.device, type(None), torch.layout, torch.memory_format)
@@ -42,11 +42,11 @@ class Recording:
         nodes: the recorded operations in the order they ran.
         values: the recorded values by the id of their tensor.
         input_values: those of the inputs.
-        modules: that are running, the innermost last.
-        returned: the recorded values that each module gave, by its id.
+        modules: those running, the innermost last.
+        returned: the recorded values that each module returned, by its id.
         liveness: holds the forward values that will be read; None: all are held.
-        recomputes: less is saved for backward and made again there.
-        watches: False: whoever records takes values off the registry when their tensors go.
+        recomputes: whether less is saved for backward and recomputed there.
+        watches: False: the caller removes values from the registry when their tensors go.
     """
 
     def __init__(
@@ -190,7 +190,7 @@ class Recording:
 
     @contextmanager
     def running(self, mode: TorchFunctionMode) -> Iterator[None]:
-        """Run the model in this context: its calls go through ``mode``; which module runs is known by PyTorch's global hooks.
+        """Run the model in this context: its calls go through ``mode``; PyTorch's global hooks show which module runs.
 
         The hooks see this thread only and are gone afterwards.
         """
@@ -256,13 +256,13 @@ class Recording:
                 pending.extend(parent for parent, _ in node.next_functions)
 
     def clear(self) -> None:
-        """Release every recorded tensor, now and not when Python's garbage collector comes round."""
+        """Release every recorded tensor now, without waiting for Python's garbage collector."""
         for node in self.nodes:
             for value in node.outputs:
                 value.producer = value.recipe = None  # values and operations refer to each other
         self.liveness = None
         self.nodes, self.constants = [], []
-        self.values.clear()  # what watches a value refers to it
+        self.values.clear()  # the watcher of a value refers to it
         self.returned = {}
 
 

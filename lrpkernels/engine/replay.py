@@ -23,7 +23,7 @@ from .fusion import Plan, make_blocks, plan_blocks
 from .liveness import Kept
 from .recorder import Recording, RecordingMode, in_custom_function
 
-# What looks at numbers: the calls that follow may depend on them.
+# Functions that read numbers: the calls that follow may depend on them.
 _READS_NUMBERS = frozenset({
     "item", "tolist", "numpy", "__array__", "__bool__", "__int__", "__float__", "__index__", "__complex__", "__contains__", "is_nonzero",
     "equal", "allclose", "nonzero", "argwhere", "masked_select", "unique", "unique_consecutive", "bincount",
@@ -55,11 +55,11 @@ class StaticCalls:
         at: Sequence[str],
         recompute: bool,
     ) -> Any:
-        """All that the calls and what is kept of them depend on.
+        """Everything that the calls, and what is kept of them, depend on.
 
         Raises:
             ValueError: another model.
-            UnsupportedOperationError: an argument beside the inputs is no plain value.
+            UnsupportedOperationError: an argument other than the inputs is not a plain value.
         """
         if not self._modules:
             self._model, self._modules = weakref.ref(model), [*model.modules()]
@@ -98,7 +98,7 @@ def _liveness_key(composites: Sequence[Composite | Rule] | None, at: Sequence[st
 
 
 def _settings(rule: Rule | None) -> Any:
-    """What stands for a rule in a key: itself, or its text if it holds lists (the bounds of ZBox may be some)."""
+    """What stands for a rule in a key: itself, or its text if it holds lists (as the bounds of ZBox may be)."""
     try:
         hash(rule)
     except TypeError:
@@ -149,11 +149,11 @@ class _Call:
 
     Attributes:
         func, args, kwargs: the call, slots in place of the pass's tensors.
-        module: that made it.
+        module: the one that made it.
         grad: whether gradients were on.
         record: what records it; None: it reads no recorded tensor.
         results: slots of the tensors that it returns, None for anything else.
-        whole: it was recorded as one node, whose outputs are its results: no other tensors are recorded on the way.
+        whole: whether it was recorded as one node whose outputs are its results, with no other tensors in between.
         drop: slots that no later call reads.
     """
 
@@ -191,7 +191,7 @@ class Trace:
     """The calls of one forward pass: noted by a :class:`TracingMode` while a model is recorded, then run by :meth:`replay`.
 
     Raises:
-        UnsupportedOperationError: the model looks at numbers, or uses a tensor that no call made and no module holds.
+        UnsupportedOperationError: the model reads numbers, or uses a tensor that no call made and no module holds.
     """
 
     def __init__(self, recording: Recording) -> None:
@@ -214,7 +214,7 @@ class Trace:
     # -- while the model is recorded ---------------------------------------------------------------------------------------------
 
     def begin(self, recording: Recording, func: Any, args: Any, kwargs: Any) -> _Call:
-        """A call as it is about to run."""
+        """Notes a call that is about to run."""
         name = getattr(func, "__name__", "")
         if name in _READS_NUMBERS:
             _refuse(recording, f"{name}() reads the numbers of a tensor, on which the model's next calls may depend")
@@ -234,11 +234,11 @@ class Trace:
         return call
 
     def end(self, recording: Recording, call: _Call, out: Any) -> None:
-        """What the call has returned."""
+        """Notes what the call has returned."""
         made = leaves(out)
         added, self._nodes = recording.nodes[self._nodes :], len(recording.nodes)
         if not any(isinstance(leaf, Tensor) for leaf in made) and out is not None:
-            return  # a shape, a dtype: the same every time
+            return  # a shape, a dtype: constant
         call.results = [self._new_slot(leaf) if isinstance(leaf, Tensor) else None for leaf in made]
         call.whole = len(added) == 1 and [recording.value(leaf) for leaf in made] == [*added[0].outputs]
         self._calls.append(call)
@@ -336,7 +336,7 @@ class Trace:
         for call in self._calls:
             args, kwargs = call.filled(tensors)
             modules[0] = call.module
-            recording.watches = not call.whole  # else the call itself says what no later one reads
+            recording.watches = not call.whole  # else `call.drop` lists what no later call reads
             if call.grad is self._grad:
                 out = _run(recording, call, args, kwargs)
             else:

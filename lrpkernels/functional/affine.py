@@ -115,7 +115,7 @@ class _AffineKnown(torch.autograd.Function):
 
 
 def affine_known(known: Tensor, input: Tensor, slope: Tensor, centre: Tensor) -> Tensor:
-    """k (x - m) + c, a batch norm with its statistics held constant, whose value the forward pass has computed already.
+    """k (x - m) + c, a batch norm with its statistics held constant, whose value the forward pass has already computed.
 
     Args:
         known: the value, (B, C, ...).

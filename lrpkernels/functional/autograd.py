@@ -1,4 +1,4 @@
-"""Backward passes that are final: asked for a second derivative they raise, whichever way it is asked for."""
+"""Backward passes without a second derivative: they raise an error whichever way one is requested."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from torch import Tensor
 
 
 class _NoContext:
-    """What a Function's forward keeps for its backward, when there will be none."""
+    """Stands for the context of a Function's forward when there will be no backward."""
 
     def save_for_backward(self, *tensors: Tensor | None) -> None: ...
 
 
 def call(function: type[torch.autograd.Function], *args: Any) -> Any:
-    """``function.apply(*args)``; without gradients its forward alone, which spares the overhead of autograd's Python functions."""
+    """``function.apply(*args)``; without gradients its forward alone, which saves the overhead of autograd's Python functions."""
     return function.apply(*args) if torch.is_grad_enabled() else function.forward(_NoContext(), *args)
 
 
 class _Blocker(torch.autograd.Function):
-    """Identity on ``outputs`` that also hangs on ``anchors``, so that every path of a second derivative meets its error."""
+    """Identity on ``outputs`` that also depends on ``anchors``, so that every path of a second derivative meets its error."""
 
     @staticmethod
     def forward(ctx: Any, name: str, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -46,7 +46,7 @@ def first_order(backward: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(backward)
     def wrapper(ctx: Any, *grads: Any) -> Any:
-        if not torch.is_grad_enabled():  # no second derivative can be asked for
+        if not torch.is_grad_enabled():  # no second derivative can be requested
             return backward(ctx, *grads)
         with torch.no_grad():
             results = backward(ctx, *grads)

@@ -94,10 +94,10 @@ def conv_apply(
         weight: V, dtype of input.
         bias: b, (C_out,), or None.
         geometry: of the convolution.
-        known: the result, (B, C_out, ...), if the forward pass has computed it already: it then costs nothing, its backward what it
-            always costs.
+        known: the result, (B, C_out, ...), if the forward pass has already computed it: the op then costs nothing, and its
+            backward as much as always.
 
-    Gradients: input, weight (zero where a picked part leaves it out; both parts have it where a weight is 0), bias; first order only.
+    Gradients: input, weight (zero where a picked part leaves it out; both parts get it where a weight is 0), bias; first order only.
     """
     return call(_ConvApply, input, weight.weight, bias, weight.weights, geometry, known)
 
@@ -119,7 +119,7 @@ class _ConvPull(torch.autograd.Function):
         geometry: ConvGeometry,
         bounds: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        # s is not saved: backward makes it again, one elementwise pass for a tensor less per layer.
+        # s is not saved: backward recomputes it, one elementwise pass that saves a tensor per layer.
         scaled = Scaled(multiplier, addend, output, scale, value, denominator, eps)
         reads_input = weights in (Weights.SAME_SIGN, Weights.OPPOSITE_SIGN, Weights.BOX)
         ctx.save_for_backward(*scaled[:6], weight, input if reads_input else None)
@@ -221,7 +221,7 @@ def conv_pull_by_sign(
 def conv_pull_sum(s: Sequence[Tensor], weights: Sequence[ConvWeight], input: Tensor, geometry: ConvGeometry) -> Tensor:
     """The sum of V^T s over several weights, each with an s of its own, (T*B, C_out, ...)."""
     plain = not geometry.transposed and geometry.groups == 1
-    # Stacked along the output channels the sum is one convolution, worth it where weights are small beside what they make.
+    # Stacked along the output channels the sum is one convolution, worth it where weights are small beside their results.
     if plain and weights[0].weight.numel() <= input.numel():
         stacked = ConvWeight(torch.cat([w.weight for w in weights], 0))
         return conv_pull(Scaled(torch.cat(list(s), 1)), stacked, input, geometry)

@@ -1,4 +1,4 @@
-"""Which way a convolution goes: the only place that knows.
+"""Decides how a convolution is computed; nothing else does.
 
 The vendor's convolution (oneDNN, cuDNN) through ATen with our elementwise kernels around it; on CUDA tensors our fused kernel where
 :mod:`.tuner` found it to be faster.
@@ -23,7 +23,7 @@ _convolution_backward = torch.ops.aten.convolution_backward.default
 
 
 class Epilogue(NamedTuple):
-    """What W^T s meets before it is written: the layer's input a [B, C_in, ...] and, for ``Weights.BOX``, the pixels' bounds [C_in]."""
+    """Applied to W^T s before writing: the layer's input a [B, C_in, ...] and, for ``Weights.BOX``, the pixels' bounds [C_in]."""
 
     input: Tensor | None = None
     low: Tensor | None = None
@@ -46,7 +46,7 @@ def relevance(
     weights: Weights = Weights.ALL,
     epilogue: Epilogue = NO_EPILOGUE,
 ) -> Tensor:
-    """W^T s, (T*B, C_in, ...); of ``input`` sizes and layout are read."""
+    """W^T s, (T*B, C_in, ...); only sizes and layout of ``input`` are read."""
 
     def vendor() -> Tensor:
         return _pulled(scaled.made(), weight, weights, epilogue, input, geometry)
@@ -87,7 +87,7 @@ def apply(
 
 
 def weight_gradient(scaled: Scaled, input: Tensor, weight: Tensor, geometry: ConvGeometry) -> Tensor:
-    """The gradient of <s, W input> for W, whose sizes and layout alone are read."""
+    """The gradient of <s, W input> for W, of which only sizes and layout are read."""
 
     def vendor() -> Tensor:
         return _convolution_backward(scaled.made(), input, weight, None, *geometry, [False, True, False])[1]
@@ -122,7 +122,7 @@ def _tensor_cores(dtype: torch.dtype) -> bool:
 
 
 def _key(op: str, values: Tensor, weight: Tensor, geometry: ConvGeometry, *rest: Any) -> tuple[Any, ...]:
-    """All that the speed of a convolution depends on."""
+    """Everything that the speed of a convolution depends on."""
     layout = "NHWC" if is_channels_last(values) else "NCHW"
     cores = _tensor_cores(values.dtype)
     sizes = (values.shape, weight.shape, *geometry[:3], geometry[5])

@@ -21,7 +21,7 @@ def kept_ranks(length: int, decay: float) -> int:
 
 
 def has_heatmap_kernels(tensor: Tensor) -> bool:
-    """Whether :func:`heatmap_scores` is one kernel on this tensor's device; elsewhere it is made of PyTorch's functions."""
+    """Whether :func:`heatmap_scores` is one kernel on this tensor's device; elsewhere it is composed of PyTorch's functions."""
     return ops.are_fused_for(tensor)
 
 
@@ -83,7 +83,7 @@ def heatmap_scores(heatmap: Tensor, mask: Tensor, *, decay: float) -> HeatmapSco
 
 
 def _weights(ranks: int, length: int, decay: float, like: Tensor) -> Tensor:
-    """Of the first ranks, over the sum of all."""
+    """The weights of the first ranks, divided by the sum of all."""
     weights = decay ** torch.arange(length, dtype=torch.float64, device=like.device)
     return (weights / weights.sum())[:ranks].to(like.dtype)
 

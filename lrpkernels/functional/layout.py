@@ -1,6 +1,6 @@
-"""How tensors lie in memory, and the checks that the ops' shape functions share.
+"""Memory layouts of tensors, and the checks that the ops' shape functions share.
 
-Results of an op lie like the forward value it reads, contiguous unless that is channels-last (csrc/common/pointwise_ops.h).
+Results of an op have the layout of the forward value it reads: contiguous unless that is channels-last (csrc/common/pointwise_ops.h).
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ def is_channels_last(tensor: Tensor) -> bool:
 
 
 def is_capturing(device: torch.device) -> bool:
-    """Whether work for ``device`` is captured in a CUDA graph instead of run. Checks that would read a result are left out then."""
+    """Whether work for ``device`` is captured in a CUDA graph instead of run. Checks that would read a result are skipped then."""
     return ops.capturing or (device.type == "cuda" and torch.cuda.is_current_stream_capturing())
 
 
 def has_kernels(tensor: Tensor) -> bool:
-    """Whether the ops take this tensor's dtype: all of theirs but float16 on the CPU."""
+    """Whether the ops take this tensor's dtype: every supported one except float16 on the CPU."""
     return ops.are_fused_for(tensor) or tensor.device.type != "cpu" or tensor.dtype != torch.float16
 
 

@@ -1,4 +1,4 @@
-"""Elementwise relevance operations: how s is made of a multiplier, and the parts of a weight."""
+"""Elementwise relevance operations: how s is made from a multiplier, and the parts of a weight."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def ratio(multiplier: Tensor, value: Tensor, denominator: Tensor, *, epsilon: fl
 
 
 class Scaled(NamedTuple):
-    """How s is made of the multiplier at a layer's output, so that kernels can make it as they load it.
+    """How s is made from the multiplier at a layer's output, so that kernels can make it as they load it.
 
     s = (G + G2) * m(u) * k_c * v / (d + eps sgn d), m as in :func:`epsilon_scale`; what is None drops out. ``eps`` belongs to m, or to d
     where there is one.
@@ -197,7 +197,7 @@ class Part(NamedTuple):
 
     @property
     def mirrored(self) -> Part:
-        """The part that inputs below zero meet: what is positive in W a is so by W- there."""
+        """The part for inputs below zero, where the positive terms of W a come from W-."""
         return self._replace(sign=-self.sign)
 
     def __call__(self, weight: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Concatenation: its multiplier taken apart."""
+"""Concatenation: splitting its multiplier."""
 
 from __future__ import annotations
 

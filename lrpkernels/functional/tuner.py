@@ -1,6 +1,6 @@
 """Which convolution kernel runs where: our fused CUDA kernel or the vendor's convolution with our elementwise kernels around it.
 
-Nobody can know beforehand which is faster on a GPU and a shape, so the first use of a shape runs both on the real tensors, compares
+Which is faster depends on the GPU and the shape, so the first use of a shape runs both on the real tensors, compares
 their results and their times, and keeps the faster. ``LRPKERNELS_CONV`` = ``auto`` (this), ``fused`` or ``vendor`` fixes the choice.
 """
 
@@ -35,7 +35,7 @@ _REPEATS = 5
 
 
 class FusedKernelWarning(UserWarning):
-    """A fused kernel gave another result than the vendor's convolution, or failed; the vendor's is used for that shape."""
+    """A fused kernel's result differed from that of the vendor's convolution, or failed; the vendor's is used for that shape."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class Tuner:
     def run(
         self, key: tuple[Any, ...], like: Tensor, fused: Callable[[], Tensor], vendor: Callable[[], Tensor]
     ) -> tuple[Tensor, Route]:
-        """The result of the path for ``key``, and which that is.
+        """The result for ``key``, and the path that gave it.
 
         Unknown keys are tuned, except under graph capture (vendor, nothing remembered) and under
         ``torch.use_deterministic_algorithms`` (vendor always, so that timings cannot change a result from run to run).

@@ -36,7 +36,7 @@ def _relu(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
 
 
 class Activation(Node):
-    """Any other elementwise a = f(z): R_z = R_a, so that the multiplier meets f(z) / z. Sigmoid and its kin are gates."""
+    """Any other elementwise a = f(z): R_z = R_a, so that the multiplier is scaled by f(z) / z. Sigmoid and its kin are gates."""
 
     kind = "activation"
 
@@ -51,7 +51,7 @@ class Activation(Node):
         return (rule.activation(self, multipliers[0]),)
 
 
-# What runs -> all that it is called; those that write in place are replaced by it.
+# The function that runs -> all its names; in-place forms are replaced by it.
 _ACTIVATIONS: dict[Any, tuple[Any, ...]] = {
     F.relu6: (),
     F.leaky_relu: (F.leaky_relu_,),
@@ -103,7 +103,7 @@ _NON_NEGATIVE = {F.relu6, torch.sigmoid, F.hardsigmoid, F.softplus, torch.abs, t
 def _activation(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
     function = _CANONICAL[func]
     x = args[0] if args else kwargs["input"]
-    if rec.value(x) is None:  # a learned slope alone is recorded, say
+    if rec.value(x) is None:  # for example, only a learned slope is recorded
         return rec.unknown(func, args, kwargs)
     options = {k: v for k, v in kwargs.items() if k != "inplace"}
     # The flag may be positional (F.relu6(x, True)); every function here has it last.
@@ -134,7 +134,7 @@ def _bounds(function: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
 
 @records(torch.pow, Tensor.pow, Tensor.__pow__, Tensor.__rtruediv__, Tensor.__rdiv__)
 def _power(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
-    """x ** p and c / x with constants p, c: elementwise functions of x as any other."""
+    """x ** p and c / x with constants p, c: elementwise functions of x like any other."""
     x, other = bind(args, kwargs, "input" if "input" in kwargs else "self", "exponent")
     value = rec.value(x)
     if value is None or rec.value(other) is not None:

@@ -89,7 +89,7 @@ def _times(multiplier: Tensor, factor: Tensor | float, output: Value) -> Tensor:
 class Gate(Node):
     """t = x * y of two branches. The signal takes all relevance, the gate none (as in squeeze-and-excite); see docs/rules.md.
 
-    The gate is the smaller (broadcast) operand, or the one that a sigmoid, its kin or a softmax made; of two alike operands each is given
+    The gate is the smaller (broadcast) operand, or the one that a sigmoid, its kin or a softmax made; of two similar operands each gets
     half (the uniform rule of AttnLRP, arXiv 2402.05602).
     """
 
@@ -128,7 +128,7 @@ def _is_gate(value: Value) -> bool:
 
 
 def _is_hard_sigmoid(op: Node) -> bool:
-    """relu6(x + 3), which the hard sigmoid is when it is written out."""
+    """relu6(x + 3), as in a hard sigmoid that is written out."""
     source = op.inputs[0].producer
     return getattr(op, "name", "") == "relu6" and isinstance(source, Add) and len(source.inputs) == 1
 

@@ -29,7 +29,7 @@ class Taylor(Replayed):
 
 
 class Product(Replayed):
-    """A product of two branches: each operand is given half of the relevance (the uniform rule, AttnLRP, eq. 8)."""
+    """A product of two branches: each operand gets half of the relevance (the uniform rule, AttnLRP, eq. 8)."""
 
     kind = "product"
     linear = False
@@ -42,7 +42,7 @@ class Product(Replayed):
 class Attention(Node):
     """softmax(Q K^T scale + mask) V: a product of two branches shares relevance uniformly, softmax follows its Taylor term.
 
-    Of Q, K and V some may be constants (learned queries): their partner in a product then takes all.
+    Some of Q, K and V may be constants (learned queries): the other operand of their product then takes all.
     """
 
     kind = "attention"

@@ -16,7 +16,7 @@ from .registry import Recorder, bind, records
 
 
 class Variance(NamedTuple):
-    """Running statistics that a batch norm in evaluation mode divides by the root of."""
+    """A running variance, by whose root a batch norm in evaluation mode divides."""
 
     variance: Tensor
     eps: float
@@ -122,7 +122,7 @@ def _normalized(
     """What F.batch_norm returns, and what it used: the mean, and the inverse deviation or the variance that it comes from."""
     cudnn = torch._C._get_cudnn_enabled()
     if training:
-        # What F.batch_norm calls; it also hands out the statistics, which spares a second pass over the input.
+        # What F.batch_norm calls; it also returns the statistics, which saves a second pass over the input.
         out, mean, inverse_deviation, _, _ = torch._batch_norm_impl_index(
             x, gamma, beta, mean, var, True, momentum, eps, cudnn
         )

@@ -33,7 +33,7 @@ class Block(Node):
         self.linear, self.norm, self.relu = linear, norm, relu
         self.outputs = (relu or norm or linear).outputs
         self.module = linear.module
-        self._parts: dict[PartOf, Any] = {}  # made for the rule that is at work
+        self._parts: dict[PartOf, Any] = {}  # made for the current rule
 
     @property
     def module_type(self) -> type[nn.Module] | None:  # type: ignore[override]
@@ -70,8 +70,8 @@ class Block(Node):
     def is_nonnegative(self) -> bool:
         """Whether the input holds no negative number: known from the operations ahead of it, or seen in the model's own input.
 
-        Pixels are looked at on the CPU only (elsewhere the host would wait for the device), once, and not where they take a gradient:
-        at 0 it would be that of one side.
+        Pixels are checked on the CPU only (elsewhere the host would wait for the device), once, and not if they require a gradient:
+        at 0 it would be one-sided.
         """
         value = self.input
         if not value.nonnegative and value.behind_input and value.producer is None:
@@ -100,7 +100,7 @@ class Block(Node):
                 return known
             live = self._bias(detach=False)
             assert live is not None
-            # b - b is 0 and takes back the gradient for b that z's own graph has.
+            # b - b is 0 and cancels the gradient for b that z's own graph has.
             return known - self._per_output(live - b if bias else live)
         product = (self.input if norm is self.linear else self.linear.output).present()  # what the batch norm reads
         if product is None or product.dtype != known.dtype:
@@ -118,7 +118,7 @@ class Block(Node):
         return self.linear.apply(a, self._part(part), None if b is None else part(b))
 
     def pull(self, s: Scaled, part: PartOf) -> Tensor:
-        if part == WHOLE and s.denominator is None:  # k meets s, and W stays as it is
+        if part == WHOLE and s.denominator is None:  # k scales s, and W is unchanged
             if self.norm is not None:
                 s = Scaled(s.multiplier, s.addend, s.output, self.norm.scale(), None, None, s.eps)
             return self.linear.pull(s, self.linear.part(WHOLE, None, s.multiplier.dtype))

@@ -109,7 +109,7 @@ _NAMED_WINNERS: dict[Any, Any] = {
 
 @records(*_NAMED_WINNERS, *set(_NAMED_WINNERS.values()))
 def _max_pool_by_winner(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
-    """Poolings whose random or adaptive windows are told by their winners only."""
+    """Poolings whose random or adaptive windows are known only by their winners."""
     pool = _NAMED_WINNERS.get(func, func)
     spatial = int(pool.__name__.split("pool")[1][0])
     options = {k: v for k, v in kwargs.items() if k != "return_indices"}

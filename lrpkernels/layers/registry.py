@@ -20,7 +20,7 @@ class Recorder(Protocol):
     """A forward pass that is being recorded (:class:`lrpkernels.engine.recorder.Recording`).
 
     Attributes:
-        recomputes: less is to be saved for backward and made again there.
+        recomputes: whether less is saved for backward and recomputed there.
     """
 
     recomputes: bool
@@ -50,7 +50,7 @@ class Recorder(Protocol):
         """Dotted name of the module that is running."""
 
     def unsaved(self, value: Value) -> AbstractContextManager[Any]:
-        """Operations in this context save how to make ``value`` again in its place, where that is known."""
+        """Operations in this context save a recipe in place of ``value``, if it has one."""
 
 
 Record = Callable[[Recorder, Any, "tuple[Any, ...]", "dict[str, Any]"], Any]
@@ -70,7 +70,7 @@ def records(*functions: Any) -> Callable[[F], F]:
 
 
 def record_of(func: Any) -> Record | None:
-    """What records a call of ``func`` that reads a recorded tensor; None: nobody knows it."""
+    """What records a call of ``func`` that reads a recorded tensor; None: nothing does."""
     return _RECORDS.get(func)
 
 

@@ -1,4 +1,4 @@
-"""Operations without a rule of their own: replayed under autograd, and their vector-Jacobian product taken."""
+"""Operations without a rule of their own: replayed under autograd for their vector-Jacobian product."""
 
 from __future__ import annotations
 

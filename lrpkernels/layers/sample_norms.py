@@ -20,7 +20,7 @@ class Normalization(Node):
 
     The deviation takes no relevance, as in AttnLRP (arXiv 2402.05602): it is a number that x is divided by. The mean is subtracted by a
     linear map, whose adjoint subtracts the multiplier's mean. Deviation and w are live, so that a loss on the heatmap has its exact
-    gradient. Every rule treats it alike.
+    gradient. All rules treat it the same way.
     """
 
     kind = "normalization"

@@ -46,7 +46,7 @@ class Cat(Node):
     ) -> None:
         super().__init__(*inputs)
         self.places, self.dim = places, dim
-        self._tensors = tensors  # all parts, constants among them, if the output will be made again
+        self._tensors = tensors  # all parts, constants among them, if the output will be recomputed
 
     def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
         return functional.uncat(multipliers[0], self.dim, self.places)
@@ -62,7 +62,7 @@ class Cat(Node):
 
 
 class Concatenation:
-    """Makes a concatenation again; concatenations among its parts along the same dimension are taken apart."""
+    """Recomputes a concatenation; parts that are concatenations along the same dimension are flattened."""
 
     def __init__(self, tensors: list[Tensor], recipes: list[Any], dim: int) -> None:
         self.dim = dim
@@ -121,7 +121,7 @@ def _reshape(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
     value = rec.value(x)
     if out is x:
         return out
-    if value is None or out.dtype != x.dtype:  # view(dtype) is no reshape
+    if value is None or out.dtype != x.dtype:  # view(dtype) is not a reshape
         return rec.unknown(func, args, kwargs)
     rec.add(Reshape(value), out, nonnegative=value.nonnegative)
     return out
@@ -168,7 +168,7 @@ def _movement(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     outputs = [t for t in leaves(out) if isinstance(t, Tensor)]
     if any(rec.value(t) is not None for t in outputs):
         return out
-    if any(t.dim() == 0 for t in outputs):  # the maximum of a whole batch, say
+    if any(t.dim() == 0 for t in outputs):  # for example the maximum of a whole batch
         return rec.unknown(func, args, kwargs)
     inputs = recorded(rec, args, kwargs)
     rec.add(Movement(inputs, func, args, kwargs), *outputs, nonnegative=all(v.nonnegative for v in inputs))
@@ -244,7 +244,7 @@ def _dropout(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
     if not training or p == 0.0:
         return x
     value = rec.known(x)
-    # The mask is drawn as PyTorch does on the CPU, so that the random stream is the one of an unrecorded run; it is kept.
+    # The mask is drawn as PyTorch does on the CPU, so that the random stream is that of an unrecorded run; the mask is kept.
     whole = _DROPOUT_DIMS[func]
     shape = x.shape if whole is None else (*x.shape[: x.dim() - whole], *(1,) * whole)
     noise = torch.empty(shape, dtype=x.dtype, device=x.device).bernoulli_(1 - p)

@@ -1,4 +1,4 @@
-"""What a rule is: how one layer hands relevance from its output to its input."""
+"""The base of all rules: how one layer passes relevance from its output to its input."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..functional import Scaled, epsilon_scale, ratio
 from .views import Activation, Average, Layer, Maximum, Sum
 
 # The forward values that a rule's methods may read: `a`, `value` and `preactivation` of a layer; terms and value of a sum; input and
-# output of a pooling layer. What ReLUs and other activations read is always there.
+# output of a pooling layer. What ReLUs and other activations read is always kept.
 EVERYTHING = frozenset({"input", "output", "preactivation", "summands", "sum", "pool"})
 
 
@@ -28,7 +28,7 @@ class Rule(ABC):
 
     Attributes:
         yields_relevance: :meth:`linear` returns R at the input instead of G (rules for the first layer).
-        reads: which forward values its methods read, of ``EVERYTHING`` above: others need not be kept. A subclass says it anew.
+        reads: which forward values its methods read, of ``EVERYTHING`` above: others need not be kept. A subclass sets its own.
     """
 
     yields_relevance = False
@@ -52,11 +52,11 @@ class Rule(ABC):
         """
 
     def relu(self, layer: Activation, g: Tensor) -> Tensor:
-        """Through a ReLU that stands alone (behind a sum, say): R is unchanged, so G meets ReLU's own derivative."""
+        """Through a ReLU that stands alone (for example behind a sum): R is unchanged, so G is multiplied by ReLU's derivative."""
         return epsilon_scale(g, layer.value, epsilon=0.0)
 
     def activation(self, layer: Activation, g: Tensor) -> Tensor:
-        """Through any other activation a = f(z): R is unchanged, so G meets a / z (stabilized by 1e-6 around z = 0)."""
+        """Through any other activation a = f(z): R is unchanged, so G is multiplied by a / z (stabilized by 1e-6 around z = 0)."""
         return ratio(g, layer.value, layer.a, epsilon=1e-6)
 
     def add(self, layer: Sum, g: Tensor) -> tuple[Tensor, ...]:

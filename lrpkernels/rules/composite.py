@@ -29,7 +29,7 @@ class Composite:
         layers: selector -> rule. A selector is, from the most to the least specific: a module's dotted name ("layer1.0.conv1"); a
             glob of names ("layer1.*"; the longest matching one wins); a function (name, module) -> bool; a module type
             (``nn.Conv2d``; of several, the most derived). Functional calls count as the module type that does the same.
-        first: rule of the layers that read the model's input, whatever ``layers`` says; None: as any other layer.
+        first: rule of the layers that read the model's input, whatever ``layers`` says; None: like any other layer.
         default: rule of everything else, sums, pooling and stand-alone ReLUs included.
 
     Raises:
@@ -78,11 +78,11 @@ class Composite:
         return self.default
 
     def reads_names(self) -> bool:
-        """Whether some selector is more than a type: looks at the name of a module, or at the module itself."""
+        """Whether some selector looks at more than a type: at the name of a module, or at the module itself."""
         return not all(isinstance(selector, type) for selector in self.layers)
 
     def chooser(self) -> Callable[[Recorded, str, bool], Rule]:
-        """:meth:`rule_for`, for one pass: what types alone decide it looks up once for each type."""
+        """:meth:`rule_for` for one pass; what types alone decide is looked up once for each type."""
         if self.reads_names() or not self.layers:
             return self.rule_for
         known: dict[Any, Rule] = {}

@@ -15,8 +15,8 @@ from .views import Layer
 class Gamma(Rule):
     """R_j = a_j sum_k (w_jk + gamma w+_jk) R_k / (sum_i a_i (w_ik + gamma w+_ik) + b_k + gamma b+_k): positive parts are favoured.
 
-    For signed inputs and outputs (the generalised form): where z_k > 0, a+ meets W + gamma W+ and a- meets W + gamma W-; where
-    z_k < 0 the two change places, so that contributions of z_k's own sign are favoured.
+    For signed inputs and outputs (the generalised form): where z_k > 0, a+ goes with W + gamma W+ and a- with W + gamma W-; where
+    z_k < 0 the two are exchanged, so that contributions of z_k's own sign are favoured.
 
     Args:
         gamma: >= 0; 0 is the epsilon rule, large values approach alpha 1, beta 0.

@@ -1,8 +1,8 @@
-"""What a rule sees of the layers it is applied to: the page to read before writing a rule.
+"""What a rule sees of the layers it is applied to: read this before writing a rule.
 
 A rule gets the multiplier G at a layer's output (relevance R = a * G) and returns G at its input. Shapes: B images, T targets of one batch,
-target-major, so that multipliers are (T*B, ...) beside forward values (B, ...). Below these views kernels and convolutions are chosen; a
-rule never asks which.
+target-major, so that multipliers are (T*B, ...) beside forward values (B, ...). Kernels and convolutions are chosen below these views; a
+rule never needs to know which.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Layer(Recorded, Protocol):
     def share(self, g: Scaled, part: Part, eps: float, bias: bool = True, by_output: bool = False) -> Tensor:
         """What most rules do: G_j = sum_k V_jk v_k G_k / (d_k + eps sgn d_k), v the output, d = V a + V b.
 
-        Inputs below zero meet ``part.mirrored``, so that W+ stands for the positive contributions whatever the sign of a. With
+        Inputs below zero use ``part.mirrored``, so that W+ stands for the positive contributions whatever the sign of a. With
         ``by_output`` outputs below zero follow the mirrored part, too.
         """
 
@@ -87,7 +87,7 @@ class Sum(Recorded, Protocol):
         """The branches with their signs, in the shape of t."""
 
     def back(self, *multipliers: Tensor) -> tuple[Tensor, ...]:
-        """From multipliers at the terms to those at the branches; one multiplier counts for all."""
+        """From multipliers at the terms to those at the branches; one multiplier stands for all."""
 
 
 class Average(Recorded, Protocol):

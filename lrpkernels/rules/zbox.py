@@ -17,7 +17,7 @@ class ZBox(Rule):
     """R_x = x * W^T s - l * W+^T s - h * W-^T s,  s = R_h / z,  z = W x + b - l (W+ 1 + b+) - h (W- 1 + b-), stabilized.
 
     W and b are the first layer merged with its batch norm, b detached; R_h = h * G_h at the first ReLU's output h, that ReLU's own
-    factor not applied; the image of ones meets the layer's zero padding as the input does.
+    factor not applied; the image of ones gets the layer's zero padding as the input does.
 
     Args:
         low: l, the smallest pixel value: a number, or one per channel.
@@ -62,7 +62,7 @@ class ZBox(Rule):
         return layer.box(g.over(layer.value, z, self.eps), low, high)
 
     def passes(self, nonnegative: bool) -> float:
-        return 3.0  # W, W+ and W- each meet s; their denominators come from one image of constants
+        return 3.0  # W, W+ and W- are each applied to s; their denominators come from one image of constants
 
     def _bound(self, name: str, bound: float | tuple[float, ...], x: Tensor) -> Tensor | None:
         """The bound, (1, C or 1, 1, ...); None if it is zero everywhere and drops out."""

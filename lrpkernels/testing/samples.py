@@ -20,7 +20,7 @@ from .rule_samples import RULE_OPS, RULE_REFERENCES, rule_samples
 POINTWISE_OPS = ("epsilon_scale", "epsilon_scale_backward", "ratio", "ratio_backward")
 OPS = (*POINTWISE_OPS, *POOL_OPS, *CONV_OPS, *RULE_OPS)
 CPU_OPS = tuple(op for op in OPS if op not in CONV_OPS)  # convolutions of CPU tensors are ATen's
-# Sums over images and positions, which plain PyTorch adds up in another order: its own error says less about what a kernel may have.
+# Sums over images and positions, which plain PyTorch adds up in another order: its own error is a weaker bound for a kernel's.
 SUMMING_OPS = (*CONV_OPS, "affine_backward")
 SUM_MARGIN = 4.0
 LAYOUTS = ("contiguous", "channels_last", "strided", "offset")
@@ -43,7 +43,7 @@ SHAPES: tuple[tuple[int, ...], ...] = (
 
 @dataclass(frozen=True)
 class Sample:
-    """One call of an op: its name, its arguments in schema order, and a text that tells samples apart."""
+    """One call of an op: its name, its arguments in schema order, and a text that distinguishes samples."""
 
     op: str
     arguments: tuple[Any, ...]
@@ -145,7 +145,7 @@ def reference(op: str, arguments: tuple[Any, ...], dtype: torch.dtype = torch.fl
         dtype: in which to compute; float64 is the truth, the storage dtype shows what plain PyTorch would give.
 
     Returns:
-        All results in ``dtype``, the optional ones that were not asked for with zero elements.
+        All results in ``dtype``, those optional ones that were not requested with zero elements.
     """
     cast = [
         a.detach().to(dtype, copy=True) if isinstance(a, Tensor) and a.is_floating_point() else a for a in arguments
@@ -158,7 +158,7 @@ def reference(op: str, arguments: tuple[Any, ...], dtype: torch.dtype = torch.fl
     grads, inputs = cast[:count], cast[count:]
     # Each of the leading tensors has a gradient among the results, an empty one if it is missing.
     wanted: list[bool | None] = [True for a in inputs if a is None or isinstance(a, Tensor)]
-    if base == "epsilon_scale":  # that of the addend is the multiplier's; the scale's has to be asked for
+    if base == "epsilon_scale":  # that of the addend is the multiplier's; the scale's must be requested
         wanted[1], wanted[3] = None, bool(inputs.pop())
     leaves = [a.requires_grad_() if isinstance(a, Tensor) else a for a in inputs]
     with torch.enable_grad():
@@ -170,9 +170,9 @@ def reference(op: str, arguments: tuple[Any, ...], dtype: torch.dtype = torch.fl
 
 
 def error_ratio(actual: Tensor, plain: Tensor, exact: Tensor) -> float:
-    """The largest error of a kernel over what is allowed.
+    """The largest error of a kernel, relative to what is allowed.
 
-    Allowed are twice plain PyTorch's error in the same dtype plus two roundings; for float64, where the exact result is
+    The bound is twice plain PyTorch's error in the same dtype plus two roundings; for float64, where the exact result is
     itself rounded, 64 roundings.
 
     Args:

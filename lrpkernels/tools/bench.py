@@ -53,7 +53,7 @@ def load_model(name: str, classes: int = 10) -> nn.Module:
         classes: of networks of the benchmarks, which take it as their argument.
 
     Raises:
-        ValueError: nothing of that name, or what is there makes no ``nn.Module``.
+        ValueError: nothing has that name, or what has it makes no ``nn.Module``.
     """
     if ":" in name:
         path, _, attribute = name.partition(":")
@@ -131,7 +131,7 @@ def heatmap(model: nn.Module, x: Tensor, composite: Composite | Rule, static: bo
 
 
 def training_steps(model: nn.Module, x: Tensor, static: bool = False) -> dict[str, Callable[[], Tensor]]:
-    """A plain training step, and one that also punishes the epsilon heatmap of the highest logits outside the middle of the image."""
+    """A plain training step, and one that also penalises the epsilon heatmap of the highest logits outside the middle of the image."""
     with torch.no_grad():
         labels = select_logits(model(x), None).argmax(1)
     background = torch.ones_like(x[:1])
@@ -166,7 +166,7 @@ def bench(
 ) -> list[Row]:
     """Heatmaps in turn with forward pass and input gradient, and a training step through a heatmap in turn with a plain one.
 
-    The model is left as it was, its gradients aside: heatmaps are made in evaluation mode, steps in training mode.
+    The model is left unchanged except for its gradients: heatmaps are made in evaluation mode, steps in training mode.
 
     Args:
         model: a classifier, logits (B, K).

@@ -44,7 +44,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """All checks, and in one sentence what was run on CUDA and what not."""
+    """All checks, and one sentence on what was run on CUDA and what was not."""
 
     checks: tuple[Check, ...]
     cuda: str
@@ -69,8 +69,8 @@ def diagnose(
 
     Args:
         namespace: of the ops, ``torch.ops.lrpkernels`` if None.
-        devices: "cpu" and "cuda"; what is there if None.
-        kernels: names of ops; on the CPU those of the fused convolutions are left out, as they have kernels on CUDA alone.
+        devices: "cpu" and "cuda"; None: those available.
+        kernels: names of ops; on the CPU those of the fused convolutions are left out, as they have CUDA kernels only.
         progress: called with a line of text ahead of each check.
     """
     ops = torch.ops.lrpkernels if namespace is None else namespace

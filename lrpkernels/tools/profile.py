@@ -1,4 +1,4 @@
-"""``lrpkernels profile``: time and bytes of every block of a heatmap, beside the least they could be."""
+"""``lrpkernels profile``: time and bytes of every block of a heatmap, beside the least possible."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class BlockProfile:
     Attributes:
         module: dotted name of the module that ran it.
         operation: what was fused, for example "conv -> batch norm -> relu".
-        rule: that the relevance pass followed there; "" where no rule matters (reshapes, concatenations).
+        rule: the one that the relevance pass followed there; "" where no rule matters (reshapes, concatenations).
         shape: of its (first) output.
         forward, relevance: seconds of the forward pass and of the relevance pass, medians.
         floor: the least ``relevance / forward`` at equal efficiency: passes of the layer's size per forward pass (docs/method.md).
@@ -51,13 +51,13 @@ class BlockProfile:
 
     @property
     def ratio(self) -> float:
-        """Relevance pass over forward pass; infinite if the forward pass took no time that the clock saw."""
+        """Relevance pass over forward pass; infinite if the forward pass took no measurable time."""
         return self.relevance / self.forward if self.forward else float("inf")
 
 
 @dataclass(frozen=True)
 class Profile:
-    """All blocks in forward order, and the seconds of both passes as wholes, medians."""
+    """All blocks in forward order, and the median seconds of both whole passes."""
 
     blocks: tuple[BlockProfile, ...]
     forward: float
@@ -89,7 +89,7 @@ def profile(
     repeats: int = 5,
     wall: bool = False,
 ) -> Profile:
-    """Where the time of a heatmap goes, block by block. Runs without gradients, in the model's present mode.
+    """The time that a heatmap spends in each block. Runs without gradients, in the model's present mode.
 
     Args:
         model, composite, target: as in :class:`lrpkernels.LRP`.
@@ -187,7 +187,7 @@ def _made_by(node: Node) -> list[Value]:
 
 
 def _described(tape: Tape, node: Node, rule: Rule) -> dict[str, Any]:
-    """What does not depend on the run."""
+    """The fields that do not depend on the run."""
     values = [*node.inputs, *node.outputs]
     passed = sum(map(_bytes_of, values))
     weight = forward_value = 0

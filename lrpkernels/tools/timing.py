@@ -1,4 +1,4 @@
-"""Ratios of functions that run in turn, so that both meet the same machine: for ``lrpkernels bench`` and the benchmarks."""
+"""Ratios of functions that run in turn, so that both run under the same conditions: for ``lrpkernels bench`` and the benchmarks."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def alternate(
         read: the clock, in seconds; None: by ``wall``.
 
     Raises:
-        ValueError: fewer than 3 repeats, of which a median would say little.
+        ValueError: fewer than 3 repeats, whose median would mean little.
     """
     if repeats < 3:
         raise ValueError(f"repeats must be at least 3, got {repeats}")
@@ -84,10 +84,10 @@ def _quantile(ordered: list[float], q: float) -> float:
 
 
 def steady_allocator() -> None:
-    """Keep freed memory in the process, as it is in the middle of a long training run.
+    """Keep freed memory in the process, as in the middle of a long training run.
 
-    glibc otherwise returns large blocks to the system after every step and pays page faults for them in the next, more of them the
-    more memory a step uses, at a price that depends on the machine's other tenants.
+    glibc otherwise returns large blocks to the system after every step and takes page faults for them in the next: more of them the
+    more memory a step uses, and at a cost that depends on the machine's other tenants.
     """
     if platform.system() == "Linux":
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)

@@ -1,4 +1,4 @@
-"""Parts of the training loop: what it notes of a step, how it stops at one that is not finite, its optimizer."""
+"""Parts of the training loop: what it logs of a step, how it stops at one that is not finite, its optimizer."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from isnet.train_config import TrainConfig
 
 AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-SMALLEST_SCALE = 2.0**-10  # of the loss; float16 gradients that overflow even here are no accident of scaling
+SMALLEST_SCALE = 2.0**-10  # of the loss; float16 gradients that overflow even here do not result from scaling
 
 
 class NonFiniteLossError(FloatingPointError):
@@ -38,11 +38,11 @@ class HeatmapObserver(Protocol):
         """JSON values kept in checkpoints."""
 
     def restore(self, states: Sequence[Mapping[str, Any]]) -> None:
-        """Takes up what one or more processes have seen."""
+        """Continues from what one or more processes have seen."""
 
 
 class StepLosses(NamedTuple):
-    """The losses of a step, None where it took no heatmap, and P, as it used it."""
+    """The losses of a step, None where it took no heatmap, and the P that it used."""
 
     total: float
     classification: float
@@ -55,7 +55,7 @@ class StepLosses(NamedTuple):
 def require_trainable(
     config: TrainConfig, world: World, images: int, isnet: ISNet | None, device: torch.device
 ) -> None:
-    """Checks before the first step what can be told by then.
+    """Checks before the first step what can be checked by then.
 
     Raises:
         ValueError: see :func:`isnet.training.fit`.
@@ -175,7 +175,7 @@ def build_scheduler(
 ) -> torch.optim.lr_scheduler.LambdaLR:
     """The learning rate of each step from ``step`` on, counted from 0.
 
-    The rate depends on the step alone, so that a run taken up at one may follow another schedule from there. It is a product of a ramp,
+    The rate depends on the step alone, so that a run resumed at one may follow another schedule from there. It is a product of a ramp,
     which may end within a step or after the warm-up, and of what follows the warm-up: SequentialLR would drop the first factor there.
     """
     for group in optimizer.param_groups:

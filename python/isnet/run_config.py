@@ -34,7 +34,7 @@ NARROW_RESNET_ARGUMENTS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which biased MNIST; see :class:`isnet.data.BiasedMNIST`."""
+    """Settings of biased MNIST; see :class:`isnet.data.BiasedMNIST`."""
 
     folder: str = "data/mnist"
     train_size: int | None = None
@@ -71,7 +71,7 @@ class ImagesConfig:
         multi_label: Whether there is one decision per label.
         size: (height, width) of the images for the network.
         channels: 1 or 3.
-        mask_policy: What an unusable mask does.
+        mask_policy: The effect of an unusable mask.
         segmenter: ``package.module:callable`` that makes missing masks.
         resize: ``"stretch"`` or ``"pad"``.
         mean, std: Normalisation per channel.

@@ -16,14 +16,14 @@ Schedule = Literal["constant", "cosine", "step"]
 Monitor = Literal["loss", "classification", "accuracy"]
 Balance = Literal["fixed", "auto"]
 
-# What acts after the warm-up only, and may change before its end.
+# Settings that act only after the warm-up, and may change before its end.
 _AFTER_WARMUP = {
     *("keep_replacing", "lr_after_warmup", "schedule", "milestones", "gamma"),
     *("p", "p_ramp", "p_schedule", "heatmap_every"),
 }
-# What may change when a run is taken up again: nothing of it alters the weights.
+# Settings that may change when a run is resumed: none of them alters the weights.
 _FREE = {"log_every", "save_every", "keep_last", "tensorboard", "workers", "patience"}
-# Removed settings, and the value at which each did nothing.
+# Removed settings, and the value at which each has no effect.
 REMOVED: Mapping[str, Any] = {"heatmap_fraction": 1.0}
 
 
@@ -34,7 +34,7 @@ class TrainConfig:
     Attributes:
         epochs: Epochs after the warm-up.
         warmup: Epochs before them in which the background is replaced and only the classification loss counts.
-        warmup_background: By what: ``"noise"``, white, ``"smooth"``, of several scales, or ``"swap"``, another image's background
+        warmup_background: Its replacement: ``"noise"``, white, ``"smooth"``, of several scales, or ``"swap"``, another image's background
             (:func:`isnet.warmup.replace_background`).
         keep_replacing: Replace the background after the warm-up, too (without one: throughout): augmentation in place of a guard.
         batch_size: Images per optimizer step, over all processes and parts; the last, smaller batch of an epoch is left
@@ -54,11 +54,11 @@ class TrainConfig:
         p_ramp: Epochs after the warm-up over which P rises linearly from 0.
         p_schedule: Pairs (epoch after the warm-up, P), in ascending order: P from that epoch on; ``p`` before the first.
         balance: ``"fixed"``: P as set here; ``"auto"``: from the running means of both losses (:class:`isnet.balance.Balance`), ``p``
-            being only what epochs are compared by where ``monitor`` is ``"loss"``.
+            then only serves to compare epochs where ``monitor`` is ``"loss"``.
         heatmap_every: The heatmap loss is taken on every K-th step, weighted K.
         clip_norm: Largest norm of the gradient; None does not clip.
         precision: Of the forward pass: ``"bfloat16"`` and ``"float16"`` run it under autocast, the latter with loss scaling.
-        ema: Decay of an exponential moving average of the weights, which is then what is scored and kept; None = none.
+        ema: Decay of an exponential moving average of the weights, which is then scored and kept; None = none.
         monitor: Validation score that chooses the best checkpoint: ``"loss"`` (that of training), ``"classification"``
             (its first part) or ``"accuracy"``; None keeps the last.
         patience: Stop after this many epochs without a better score; None = never.
@@ -195,11 +195,11 @@ class TrainConfig:
         return json.loads(json.dumps(asdict(self)))
 
     def differences(self, saved: Mapping[str, Any], *, past_warmup: bool = True) -> list[str]:
-        """What keeps a run with the settings ``saved`` from being continued with these, one text each.
+        """What prevents a run with the settings ``saved`` from being continued with these, one text each.
 
         Logging, checkpointing and loading may change, and the number of epochs and what acts after the warm-up (P, schedule, ...) as
         far as the steps done do not depend on it.
-        A setting that ``saved`` lacks counts as its default, and one that is no longer there must have done nothing.
+        A setting that ``saved`` lacks counts as its default, and one that no longer exists must have had no effect.
         """
         saved = without_removed(saved, REMOVED)
         free = _FREE if self.schedule == "cosine" and past_warmup else _FREE | {"epochs"}
@@ -215,7 +215,7 @@ class TrainConfig:
 
 
 def without_removed(values: Mapping[str, Any], removed: Mapping[str, Any]) -> dict[str, Any]:
-    """Saved settings without those of ``removed`` that have the value given there, at which they did nothing."""
+    """Saved settings without those of ``removed`` that have the value given there, at which they had no effect."""
     return {name: value for name, value in values.items() if name not in removed or value != removed[name]}
 
 

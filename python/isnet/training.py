@@ -72,22 +72,22 @@ def fit(
     """Trains a classifier, or an ISNet with its heatmap loss.
 
     In processes started by torchrun, with ``torch.distributed`` set up (:func:`isnet.distributed.launched_world`), each
-    call is a part of one training: the batch is shared out, gradients are averaged, rank 0 writes the files.
+    call is a part of one training: the batch is divided, gradients are averaged, rank 0 writes the files.
 
     Args:
         network: An :class:`isnet.ISNet`, or any module from images to logits, which is then trained without heatmaps.
             It is trained on the device where its parameters are.
         train_set: Items (image [C, H, W], label [] or labels [K], mask [1, H, W]). Its ``set_epoch``, if it has one, is called
-            with the number of each epoch before its first item is asked for.
+            with the number of each epoch before its first item is requested.
         config: How to train.
-        criterion: The heatmap loss; needed for an ISNet, unless there is only a warm-up. Its ``p`` gives way to the schedule in
-            ``config``, and its classification loss to ``classification_loss``.
+        criterion: The heatmap loss; needed for an ISNet, unless there is only a warm-up. The schedule in ``config``
+            replaces its ``p``, and ``classification_loss`` its classification loss.
         classification_loss: (logits, labels) -> scalar, a mean over the images; for validation, too.
         input_range: Pixel range of the noise in the warm-up.
-        validation: Data sets whose accuracy is logged after each epoch. ``config.monitor`` is taken on the first.
+        validation: Data sets whose accuracy is logged after each epoch. ``config.monitor`` is computed on the first.
         run_dir: Folder for the log and the checkpoints; None keeps nothing on disk.
         resume: Continue from the checkpoint in ``run_dir`` if there is one.
-        observer: Shown the heatmaps of the last epoch, in which they cost no loss; ``criterion`` may then be None.
+        observer: Gets the heatmaps of the last epoch, in which they are not penalised; ``criterion`` may then be None.
         title: Shown beside the progress bar.
         progress: Show a progress bar on the terminal.
 
@@ -157,7 +157,7 @@ class _Trainer:
         self.watch = None if config.monitor is None else scoring.Watch(config.monitor, config.patience)
         self.balance = Balance() if config.balance == "auto" else None
         self.step = 0
-        self.started = 0.0  # the processor time at which this process would have begun the whole run
+        self.started = 0.0  # the processor time at which this process would have started the whole run
         self.log = RunLog(self.run_dir if self.world.is_main else None, tensorboard=config.tensorboard)
         self.noise = torch.Generator()
         self.shared: nn.Module = network  # what each step calls: the network, or DDP around it
@@ -167,7 +167,7 @@ class _Trainer:
     def run(self, validation: Mapping[str, Dataset[Example]], display: Progress, title: str) -> list[dict[str, Any]]:
         task = display.add_task(title, total=self.last_step, completed=self.step, loss="")
         self.log.start()
-        before = self.log.entries[-1].get("cpu_seconds", 0.0) if self.log.entries else 0.0  # absent in logs of old
+        before = self.log.entries[-1].get("cpu_seconds", 0.0) if self.log.entries else 0.0  # absent in old logs
         self.started = time.process_time() - before
         devices = [self.device] if self.device.type == "cuda" else []
         if self.world.size > 1:
@@ -177,7 +177,7 @@ class _Trainer:
             deterministic(self.config.deterministic),
             warnings.catch_warnings(),
         ):
-            # With loss scaling the optimizer skips steps now and then, which the scheduler takes for calls in the wrong order.
+            # With loss scaling the optimizer sometimes skips steps, which the scheduler mistakes for calls in the wrong order.
             warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
             while self.step < self.last_step and not (self.watch and self.watch.is_over):
                 started = time.perf_counter()
@@ -202,7 +202,7 @@ class _Trainer:
             display.update(task, completed=self.step, loss=f"loss {losses.total:.3f}")
             last = self.step % self.steps_per_epoch == 0
             due = self.config.save_every is not None and self.step % self.config.save_every == 0
-            # Ahead of a checkpoint, too: a run that goes on from it knows nothing of the steps before.
+            # Ahead of a checkpoint, too: a run resumed from it knows nothing of the steps before.
             if last or due or self.step % self.config.log_every == 0:
                 self._note(self._summary(window))
                 window.clear()
@@ -223,7 +223,7 @@ class _Trainer:
             if self.watch.monitor == "accuracy":
                 score = entry["accuracy"][name]
             else:
-                # Always at the final P: a schedule must not change what the epochs are compared by.
+                # Always at the final P: a schedule must not change the score that epochs are compared by.
                 p = config.heatmap_share(self.last_step - 1, self.steps_per_epoch) if self.criterion else 0.0
                 entry["validation"] = scoring.losses(
                     scored,
@@ -235,11 +235,11 @@ class _Trainer:
                     p=p,
                 )
                 score = entry["validation"][self.watch.monitor]
-            if entry["phase"] != "warm-up":  # a network before its ISNet training is not what the run is for
+            if entry["phase"] != "warm-up":  # the run is not about a network before its ISNet training
                 best = entry["best"] = self.watch.see(score)
         self._note(entry)
         self.log.save_table()
-        # The one to resume from comes last: it knows of the others, which a run killed ahead of it makes again.
+        # The one to resume from comes last: it refers to the others, which a run killed before it writes again.
         if best:
             self._save(BEST_NAME)
         if config.keep_last:
@@ -277,7 +277,7 @@ class _Trainer:
                 losses.append(self._accumulate(part, index, len(parts)))
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm or math.inf)
-        # With loss scaling an overflow is expected now and then: the step is skipped and the scale halved.
+        # With loss scaling an overflow is expected occasionally: the step is skipped and the scale halved.
         if not self.scaler.is_enabled() or self.scaler.get_scale() < SMALLEST_SCALE:
             self._require_finite("gradient norm", norm, _whole(parts))
         self.scaler.step(self.optimizer)
@@ -397,7 +397,7 @@ class _Trainer:
             (self.run_dir / f"epoch-{epoch:04d}.safetensors").unlink(missing_ok=True)
 
     def restore(self) -> None:
-        """Takes up the run in ``run_dir``, if it has a checkpoint."""
+        """Restores the run in ``run_dir``, if it has a checkpoint."""
         if self.run_dir is None:
             raise ValueError("resume: needs run_dir")
         path = self.run_dir / CHECKPOINT_NAME
@@ -423,7 +423,7 @@ class _Trainer:
             self.watch.restore(state.settings["watch"])
         if self.balance is not None:
             self.balance.restore(state.settings["balance"])
-        if self.observer is not None and self.world.is_main:  # takes over from all, whose number may have changed
+        if self.observer is not None and self.world.is_main:  # takes over for all, whose number may have changed
             self.observer.restore(state.settings["observed"])
         self.step = state.step
         self.scheduler = build_scheduler(self.optimizer, self.config, self.steps_per_epoch, self.step)

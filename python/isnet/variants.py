@@ -59,12 +59,12 @@ class Variant(ABC):
         return lrp.Epsilon(self.eps, first=first)
 
     def composites(self) -> list[lrp.Composite | lrp.Rule]:
-        """The rules that :meth:`explained` will ask for, known ahead of the forward pass: it keeps what they read."""
+        """The rules that :meth:`explained` will use, known before the forward pass, which keeps what they read."""
         return [self.epsilon()]
 
     @abstractmethod
     def explained(self, logits: Tensor, place: tuple[int, int] | None = None) -> list[Explained]:
-        """The relevance passes of one batch; their maps are stacked along M. ``place``: of its draws, see :func:`stochastic_target`."""
+        """The relevance passes of one batch; their maps are stacked along M. ``place``: see :func:`stochastic_target`."""
 
 
 class Selective(Variant):
@@ -99,7 +99,7 @@ class PositiveEvidence(lrp.ZPlus):
     """z+ that starts from the positive evidence of the logits, y+ = a+ W+ + a- W- + b+, instead of from the logits y.
 
     Started from y, the classes' positive and negative logits would cancel in the sum, and with them the background that they rest on.
-    It takes effect where a linear layer yields the logits; behind any other last operation the map starts from y.
+    It applies where a linear layer yields the logits; after any other last operation the map starts from y.
 
     Args:
         logits: the output of the layer where the pass starts.
@@ -211,7 +211,7 @@ def stochastic_target(
     Args:
         logits: [B, K], K >= 2.
         generator: on the CPU; None: PyTorch's default one.
-        place: (i, n): these images are those from i on of a batch of n, for all of which is drawn; None: they are the batch.
+        place: (i, n): these images are those from i on of a batch of n, and all n are drawn; None: they are the batch.
 
     Returns:
         [B], int64, on the device of ``logits``.

@@ -49,7 +49,7 @@ __all__ = [
 CaseT = TypeVar("CaseT")
 
 ORDERS = (0, 1, 5)  # in which threads run: ascending, descending, random
-_SHARE = os.environ.get("SHIM_SHARE")  # instead of the share that a test names
+_SHARE = os.environ.get("SHIM_SHARE")  # overrides the share that a test sets
 
 
 def slow_unless(quick: bool) -> Any:
@@ -83,6 +83,6 @@ def thin_runs() -> list[Any]:
 
 
 def taken(cases: Iterable[CaseT], order: int, share: int) -> Iterator[tuple[int, CaseT]]:
-    """One case in ``share``, or in SHIM_SHARE, with its number; other ones in other orders."""
+    """One case in ``share``, or in SHIM_SHARE, with its number; different ones in other orders."""
     share = int(_SHARE or share)
     return ((number, case) for number, case in enumerate(cases) if number % share == order % share)

@@ -1,4 +1,4 @@
-"""Compiles a .cu file with g++ under the shim; the result is kept under build/cuda_on_cpu by the hash of all it depends on."""
+"""Compiles a .cu file with g++ under the shim; the result is kept in build/cuda_on_cpu under the hash of all it depends on."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def compile_kernels(
             source = copy / "cuda" / source.name
         built = Path(folder) / library.name
         command = [compiler, *flags, f"-I{SHIM}", f"-I{CUDA_SOURCES}", "-x", "c++", str(source), "-o", str(built)]
-        # A sanitizer's runtime that this process has preloaded is not for the compiler, which crawls or hangs under it.
+        # The compiler must not inherit a preloaded sanitizer runtime, under which it crawls or hangs.
         environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
         result = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
         if result.returncode != 0:

@@ -1,4 +1,4 @@
-"""Convolutions in float64, tap by tap, and a layer's description: what test_cuda_conv*.py compare with."""
+"""Convolutions in float64, tap by tap, and a layer's description: the reference of test_cuda_conv*.py."""
 
 from __future__ import annotations
 

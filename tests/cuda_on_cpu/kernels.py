@@ -70,7 +70,7 @@ class Heatmap(ctypes.Structure):
 class Counts(ctypes.Structure):
     """Global memory traffic since `Kernels.configure`.
 
-    Bytes that lanes asked for, 32-byte sectors per warp access, different sectors per block and per launch.
+    Bytes requested by lanes, 32-byte sectors per warp access, different sectors per block and per launch.
     """
 
     _fields_ = [(name, c_int64) for name in ("bytes", "sectors", "block_sectors", "launch_sectors", "launches")]
@@ -170,7 +170,7 @@ def _plain(argument: Any) -> Any:
 def load(name: str) -> Kernels:
     """csrc/cuda/<name>.cu, built with the sanitizer of this process (SHIM_SANITIZER), or the library that SHIM_LIBRARY names.
 
-    With SHIM_FLOAT_ONLY for float32 alone.
+    With SHIM_FLOAT_ONLY only for float32.
     """
     if library := os.environ.get("SHIM_LIBRARY"):
         return Kernels(Path(library))

@@ -33,7 +33,7 @@ _TUNING_EPOCHS = 2
 
 
 class Options(NamedTuple):
-    """What train and tune work on."""
+    """The input of train and tune."""
 
     folder: Path
     config: RunConfig
@@ -41,7 +41,7 @@ class Options(NamedTuple):
     resume: bool
 
 
-# The options that torchrun's parser takes for abbreviations of its own (all of them, wherever they stand) have a second name.
+# The options that torchrun's parser mistakes for abbreviations of its own (wherever they stand) have a second name.
 def _option(panel: str, text: str, default: str | None = None, **more: Any) -> Any:
     names = more.pop("names", ())
     return typer.Option(*names, help=text, show_default=default or False, rich_help_panel=panel, **more)
@@ -323,7 +323,7 @@ def configure(
 
 
 def _require_use(config: RunConfig, given: dict[str, Any]) -> None:
-    """Refuses options that would do nothing beside the others.
+    """Refuses options that have no effect with the others.
 
     Raises:
         ValueError: names them, and what they need.

@@ -1,6 +1,6 @@
 """Experiment 1: MNIST with background bias. Every method, with its accuracy on the three tests, its blind spot and its cost.
 
-Each cell (method, mark, seed) is trained in a process of its own and leaves one JSON file; an interrupted experiment goes on where it
+Each cell (method, mark, seed) is trained in a process of its own and leaves one JSON file; an interrupted experiment continues where it
 stopped, within a cell, too.
 """
 
@@ -46,7 +46,7 @@ _INK = 0.6
 
 @dataclass(frozen=True)
 class MNISTConfig:
-    """How large the experiment is.
+    """The size of the experiment.
 
     Attributes:
         folder: Where cells and tables go.
@@ -54,11 +54,11 @@ class MNISTConfig:
         train_size, test_size: Digits; None: all.
         warmup, epochs: Of each method that has them; all methods see warmup + epochs epochs.
         warmup_background: What replaces the background then, and throughout for the rival "background noise"; see
-            :class:`isnet.train_config.TrainConfig`. Methods named after the swap have that.
+            :class:`isnet.train_config.TrainConfig`. Methods named after the swap use the swap.
         batch_size: Images per step.
         heatmap_every: K of the ISNets.
         lazy: Further K, of the Selective ISNet after the warm-up.
-        marks, seeds: One cell each.
+        marks, seeds: One cell per method for each pair.
         methods: Names to run; empty: all.
     """
 
@@ -76,7 +76,7 @@ class MNISTConfig:
     seeds: tuple[int, ...] = (0, 1, 2)
     methods: tuple[str, ...] = ()
 
-    def __post_init__(self) -> None:  # before anything is trained
+    def __post_init__(self) -> None:  # before any training
         trainings.require_known("marks", self.marks, get_args(Mark))
         trainings.require_known("warmup_background", [self.warmup_background], WARMUP_BACKGROUNDS)
         trainings.require_different("seeds", self.seeds)
@@ -121,9 +121,9 @@ class Method(NamedTuple):
 
     Attributes:
         throughout: Backgrounds are replaced after the warm-up, too.
-        background: By what, if not by what the experiment says.
+        background: Their replacement, if not the experiment's.
         bias: Of the training images.
-        rival: A training that the package has no variant for.
+        rival: A kind of training for which the package has no variant.
     """
 
     variant: Variant
@@ -222,7 +222,7 @@ def _finished(config: MNISTConfig, cell: Cell) -> bool:
     saved = json.loads(path.read_text()).get("settings")
     if saved is None:
         raise CheckpointError(f"{path}: an older version's, which kept no settings; choose another folder")
-    # From and to JSON once more: a setting newer than the cell has its default.
+    # Through JSON again: a setting newer than the cell has its default.
     ours, theirs = (flatten(run.to_json()) for run in (run_config(config, cell), RunConfig.from_json(saved)))
     differences = [
         f"{key}: {theirs.get(key)!r} there, {ours[key]!r} now" for key in ours if ours[key] != theirs.get(key)
@@ -233,7 +233,7 @@ def _finished(config: MNISTConfig, cell: Cell) -> bool:
 
 
 def all_cells(config: MNISTConfig) -> list[Cell]:
-    """Every training of the experiment. A photograph is always behind the digit: there is no training without marks then."""
+    """Every training of the experiment. A photograph is always behind the digit: then there is no training without marks."""
     found = methods(config).items()
     return [
         Cell(name, mark, seed)
@@ -283,7 +283,7 @@ def run_config(config: MNISTConfig, cell: Cell) -> RunConfig:
     train = TrainConfig(
         epochs=total - warmup,
         warmup=warmup,
-        # Where there is no warm-up, another background leaves runs valid.
+        # Without a warm-up, another background leaves runs valid.
         warmup_background=(method.background or config.warmup_background) if warmup else "noise",
         keep_replacing=method.throughout,
         batch_size=config.batch_size,
@@ -301,7 +301,7 @@ def run_config(config: MNISTConfig, cell: Cell) -> RunConfig:
 
 
 def cell_data(run: RunConfig, method: Method) -> RunData:
-    """The data sets of a cell: biased training images, but for the methods that see others."""
+    """The data sets of a cell: biased training images, except for the methods that see others."""
     assert isinstance(run.data, DataConfig)
     data = load_data(run.data, progress=False, train_bias=method.bias)
     if method.rival == "segmented":
