@@ -13,9 +13,7 @@ from .errors import UnsupportedOperationError
 from .rules import Rule
 
 Multipliers = tuple["Tensor | None", ...]
-Arrived = Sequence[
-    Any
-]  # one multiplier per output; None where nothing arrived (only nodes with several outputs see it)
+Arrived = Sequence[Any]  # one multiplier per output, None where nothing arrived
 
 
 class Value:
@@ -31,8 +29,8 @@ class Value:
     """
 
     __slots__ = (
-        "_device", "_holders", "_strides", "_strong", "_weak", "behind_input", "consumers", "dtype", "history", "nonnegative", "producer",
-        "recipe", "shape",
+        "_device", "_holders", "_strides", "_strong", "_weak", "behind_input", "consumers", "dtype", "history", "is_input",
+        "nonnegative", "producer", "recipe", "shape",
     )  # fmt: skip
 
     def __init__(
@@ -44,6 +42,7 @@ class Value:
         self.shape = tensor.shape
         self.dtype = tensor.dtype
         self.producer = producer
+        self.is_input = producer is None
         self.nonnegative = nonnegative
         self.behind_input = behind_input
         self.consumers = 0
@@ -172,7 +171,7 @@ class Node:
         """
         raise UnsupportedOperationError(f"{self.label()}: this operation has no rule; use another one in the model")
 
-    def propagate_relevance(self, relevance: Tensor) -> Multipliers:
+    def propagate_relevance(self, relevances: Arrived) -> Multipliers:
         """Relevance R itself at the inputs, for operations ahead of a first-layer rule.
 
         Raises:

@@ -198,8 +198,12 @@ def record(
     liveness = None if several is None else Liveness(model, [as_composite(c) for c in several], at)
     recording = Recording(model, inputs, liveness, checkpoint)
     mode = RecordingMode(recording) if static is None else TracingMode(recording)
-    with recording.running(mode):
-        output = model(*inputs, **kwargs)
+    try:
+        with recording.running(mode):
+            output = model(*inputs, **kwargs)
+    except BaseException:
+        recording.clear()  # now, and not when Python's garbage collector comes round
+        raise
     if recording.aliases.replaced:
         current = recording.current
         output = current(output) if isinstance(output, Tensor) else _map_tensors(current, output)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ from torch import Tensor
 import isnet
 import lrpkernels as lrp
 from benchmarks.networks import NETWORKS as FULL_NETWORKS
+from lrpkernels.functional import POSITIVE, Scaled
+from lrpkernels.rules.views import Layer
 from lrpkernels.testing import emulated_cuda
 
 X = torch.rand(2, 3, 12, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
@@ -156,6 +159,24 @@ def test_the_pooling_of_a_head_runs_through_the_cuda_sources(head: str, rule: lr
         assert pools == (["average_pool_transpose", "average_pool"] if backend is emulated_cuda else [])
     for ours, expected in zip(*results, strict=True):
         torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-12)
+
+
+@dataclass(frozen=True)
+class PositiveByOutput(lrp.Rule):
+    """z+ for outputs above zero, its mirror image for those below: both parts of a weight in one sum."""
+
+    reads = frozenset({"input", "output"})
+
+    def linear(self, layer: Layer, g: Scaled) -> Tensor:
+        return layer.share(g, POSITIVE, 1e-2, by_output=True)
+
+
+def test_a_sum_over_parts_of_weights_through_the_cuda_sources() -> None:
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.LazyLinear(3)).double()
+    net(X)
+    expected = lrp.LRP(net, PositiveByOutput())(X, 1)[1]
+    with emulated_cuda():
+        torch.testing.assert_close(lrp.LRP(net, PositiveByOutput())(X, 1)[1], expected, rtol=1e-10, atol=1e-12)
 
 
 def test_the_rules_use_the_parts_of_the_weights_in_the_kernels() -> None:

@@ -12,9 +12,8 @@ from ..layers.batch_norm import BatchNorm
 from ..layers.linear import LinearNode
 
 Fuse = Callable[[Sequence[Node], Sequence[Value]], list[Node]]
-Plan = list[
-    tuple[int, ...]
-]  # for each fused operation the places of its parts: (linear, norm, relu), -1 for none; (node,)
+# For each fused operation the places of its parts: (linear, norm, relu), -1 for none; (node,).
+Plan = list[tuple[int, ...]]
 
 
 def plan_blocks(nodes: Sequence[Node], keep: Collection[Value]) -> Plan:

@@ -13,7 +13,7 @@ from ..layers.activation import Relu
 from ..layers.batch_norm import BatchNorm
 from ..layers.linear import LinearNode
 from ..rules import Composite, Rule
-from ..rules.base import EVERYTHING
+from ..rules.base import reads_of
 
 
 class Liveness:
@@ -97,8 +97,7 @@ class Liveness:
 
 
 def _read_by(rules: Iterable[Rule]) -> frozenset[str]:
-    # A subclass may read more than its base does: it has to declare that itself.
-    return frozenset[str]().union(*(type(rule).__dict__.get("reads", EVERYTHING) for rule in rules))
+    return frozenset[str]().union(*map(reads_of, rules))
 
 
 _NOTHING: tuple[LinearNode | None, frozenset[str]] = None, frozenset()

@@ -98,8 +98,8 @@ class Walk:
         behind = [self._relevances.pop(v) for v in node.outputs]
         if any(g is not None for g in arrived):
             _hand_on(node, self._through(node, arrived, rule), self._multipliers)
-        if behind[0] is not None:
-            _hand_on(node, node.propagate_relevance(behind[0]), self._relevances)
+        if any(r is not None for r in behind):
+            _hand_on(node, node.propagate_relevance(behind), self._relevances)
 
     def _through_block(self, block: Node, rule: Rule) -> None:
         value = block.output
@@ -207,7 +207,7 @@ def relevance(
     def shaped(relevance: Tensor | None, at_value: Value) -> Tensor:
         if relevance is None:
             batch = seed.shape[0] // logits.shape[0] * at_value.shape[0]
-            relevance = torch.zeros((batch, *at_value.shape[1:]), dtype=at_value.dtype)
+            relevance = torch.zeros((batch, *at_value.shape[1:]), dtype=at_value.dtype, device=seed.device)
         return relevance if targets is None else relevance.unflatten(0, (targets, -1)).movedim(0, 1)
 
     heatmaps = tuple(shaped(r, v) for r, v in zip(inputs, recording.input_values, strict=True))

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..graph import Arrived, Multipliers, Node
 from ..rules import Rule
+from ..rules.base import reads_of
 
 
 class _Saved:
@@ -46,6 +47,6 @@ def without_saving(tensor: Tensor, recipe: Callable[[], Tensor]) -> AbstractCont
 
 def propagate(node: Node, multipliers: Arrived, rule: Rule) -> Multipliers:
     """:meth:`Node.propagate`, run again in backward unless all that it saves is available anyway (or its first run is in backward)."""
-    if node.kind != "block" or not rule.reads or rule.yields_relevance or not torch.is_grad_enabled():
+    if node.kind != "block" or not reads_of(rule) or rule.yields_relevance or not torch.is_grad_enabled():
         return node.propagate(multipliers, rule)
     return checkpoint(node.propagate, multipliers, rule, use_reentrant=False, preserve_rng_state=False)

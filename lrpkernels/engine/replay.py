@@ -75,7 +75,8 @@ class StaticCalls:
         forms = [(x.shape, x.stride(), x.dtype, x.device, x.requires_grad) for x in inputs]
         training = [module.training for module in self._modules]
         state = (torch.is_grad_enabled(), autocast, recompute)
-        return (*forms, *training, *state, *sorted(kwargs.items()), _liveness_key(composites, at))
+        given = [(name, type(value), value) for name, value in sorted(kwargs.items())]
+        return (*forms, *training, *state, *given, _liveness_key(composites, at))
 
     def find(self, key: Any) -> Trace | None:
         """The calls of that key, if they are known and the model's parameters are where they were."""
@@ -261,9 +262,11 @@ class Trace:
             call.drop = tuple(drops.get(i, ()))
         places = {id(node): place for place, node in enumerate(recording.nodes)}
         for module, values in recording.returned.items():
-            found = [(v, v.producer) for v in values]
             self._returned[module] = [
-                (places[id(node)], node.outputs.index(v)) for v, node in found if node is not None
+                (-1, recording.input_values.index(v))
+                if v.producer is None
+                else (places[id(v.producer)], v.producer.outputs.index(v))
+                for v in values
             ]
         if recording.liveness is not None:
             self._kept = tuple(value.is_held for node in recording.nodes for value in node.outputs)
@@ -348,7 +351,9 @@ class Trace:
                 tensors[index] = None
         modules.clear()
         for module, places in self._returned.items():
-            recording.returned[module] = [recording.nodes[i].outputs[place] for i, place in places]
+            recording.returned[module] = [
+                recording.input_values[place] if i < 0 else recording.nodes[i].outputs[place] for i, place in places
+            ]
         return _filled(self._output, tensors)
 
     def fused(self, nodes: Sequence[Node], keep: Sequence[Value]) -> list[Node]:

@@ -223,7 +223,7 @@ def conv_pull_sum(s: Sequence[Tensor], weights: Sequence[ConvWeight], input: Ten
     plain = not geometry.transposed and geometry.groups == 1
     # Stacked along the output channels the sum is one convolution, worth it where weights are small beside their results.
     if plain and weights[0].weight.numel() <= input.numel():
-        stacked = ConvWeight(torch.cat([w.weight for w in weights], 0))
+        stacked = ConvWeight(torch.cat([conv_routes.part_of(*w) for w in weights], 0))
         return conv_pull(Scaled(torch.cat(list(s), 1)), stacked, input, geometry)
     terms = [conv_pull(Scaled(part), weight, input, geometry) for part, weight in zip(s, weights, strict=True)]
     return sum(terms[1:], terms[0])

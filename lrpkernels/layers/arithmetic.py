@@ -40,10 +40,10 @@ class Add(Node):
     def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
         return rule.add(self, multipliers[0])
 
-    def propagate_relevance(self, relevance: Tensor) -> Multipliers:
+    def propagate_relevance(self, relevances: Arrived) -> Multipliers:
         if len(self.inputs) > 1:
-            return super().propagate_relevance(relevance)
-        return (reduce_to(relevance, self.inputs[0].shape, self.output.shape),)
+            return super().propagate_relevance(relevances)
+        return (reduce_to(relevances[0], self.inputs[0].shape, self.output.shape),)
 
     @property
     def terms(self) -> tuple[Tensor, ...]:
@@ -75,8 +75,8 @@ class Scale(Node):
         g = _times(multipliers[0], self.factor, self.output)
         return (reduce_to(g, self.inputs[0].shape, self.output.shape),)
 
-    def propagate_relevance(self, relevance: Tensor) -> Multipliers:
-        return (reduce_to(relevance, self.inputs[0].shape, self.output.shape),)
+    def propagate_relevance(self, relevances: Arrived) -> Multipliers:
+        return (reduce_to(relevances[0], self.inputs[0].shape, self.output.shape),)
 
 
 def _times(multiplier: Tensor, factor: Tensor | float, output: Value) -> Tensor:

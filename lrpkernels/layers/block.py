@@ -74,7 +74,7 @@ class Block(Node):
         at 0 it would be one-sided.
         """
         value = self.input
-        if not value.nonnegative and value.behind_input and value.producer is None:
+        if not value.nonnegative and value.is_input:
             x = value.tensor
             looks = x.device.type == "cpu" and not functional.is_capturing(x.device)
             if looks and not x.requires_grad and x.numel():
@@ -137,9 +137,9 @@ class Block(Node):
     def _share(self, g: Scaled, part: Part, eps: float, bias: bool, value: Tensor) -> Tensor:
         if isinstance(self.linear, BatchNorm):
             return self.linear.share(g.total(), value, self.a, self._bias() if bias else None, part, eps)
-        if part == WHOLE:
+        if part == WHOLE and (self.norm or self.linear).output.is_held:
             return self.pull(g.over(value, self.preactivation(bias), eps), part)
-        if self.is_nonnegative:
+        if part == WHOLE or self.is_nonnegative:
             return self.pull(g.over(value, self.apply(self.a, part, bias), eps), part)
         a = self.a
         d = self.apply(a.clamp(min=0), part, bias) + self.apply(a.clamp(max=0), part.mirrored)

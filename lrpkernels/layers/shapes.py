@@ -29,9 +29,8 @@ class Reshape(Node):
         g, shape = multipliers[0], self.inputs[0].shape
         return (g.reshape(g.numel() // max(1, shape[1:].numel()), *shape[1:]),)
 
-    def propagate_relevance(self, relevance: Tensor) -> Multipliers:
-        shape = self.inputs[0].shape
-        return (relevance.reshape(-1, *shape[1:]),)
+    def propagate_relevance(self, relevances: Arrived) -> Multipliers:
+        return (relevances[0].reshape(-1, *self.inputs[0].shape[1:]),)
 
 
 class Cat(Node):
@@ -51,8 +50,8 @@ class Cat(Node):
     def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
         return functional.uncat(multipliers[0], self.dim, self.places)
 
-    def propagate_relevance(self, relevance: Tensor) -> Multipliers:
-        return functional.uncat(relevance, self.dim, self.places)
+    def propagate_relevance(self, relevances: Arrived) -> Multipliers:
+        return functional.uncat(relevances[0], self.dim, self.places)
 
     def recipe(self) -> Callable[[], Tensor]:
         assert self._tensors is not None
@@ -81,8 +80,8 @@ class Movement(Replayed):
     kind = "movement"
     moves_only = True
 
-    def propagate_relevance(self, relevance: Tensor) -> Multipliers:
-        return self._vjp([relevance])
+    def propagate_relevance(self, relevances: Arrived) -> Multipliers:
+        return self._vjp(relevances)
 
 
 class Cast(Node):
@@ -95,8 +94,8 @@ class Cast(Node):
     def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
         return (multipliers[0],)
 
-    def propagate_relevance(self, relevance: Tensor) -> Multipliers:
-        return (relevance,)
+    def propagate_relevance(self, relevances: Arrived) -> Multipliers:
+        return (relevances[0],)
 
 
 class Dropout(Scale):

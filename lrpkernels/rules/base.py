@@ -22,6 +22,12 @@ def positive(name: str, value: float) -> None:
         raise ValueError(f"{name} must be a finite number >= 0, got {value!r}")
 
 
+def reads_of(rule: Rule) -> frozenset[str]:
+    """What a rule reads. A subclass may read more than its base does: it has to say so itself."""
+    found: frozenset[str] = type(rule).__dict__.get("reads", EVERYTHING)
+    return found
+
+
 @dataclass(frozen=True)
 class Rule(ABC):
     """Base of all rules. A rule works on multipliers G (R = a * G); what it does not define passes G on unchanged.
