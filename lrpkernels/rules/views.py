@@ -67,8 +67,8 @@ class Layer(Recorded, Protocol):
     def share(self, g: Scaled, part: Part, eps: float, bias: bool = True, by_output: bool = False) -> Tensor:
         """What most rules do: G_j = sum_k V_jk v_k G_k / (d_k + eps sgn d_k), v the output, d = V a + V b.
 
-        It reads "input" and "output". Inputs below zero use ``part.mirrored``, so that W+ stands for the positive contributions whatever the sign of a. With
-        ``by_output`` outputs below zero follow the mirrored part, too.
+        It reads "input" and "output". Inputs below zero use ``part.mirrored``, so that W+ stands for the positive contributions whatever
+        the sign of a. With ``by_output`` outputs below zero follow the mirrored part, too.
         """
 
     def box(self, s: Scaled, low: Tensor | None, high: Tensor | None) -> Tensor:
