@@ -3,6 +3,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV ?= .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
 # This environment's torch is a CPU build, which no CUDA kernel can run with: `make build LRPKERNELS_CUDA=auto` builds them all the same.
 export LRPKERNELS_CUDA ?= 0
 SOURCES := $(shell find csrc -type f) setup.py lrpkernels/_build_config.py
@@ -11,9 +12,9 @@ CPP_FILES := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu
 .PHONY: help build demo test test-slow lint format kernels kernel-times linked peers ratios clean
 
 help:
-	@echo "make build    environment in $(VENV) and the package in it, editable"
+	@echo "make build    environment in $(VENV) and the package in it, editable; tests, linters and peers come with the targets that need them"
 	@echo "make demo     standard network and ISNets on biased MNIST, with a report"
-	@echo "make test     all tests"
+	@echo "make test     all tests; COVERAGE=1 counts lines and branches"
 	@echo "make test-slow the tests left out there: whole networks and the full product of cases on the CUDA sources, every mutant"
 	@echo "make lint     ruff, mypy, clang-format"
 	@echo "make format   what make lint can mend"
@@ -24,40 +25,51 @@ help:
 
 $(BIN)/.environment: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --disable-pip-version-check "$(TORCH)" numpy "setuptools>=77" wheel ninja pybind11
+	$(PIP) "$(TORCH)" numpy "setuptools>=77" wheel ninja pybind11
+	touch $@
+
+$(BIN)/.built: $(BIN)/.environment $(SOURCES)
+	$(PIP) --no-build-isolation -e ".[isnet]"
+	$(BIN)/python -m lrpkernels
 	touch $@
 
 # The peers that tests and benchmarks compare with; without their dependencies, since zennit's torchvision does not import beside torch
 # 2.13, and lxt's (transformers below 5, bitsandbytes, open_clip) are not needed for the part of it that convolutions use.
 PEERS := zennit==0.5.1 captum==0.9.0 lxt==2.1 autolrp==0.2.0
-$(BIN)/.built: $(BIN)/.environment $(SOURCES)
-	$(BIN)/python -m pip install -q --disable-pip-version-check --no-build-isolation -e ".[isnet,test,lint]"
-	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps $(PEERS)
-	$(BIN)/python -m lrpkernels
+
+# Extras of the package that is installed, which is not built again for them.
+$(BIN)/.test: $(BIN)/.environment | $(BIN)/.built
+	$(PIP) "lrpkernels[test]"
+	$(PIP) --no-deps $(PEERS)
+	touch $@
+
+$(BIN)/.lint: $(BIN)/.environment | $(BIN)/.built
+	$(PIP) "lrpkernels[lint]"
 	touch $@
 
 build: $(BIN)/.built
 
 # For an environment of your own, beside `pip install --no-build-isolation ".[bench]"`.
 peers: $(BIN)/.environment
-	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps $(PEERS)
+	$(PIP) --no-deps $(PEERS)
 
 demo: build
 	$(BIN)/python -m isnet demo
 
-test: build
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
+# COVERAGE=1 prints how many lines and branches of the packages the tests reach.
+test: build $(BIN)/.test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 $(if $(COVERAGE),--cov --cov-report=)
 
-test-slow: build
+test-slow: build $(BIN)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m slow
 
-lint: build
+lint: build $(BIN)/.lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run -Werror $(CPP_FILES)
 
-format: build
+format: build $(BIN)/.lint
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CPP_FILES)
@@ -78,7 +90,7 @@ ratios: build
 	$(BIN)/python -m benchmarks.compare build/step.json build/heatmap.json
 
 # Speed is reported, never asserted; a wrong result is.
-kernel-times: build
+kernel-times: build $(BIN)/.test
 	$(BIN)/python -m pytest -q -p no:xdist benchmarks/bench_kernels.py --benchmark-timer=time.process_time --benchmark-json=build/kernels.json
 
 clean:

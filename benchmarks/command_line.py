@@ -39,13 +39,13 @@ def parser(
 
 
 def begin(options: argparse.Namespace) -> None:
-    """Threads and allocator as asked for, ahead of the first timing."""
+    """Sets threads and allocator as requested, before the first timing."""
     torch.set_num_threads(options.threads)
     steady_allocator()
 
 
 def finish(options: argparse.Namespace, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Prints where the rows were measured, writes them if asked for, and returns them."""
+    """Prints where the rows were measured, writes them if requested, and returns them."""
     result: dict[str, Any] = {"environment": environment(options.device), "rows": rows}
     if hasattr(options, "wall"):
         result["clock"] = "wall" if options.wall else "process"

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 ACCEPTED = Path(__file__).parent / "accepted.json"
-NOTABLE = 0.1  # relative drift; pairs on a shared machine vary by about as much
+NOTABLE = 0.1  # relative drift; pairs on a shared machine vary about as much
 
 
 def ratios(result: dict[str, Any]) -> dict[str, float]:
-    """What was measured -> its ratio, baselines left out."""
+    """Name of each measurement -> its ratio, baselines left out."""
     found = {}
     for row in result["rows"]:
         if row["ratio"] != 1:

@@ -1,4 +1,4 @@
-"""Calls of the convolution kernels on the CPU shim, with what they must move, for benchmarks.traffic."""
+"""Calls of the convolution kernels on the CPU shim, with the bytes they must move, for benchmarks.traffic."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LAYERS = {
 
 
 def conv(dtype: Dtype) -> Iterator[Call]:
-    """The epsilon rule's relevance pass behind [batch norm and] ReLU, the forward map, the weight gradient; each way that there is.
+    """The epsilon rule's relevance pass behind [batch norm and] ReLU, the forward map, the weight gradient; every available way.
 
     Factors of the scale and packed weights included, as everything that the launches touch.
     """

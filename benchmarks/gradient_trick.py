@@ -48,7 +48,7 @@ class _Stabilized(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, z: Tensor) -> Tensor:
         ctx.save_for_backward(z)
-        return z.clone()  # networks add to it in place, which a view of it would not bear
+        return z.clone()  # networks add to it in place, which fails on a view
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
@@ -79,7 +79,7 @@ def modified_relus(model: nn.Module) -> nn.Module:
 def stabilized_layers(model: nn.Module) -> nn.Module:
     """A copy with epsilon layer by layer: the stabilizer behind dense layers, batch norms and convolutions with a bias.
 
-    Convolutions without one are taken to have a batch norm behind them, with which they are one layer.
+    Convolutions without one are assumed to be followed by a batch norm, with which they form one layer.
     """
     net = copy.deepcopy(model)
     for module in net.modules():

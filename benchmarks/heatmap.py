@@ -16,7 +16,7 @@ import torch
 from benchmarks import command_line
 from benchmarks.networks import NETWORKS
 from benchmarks.timing import alternate, as_rows
-from lrpkernels.bench import COMPOSITES, heatmap, input_gradient
+from lrpkernels.tools.bench import COMPOSITES, heatmap, input_gradient
 
 
 def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:

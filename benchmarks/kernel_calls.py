@@ -1,4 +1,4 @@
-"""Calls of the CUDA kernels on the CPU shim, with what they must move, for benchmarks.traffic: layers without windows."""
+"""Calls of the CUDA kernels on the CPU shim, with the bytes they must move, for benchmarks.traffic: layers without windows."""
 
 from __future__ import annotations
 

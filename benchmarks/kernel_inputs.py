@@ -8,10 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lrpkernels._layer_samples import REFERENCES
-from lrpkernels._rule_samples import RULE_REFERENCES
 from lrpkernels.functional import kept_ranks
-from lrpkernels.testing import arithmetic_dtype
+from lrpkernels.testing import REFERENCES, RULE_REFERENCES, arithmetic_dtype
 
 
 class Layer(NamedTuple):
@@ -27,10 +25,10 @@ LAYERS = {"64x56x56": Layer(4, 64, 56), "256x14x14": Layer(4, 256, 14), "512x7x7
 _DECAY = 0.9
 
 
-def _epsilon_scale(g: Tensor, addend: None, output: Tensor, scale: Tensor, epsilon: float, leak: float) -> Tensor:
+def _epsilon_scale(g: Tensor, addend: None, output: Tensor, scale: Tensor, epsilon: float) -> Tensor:
     return (
         g * (output / (output + epsilon)) * scale.to(g.dtype).view(1, -1, 1, 1)
-    )  # no case for output 0: its slope apart, the same
+    )  # no case for output 0: the same except for its slope
 
 
 def _ratio(g: Tensor, value: Tensor, denominator: Tensor, epsilon: float) -> Tensor:
@@ -38,12 +36,12 @@ def _ratio(g: Tensor, value: Tensor, denominator: Tensor, epsilon: float) -> Ten
 
 
 def _conv_relevance(g: Tensor, *rest: Any) -> Tensor:
-    s = _epsilon_scale(g, None, rest[1], rest[2], *rest[15:17])
+    s = _epsilon_scale(g, None, rest[1], rest[2], rest[15])
     return torch.nn.functional.conv_transpose2d(s, rest[5], padding=1)
 
 
 def _conv_weight_gradient(g: Tensor, *rest: Any) -> Tensor:
-    s = _epsilon_scale(g, None, rest[1], rest[2], *rest[11:13])
+    s = _epsilon_scale(g, None, rest[1], rest[2], rest[11])
     return torch.nn.grad.conv2d_weight(rest[5], (g.shape[1], rest[5].shape[1], 3, 3), s, padding=1)
 
 
@@ -52,8 +50,8 @@ def _average_pool_transpose(g: Tensor, size: list[int], *rest: Any) -> Tensor:
     return torch.ops.aten.avg_pool2d_backward(g, whole, [2, 2], [2, 2], [0, 0], False, True, None)
 
 
-# What one would write in PyTorch for one target. The references that results are held against do more (several targets, every
-# part of the weights), so they are no fair rival where they do.
+# What one would write in PyTorch for one target. The references that results are checked against do more (several targets, every
+# part of the weights), so the comparison is unfair where they do.
 _FORMULAS: dict[str, Callable[..., Any]] = {
     **REFERENCES,
     **RULE_REFERENCES,
@@ -92,7 +90,7 @@ def arguments_of(op: str, layer: str, dtype: torch.dtype) -> tuple[Any, ...]:
     two, one, none = [2, 2], [1, 1], [0, 0]
     slide = (one, one, one, 1)
     if op in ("epsilon_scale", "epsilon_scale_backward"):
-        return (grad, g, None, u, k, 1e-2, 0.0, True) if op.endswith("backward") else (g, None, u, k, 1e-2, 0.0)
+        return (grad, g, None, u, k, 1e-2, True) if op.endswith("backward") else (g, None, u, k, 1e-2)
     if op in ("ratio", "ratio_backward"):
         return (
             *((grad,) if op.endswith("backward") else ()),
@@ -128,9 +126,9 @@ def arguments_of(op: str, layer: str, dtype: torch.dtype) -> tuple[Any, ...]:
     if op == "conv_apply":
         return (g, weight, 0, *slide, False)
     if op == "conv_relevance":
-        return (g, None, u, k, None, None, weight, 0, None, None, None, [side, side], *slide, 1e-2, 0.0, False)
+        return (g, None, u, k, None, None, weight, 0, None, None, None, [side, side], *slide, 1e-2, False)
     if op == "conv_weight_gradient":
-        return (g, None, u, k, None, None, normal(*planes), [3, 3], *slide, 1e-2, 0.0, False)
+        return (g, None, u, k, None, None, normal(*planes), [3, 3], *slide, 1e-2, False)
     if op in ("heatmap_scores", "heatmap_scores_backward"):
         return _heatmap(op, batch, (4 * side) ** 2, normal, arithmetic_dtype(dtype))
     raise ValueError(f"op: no inputs for {op!r}")

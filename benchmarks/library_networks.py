@@ -1,4 +1,4 @@
-"""Networks of the field's libraries as they are imported, small: for tests/test_networks.py and docs/networks.md."""
+"""Small networks as imported from the field's libraries: for tests/test_networks.py and docs/networks.md."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ _TORCHVISION = (
 def _torchvision() -> dict[str, LibraryNetwork]:
     try:
         from torchvision.models import get_model
-    except Exception:  # none, or one that does not fit this torch and fails with errors of its own
+    except Exception:  # missing, or one that does not fit this torch and fails with errors of its own
         return {}
 
     sizes = {"inception_v3": 96, "vit_b_16": 224, "maxvit_t": 224}
@@ -143,13 +143,13 @@ NETWORKS: dict[str, LibraryNetwork] = {**_monai(), **_transformers(), **_torchvi
 
 
 def build(name: str) -> tuple[nn.Module, torch.Tensor]:
-    """A float64 network in evaluation mode and a batch for it, the same every time."""
+    """A float64 network in evaluation mode and a fixed batch for it."""
     network = NETWORKS[name]
     torch.manual_seed(0)
     model = network.build().double().eval()
     for module in model.modules():
         if isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)):
-            nn.init.kaiming_normal_(module.weight)  # some libraries start so small that deep activations vanish
+            nn.init.kaiming_normal_(module.weight)  # some libraries start too small: deep activations vanish
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_var is not None:
             module.running_mean.normal_(0, 0.05)
             module.running_var.uniform_(0.7, 1.3)
@@ -157,7 +157,7 @@ def build(name: str) -> tuple[nn.Module, torch.Tensor]:
 
 
 def without_constants(model: nn.Module) -> nn.Module:
-    """All biases and running means at zero: what is left conserves relevance where the rules do."""
+    """Sets all biases and running means to zero: relevance is then conserved where the rules conserve it."""
     for module in model.modules():
         for name in ("bias", "running_mean"):
             tensor = getattr(module, name, None)

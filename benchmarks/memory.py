@@ -51,7 +51,7 @@ def _measure(arguments: tuple[Any, ...]) -> float:
     if device == "cpu":
         allocator.mallopt(-3, 64 << 10)  # M_MMAP_THRESHOLD: freed blocks go back at once
     run, model = _run(*arguments)
-    run()  # brings the code that it needs into memory, too
+    run()  # also loads the code that it needs into memory
     model.zero_grad()
     gc.collect()
     if device == "cuda":
@@ -77,7 +77,9 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     options = parser.parse_args(arguments)
     rows: list[dict[str, Any]] = []
     print(f"{'network':<12} {'what':<24} {'MiB':>8} {'ratio':>7}")
-    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+    processes = multiprocessing.get_context("forkserver")  # forked from one that has imported torch and opened no GPU
+    processes.set_forkserver_preload(["benchmarks.heatmap", "benchmarks.step", "torch._dynamo"])
+    with processes.Pool(1, maxtasksperchild=1) as pool:
         for network in options.networks:
             for kinds in (("plain", *STEPS), ("input gradient", *HEATMAPS)):
                 base = None

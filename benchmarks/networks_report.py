@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import lrpkernels as lrp
 from benchmarks.library_networks import NETWORKS, build, without_constants
 from benchmarks.timing import alternate, environment, steady_allocator
-from lrpkernels.target import select_logits
+from lrpkernels.engine.target import select_logits
 
 PAGE = Path(__file__).parent.parent / "docs" / "networks.md"
 HEAD = """# Networks

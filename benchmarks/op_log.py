@@ -1,4 +1,4 @@
-"""Every operation that a run sends to PyTorch's dispatcher, with its bytes and flops, and what of it a CUDA graph could not hold.
+"""Every operation that a run sends to PyTorch's dispatcher, with its bytes and flops, and whether a CUDA graph could hold it.
 
 Works on the ``meta`` device, where tensors have shapes and no data, so that steps of any size are counted without a GPU and without
 memory: see :mod:`benchmarks.step_roofline` and tests/test_graph_capture.py.
@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from lrpkernels._traffic import moved, tensors
 from lrpkernels.functional import Weights
+from lrpkernels.tools.traffic import moved, tensors
 
 # Their results, or the sizes of them, depend on data that the host has to wait for.
 WAITING = {
@@ -55,8 +55,8 @@ class Finding(NamedTuple):
 
     Attributes:
         kind: "waits" (the host reads a result), "host copy" (from pageable memory) or "host work" (a replay would not repeat it).
-        file, function: the innermost place of ours that asked for it.
-        op: what was asked for.
+        file, function: the innermost place in our code that requested it.
+        op: the requested one.
     """
 
     kind: str
@@ -90,7 +90,7 @@ class OpLog(TorchDispatchMode):
         if name in WAITING:
             self._note("waits", name)
         if name in ("aten._local_scalar_dense", "aten.is_nonzero") and args[0].is_meta:
-            return 1  # a meta tensor has no number; the checks that ask for one take any truth for "all is well"
+            return 1  # a meta tensor has no number; the checks that need one take any true value as a pass
         out = func(*args, **kwargs)
         outputs = tensors(out)
         self._look_at_devices(name, inputs, outputs)
@@ -100,7 +100,7 @@ class OpLog(TorchDispatchMode):
 
     def _look_at_devices(self, name: str, inputs: list[Tensor], outputs: list[Tensor]) -> None:
         if self.device == "cpu":
-            return  # everything is the host's
+            return  # everything is on the host
         host = [t for t in (*inputs, *outputs) if t.device.type != self.device]
         if not host:
             return
@@ -134,7 +134,7 @@ def log(run: Callable[[], object], device: str = "meta") -> OpLog:
 
 @contextlib.contextmanager
 def meta_autocast() -> Iterator[None]:
-    """``torch.autocast``, which the engine switches off in its relevance pass, does not know the meta device: here it lets it pass."""
+    """``torch.autocast``, which the engine switches off in its relevance pass, does not know the meta device: here it accepts it."""
     original = torch.autocast
 
     def autocast(device_type: str, *args: Any, **kwargs: Any) -> Any:

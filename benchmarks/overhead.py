@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import lrpkernels as lrp
 from benchmarks import command_line
-from lrpkernels.bench import heatmap, input_gradient
+from lrpkernels.tools.bench import heatmap, input_gradient
 
 _RULE = lrp.Epsilon(1e-2)
 
@@ -33,7 +33,7 @@ def network(blocks: int) -> nn.Module:
 
 
 def runs(model: nn.Module, x: Tensor) -> dict[str, Callable[[], object]]:
-    """What is timed."""
+    """The runs to time."""
 
     def forward() -> None:
         with torch.no_grad():

@@ -1,8 +1,8 @@
 """lxt's explicit epsilon rule on convolutional networks.
 
-lxt 2.1 is made for transformers. Its ``efficient`` part patches transformers' classes (and does not import beside transformers 5); for
-convolutions its documentation sends one to zennit. Its ``explicit`` part has an epsilon rule for any module, which its own composite
-(which does not import either) would put in place by torch.fx; that is done here.
+lxt 2.1 is made for transformers. Its ``efficient`` part patches transformers' classes (and cannot be imported with transformers 5); for
+convolutions its documentation refers to zennit. Its ``explicit`` part has an epsilon rule for any module, which its own composite
+(which cannot be imported either) would insert by torch.fx; this module does that.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """Training steps with a loss on the heatmap, by peers that can train through one: ``python -m benchmarks.peers --steps``.
 
 Each step: forward pass, epsilon heatmap of the labels' logits, cross-entropy and heatmap loss (isnet.ISNetLoss), backward pass to the
-weights; evaluation mode, so that batch norms are constants for all. Two forms of the rule: the stabilizer at the ReLUs (LRP-Flex), and
+weights; evaluation mode, so that batch norms are constant for all. Two forms of the rule: the stabilizer at the ReLUs (LRP-Flex), and
 one in every layer (the peers' form). The gradients are compared with ours of the same form in float64: cosine over all weights with two
-and more dimensions, of the heatmap loss alone.
+or more dimensions, of the heatmap loss alone.
 
-Peers whose heatmap carries no usable gradient are named with what happens when one trains through it.
+Peers whose heatmap carries no usable gradient are listed with the result of training through it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def _in_modules(model: nn.Module) -> nn.Module:
 
 
 def _explained(net: nn.Module, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits and what the backward pass of a modified network brings to the input, started from the labels' logits."""
+    """Logits, and the result of a modified network's backward pass at the input, started from the labels' logits."""
     image = x.detach().requires_grad_()
     logits = net(image)
     start = torch.zeros_like(logits).scatter_(1, labels[:, None], logits.gather(1, labels[:, None]))
@@ -95,7 +95,7 @@ def _lxt(net: nn.Module, x: Tensor, labels: Tensor) -> Heatmap:
 def heatmaps(
     model: nn.Module, x: Tensor, labels: Tensor, stack: ExitStack
 ) -> dict[str, tuple[nn.Module, Callable[[], Heatmap], str]]:
-    """By whom -> the network whose weights take the gradient, what makes the run, and the form of the rule."""
+    """Peer -> the network whose weights take the gradient, what makes the run, and the form of the rule."""
 
     def fresh() -> nn.Module:
         return copy.deepcopy(model)
@@ -146,7 +146,7 @@ def gradients(model: nn.Module, x: Tensor, labels: Tensor, masks: Tensor) -> dic
                 net.zero_grad()
                 _, relevance = make()()
                 loss_of(relevance.unsqueeze(1), masks).loss.backward()
-            except Exception:  # told where it is timed
+            except Exception:  # reported where it is timed
                 continue
             weights = [p.grad for p in net.parameters() if p.dim() > 1]
             if all(grad is not None for grad in weights):

@@ -25,7 +25,7 @@ from benchmarks.networks import NETWORKS
 from benchmarks.peer_lxt import lxt_heatmap
 from benchmarks.timing import Ratio, alternate, as_rows
 from benchmarks.zennit_import import import_zennit
-from lrpkernels.bench import heatmap, input_gradient
+from lrpkernels.tools.bench import heatmap, input_gradient
 
 OURS: dict[str, lrp.Composite | lrp.Rule] = {
     "epsilon": lrp.Epsilon(1e-2),
@@ -35,7 +35,7 @@ OURS: dict[str, lrp.Composite | lrp.Rule] = {
 
 
 def plain_copy(model: nn.Module) -> nn.Module:
-    """A copy that peers can work on: no ReLU in place, and in place of identities something that captum has a rule for."""
+    """A copy that peers can work on: no ReLU in place, and in place of identities a module that captum has a rule for."""
     model = copy.deepcopy(model)
     for parent in list(model.modules()):
         for name, child in parent.named_children():
@@ -67,7 +67,7 @@ def zennit_heatmap(model: nn.Module, x: Tensor, name: str, stack: ExitStack) -> 
         modified = stack.enter_context(composite.context(net))
     except (
         RuntimeError
-    ):  # pre-activation networks: the canonizer takes a convolution and the next layer's batch norm for a pair
+    ):  # pre-activation networks: the canonizer mistakes a convolution and the next layer's batch norm for a pair
         composite.canonizers = []
         net = plain_copy(model)
         modified = stack.enter_context(composite.context(net))
@@ -121,7 +121,7 @@ def autolrp_heatmap(model: nn.Module, x: Tensor, name: str) -> Callable[[], Tens
 
 
 def _peers(model: nn.Module, x: Tensor, name: str, stack: ExitStack) -> dict[str, Callable[[], Callable[[], object]]]:
-    """What makes each peer's heatmap; captum has neither gamma for both signs nor a box rule, lxt the epsilon rule alone."""
+    """What makes each peer's heatmap; captum has neither gamma for both signs nor a box rule, lxt only the epsilon rule."""
     found: dict[str, Callable[[], Callable[[], object]]] = {"zennit": lambda: zennit_heatmap(model, x, name, stack)}
     if name != "EpsilonGammaBox":
         found["captum"] = lambda: captum_heatmap(model, x, name)

@@ -1,4 +1,4 @@
-"""What the counts allow at best on a GPU: bytes over its bandwidth, arithmetic over its peak. Calculated, not measured.
+"""The best times that the counts allow on a GPU: bytes over its bandwidth, arithmetic over its peak. Calculated, not measured.
 
 ``python -m benchmarks.traffic --roofline`` prints the tables of docs/gpu.md; ``--write`` puts them there.
 """
@@ -20,7 +20,7 @@ BEGIN, END = "<!-- roofline: begin -->", "<!-- roofline: end -->"
 
 
 class Gpu(NamedTuple):
-    """Of the data sheets, dense: bytes per second, and operations per second by kind of arithmetic (a multiply-add is two)."""
+    """From the data sheets, dense: bytes per second, and operations per second by kind of arithmetic (a multiply-add is two)."""
 
     name: str
     bandwidth: float
@@ -38,7 +38,7 @@ DIVISION = 10  # instructions: a reciprocal, its refinement, and the checks arou
 
 
 class Cost(NamedTuple):
-    """Of one kernel per element of the forward values."""
+    """Cost of one kernel per element of the forward values."""
 
     name: str
     bytes: tuple[float, ...]  # by dtype
@@ -55,7 +55,7 @@ class Cost(NamedTuple):
 
 
 def costs(dtypes: Iterable[Dtype], families: Iterable[Callable[[Dtype], Iterator[Call]]]) -> list[Cost]:
-    """Counted on the shim, NCHW."""
+    """Counted on the shim, NCHW; arithmetic in the first dtype, which is float32."""
     numel, dtypes = BATCH * CHANNELS * SIDE * SIDE, list(dtypes)
     found = []
     for family in families:
@@ -63,7 +63,7 @@ def costs(dtypes: Iterable[Dtype], families: Iterable[Callable[[Dtype], Iterator
         for calls in zip(*per_dtype, strict=True):
             rows = [measure(call) for call in calls]
             moved = tuple(row.memory * call.minimal / numel for row, call in zip(rows, calls, strict=True))
-            kernels = load_counted(calls[0].family)
+            kernels = load_counted(calls[0].family, float_only=True)
             kernels.operations()
             calls[0].run(kernels)
             counted = kernels.operations()
@@ -82,9 +82,9 @@ def _up(n: int, to: int) -> int:
 
 
 def issued(layer: Layer, what: str, size: int, cores: bool) -> int:
-    """Multiply-adds that the tiles of a pass do, those on padding included: conv_relevance, conv_apply or conv_weight_gradient.
+    """Multiply-adds in the tiles of a pass, those on padding included: conv_relevance, conv_apply or conv_weight_gradient.
 
-    For strides that every dilation is prime to.
+    For strides coprime to every dilation.
     """
     rows, groups = layer.channels_out // layer.groups, layer.groups
     depth = layer.channels_in // layer.groups
@@ -182,7 +182,7 @@ def conv_table() -> list[str]:
 
 
 def tables(families: Iterable[Callable[[Dtype], Iterator[Call]]]) -> str:
-    """Both, with a sentence ahead of each."""
+    """Both tables, each after a sentence."""
     dtypes = [DTYPES["float32"], DTYPES["bfloat16"]]
     first = elementwise_table(costs(dtypes, families), dtypes)
     return "\n".join(
@@ -201,10 +201,10 @@ def tables(families: Iterable[Callable[[Dtype], Iterator[Call]]]) -> str:
 
 
 def write(text: str) -> None:
-    """Between the marks of docs/gpu.md.
+    """Writes the text between the marks of docs/gpu.md.
 
     Raises:
-        ValueError: the marks are not there.
+        ValueError: the marks are missing.
     """
     page = PAGE.read_text()
     PAGE.write_text(f"{page[: page.index(BEGIN) + len(BEGIN)]}\n{text}\n{page[page.index(END) :]}")

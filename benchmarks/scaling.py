@@ -24,9 +24,9 @@ from benchmarks import command_line
 from benchmarks.networks import residual
 from benchmarks.step import steps
 from benchmarks.timing import alternate, as_rows
-from lrpkernels.bench import COMPOSITES, heatmap, input_gradient
+from lrpkernels.tools.bench import COMPOSITES, heatmap, input_gradient
 
-# Per curve: what all its points share, and the values of what it varies.
+# Per curve: the settings that its points share, and the values of the one that varies.
 CURVES: dict[str, tuple[dict[str, int], tuple[int, ...]]] = {
     "size": ({"batch": 1, "width": 32, "depth": 2, "classes": 10}, (64, 96, 128, 192, 256, 384, 512)),
     "batch": ({"size": 112, "width": 32, "depth": 2, "classes": 10}, (1, 2, 4, 8, 16)),
@@ -69,7 +69,7 @@ def exponent(points: Sequence[tuple[float, float]]) -> float:
 
 
 def series(rows: Sequence[dict[str, Any]], curve: str, name: str, what: str) -> list[tuple[float, float]]:
-    """(value of what the curve varies, seconds or ratio) of one run."""
+    """(value of the varied setting, seconds or ratio) of one run."""
     return [(row["value"], row[what]) for row in rows if row["curve"] == curve and row["name"] == name]
 
 

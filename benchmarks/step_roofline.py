@@ -8,7 +8,7 @@ products, and the bytes of each operation's inputs and outputs, each moved once.
 bytes / bandwidth; a step takes the sum. Left out are launches, caches, a second pass over the data where a kernel needs one, and how
 far a kernel stays below the peak. "Elementwise" is everything without multiply-adds: activations, batch norm, pooling, sums, loss.
 
-Steps: plain; ISNet Selective with the vendor's convolutions and with the fused ones (:mod:`lrpkernels.tuning` picks per shape on a GPU);
+Steps: plain; ISNet Selective with the vendor's convolutions and with the fused ones (the tuner picks per shape on a GPU);
 plain autograd LRP (benchmarks/gradient_trick.py), which has no z^B rule at the input.
 """
 
@@ -28,13 +28,14 @@ from benchmarks import command_line
 from benchmarks.gradient_trick import gradient_trick_step
 from benchmarks.networks import NETWORKS
 from benchmarks.op_log import Call, log, meta_autocast
-from lrpkernels import functional, tuning
+from lrpkernels._extension import Backend, ops
+from lrpkernels.functional import tuner
 
 STEPS = ("plain", "ours", "ours (fused)", "autograd")
 
 
 class Device(NamedTuple):
-    """What a data sheet says: bytes and dense operations per second, the latter by precision."""
+    """Figures of a data sheet: bytes and dense operations per second, the latter by precision."""
 
     name: str
     bandwidth: float
@@ -82,7 +83,7 @@ def _step(step: str, model: torch.nn.Module, x: Tensor, labels: Tensor, masks: T
     if step == "plain":
         return lambda: F.cross_entropy(model(x), labels).backward()
     net = isnet.ISNet(model, "selective")
-    net._range_is_checked = True  # done with the first batch only, and there are no pixels here
+    net._range_is_checked = True  # only the first batch is checked, and there are no pixels here
     return lambda: criterion(net(x), labels, masks).total.backward()
 
 
@@ -91,8 +92,8 @@ def _fused_convolutions(active: bool) -> Iterator[None]:
     """The paths that CUDA devices take with fused kernels, for the meta device."""
     with contextlib.ExitStack() as stack:
         if active:
-            stack.enter_context(mock.patch.object(functional._conv_routes, "fused_device", "meta"))
-            stack.enter_context(mock.patch.object(tuning, "tuner", tuning.Tuner("fused")))
+            stack.enter_context(mock.patch.object(ops, "backend", Backend("lrpkernels", "meta")))
+            stack.enter_context(mock.patch.object(tuner, "current", tuner.Tuner("fused")))
         yield
 
 

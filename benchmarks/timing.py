@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 
-from lrpkernels._timing import Ratio, alternate, steady_allocator
+from lrpkernels.tools.timing import Ratio, alternate, steady_allocator
 
 __all__ = ["Ratio", "alternate", "as_rows", "environment", "steady_allocator"]
 
 
 def environment(device: str) -> dict[str, Any]:
-    """What a figure depends on: processor or GPU, torch, threads, commit."""
+    """Everything a figure depends on: processor or GPU, torch, threads, commit."""
     info = {
         "device": torch.cuda.get_device_name() if device == "cuda" else _processor(),
         "torch": torch.__version__,

@@ -35,10 +35,10 @@ def _pointwise(dtype: Dtype) -> Iterator[Call]:
         )
 
         def scale(kernels: Kernels, extent: Extent = extent) -> None:
-            kernels.epsilon_scale(dtype, g, None, u, k, out, extent, 1e-2, 0.0)
+            kernels.epsilon_scale(dtype, g, None, u, k, out, extent, 1e-2)
 
         def backward(kernels: Kernels, extent: Extent = extent, workspace: Buffer = workspace) -> None:
-            kernels.epsilon_scale_backward(dtype, t, g, None, u, k, dg, du, dk, workspace, extent, 1e-2, 0.0)
+            kernels.epsilon_scale_backward(dtype, t, g, None, u, k, dg, du, dk, workspace, extent, 1e-2)
 
         yield Call("pointwise", "epsilon_scale", layout, dtype, 3 * numel * size, scale)
         yield Call("pointwise", "epsilon_scale_backward", layout, dtype, 5 * numel * size, backward)
@@ -112,10 +112,10 @@ def _heatmap(dtype: Dtype) -> Iterator[Call]:
     m = Buffer((_normal(images * positions) > 0).astype(float), dtype)
     foreground, signed, background = Buffer((images,), wide), Buffer((images,), wide), Buffer((rows,), wide)
     order, grad = Buffer((rows, kept), INT32), Buffer((rows * positions,), dtype)
-    workspace = Buffer((load("heatmap_loss").heatmap_scores_workspace(shape) // 8 + 1,), DTYPES["float64"])
+    workspace = Buffer((load("heatmap").heatmap_scores_workspace(shape) // 8 + 1,), DTYPES["float64"])
     mask = images * positions * size
     yield Call(
-        "heatmap_loss",
+        "heatmap",
         "heatmap_scores",
         "rows",
         dtype,
@@ -123,7 +123,7 @@ def _heatmap(dtype: Dtype) -> Iterator[Call]:
         lambda kernels: kernels.heatmap_scores(dtype, r, m, foreground, signed, background, order, workspace, shape),
     )
     yield Call(
-        "heatmap_loss",
+        "heatmap",
         "heatmap_scores_backward",
         "rows",
         dtype,

@@ -1,6 +1,6 @@
 """Weak scaling: the same batch in each of 1 and 2 processes, gradients averaged by DistributedDataParallel over gloo.
 
-Run by ``python -m benchmarks.scaling --ddp``. Wall clock, since processes wait for each other. What to look at is the ISNet step over
+Run by ``python -m benchmarks.scaling --ddp``. Wall clock, since processes wait for each other. The figure to watch is the ISNet step over
 the plain step in the same processes: one backward pass each, so the same gradients are averaged the same number of times.
 """
 

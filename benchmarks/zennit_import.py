@@ -1,4 +1,4 @@
-"""zennit beside any torch: its canonizers import torchvision's ResNet and VGG classes, for which empty ones will do."""
+"""zennit beside any torch: its canonizers import torchvision's ResNet and VGG classes, for which empty ones suffice."""
 
 from __future__ import annotations
 
@@ -28,6 +28,6 @@ def import_zennit() -> Any:
     import zennit.rules
     import zennit.types
 
-    for name in stand_ins:  # nobody else shall take them for torchvision
+    for name in stand_ins:  # no other code must mistake them for torchvision
         del sys.modules[name]
     return zennit

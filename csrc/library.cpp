@@ -8,11 +8,11 @@ STABLE_TORCH_LIBRARY(lrpkernels_emulated, m) {
 STABLE_TORCH_LIBRARY(lrpkernels, m) {
 #endif
   m.def(
-      "epsilon_scale(Tensor multiplier, Tensor? addend, Tensor? output, Tensor? scale, float epsilon, float leak) "
+      "epsilon_scale(Tensor multiplier, Tensor? addend, Tensor? output, Tensor? scale, float epsilon) "
       "-> Tensor");
   m.def(
       "epsilon_scale_backward(Tensor grad, Tensor multiplier, Tensor? addend, Tensor? output, Tensor? scale, "
-      "float epsilon, float leak, bool need_scale) -> (Tensor, Tensor, Tensor)");
+      "float epsilon, bool need_scale) -> (Tensor, Tensor, Tensor)");
   m.def("ratio(Tensor multiplier, Tensor value, Tensor denominator, float epsilon) -> Tensor");
   m.def(
       "ratio_backward(Tensor grad, Tensor multiplier, Tensor value, Tensor denominator, float epsilon) "
@@ -32,7 +32,7 @@ STABLE_TORCH_LIBRARY(lrpkernels, m) {
   m.def(
       "conv_relevance(Tensor multiplier, Tensor? addend, Tensor? output, Tensor? scale, Tensor? value, "
       "Tensor? denominator, Tensor weight, int weights, Tensor? input, Tensor? low, Tensor? high, int[] input_size, "
-      "int[] stride, int[] padding, int[] dilation, int groups, float epsilon, float leak, bool tensor_cores) "
+      "int[] stride, int[] padding, int[] dilation, int groups, float epsilon, bool tensor_cores) "
       "-> Tensor");
   m.def(
       "conv_apply(Tensor input, Tensor weight, int weights, int[] stride, int[] padding, int[] dilation, int groups, "
@@ -40,14 +40,7 @@ STABLE_TORCH_LIBRARY(lrpkernels, m) {
   m.def(
       "conv_weight_gradient(Tensor multiplier, Tensor? addend, Tensor? output, Tensor? scale, Tensor? value, "
       "Tensor? denominator, Tensor input, int[] kernel_size, int[] stride, int[] padding, int[] dilation, int groups, "
-      "float epsilon, float leak, bool tensor_cores) -> Tensor");
-  m.def(
-      "conv_epsilon(Tensor multiplier, Tensor? addend, Tensor? output, Tensor? scale, Tensor weight, Tensor input, "
-      "int[] stride, int[] padding, int[] dilation, int groups, float epsilon, float leak) -> Tensor");
-  m.def(
-      "conv_epsilon_backward(Tensor grad, Tensor multiplier, Tensor? addend, Tensor? output, Tensor? scale, "
-      "Tensor weight, int[] stride, int[] padding, int[] dilation, int groups, float epsilon, float leak, "
-      "bool need_values, bool need_scale, bool need_weight) -> (Tensor, Tensor, Tensor, Tensor)");
+      "float epsilon, bool tensor_cores) -> Tensor");
   m.def(
       "affine(Tensor multiplier, Tensor value, Tensor input, Tensor slope, Tensor? shift, float whole, float positive, "
       "float epsilon) "
@@ -55,7 +48,6 @@ STABLE_TORCH_LIBRARY(lrpkernels, m) {
   m.def(
       "affine_backward(Tensor grad, Tensor multiplier, Tensor value, Tensor input, Tensor slope, Tensor? shift, "
       "float whole, float positive, float epsilon) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
-  m.def("batch_norm_scale(Tensor variance, Tensor? gamma, float epsilon) -> Tensor");
   m.def("sum_zplus(Tensor multiplier, Tensor a, Tensor b, float epsilon) -> (Tensor, Tensor)");
   m.def(
       "sum_zplus_backward(Tensor grad_a, Tensor grad_b, Tensor multiplier, Tensor a, Tensor b, float epsilon) "

@@ -1,4 +1,4 @@
-// The Python module lrpkernels._C: what this build is made of. The ops register themselves when it is loaded.
+// The Python module lrpkernels._C: the configuration of this build. The ops register themselves when it is loaded.
 #include <pybind11/pybind11.h>
 
 #include "build_info.h"  // written by setup.py

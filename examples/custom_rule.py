@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 import lrpkernels as lrp
-from lrpkernels.functional import ratio
+from lrpkernels.functional import WHOLE, Scaled
+from lrpkernels.rules.views import Layer
 
 
 @dataclass(frozen=True)
@@ -17,13 +18,11 @@ class PositiveEpsilon(lrp.Rule):
     """R_j = a_j sum_k w_jk max(R_k, 0) / (z_k + eps sgn z_k)."""
 
     eps: float = 1e-2
+    reads = frozenset({"input", "output", "preactivation"})
 
-    def linear(self, block, multipliers: tuple[Tensor, Tensor | None]) -> Tensor:
-        g, addend = multipliers  # G at the layer's output, R = a * G; the second contribution may be None
-        g = g if addend is None else g + addend
-        g = torch.where(g * block.output.tensor > 0, g, torch.zeros_like(g))
-        s = ratio(g, block.output.tensor, block.preactivation(), epsilon=self.eps)
-        return block.map.transpose(s, block.weight())
+    def linear(self, layer: Layer, g: Scaled) -> Tensor:
+        positive = g.total() * (g.total() * layer.value > 0)  # G at the layer's output, R = G * value
+        return layer.pull(Scaled(positive).over(layer.value, layer.preactivation(), self.eps), WHOLE)
 
 
 torch.manual_seed(0)
@@ -31,5 +30,5 @@ model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU
 x = torch.rand(2, 1, 8, 8)
 logits, heatmap = lrp.LRP(model, lrp.Composite({"2": PositiveEpsilon()}))(x, target=1)
 heatmap.square().sum().backward()
-print(lrp.Composite({"2": PositiveEpsilon()}).explain(model, x))
+print(lrp.LRP(model, lrp.Composite({"2": PositiveEpsilon()})).explain(x))
 print("heatmap", tuple(heatmap.shape), "trainable through it:", model[0].weight.grad is not None)

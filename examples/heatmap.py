@@ -22,7 +22,7 @@ composite = lrp.EpsilonPlus(first=lrp.ZBox(0.0, 1.0))
 with torch.no_grad():
     _, per_class = lrp.LRP(model, composite)(images, target="all")
 print("one map per class", tuple(per_class.shape))
-print(composite.explain(model, images[:1])[:600])
+print(lrp.LRP(model, composite).explain(images[:1])[:600])
 
 # The heatmap is differentiable: train through it.
 _, heatmap = lrp.LRP(model)(images)

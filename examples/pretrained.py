@@ -38,7 +38,7 @@ CLASSES = {
 }  # those that appear below
 COMPOSITES = {
     "epsilon": lrp.Epsilon(1e-2),
-    "epsilon, box (ISNet)": lrp.ISNetComposite(1e-2, LOW, HIGH),
+    "epsilon, box (ISNet)": lrp.Epsilon(1e-2, first=lrp.ZBox(LOW, HIGH, 1e-2)),
     "epsilon, z+, flat": lrp.EpsilonPlusFlat(),
     "epsilon, gamma, box": lrp.EpsilonGammaBox(LOW, HIGH),
     "epsilon, alpha 2 beta 1": lrp.EpsilonAlpha2Beta1(),

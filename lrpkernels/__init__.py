@@ -5,18 +5,9 @@
 """
 
 from . import heatmap
-from . import layers as _layers  # fills the table of recorders
 from .attribution import LRP
-from .composite import (
-    Composite,
-    EpsilonAlpha2Beta1,
-    EpsilonGammaBox,
-    EpsilonPlus,
-    EpsilonPlusFlat,
-    ISNetComposite,
-    ISNetDualComposite,
-)
 from .config import __version__, show_config
+from .engine.replay import StaticCalls
 from .errors import (
     FallbackWarning,
     InPlaceError,
@@ -27,8 +18,13 @@ from .errors import (
 )
 from .rules import (
     AlphaBeta,
+    Composite,
     Epsilon,
+    EpsilonAlpha2Beta1,
+    EpsilonGammaBox,
     EpsilonLayerwise,
+    EpsilonPlus,
+    EpsilonPlusFlat,
     Flat,
     Gamma,
     Norm,
@@ -38,7 +34,6 @@ from .rules import (
     ZBox,
     ZPlus,
 )
-from .static import StaticCalls
 from .tape import Tape, record
 
 __all__ = [
@@ -54,8 +49,6 @@ __all__ = [
     "FallbackWarning",
     "Flat",
     "Gamma",
-    "ISNetComposite",
-    "ISNetDualComposite",
     "InPlaceError",
     "NonFiniteError",
     "Norm",
@@ -74,4 +67,3 @@ __all__ = [
     "record",
     "show_config",
 ]
-del _layers

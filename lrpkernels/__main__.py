@@ -33,7 +33,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="For machines.")
     """Runs every kernel of this machine (CPU, and CUDA where there is a GPU) against float64; fails if one is wrong."""
     from rich.console import Console
 
-    from lrpkernels.doctor import diagnose, table
+    from lrpkernels.tools.doctor import diagnose, table
 
     console = Console(stderr=True)
     with console.status("checking") as status:
@@ -73,7 +73,7 @@ def bench(
     as_json: _Json = False,
 ) -> None:
     """What heatmaps and training through them cost on a model, beside forward pass and gradient."""
-    from lrpkernels import bench as benchmark
+    from lrpkernels.tools import bench as benchmark
 
     network, x = _prepared(model, shape, device, threads)
     options: dict[str, Any] = {"repeats": repeats, "wall": wall, "static": static}
@@ -93,8 +93,8 @@ def profile(
     as_json: _Json = False,
 ) -> None:
     """Time and bytes of a heatmap, block by block, beside their floors."""
-    from lrpkernels import profile as profiler
-    from lrpkernels.bench import COMPOSITES
+    from lrpkernels.tools import profile as profiler
+    from lrpkernels.tools.bench import COMPOSITES
 
     if composite not in COMPOSITES:
         raise typer.BadParameter(f"composite must be one of {', '.join(COMPOSITES)}, got {composite!r}")
@@ -110,11 +110,11 @@ def profile(
 
 
 def _prepared(model: str, shape: str, device: str, threads: int) -> tuple[Any, Any]:
-    """The model and a random input; wrong texts become errors of the command line."""
+    """The model and a random input; invalid texts become errors of the command line."""
     import torch
 
-    from lrpkernels._timing import steady_allocator
-    from lrpkernels.bench import load_model, parse_shape
+    from lrpkernels.tools.bench import load_model, parse_shape
+    from lrpkernels.tools.timing import steady_allocator
 
     torch.set_num_threads(threads)
     steady_allocator()
@@ -124,7 +124,7 @@ def _prepared(model: str, shape: str, device: str, threads: int) -> tuple[Any, A
 
 
 def _told(run: Callable[[], T]) -> T:
-    """What ``run`` returns; errors about arguments and models are told in one line."""
+    """The result of ``run``; errors about arguments and models become one line."""
     from lrpkernels.errors import RelevanceError
 
     try:
@@ -140,7 +140,7 @@ def _show(found: Any, table: Any, as_json: bool) -> None:
     from rich.console import Console
 
     console = Console()
-    console.width = max(console.width, 180)  # a table that is cut off says nothing
+    console.width = max(console.width, 180)  # a truncated table is useless
     console.print(table)
 
 

@@ -19,7 +19,7 @@ INSTALL_HINT = "install torch >= 2.11 first, then: pip install --no-build-isolat
 
 
 class BuildError(Exception):
-    """The build cannot go on; the text is one line for the user."""
+    """The build cannot continue; the text is one line for the user."""
 
 
 @dataclass(frozen=True)

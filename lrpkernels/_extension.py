@@ -1,8 +1,8 @@
-"""Loads the compiled part of the package, which registers the ops in ``torch.ops.lrpkernels``."""
+"""Loads the compiled part of the package and holds the ops it registers, as one object that can be switched."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -14,23 +14,9 @@ except ImportError as error:
         f"pip install --no-build-isolation -e .  ({error})"
     ) from error
 
-from lrpkernels import _fake  # noqa: F401  (gives the ops their shape functions)
-
-
-class _Ops:
-    """The ops of ``torch.ops.lrpkernels``, each by its only overload, which spares the search for it at every call."""
-
-    def __getattr__(self, name: str) -> Any:
-        overload = getattr(torch.ops.lrpkernels, name).default
-        setattr(self, name, overload)
-        return overload
-
-
-ops = _Ops()
-
 
 def build_info() -> dict[str, Any]:
-    """What the compiled part is made of.
+    """The build configuration of the compiled part.
 
     Returns:
         version, compiler, cxx_flags, torch (built against), cuda (bool), cuda_reason, nvcc (version or ""),
@@ -43,3 +29,49 @@ def build_info() -> dict[str, Any]:
 def has_cuda_kernels() -> bool:
     """Whether CUDA kernels were built in; says nothing about a GPU being present."""
     return bool(build_info()["cuda"])
+
+
+class Backend(NamedTuple):
+    """Where the ops come from.
+
+    Attributes:
+        namespace: in ``torch.ops``.
+        fused_device: the device type whose tensors have kernels that replace PyTorch's own convolutions, or None.
+        capturing: an emulated CUDA graph is being captured.
+    """
+
+    namespace: str
+    fused_device: str | None
+    capturing: bool = False
+
+
+class _Ops:
+    """The ops of a backend, each as its only overload, which saves looking it up at every call.
+
+    Assigning :attr:`backend` switches all users of the ops at once (:func:`lrpkernels.testing.emulated_cuda` does).
+    """
+
+    backend: Backend
+    fused_device: str | None
+    capturing: bool
+
+    def __init__(self, backend: Backend) -> None:
+        self.backend = backend
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "backend":
+            self.__dict__.clear()
+            self.__dict__.update(fused_device=value.fused_device, capturing=value.capturing)
+        self.__dict__[name] = value
+
+    def __getattr__(self, name: str) -> Any:
+        overload = getattr(getattr(torch.ops, self.backend.namespace), name).default
+        self.__dict__[name] = overload
+        return overload
+
+    def are_fused_for(self, tensor: torch.Tensor) -> bool:
+        """Whether this tensor's device has kernels that replace PyTorch's own (CUDA, or its emulation)."""
+        return self.fused_device is not None and tensor.device.type == self.fused_device
+
+
+ops = _Ops(Backend("lrpkernels", "cuda" if has_cuda_kernels() else None))

@@ -8,13 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import _capture
-from .composite import Composite, as_composite
+from .engine.replay import StaticCalls
+from .engine.target import Target
 from .errors import NonFiniteError
-from .rules import Rule
-from .static import StaticCalls
+from .functional import is_capturing
+from .rules import Composite, Rule, as_composite
 from .tape import Tape, record
-from .target import Target
 
 
 class LRP:
@@ -23,7 +22,7 @@ class LRP:
     Args:
         model: any ``nn.Module`` that maps images (B, C, H, W) or other float tensors to logits (B, K).
         composite: the rule of each layer: a rule for all, or a :class:`Composite`. Default: ``Epsilon(1e-2)``.
-        checkpoint: when gradients are on, save less for backward and make it again there; the same numbers.
+        checkpoint: when gradients are on, save less for backward and recompute it there; the numbers are the same.
         static: the model makes the same PyTorch calls whenever the form of its input and its mode are the same: its Python code runs
             once, later passes run these calls alone (:class:`StaticCalls`), which saves most of the overhead on small layers.
 
@@ -62,12 +61,12 @@ class LRP:
 
         Args:
             x: what the model takes, usually one float tensor (B, C, H, W); a tuple if it takes several.
-            target: what is explained, per image: a class index for all images; a LongTensor [B]; a list of T such (the heatmap
+            target: what is explained, per image: a class index for all images; a LongTensor [B]; a list of T of these (the heatmap
                 gains a dimension, [B, T, ...]; the forward pass is shared); "all" classes; a callable from the logits to one
                 scalar per image; None: the highest logit. Of a dense output [B, K, H, W] an index means channel K summed over
                 positions; a regression output [B] needs no target.
-            output: picks the logits out of the model's output, when that is no tensor.
-            memory_budget: bytes that several targets may take together, roughly; more go in turn. None: all at once.
+            output: picks the logits out of the model's output, if that is not a tensor.
+            memory_budget: rough limit in bytes for the targets of one pass; the others follow in turn. None: all at once.
             kwargs: passed on to the model.
 
         Returns:
@@ -86,16 +85,32 @@ class LRP:
                 _explain_non_finite(self.model, x, kwargs)
             return tape.output, heatmap
 
+    def explain(self, x: Tensor | tuple[Tensor, ...]) -> str:
+        """A table of the rule that each layer follows: module, operation, rule, output shape. Runs one forward pass.
+
+        Runs under ``torch.no_grad()`` in the model's present mode.
+
+        Args:
+            x: what the model takes.
+        """
+        rows = [("module", "operation", "rule", "output")]
+        with torch.no_grad(), record(self.model, x) as tape:
+            for node, rule in tape.plan(self.composite):
+                shape = str(tuple(node.output.shape))
+                rows.append((tape.module_path(node.module or self.model), node.label(), repr(rule), shape))
+        widths = [max(len(row[i]) for row in rows) for i in range(3)]
+        return "\n".join("  ".join((*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[3])) for row in rows)
+
 
 def _is_finite(heatmap: Any) -> bool:
     maps = heatmap if isinstance(heatmap, tuple) else (heatmap,)
-    if any(_capture.is_capturing(m.device) for m in maps):
-        return True  # nobody may look while a graph is captured
+    if any(is_capturing(m.device) for m in maps):
+        return True  # no value can be read while a graph is captured
     return all(bool(torch.isfinite(m.detach().sum())) or bool(torch.isfinite(m.detach()).all()) for m in maps)
 
 
 def _explain_non_finite(model: nn.Module, x: Any, kwargs: dict[str, Any]) -> None:
-    """A heatmap of NaNs is no explanation: say where they came from, by a second forward pass that keeps every value.
+    """Find where the NaNs of a heatmap came from, by a second forward pass that keeps every value.
 
     Raises:
         NonFiniteError: names the first operation whose output is NaN or infinite, if there is one.
@@ -106,7 +121,7 @@ def _explain_non_finite(model: nn.Module, x: Any, kwargs: dict[str, Any]) -> Non
             _check_finite(tape)
     finally:
         with torch.no_grad():
-            for buffer, before in buffers:  # batch-norm statistics moved in the first pass already
+            for buffer, before in buffers:  # the first pass has updated batch-norm statistics
                 buffer.copy_(before)
     raise NonFiniteError(
         "the heatmap is not finite although all activations are: a larger eps keeps the relevance pass bounded"
@@ -114,10 +129,10 @@ def _explain_non_finite(model: nn.Module, x: Any, kwargs: dict[str, Any]) -> Non
 
 
 def _check_finite(tape: Tape) -> None:
-    for op in tape.ops:
-        for value in op.outputs:
+    for node in tape.nodes:
+        for value in node.outputs:
             if value.dtype.is_floating_point and not bool(torch.isfinite(value.tensor).all()):
-                where = tape.module_path(op.module or tape.model)
+                where = tape.module_path(node.module or tape.model)
                 raise NonFiniteError(
-                    f"{where}: the output of {op.label()} is not finite; the heatmap would be meaningless"
+                    f"{where}: the output of {node.label()} is not finite; the heatmap would be meaningless"
                 )

@@ -1,4 +1,4 @@
-"""What this installation is made of: versions, compiler, CUDA kernels, threads."""
+"""The configuration of this installation: versions, compiler, CUDA kernels, threads."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lrpkernels._version import __version__
 
 @dataclass(frozen=True)
 class Config:
-    """An installation of lrpkernels; ``str()`` of it is a readable table.
+    """An installation of lrpkernels; ``str()`` gives a readable table.
 
     Attributes:
         version: of lrpkernels.
@@ -68,7 +68,7 @@ class Config:
 
 
 def show_config() -> Config:
-    """Reports what this installation is made of.
+    """Reports the configuration of this installation.
 
     Returns:
         The configuration; printing it, or leaving it at an interactive prompt, shows a table.

@@ -26,7 +26,7 @@ def sum_channels(relevance: Tensor) -> Tensor:
 
 
 def normalize(relevance: Tensor, by: Literal["max", "sum", "mean"] = "max", dims: int = 3) -> Tensor:
-    """Signed relevance over a positive number per map, so that maps of different scores can be compared.
+    """Signed relevance divided by a positive number per map, so that maps of different scores can be compared.
 
     Args:
         relevance: (..., C, H, W), or (..., H, W) with ``dims=2``.
@@ -34,7 +34,7 @@ def normalize(relevance: Tensor, by: Literal["max", "sum", "mean"] = "max", dims
         dims: how many trailing dimensions make one map.
 
     Returns:
-        The same shape; a map of zeros stays one.
+        The same shape; a map of zeros stays zero.
 
     Raises:
         ValueError: another ``by``, or fewer dimensions than ``dims``.

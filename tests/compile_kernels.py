@@ -104,10 +104,12 @@ def main(arguments: list[str] | None = None) -> int:
     nvcc = toolkit.home / "bin" / "nvcc"
     sources = sorted(SOURCES.glob("*.cu"))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        running = [pool.submit(compile_file, nvcc, source, architectures) for source in sources]
-    for source, compiled in zip(sources, running, strict=True):
+        # Those that take longest first.
+        by_size = sorted(sources, key=lambda source: source.name.startswith("conv"), reverse=True)
+        running = {source: pool.submit(compile_file, nvcc, source, architectures) for source in by_size}
+    for source in sources:
         try:
-            kernels = compiled.result()
+            kernels = running[source].result()
         except RuntimeError as error:
             print(error)
             bad += 1

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,3 +19,28 @@ def _repeatable() -> Iterator[None]:
     torch.manual_seed(0)
     yield
     torch.set_num_threads(threads)
+
+
+PARTS = {"lines": "num_statements", "branches": "num_branches"}
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """With --cov: one line per package, not one per file."""
+    if not config.getoption("cov_source", None):
+        return
+    import coverage
+
+    measured = coverage.Coverage()
+    measured.load()
+    page = Path(measured.config.data_file).with_suffix(".json")
+    for package in ("lrpkernels", "isnet"):
+        spec = importlib.util.find_spec(package)
+        assert spec and spec.origin
+        try:
+            measured.json_report(outfile=str(page), include=[f"{Path(spec.origin).parent}/*"])
+        except coverage.CoverageException as error:  # these tests do not import it
+            terminalreporter.write_line(f"coverage of {package}: {error}")
+            continue
+        total = json.loads(page.read_text())["totals"]
+        lines, branches = (100 * total[f"covered_{what}"] / total[of] for what, of in PARTS.items())
+        terminalreporter.write_line(f"coverage of {package}: {lines:.1f} % of lines, {branches:.1f} % of branches")

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import lrpkernels as lrp
-from lrpkernels import _capture
+from lrpkernels._extension import ops
+from lrpkernels.functional.tuner import Tuner
 from lrpkernels.testing import emulated_cuda
-from lrpkernels.tuning import Tuner
 
 # What waits for a result, and what makes a tensor of numbers on the host.
 FORBIDDEN = {
@@ -41,7 +41,7 @@ class AsCaptured(TorchDispatchMode):
 @pytest.fixture
 def capturing(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     load_emulated_ops()
-    monkeypatch.setattr(_capture, "is_capturing", lambda device: True)
+    monkeypatch.setattr(ops, "backend", ops.backend._replace(capturing=True))
     yield
 
 
@@ -113,7 +113,7 @@ def test_nothing_is_timed_and_known_choices_are_taken(capturing: None, monkeypat
         raise AssertionError("timed while capturing")
 
     with monkeypatch.context() as before:
-        before.setattr(_capture, "is_capturing", lambda device: False)
+        before.setattr(ops, "backend", ops.backend._replace(capturing=False))
         with emulated_cuda(Tuner("auto", lambda call, device: 1.0)) as warm:
             step(lrp.Epsilon(1e-2), 1)
     paths = {key: choice.path for key, choice in warm.choices.items()}
@@ -134,7 +134,6 @@ def test_the_mode_sees_a_wait() -> None:
 
 
 def test_outside_of_captures_the_checks_are_made() -> None:
-    assert not _capture.is_capturing(torch.device("cpu"))
     with pytest.raises(ValueError, match="class 7 is out of range"):
         step(lrp.Epsilon(1e-2), 7)
     with pytest.raises(ValueError, match="class -1 is out of range"):

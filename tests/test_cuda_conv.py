@@ -23,15 +23,15 @@ from cuda_on_cpu.conv_reference import LAYERS, Inputs, Layer
 
 WEIGHT, POSITIVE, NEGATIVE, SAME_SIGN, OPPOSITE_SIGN, BOX = range(6)
 RUNS = thin_runs()
-# (weights, parts of the scale, times the input, accumulate): every weight set and every part of the scale at least once.
+# (weights, parts of the scale): every weight set and every part of the scale at least once.
 MODES = [
-    (WEIGHT, "", False, False),
-    (WEIGHT, "auk", False, False),
-    (POSITIVE, "d", True, False),
-    (NEGATIVE, "uk", False, True),
-    (SAME_SIGN, "d", False, False),
-    (OPPOSITE_SIGN, "ad", True, True),
-    (BOX, "d", False, False),
+    (WEIGHT, ""),
+    (WEIGHT, "auk"),
+    (POSITIVE, "d"),
+    (NEGATIVE, "uk"),
+    (SAME_SIGN, "d"),
+    (OPPOSITE_SIGN, "ad"),
+    (BOX, "d"),
 ]
 
 
@@ -51,8 +51,8 @@ def parts(weight: np.ndarray, weights: int) -> tuple[np.ndarray, ...]:
     }[weights]
 
 
-def relevance_reference(inputs: Inputs, weights: int, has: str, times: bool) -> tuple[np.ndarray, np.ndarray]:
-    """The result before accumulation, and its magnitude."""
+def relevance_reference(inputs: Inputs, weights: int, has: str) -> tuple[np.ndarray, np.ndarray]:
+    """The result and its magnitude."""
     layer, data = inputs.layer, inputs.data
     s, size = inputs.scaled(has)
     sums = [layer.transpose(s, w) for w in parts(data["weight"], weights)]
@@ -67,29 +67,25 @@ def relevance_reference(inputs: Inputs, weights: int, has: str, times: bool) -> 
     result, magnitude = sums[0], sizes[0]
     if len(sums) == 2:
         result, magnitude = np.where(a >= 0, sums[0], sums[1]), np.where(a >= 0, sizes[0], sizes[1])
-    return (result * a, magnitude * np.abs(a)) if times else (result, magnitude)
+    return result, magnitude
 
 
 def run_relevance(
     layer: Layer, dtype: Dtype, mode: tuple, targets: int, channels_last: bool, shift: int, tensor_cores: bool = False
 ) -> tuple:
     """(got, expected, magnitude)."""
-    weights, has, times, accumulate = mode
+    weights, has = mode
     kernels = load("conv")
     inputs = Inputs(layer, dtype, targets, channels_last, shift)
     b = inputs.buffers
     shape = layer.input_shape(targets * layer.batch)
-    before = values(20, *shape) if accumulate else np.full(shape, np.nan)
-    result = Buffer(arranged(before, channels_last), dtype, shift)
-    held = restored(result, shape, channels_last)
+    result = Buffer(arranged(np.full(shape, np.nan), channels_last), dtype, shift)
     conv = layer.struct(targets, channels_last, tensor_cores)
     workspace = Buffer((kernels.conv_workspace(dtype, conv, weights, 1) // 8 + 1,), DTYPES["float64"])
-    combine = ConvResult(b["x"].pointer, b["low"].pointer, b["high"].pointer, times, accumulate)
+    combine = ConvResult(b["x"].pointer, b["low"].pointer, b["high"].pointer)
     kernels.conv_relevance(dtype, b["g"], inputs.scale(has), b["weight"], weights, combine, result, workspace, conv)
     workspace.read()
-    expected, magnitude = relevance_reference(inputs, weights, has, times)
-    if accumulate:
-        expected, magnitude = expected + held, magnitude + np.abs(held)
+    expected, magnitude = relevance_reference(inputs, weights, has)
     return restored(result, shape, channels_last), expected, magnitude
 
 
@@ -147,7 +143,7 @@ def test_nan_spreads() -> None:
         g[0, 0, 1, 1] = np.nan if spoil_g else 1
         conv, result = layer.struct(1, False), Buffer(layer.input_shape(1), dtype)
         workspace = Buffer((kernels.conv_workspace(dtype, conv, weights, 1) // 8 + 1,), DTYPES["float64"])
-        combine = ConvResult(*(data.buffers[name].pointer for name in ("x", "low", "high")), 0, 0)
+        combine = ConvResult(*(data.buffers[name].pointer for name in ("x", "low", "high")))
         kernels.conv_relevance(
             dtype, Buffer(g, dtype), ConvScale(), Buffer(weight, dtype), weights, combine, result, workspace, conv
         )

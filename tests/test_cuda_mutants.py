@@ -9,23 +9,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from cuda_on_cpu import slow_unless
+from cuda_on_cpu import FLOAT_ONLY, slow_unless
 from cuda_on_cpu.build import compile_kernels
 
 TESTS = Path(__file__).resolve().parent
-
-# Mutants compile for float32 only, which is quick.
-_FLOAT_ONLY = (
-    "cuda/memory.cuh",
-    """    case kFloat64:
-      return body(double{});
-    case kFloat16:
-      return body(__half{});
-    case kBFloat16:
-      return body(__nv_bfloat16{});
-""",
-    "    default:\n      break;\n",
-)
 
 
 class Mutant(NamedTuple):
@@ -242,9 +229,9 @@ MUTANTS = {
         "static_cast<int64_t>(i - row * p.columns),",
         "float32",
     ),
-    "heatmap_loss: no barrier between the stages of the sort": Mutant(
-        "heatmap_loss",
-        "cuda/heatmap_loss.cu",
+    "heatmap: no barrier between the stages of the sort": Mutant(
+        "heatmap",
+        "cuda/heatmap.cu",
         """          keys[j] = a;
         }
       }
@@ -254,21 +241,21 @@ MUTANTS = {
       }""",
         "float32",
     ),
-    "heatmap_loss: one rank too many is kept": Mutant(
-        "heatmap_loss",
-        "cuda/heatmap_loss.cu",
+    "heatmap: one rank too many is kept": Mutant(
+        "heatmap",
+        "cuda/heatmap.cu",
         "if (with >= wanted && without < wanted)",
         "if (with > wanted && without <= wanted)",
         "float32",
     ),
-    "heatmap_loss: ties rank in descending order": Mutant(
-        "heatmap_loss", "cuda/heatmap_loss.cu", "~static_cast<unsigned>(i)}", "static_cast<unsigned>(i)}", "float32"
+    "heatmap: ties rank in descending order": Mutant(
+        "heatmap", "cuda/heatmap.cu", "~static_cast<unsigned>(i)}", "static_cast<unsigned>(i)}", "float32"
     ),
     "affine: the second sum's place is the first's": Mutant(
         "affine",
         "cuda/channel_sum.cuh",
-        "const acc_t* const own = partial + s * partial_elements(extent, kVec);",
-        "const acc_t* const own = partial;",
+        "const int64_t elements = partial_elements(extent, kVec);",
+        "const int64_t elements = 0;",
         "affine and float32",
     ),
     "affine: the sum's derivative misses the denominator": Mutant(
@@ -288,7 +275,7 @@ QUICK = {mutant.family: name for name, mutant in reversed(MUTANTS.items())}.valu
 @pytest.mark.parametrize("name", [pytest.param(name, marks=slow_unless(name in QUICK)) for name in MUTANTS])
 def test_the_mutant_is_caught(name: str) -> None:
     mutant = MUTANTS[name]
-    library = compile_kernels(mutant.family, patches=[_FLOAT_ONLY, (mutant.path, mutant.text, mutant.replacement)])
+    library = compile_kernels(mutant.family, patches=[FLOAT_ONLY, (mutant.path, mutant.text, mutant.replacement)])
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--noconftest"]
     result = subprocess.run(
         [*command, f"test_cuda_{mutant.family}.py", "-k", mutant.tests],

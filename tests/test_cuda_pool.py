@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from cuda_on_cpu import DTYPES, INT64, Buffer, Dtype, Pool, arranged, assert_close, load, restored, runs
+from cuda_on_cpu import DTYPES, INT64, Buffer, Dtype, Pool, arranged, assert_close, load, restored, runs, taken
 
 RUNS = runs()
 
@@ -88,6 +89,7 @@ def values(seed: int, *shape: int) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape)
 
 
+@functools.cache
 def winners(layer: Layer) -> np.ndarray:
     """Flat positions of the largest input of each window, [batch, channels, *output]."""
     x = values(11, layer.batch, layer.channels, *layer.input)
@@ -103,27 +105,37 @@ def winners(layer: Layer) -> np.ndarray:
     return result
 
 
-def average_matrix(layer: Layer, include: bool, override: int) -> np.ndarray:
-    """The map from input to output positions, [output, input]."""
-    matrix = np.zeros((int(np.prod(layer.output)), int(np.prod(layer.input))))
-    for row, o in enumerate(itertools.product(*map(range, layer.output))):
-        ranges, padded = [], 1
-        for d, (size, output, kernel, stride, padding, _) in enumerate(layer.dimensions()):
-            begin, end = o[d] * stride - padding, min(o[d] * stride - padding + kernel, size + padding)
+@functools.cache
+def windows(layer: Layer) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
+    """Which input each window holds, [output, input] of each dimension; the sizes of all windows with and without padding."""
+    held, padded, inside = [], np.ones(()), np.ones(())
+    for size, output, kernel, stride, padding, _ in layer.dimensions():
+        matrix, lengths = np.zeros((output, size)), np.zeros(output)
+        for o in range(output):
+            begin, end = o * stride - padding, min(o * stride - padding + kernel, size + padding)
             if layer.adaptive:
-                begin, end = o[d] * size // output, -(-(o[d] + 1) * size // output)
-            padded *= end - begin
-            ranges.append(range(max(begin, 0), min(end, size)))
-        cells = [np.ravel_multi_index(i, layer.input) for i in itertools.product(*ranges)]
-        matrix[row, cells] = 1 / (override or (padded if include and not layer.adaptive else len(cells)))
-    return matrix
+                begin, end = o * size // output, -(-(o + 1) * size // output)
+            matrix[o, max(begin, 0) : max(end, 0)], lengths[o] = 1, end - begin
+        held.append(matrix)
+        padded, inside = np.multiply.outer(padded, lengths), np.multiply.outer(inside, matrix.sum(1))
+    return held, padded, inside
+
+
+def average(layer: Layer, x: np.ndarray, transposed: bool, count_include_pad: int = 0, divisor_override: int = 0):
+    """The map from input to output, of [images, channels, *input], or its transpose."""
+    held, padded, inside = windows(layer)
+    divisor = divisor_override or (padded if count_include_pad and not layer.adaptive else inside)
+    if transposed:
+        return np.einsum("ncxyz,xi,yj,zk->ncijk", x / divisor, *held, optimize=True)
+    return np.einsum("ncijk,xi,yj,zk->ncxyz", x, *held, optimize=True) / divisor
 
 
 @pytest.mark.parametrize(("dtype", "order"), RUNS)
 def test_max_pool_winner(dtype: Dtype, order: int) -> None:
     kernels = load("pool")
     kernels.configure(order)
-    for layer, channels_last, (targets, shift) in itertools.product(LAYERS, (False, True), [(1, 0), (3, 1), (2, 0)]):
+    cases = itertools.product(LAYERS, (False, True), [(1, 0), (3, 1), (2, 0)])
+    for _, (layer, channels_last, (targets, shift)) in taken(cases, order, 1):
         index = winners(layer)
         pool = layer.struct(targets, channels_last)
         shape_in, shape_out = ((targets * layer.batch, layer.channels, *size) for size in (layer.input, layer.output))
@@ -156,9 +168,9 @@ def test_average_pool(dtype: Dtype, order: int) -> None:
     kernels.configure(order)
     plain = [layer for layer in LAYERS if not layer.dilation]
     cases = [*itertools.product(plain, AVERAGES), *((layer, AVERAGES[0]) for layer in ADAPTIVE)]
-    for (layer, average), channels_last, (targets, shift) in itertools.product(cases, (False, True), [(2, 0), (1, 1)]):
-        matrix = average_matrix(layer, bool(average.get("count_include_pad")), average.get("divisor_override", 0))
-        pool = layer.struct(targets, channels_last, **average)
+    forms = itertools.product(cases, (False, True), [(2, 0), (1, 1)])
+    for _, ((layer, how), channels_last, (targets, shift)) in taken(forms, order, 1):
+        pool = layer.struct(targets, channels_last, **how)
         shape_in, shape_out = ((targets * layer.batch, layer.channels, *size) for size in (layer.input, layer.output))
         x = Buffer(arranged(values(1, *shape_in), channels_last), dtype, shift)
         g = Buffer(arranged(values(2, *shape_out), channels_last), dtype, shift)
@@ -167,12 +179,11 @@ def test_average_pool(dtype: Dtype, order: int) -> None:
         kernels.average_pool_transpose(dtype, g, result, pool)
         if layer.batch == 0:
             continue
-        for buffer, shape, source, a in (
-            (y, shape_out, restored(x, shape_in, channels_last), matrix.T),
-            (result, shape_in, restored(g, shape_out, channels_last), matrix),
+        for buffer, shape, source, transposed in (
+            (y, shape_out, restored(x, shape_in, channels_last), False),
+            (result, shape_in, restored(g, shape_out, channels_last), True),
         ):
-            flat = source.reshape(*shape[:2], -1)
-            expected, magnitude = (flat @ a).reshape(shape), (np.abs(flat) @ a).reshape(shape)
+            expected, magnitude = (average(layer, part, transposed, **how) for part in (source, np.abs(source)))
             assert_close(restored(buffer, shape, channels_last), expected, dtype, magnitude, 60)
 
 

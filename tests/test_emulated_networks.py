@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import dataclass
 
 import pytest
 import torch
 from networks import NETWORKS, build
+from spy import SeenOps
 from test_emulated_ops import load_emulated_ops
 from torch import Tensor
 
 import isnet
 import lrpkernels as lrp
 from benchmarks.networks import NETWORKS as FULL_NETWORKS
+from lrpkernels.functional import POSITIVE, Scaled
+from lrpkernels.rules.views import Layer
 from lrpkernels.testing import emulated_cuda
 
 X = torch.rand(2, 3, 12, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
@@ -42,7 +46,6 @@ RULES = {
     "z+": lrp.ZPlus(1e-2),
     "alpha-beta": lrp.AlphaBeta(2.0, 1.0, 1e-2),
     "layer-wise epsilon": lrp.EpsilonLayerwise(1e-2),
-    "z+, scaled": lrp.ZPlus(1e-2, scaled=True),
 }
 
 
@@ -78,10 +81,13 @@ def test_half_precision_through_the_cuda_sources_is_close_to_float64(name: str, 
 
 
 def test_the_cpu_kernels_are_back_afterwards() -> None:
-    before = lrp.functional.pointwise.ops
-    with emulated_cuda():
-        assert lrp.functional.pointwise.ops is torch.ops.lrpkernels_emulated
-    assert lrp.functional.pointwise.ops is before
+    net = build(NETWORKS["vgg"])
+    with SeenOps("lrpkernels_emulated") as seen, torch.no_grad():
+        with emulated_cuda():
+            lrp.LRP(net, lrp.Epsilon(1e-2))(X, 1)
+        during = len(seen.calls)
+        lrp.LRP(net, lrp.Epsilon(1e-2))(X, 1)
+    assert during == len(seen.calls) > 0
 
 
 POOLS = {
@@ -93,20 +99,17 @@ POOLS = {
 
 
 @pytest.mark.parametrize("pool", POOLS)
-def test_average_pooling_runs_through_the_cuda_sources(pool: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_average_pooling_runs_through_the_cuda_sources(pool: str) -> None:
     x = torch.rand((2, 2, 4, 8, 8) if pool == "3-D" else (2, 2, 8, 8), dtype=torch.float64)
     conv = torch.nn.Conv3d(2, 4, 3, padding=1) if pool == "3-D" else torch.nn.Conv2d(2, 4, 3, padding=1)
     net = torch.nn.Sequential(conv, torch.nn.ReLU(), POOLS[pool], torch.nn.Flatten(), torch.nn.LazyLinear(3)).double()
     net(x)
     expected = lrp.LRP(net, lrp.Epsilon(1e-2))(x, 1)[1]
     (expected_gradient,) = torch.autograd.grad(expected.square().sum(), conv.weight)
-    called = []
-    original = lrp.functional.average_pool_transpose
-    monkeypatch.setattr(lrp.functional, "average_pool_transpose", lambda *a: called.append(1) or original(*a))
-    with emulated_cuda():
+    with emulated_cuda(), SeenOps("lrpkernels_emulated") as seen:
         heatmap = lrp.LRP(net, lrp.Epsilon(1e-2))(x, 1)[1]
         (gradient,) = torch.autograd.grad(heatmap.square().sum(), conv.weight)
-    assert called
+    assert "average_pool_transpose" in seen.names
     torch.testing.assert_close(heatmap, expected, rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(gradient, expected_gradient, rtol=1e-10, atol=1e-12)
 
@@ -139,9 +142,7 @@ HEADS = {
 
 @pytest.mark.parametrize("rule", [lrp.Epsilon(1e-2), lrp.ZPlus(1e-2), lrp.EpsilonLayerwise(1e-2)], ids=repr)
 @pytest.mark.parametrize("head", HEADS)
-def test_the_pooling_of_a_head_runs_through_the_cuda_sources(
-    head: str, rule: lrp.Rule, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_pooling_of_a_head_runs_through_the_cuda_sources(head: str, rule: lrp.Rule) -> None:
     torch.manual_seed(2)
     dimensions = int(head[0]) if head[0].isdigit() else 2
     conv = (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)[dimensions - 1](2, 4, 3, padding=1)
@@ -149,47 +150,45 @@ def test_the_pooling_of_a_head_runs_through_the_cuda_sources(
     layers = (conv, torch.nn.ReLU(), HEADS[head], torch.nn.Flatten(), torch.nn.LazyLinear(3))
     net = torch.nn.Sequential(*layers).double()
     net(x)
-    called: list[str] = []
-
-    class Spy:
-        def __getattr__(self, asked: str) -> object:
-            called.append(asked)
-            return getattr(torch.ops.lrpkernels_emulated, asked)
-
     results = []
     for backend in (emulated_cuda, nullcontext):
-        with backend(), monkeypatch.context() as patch:
-            if backend is emulated_cuda:
-                patch.setattr(lrp.functional.pool, "ops", Spy())
+        with backend(), SeenOps("lrpkernels_emulated") as seen:
             heatmap = lrp.LRP(net, rule)(x, "all")[1]
             results.append((heatmap, *torch.autograd.grad(heatmap.square().sum(), (conv.weight, net[-1].weight))))
-    assert called == ["average_pool_transpose", "average_pool"]
+        pools = [name for name in seen.names if "pool" in name]
+        assert pools == (["average_pool_transpose", "average_pool"] if backend is emulated_cuda else [])
     for ours, expected in zip(*results, strict=True):
         torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-12)
 
 
-def test_the_rules_use_the_parts_of_the_weights_in_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+@dataclass(frozen=True)
+class PositiveByOutput(lrp.Rule):
+    """z+ for outputs above zero, its mirror image for those below: both parts of a weight in one sum."""
+
+    reads = frozenset({"input", "output"})
+
+    def linear(self, layer: Layer, g: Scaled) -> Tensor:
+        return layer.share(g, POSITIVE, 1e-2, by_output=True)
+
+
+def test_a_sum_over_parts_of_weights_through_the_cuda_sources() -> None:
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.LazyLinear(3)).double()
+    net(X)
+    expected = lrp.LRP(net, PositiveByOutput())(X, 1)[1]
+    with emulated_cuda():
+        torch.testing.assert_close(lrp.LRP(net, PositiveByOutput())(X, 1)[1], expected, rtol=1e-10, atol=1e-12)
+
+
+def test_the_rules_use_the_parts_of_the_weights_in_the_kernels() -> None:
     """W+ and W- are picked inside the kernels: every kind of part occurs among the calls, none is made beforehand."""
-    seen: set[int] = set()
-
-    class Spy:
-        def __getattr__(self, name: str) -> object:
-            op = getattr(torch.ops.lrpkernels_emulated, name)
-            if name not in ("conv_relevance", "conv_apply"):
-                return op
-            place = 7 if name == "conv_relevance" else 2
-            return lambda *args: (seen.add(int(args[place])), op(*args))[1]
-
     net = build(NETWORKS["vgg"]).float()
-    with (
-        emulated_cuda(),
-        monkeypatch.context() as patch,
-    ):  # undone first: the former ops must not be those of the emulation
-        patch.setattr(lrp.functional._conv_routes, "ops", Spy())
+    with emulated_cuda(), SeenOps("lrpkernels_emulated") as seen:
         for rule in (lrp.Epsilon(1e-2, first=lrp.ZBox(0, 1)), lrp.AlphaBeta(2.0, 1.0, 1e-2)):
             lrp.LRP(net, rule)(X.float(), 1)[1].square().sum().backward()
         lrp.LRP(net, rule)(X.float() - 0.5, 1)
-    assert seen == {weights.value for weights in lrp.functional.Weights}
+    places = {"conv_relevance": 7, "conv_apply": 2}
+    found = {int(args[places[name]]) for name, args in seen.calls if name in places}
+    assert found == {weights.value for weights in lrp.functional.Weights}
 
 
 @pytest.mark.slow
@@ -224,21 +223,11 @@ def test_full_networks_through_the_cuda_sources(name: str, rule: lrp.Composite |
     ],
     ids=str,
 )
-def test_layers_without_a_matrix_product_have_kernels(
-    name: str, rule: lrp.Rule, op: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_layers_without_a_matrix_product_have_kernels(name: str, rule: lrp.Rule, op: str) -> None:
     """Batch norm standing alone and residual sums: that these ops run is asserted here, what they give in the tests of networks."""
-    called: list[str] = []
-
-    class Spy:
-        def __getattr__(self, asked: str) -> object:
-            called.append(asked)
-            return getattr(torch.ops.lrpkernels_emulated, asked)
-
-    with emulated_cuda(), monkeypatch.context() as patch:
-        patch.setattr(lrp.functional.affine_maps, "ops", Spy())
+    with emulated_cuda(), SeenOps("lrpkernels_emulated") as seen:
         lrp.LRP(build(NETWORKS[name]), rule)(X, 1)[1].square().sum().backward()
-    assert {op, f"{op}_backward"} <= set(called)
+    assert {op, f"{op}_backward"} <= set(seen.names)
 
 
 @pytest.mark.parametrize(

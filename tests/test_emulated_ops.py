@@ -5,10 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from cuda_on_cpu.build import compile_kernels, only_one
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.cpp_extension import include_paths, library_paths
 
@@ -19,29 +22,26 @@ SHAPES = [(2, 3, 5, 7), (4, 17), (2, 3, 2, 5, 3), (1, 37, 2, 5), (0, 3, 4, 4)]
 
 
 def load_emulated_ops() -> None:
-    """Schemas, registrations and every .cu file under the shim, as the ops torch.ops.lrpkernels_emulated; compiled once."""
+    """Schemas and registrations over the libraries of test_cuda_*.py, as the ops torch.ops.lrpkernels_emulated; compiled once."""
     if hasattr(torch.ops.lrpkernels_emulated, "epsilon_scale"):
         return
-    shim = ROOT / "tests" / "cuda_on_cpu"
-    sources = [ROOT / "csrc" / "library.cpp", *sorted((ROOT / "csrc" / "cuda").glob("*.c*"))]
-    sources = [path for path in sources if path.suffix in (".cpp", ".cu")]
-    read = [
-        path
-        for folder in (ROOT / "csrc", shim)
-        for path in sorted(folder.rglob("*"))
-        if path.suffix[:2] in (".c", ".h")
-    ]
-    state = hashlib.sha256(torch.__version__.encode() + b"".join(path.read_bytes() for path in read)).hexdigest()[:20]
-    library = ROOT / "build" / "cuda_on_cpu" / f"ops-{state}.so"
-    if not library.exists():
-        flags = ["-O1", "-shared", "-fPIC", "-fvisibility=hidden", "-std=c++20", "-DNDEBUG", "-DLRP_EMULATED_CUDA"]
-        flags += ["-DTORCH_TARGET_VERSION=0x020b000000000000", f"-I{shim}", *(f"-I{path}" for path in include_paths())]
-        links = [f"-L{path}" for path in library_paths()] + ["-ltorch_cpu", "-lc10"]
-        library.parent.mkdir(parents=True, exist_ok=True)
-        part = library.with_suffix(f".{os.getpid()}")
-        command = [os.environ.get("CXX", "g++"), *flags, "-x", "c++", *map(str, sources), "-o", str(part), *links]
-        subprocess.run(command, check=True, timeout=600)
-        part.replace(library)
+    kernels = [compile_kernels(path.stem) for path in sorted((ROOT / "csrc" / "cuda").glob("*.cu"))]
+    sources = [ROOT / "csrc" / "library.cpp", ROOT / "csrc" / "cuda" / "register.cpp"]
+    flags = ["-O1", "-shared", "-fPIC", "-fvisibility=hidden", "-std=c++20", "-DNDEBUG", "-DLRP_EMULATED_CUDA"]
+    flags += ["-DTORCH_TARGET_VERSION=0x020b000000000000", f"-I{ROOT / 'tests' / 'cuda_on_cpu'}"]
+    state = hashlib.sha256(repr((torch.__version__, flags, [path.name for path in kernels])).encode())
+    for path in (*sources, *sorted((ROOT / "csrc" / "common").glob("*.h"))):
+        state.update(path.read_bytes())
+    library = kernels[0].with_name(f"ops-{state.hexdigest()[:20]}.so")
+    with only_one(library):
+        if not library.exists():
+            flags += [f"-I{path}" for path in include_paths()]
+            links = [f"-L{path}" for path in library_paths()] + ["-ltorch_cpu", "-lc10", "-Wl,-rpath,$ORIGIN"]
+            links += [f"-L{library.parent}", "-Wl,--no-as-needed", *(f"-l:{path.name}" for path in kernels)]
+            part = library.with_suffix(f".{os.getpid()}")
+            command = [os.environ.get("CXX", "g++"), *flags, "-x", "c++", *map(str, sources), "-o", str(part)]
+            subprocess.run([*command, "-x", "none", *links], check=True, timeout=600)
+            part.replace(library)
     torch.ops.load_library(str(library))
 
 
@@ -91,3 +91,72 @@ def test_tensor_cores_are_as_close_as_their_inputs_allow(op: str, dtype: torch.d
             if exact.numel() > 0:
                 error = (actual.double() - exact).abs().max()
                 assert error <= 4 * rounded * exact.abs().max(), f"{layout} {sample.label}"
+
+
+def declared(*sizes: int) -> torch.Tensor:
+    """A tensor of one element that says it has these sizes."""
+    return torch.ones(()).expand(sizes)
+
+
+def op_calls() -> dict[str, tuple[Callable[[Any], object], str]]:
+    one, none, wide = [1, 1], (None,) * 5, [2**28, 2**28]
+    weight = "weight must have fewer than 2^31 elements"
+    g, x = declared(1, 2**16, 1, 1), declared(1, 2**15, 1, 1)
+    window = ([1, 1], [0, 0], [1, 1])
+    return {
+        "relevance": (
+            lambda o: o.conv_relevance(
+                g, *none, declared(2**16, 2**15, 1, 1), 0, None, None, None, one, *window, 1, 0.1, False
+            ),
+            "conv_relevance: " + weight,
+        ),
+        "apply": (
+            lambda o: o.conv_apply(x, declared(2**16, 2**15, 1, 1), 0, *window, 1, False),
+            "conv_apply: " + weight,
+        ),
+        "a kernel larger than any": (
+            lambda o: o.conv_apply(declared(1, 1, 1, 1), declared(1, 1, 2**31, 1), 0, *window, 1, False),
+            "conv_apply: kernel_size must be 2 numbers >= 1 and < 2^30, got [2147483648, 1]",
+        ),
+        "weight gradient": (
+            lambda o: o.conv_weight_gradient(
+                declared(1, 1, 1, 1), *none, declared(1, 1, 2, 2), wide, one, [2**27 - 1] * 2, one, 1, 0.1, False
+            ),
+            "conv_weight_gradient: " + weight,
+        ),
+        "plane": (
+            lambda o: o.max_pool_winner(
+                declared(2, 3, 1, 1, 1),
+                torch.zeros(2, 3, 1, 1, 1).long(),
+                [2**29] * 3,
+                *([1] * 3, [1] * 3),
+                [0] * 3,
+                [1] * 3,
+            ),
+            "max_pool_winner: a plane, padding included, and its windows must have fewer than 2^30 positions, got input [",
+        ),
+        "windows": (
+            lambda o: o.max_pool_winner_backward(
+                declared(2, 3, 4), torch.zeros(2, 3, 1).long(), [2**20], [1], [0], [2**20]
+            ),
+            "max_pool_winner_backward: a plane, padding included, and its windows must have fewer than 2^30 positions",
+        ),
+    }
+
+
+@pytest.mark.parametrize("name", op_calls())
+def test_ops_refuse_in_one_line(name: str) -> None:
+    call, text = op_calls()[name]
+    with pytest.raises(RuntimeError) as raised:
+        call(torch.ops.lrpkernels_emulated)
+    assert str(raised.value).splitlines()[0].startswith(text)
+    assert "\n" not in str(raised.value).strip()
+
+
+def test_a_launch_that_no_grid_holds_says_so() -> None:
+    stride = [2**16, 2**16]
+    g, weight = torch.ones(1, 8, 1, 1), torch.ones(8, 8, 1, 1)
+    with pytest.raises(RuntimeError, match="conv_relevance failed with CUDA error 1: the sizes exceed what"):
+        torch.ops.lrpkernels_emulated.conv_relevance(
+            g, *(None,) * 5, weight, 0, None, None, None, [1, 1], stride, [0, 0], [1, 1], 1, 0.1, False
+        )

@@ -11,10 +11,15 @@ from torch import Tensor
 from torch.autograd import gradcheck
 
 from lrpkernels import functional as F
-from lrpkernels.functional import ConvGeometry
+from lrpkernels.functional import POSITIVE, ConvGeometry, ConvWeight, Scaled
 
 GEOMETRY = ConvGeometry((2, 1), (1, 0), (1, 2), False, (0, 0), 2)
 TRANSPOSED = ConvGeometry((2, 2), (1, 1), (1, 1), True, (1, 1), 1)
+SAME = ConvGeometry((1, 1), (1, 1), (1, 1), False, (0, 0), 1)
+
+
+def _pull(g: Tensor, w: Tensor, input: Tensor, geometry: ConvGeometry = GEOMETRY, **factors: Any) -> Tensor:
+    return F.conv_pull(Scaled(g, **factors, eps=0.1), ConvWeight(w), input, geometry)
 
 
 def _active(*shape: int) -> Tensor:
@@ -47,38 +52,48 @@ def _cases() -> dict[str, tuple[Callable[..., Any], tuple[Tensor | None, ...]]]:
     pool = ((3, 3), (2, 2), (1, 1), (1, 1), False)
     d = torch.randn(2, 4, 3, 3, dtype=torch.float64)
     d = (d + torch.sign(d) * 0.3).requires_grad_()
+    low = torch.rand(4, dtype=torch.float64)
     average = lambda v: torch.nn.functional.avg_pool2d(v, 2)
-    adjoint = lambda g: g.repeat_interleave(2, 2).repeat_interleave(2, 3) / 4
     return {
         "epsilon_scale": (lambda g, f: F.epsilon_scale(g, _on(u)(f), epsilon=0.1), (_r(2, 4, 3, 3), free)),
         "epsilon_scale-all": (
-            lambda g, a, f, s: F.epsilon_scale(g, _on(u)(f), s, addend=a, epsilon=0.1, leak=0.05),
+            lambda g, a, f, s: F.epsilon_scale(g, _on(u)(f), s, addend=a, epsilon=0.1),
             (_r(6, 4, 3, 3), _r(6, 4, 3, 3), free, k),
         ),
         "epsilon_scale-scale-only": (lambda g, s: F.epsilon_scale(g, None, s), (_r(2, 4), k)),
         "ratio": (lambda g, v, e: F.ratio(g, v, e, epsilon=0.1), (_r(4, 4, 3, 3), _r(2, 4, 3, 3), d)),
-        "conv_epsilon": (
-            lambda g, a, f, s, w: F.conv_epsilon(g, w, x, _on(uc)(f), s, geometry=GEOMETRY, addend=a, epsilon=0.1),
+        "conv_pull": (
+            lambda g, a, f, s, w: _pull(g, w, x, addend=a, output=_on(uc)(f), scale=s),
             (_r(4, 4, 3, 3), _r(4, 4, 3, 3), freec, k, w),
         ),
-        "conv_epsilon-plain": (lambda g, w: F.conv_epsilon(g, w, x, geometry=GEOMETRY), (_r(2, 4, 3, 3), w)),
-        "conv_epsilon-transposed": (
-            lambda g, w: F.conv_epsilon(g, w, xt, geometry=TRANSPOSED),
-            (_r(2, 4, 4, 4), wt),
+        "conv_pull-plain": (lambda g, w: _pull(g, w, x), (_r(2, 4, 3, 3), w)),
+        "conv_pull-ratio": (
+            lambda g, v, e, w: _pull(g, w, x, value=v, denominator=e),
+            (_r(4, 4, 3, 3), _r(2, 4, 3, 3), d, w),
         ),
-        "conv_transpose": (lambda s, w: F.conv_transpose(s, w, x, GEOMETRY), (_r(2, 4, 3, 3), w)),
-        "conv_map": (
-            lambda a, w, b: F.conv_map(a, w, b, ConvGeometry((1, 1), (1, 1), (1, 1), False, (0, 0), 1)),
+        "conv_pull-transposed": (lambda g, w: _pull(g, w, xt, TRANSPOSED), (_r(2, 4, 4, 4), wt)),
+        "conv_pull_by_sign": (
+            lambda g, w: F.conv_pull_by_sign(Scaled(g), ConvWeight(w), ConvWeight(2 * w), x, GEOMETRY),
+            (_r(4, 4, 3, 3), w),
+        ),
+        "conv_pull_sum": (
+            lambda g, h, w: F.conv_pull_sum((g, h), (ConvWeight(w), ConvWeight(-w)), x[:, :2], SAME),
+            (_r(2, 3, 6, 5), _r(2, 3, 6, 5), _r(3, 2, 3, 3)),
+        ),
+        "conv_box": (
+            lambda g, v, e, w, p: F.conv_box(Scaled(g, value=v, denominator=e, eps=0.1), w, p, None, low, GEOMETRY),
+            (_r(4, 4, 3, 3), _r(2, 4, 3, 3), d, w, _r(2, 4, 6, 5)),
+        ),
+        "conv_weight": (
+            lambda w, k: F.conv_weight(w, k, POSITIVE, SAME, torch.float64).weight,
+            (_r(3, 2, 3, 3), _r(3, 1, 1, 1)),
+        ),
+        "conv_apply": (
+            lambda a, w, b: F.conv_apply(a, ConvWeight(w), b, SAME),
             (_r(1, 2, 3, 3), _r(3, 2, 3, 3), _r(3)),
         ),
-        "conv_map-known": (
-            lambda a, w, b: F.conv_map(
-                a,
-                w,
-                b,
-                ConvGeometry((1, 1), (1, 1), (1, 1), False, (0, 0), 1),
-                torch.nn.functional.conv2d(a, w, b, padding=1),
-            ),
+        "conv_apply-known": (
+            lambda a, w, b: F.conv_apply(a, ConvWeight(w), b, SAME, torch.nn.functional.conv2d(a, w, b, padding=1)),
             (_r(1, 2, 3, 3), _r(3, 2, 3, 3), _r(3)),
         ),
         "positive_weight": (lambda w, k: F.positive_weight(w, k), (_r(3, 2, 3, 3), _r(3, 1, 1, 1))),
@@ -86,14 +101,21 @@ def _cases() -> dict[str, tuple[Callable[..., Any], tuple[Tensor | None, ...]]]:
         "positive_weight-rows": (F.positive_weight, (_r(4, 2, 3), _r(4, 2, 1))),
         "max_pool_winner": (lambda g: F.max_pool_winner(g, indices, x, pool), (_r(4, 4, 3, 3),)),
         "uncat": (lambda g: F.uncat(g, 1, [(1, 2), (4, 1)]), (_r(2, 6, 3),)),
-        "linear_adjoint": (lambda g: F.linear_adjoint(g, adjoint, average), (_r(2, 3, 2, 2),)),
+        "average_pull": (
+            lambda g: F.average_pull(g, average, torch.Size((1, 3, 4, 4)), ((2, 2), (2, 2), (0, 0), True, None)),
+            (_r(2, 3, 2, 2),),
+        ),
+        "average_pull-by derivative": (
+            lambda g: F.average_pull(g, average, torch.Size((1, 3, 4, 4)), None),
+            (_r(2, 3, 2, 2),),
+        ),
     }
 
 
 @pytest.mark.parametrize("name", _cases())
 def test_gradcheck(name: str) -> None:
     function, inputs = _cases()[name]
-    if name == "conv_map-known":  # its value is constant by design: compare with the convolution it stands for
+    if name == "conv_apply-known":  # its value is constant by design: compare with the convolution it stands for
         grad = torch.randn_like(function(*inputs))
         ours = torch.autograd.grad(function(*inputs), inputs, grad)
         theirs = torch.autograd.grad(torch.nn.functional.conv2d(*inputs, padding=1), inputs, grad)
@@ -114,8 +136,9 @@ def test_second_derivatives_raise(name: str) -> None:
         torch.autograd.grad(loss, inputs, allow_unused=True)
 
 
-def test_linear_adjoint_is_the_adjoint() -> None:
-    function, _ = _cases()["linear_adjoint"]
+@pytest.mark.parametrize("name", ["average_pull", "average_pull-by derivative"])
+def test_the_pull_of_an_average_is_its_adjoint(name: str) -> None:
+    function, _ = _cases()[name]
     g, v = _r(2, 3, 2, 2), _r(2, 3, 4, 4)
     left = (function(g) * v).sum()
     right = (g * torch.nn.functional.avg_pool2d(v, 2)).sum()

@@ -13,15 +13,16 @@ import torch
 import isnet
 from benchmarks.networks import NETWORKS
 from benchmarks.op_log import Finding, OpLog, log, meta_autocast
-from lrpkernels import functional, tuning
+from lrpkernels._extension import Backend, ops
+from lrpkernels.functional import tuner
 
 # Checks of arguments that read a number, and draws on the host: what must go, or be switched off, before a step can be captured.
-_CHECKED_SCORE = {("waits", "lrpkernels/target.py", "_from_callable")}
+_CHECKED_SCORE = {("waits", "lrpkernels/engine/target.py", "_from_callable")}
 KNOWN: dict[str, set[tuple[str, str, str]]] = {
     "selective": _CHECKED_SCORE,
     "dual": _CHECKED_SCORE,
     "stochastic": {
-        ("waits", "lrpkernels/target.py", "_index"),
+        ("waits", "lrpkernels/engine/target.py", "_index"),
         ("host work", "isnet/variants.py", "stochastic_target"),
         ("host copy", "isnet/variants.py", "stochastic_target"),
     },
@@ -39,8 +40,8 @@ def meta() -> Iterator[None]:
 def route(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Convolutions by ATen, or by the fused kernels that CUDA devices have."""
     if request.param == "fused":
-        monkeypatch.setattr(functional._conv_routes, "fused_device", "meta")
-        monkeypatch.setattr(tuning, "tuner", tuning.Tuner("fused"))
+        monkeypatch.setattr(ops, "backend", Backend("lrpkernels", "meta"))
+        monkeypatch.setattr(tuner, "current", tuner.Tuner("fused"))
     return request.param
 
 

@@ -1,22 +1,15 @@
-"""P from the losses themselves, and heatmaps on a part of each batch."""
+"""P from the losses themselves."""
 
 from __future__ import annotations
 
-import copy
 import json
 
 import pytest
 import torch
-from test_isnet_loop import plain_model
 from test_isnet_training import blobs, small_model, train
-from torch import nn
 
-from isnet import ISNet, ISNetLoss
-from isnet._seeds import stream_seed
 from isnet.balance import Balance
 from isnet.train_config import TrainConfig
-
-# ---- P from the losses
 
 
 def test_balance_descends_the_distance_from_no_loss() -> None:
@@ -58,34 +51,3 @@ def test_automatic_share_is_that_of_the_losses_before() -> None:
     for entry in steps:
         p, heatmap = entry["p"], entry["heatmap"] or 0
         assert entry["loss"] == pytest.approx((1 - p) * entry["classification"] + p * heatmap, rel=1e-5)
-
-
-# ---- heatmaps of a part of each batch
-
-
-def test_heatmaps_of_the_first_images_only() -> None:
-    torch.manual_seed(0)
-    network, images = ISNet(plain_model(), "selective").train(), torch.rand(8, 1, 20, 20)
-    every, some = network(images), network(images, first=3)
-    torch.testing.assert_close(some.logits, every.logits)
-    torch.testing.assert_close(some.heatmaps["input"], every.heatmaps["input"][:3])
-    assert not network(images, heatmaps=False, first=3).heatmaps
-    for count in (0, 9):
-        with pytest.raises(ValueError, match=f"first: expected a number of images from 1 to 8, got {count}"):
-            network(images, first=count)
-
-
-def test_heatmap_loss_on_a_part_of_each_batch() -> None:
-    data = blobs(16)
-    config = TrainConfig(epochs=1, batch_size=16, heatmap_fraction=0.3, log_every=1, clip_norm=None, seed=3)
-    torch.manual_seed(0)
-    model = plain_model()
-    order = torch.randperm(16, generator=torch.Generator().manual_seed(stream_seed(3, "order", 0)))
-    images, labels, masks = (values[order] for values in (data.images, data.labels, data.masks))
-    network = ISNet(copy.deepcopy(model), "selective").train()
-    few = ISNetLoss()(network(images[:5]), labels[:5], masks[:5])
-    expected = 0.3 * nn.functional.cross_entropy(network.model(images), labels) + 0.7 * few.heatmap
-    log = train(model, config, "selective", data=data)
-    assert log[0]["loss"] == pytest.approx(expected.item(), rel=1e-5)
-    with pytest.raises(ValueError, match=r"heatmap_fraction: expected in \(0, 1\], got 0"):
-        TrainConfig(heatmap_fraction=0)

@@ -80,7 +80,7 @@ def test_train_evaluate_explain_report(tmp_path: Path, data_folder: Path) -> Non
     assert (config.train.warmup_background, config.train.keep_replacing) == ("smooth", False)
     assert config.arch_arguments["block_inplanes"] == [4, 4, 8, 8]
 
-    table = run("evaluate", standard, guarded)
+    table = run("evaluate", standard, guarded, "--resamples", "20")
     assert re.search(r"\| guarded net \| +[\d.]+ % \| +[\d.]+ % \| +[\d.]+ % \| +[\d.]+ % \|", table)
     assert json.loads((guarded / "evaluation.json").read_text())["accuracy"].keys() == {
         "biased",

@@ -21,7 +21,7 @@ from isnet.distributed import ProcessLostError, World, _losses_as_errors, speaks
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAIN = """
-import json, os, pathlib, sys, torch
+import json, os, pathlib, socket, sys, traceback, torch
 torch.set_num_threads(1)
 from isnet import runs
 from isnet.distributed import World, launched_world
@@ -30,7 +30,15 @@ from isnet.run_data import RunData
 from isnet.train_config import TrainConfig
 from isnet.validation import losses
 
-folder, batches, slow = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
+batches, slow = int(sys.argv[1]), float(sys.argv[2])
+
+if SYNC:  # as on GPUs: PyTorch's synchronised batch norm with kernels for the CPU, and neither it nor fit() looks at the device
+    sys.path.append("TESTS")
+    import sync_batch_norm
+    import isnet.training
+    kernels = sync_batch_norm.on_cpu()
+    sync_batch_norm.pass_device_check()
+    isnet.training.require_trainable = lambda *_: None
 
 class Images(torch.utils.data.Dataset):
     def __init__(self):
@@ -59,45 +67,72 @@ runs.build_model = build_model
 train = TrainConfig(epochs=2, warmup=1, batch_size=8, lr=1e-2, p=0.6, ema=0.9, monitor="loss", save_every=1, log_every=2,
                     sync_batch_norm=SYNC, balance="BALANCE")
 config = RunConfig("VARIANT", data=ImagesConfig("not read"), heatmap=HeatmapConfig(layers=("3",)), train=train, tune=1)
-with launched_world("cpu") as (world, _):
-    (pathlib.Path(folder) / f"pid-{world.rank}").write_text(str(os.getpid()))
-    run = runs.train_run(folder, config, data=RunData(Images(), {"v": Images()}, {}), resume=True, progress=False)
-    if world.is_main:
-        net, criterion = runs.build_isnet(config, run.model), runs.build_criterion(config, run.folder)
-        scores = losses(run.model, Images(), World(), isnet=net, criterion=criterion, p=0.6)
-        (run.folder / "scores.json").write_text(json.dumps(scores))
-        print("done", world.size)
+
+def work(folder):
+    with launched_world("cpu") as (world, _):
+        (pathlib.Path(folder) / f"pid-{world.rank}").write_text(str(os.getpid()))
+        run = runs.train_run(folder, config, data=RunData(Images(), {"v": Images()}, {}), resume=True, progress=False)
+        if world.is_main:
+            net, criterion = runs.build_isnet(config, run.model), runs.build_criterion(config, run.folder)
+            scores = losses(run.model, Images(), World(), isnet=net, criterion=criterion, p=0.6)
+            (run.folder / "scores.json").write_text(json.dumps(scores))
+            print("done", world.size, flush=True)
+
+if "WORLD_SIZE" in os.environ:  # of torchrun
+    work(sys.argv[3])
+else:  # processes that share what this one has imported, which takes longer than to train; an optimizer imports as much again
+    torch.optim.SGD([torch.zeros(1, requires_grad=True)])
+    for job in sys.argv[3:]:
+        processes, folder = job.split(":", 1)
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        children = []
+        for rank in range(int(processes)):
+            children.append(os.fork())
+            if children[-1] == 0:
+                os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE=processes)
+                failed = 1
+                try:
+                    work(folder)
+                    failed = 0
+                except Exception:
+                    traceback.print_exc()
+                os._exit(failed)
+        failed = [os.waitpid(child, 0)[1] for child in children]
+        if any(failed):
+            sys.exit(f"{job}: {failed}")
 """
 
 
-def launch(
-    folder: Path, processes: int, variant: str = "selective", batches: int = 4, slow: float = 0, **code: str
-) -> subprocess.Popen[str]:
-    folder.mkdir(parents=True, exist_ok=True)
-    script = folder / "train.py"
+def script(folder: Path, variant: str = "selective", **code: str) -> Path:
     text = TRAIN
-    for name, value in {"VARIANT": variant, "NORM": "", "BALANCE": "fixed", "SYNC": "True", **code}.items():
+    for name, value in {
+        "VARIANT": variant,
+        "NORM": "",
+        "BALANCE": "fixed",
+        "SYNC": "False",
+        "TESTS": str(ROOT / "tests"),
+        **code,
+    }.items():
         text = text.replace(name, value)
-    script.write_text(text)
-    run = [str(script), str(folder), str(batches), str(slow)]
-    command = [sys.executable, *run]
-    if processes > 1:
-        command = [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc-per-node",
-            str(processes),
-            *run,
-        ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    (folder / "train.py").write_text(text)
+    return folder / "train.py"
+
+
+def launch(script: Path, *runs: str, torchrun: int = 0, slow: float = 0) -> subprocess.Popen[str]:
+    """One run after the other, "2:name" in two processes; or, with ``torchrun``, one, "name", in so many that it starts."""
+    places = []
+    for run in runs:
+        processes, _, name = run.rpartition(":")
+        (script.parent / name).mkdir(exist_ok=True)
+        places.append(f"{processes}:{script.parent / name}" if processes else str(script.parent / name))
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(torchrun)]
     return subprocess.Popen(
-        command,
+        [sys.executable, *(launcher if torchrun else []), str(script), "4", str(slow), *places],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env=environment,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         cwd=ROOT,
         start_new_session=True,
     )
@@ -115,16 +150,16 @@ NORM = "torch.nn.BatchNorm2d(8),"
 @pytest.mark.parametrize(
     ("variant", "processes", "code"),
     [
-        ("selective", 2, {"NORM": NORM, "BALANCE": "auto"}),
+        ("selective", 2, {"NORM": NORM, "SYNC": "True", "BALANCE": "auto"}),
         ("selective", 4, {}),
-        ("dual", 2, {"NORM": NORM}),
+        ("dual", 2, {"NORM": NORM, "SYNC": "True"}),
         ("stochastic", 2, {}),
     ],
     ids=["selective, batch norm, automatic P", "selective in four", "dual, batch norm", "stochastic"],
 )
 def test_processes_train_the_network_of_one(tmp_path: Path, variant: str, processes: int, code: dict[str, str]) -> None:
-    finish(launch(tmp_path / "one", 1, variant, **code))
-    assert f"done {processes}" in finish(launch(tmp_path / "many", processes, variant, **code))
+    output = finish(launch(script(tmp_path, variant, **code), "1:one", f"{processes}:many"))
+    assert output.index("done 1") < output.index(f"done {processes}")
     # Batch norm divides by deviations that PyTorch sums up in another order; AdamW's first steps blow the difference up.
     tolerance = 1e-5 if code else 1e-8
     for name in ("last", "best"):
@@ -149,10 +184,10 @@ def test_processes_train_the_network_of_one(tmp_path: Path, variant: str, proces
 
 def test_processes_score_the_network_that_is_kept(tmp_path: Path) -> None:
     """Batch norm's running statistics are each process's own in training; the scores are of those of the first, which is saved."""
-    finish(launch(tmp_path, 2, NORM=NORM, SYNC="False"))
-    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    finish(launch(script(tmp_path, NORM=NORM), "2:run"))
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     best = [entry["validation"] for entry in log if entry.get("best")][-1]
-    assert best == pytest.approx(json.loads((tmp_path / "scores.json").read_text()), rel=1e-10)
+    assert best == pytest.approx(json.loads((tmp_path / "run" / "scores.json").read_text()), rel=1e-10)
 
 
 def test_scoring_begins_when_the_other_processes_have_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,8 +209,8 @@ def test_scoring_begins_when_the_other_processes_have_left(tmp_path: Path, monke
 
 
 def test_a_killed_process_ends_the_job_and_its_checkpoint_is_taken_up(tmp_path: Path) -> None:
-    finish(launch(tmp_path / "whole", 2))
-    job = launch(tmp_path / "killed", 2, slow=0.01)
+    train = script(tmp_path)
+    job = launch(train, "killed", torchrun=2, slow=0.01)
     checkpoint = tmp_path / "killed" / "last.safetensors"
     deadline = time.monotonic() + 120
     while not checkpoint.exists() and time.monotonic() < deadline:
@@ -185,7 +220,7 @@ def test_a_killed_process_ends_the_job_and_its_checkpoint_is_taken_up(tmp_path: 
     output, _ = job.communicate(timeout=120)
     assert job.returncode != 0 and "Signal 9 (SIGKILL)" in output
     assert "done" not in output and "ProcessLostError: " in output
-    assert "done 2" in finish(launch(tmp_path / "killed", 2))
+    finish(launch(train, "2:killed", "2:whole"))
     whole, resumed = (load_file(tmp_path / part / "last.safetensors") for part in ("whole", "killed"))
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ from test_isnet_training import Dying, KilledError, assert_same_model, blobs, sm
 from torch import Tensor, nn
 
 from isnet import ISNet, ISNetLoss
-from isnet._steps import NonFiniteLossError
+from isnet._steps import NonFiniteLossError, build_scheduler, require_trainable
 from isnet.checkpoints import CheckpointError, load_checkpoint, load_model_state
 from isnet.distributed import World
 from isnet.evaluation import accuracy
+from isnet.run_config import RunConfig
 from isnet.runlog import RunLog, read_log
 from isnet.train_config import TrainConfig
 from isnet.training import BEST_NAME, CHECKPOINT_NAME, fit
@@ -41,12 +43,56 @@ def assert_close_models(one: nn.Module, other: nn.Module, tolerance: float = 1e-
 # ---- schedules
 
 
-def test_step_schedule_and_rampup() -> None:
-    config = TrainConfig(epochs=6, warmup=1, lr=1.0, lr_after_warmup=0.5, schedule="step", milestones=(2, 4), gamma=0.1)
-    rates = [config.learning_rate(10 * epoch, 10) for epoch in range(7)]
-    assert rates == pytest.approx([1, 0.5, 0.5, 0.05, 0.05, 0.005, 0.005])
-    ramp = TrainConfig(lr=1.0, lr_rampup=0.5)
-    assert [ramp.learning_rate(step, 8) for step in (0, 1, 3, 4)] == pytest.approx([0.25, 0.5, 1, 1])
+def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float:
+    """As docs and options say: a ramp from 0, a factor after the warm-up, and a cosine or milestones over the epochs after it."""
+    rate, after = config.lr, step - config.warmup * steps_per_epoch
+    if config.lr_rampup:
+        rate *= min(1.0, (step + 1) / (config.lr_rampup * steps_per_epoch))
+    if after >= 0 and config.warmup:
+        rate *= config.lr_after_warmup
+    if after >= 0 and config.schedule == "cosine":
+        rate *= 0.5 * (1 + math.cos(math.pi * after / (config.epochs * steps_per_epoch)))
+    if after >= 0 and config.schedule == "step":
+        for epoch in config.milestones:
+            rate *= config.gamma if after >= epoch * steps_per_epoch else 1.0
+    return rate
+
+
+@pytest.mark.parametrize("warmup", [0, 2])
+@pytest.mark.parametrize("ramp", [0.0, 0.5, 2.7])
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "step"])
+def test_learning_rates_and_where_a_resumed_run_takes_them_up(schedule: Any, ramp: float, warmup: int) -> None:
+    config = TrainConfig(
+        epochs=5, warmup=warmup, lr=0.1, lr_rampup=ramp, lr_after_warmup=0.3, schedule=schedule, milestones=(2, 4), gamma=0.2
+    )  # fmt: skip
+    steps, weight = 7, [torch.zeros(1, requires_grad=True)]
+    optimizer = torch.optim.SGD(weight, lr=config.lr)
+    scheduler, rates = build_scheduler(optimizer, config, steps), []
+    for _ in range((warmup + 5) * steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert rates == pytest.approx([learning_rate(config, step, steps) for step in range(len(rates))], rel=1e-12)
+    for step, rate in enumerate(rates):
+        other = torch.optim.SGD(weight, lr=9.0)  # as if of another schedule
+        build_scheduler(other, config, steps, step)
+        assert other.param_groups[0]["lr"] == rate
+
+
+def test_steps_are_taken_and_logged_at_their_learning_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = TrainConfig(
+        epochs=2, warmup=1, batch_size=32, log_every=1, schedule="cosine", lr_rampup=1.5, optimizer="sgd"
+    )
+    taken, step = [], torch.optim.SGD.step
+
+    def noted(optimizer: torch.optim.SGD, *args: Any) -> Any:
+        taken.append(optimizer.param_groups[0]["lr"])
+        return step(optimizer, *args)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", noted)
+    log = train(small_model(), config, "selective")
+    expected = pytest.approx([learning_rate(config, step, 3) for step in range(9)], rel=1e-12)
+    assert taken == expected and [entry["lr"] for entry in log if entry["kind"] == "step"] == expected
 
 
 def test_p_schedule() -> None:
@@ -64,6 +110,20 @@ def test_settings_survive_json_and_old_checkpoints_lack_new_ones() -> None:
     assert config.differences(old) == []
     assert TrainConfig(accumulate=2).differences({"accumulate": 1}) == ["accumulate: 1 there, 2 now"]
     assert TrainConfig(workers=2, tensorboard=True, keep_last=3).differences({}) == []
+
+
+def test_removed_settings_must_have_done_nothing() -> None:
+    train = {**TrainConfig().to_json(), "heatmap_fraction": 1.0}
+    assert TrainConfig().differences(train) == []
+    assert TrainConfig().differences({**train, "heatmap_fraction": 0.5}) == [
+        "heatmap_fraction: 0.5 there, not a setting now"
+    ]
+    heatmap = {"eps": 0.1, "leak": 0.0}
+    assert RunConfig.from_json({"train": train, "heatmap": heatmap}).heatmap.eps == 0.1
+    with pytest.raises(ValueError, match=r"do not fit this version of isnet: .*heatmap_fraction"):
+        RunConfig.from_json({"train": {**train, "heatmap_fraction": 0.5}})
+    with pytest.raises(ValueError, match=r"do not fit this version of isnet: .*leak"):
+        RunConfig.from_json({"heatmap": {**heatmap, "leak": 0.1}})
 
 
 # ---- parts of a batch
@@ -174,13 +234,10 @@ def test_single_images_have_nothing_to_swap() -> None:
     train(small_model(), dataclasses.replace(config, warmup=0, epochs=1), "selective", data=blobs(16))
 
 
-def test_static_calls_do_not_go_with_synchronised_batch_norm(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("isnet.training.current_world", lambda: World(0, 2))
+def test_static_calls_do_not_go_with_synchronised_batch_norm() -> None:
+    config, network = TrainConfig(sync_batch_norm=True), ISNet(small_model(), static=True)
     with pytest.raises(ValueError, match="sync_batch_norm: what processes tell each other cannot be repeated"):
-        fit(
-            ISNet(small_model(), static=True), blobs(), TrainConfig(sync_batch_norm=True), criterion=ISNetLoss(),
-            progress=False,
-        )  # fmt: skip
+        require_trainable(config, World(0, 2), 96, network, torch.device("cuda"))
 
 
 def test_indivisible_batch_is_refused() -> None:
@@ -363,7 +420,7 @@ def test_resumed_run_with_every_option_equals_an_uninterrupted_one(
     )  # fmt: skip
     if variant == "balanced":
         variant = "selective"
-        config = dataclasses.replace(config, balance="auto", p_schedule=(), heatmap_every=2, heatmap_fraction=0.5)
+        config = dataclasses.replace(config, balance="auto", p_schedule=(), heatmap_every=2)
     options: dict[str, Any] = {"validation": {"val": held_out}}
     whole = train(small_model(dropout=0.2), config, variant, data=data, run_dir=tmp_path / "whole", **options)
     folder = tmp_path / "killed"

@@ -69,13 +69,13 @@ def test_classes_that_do_not_occur_have_no_curve() -> None:
 
 def test_intervals_cover_the_true_value_about_as_often_as_promised() -> None:
     covered = 0
-    for seed in range(60):
+    for seed in range(40):
         right = torch.rand(120, generator=torch.Generator().manual_seed(seed)) < 0.8
         logits = torch.stack([right.float(), 1 - right.float()], 1)
-        score = classification_scores(logits, torch.zeros(120, dtype=torch.int64), resamples=200, seed=seed)["accuracy"]
+        score = classification_scores(logits, torch.zeros(120, dtype=torch.int64), resamples=100, seed=seed)["accuracy"]
         assert score.low <= score.value <= score.high
         covered += score.low <= 0.8 <= score.high
-    assert 51 <= covered <= 60
+    assert 34 <= covered <= 40
 
 
 def test_paired_tests() -> None:
@@ -151,21 +151,17 @@ def inhibited() -> nn.Sequential:
     return model
 
 
-def test_blind_spot_exposes_inhibition_and_leak_shows_it() -> None:
+def test_blind_spot_exposes_inhibition() -> None:
     model = inhibited()
     found = blind_spot(model, Corner(0), Corner(1), input_range=None)
     distance = torch.tensor([2.0, -2.0]).sigmoid().diff().abs().item()  # logits [4, 2] become [0, 2]
     assert found.changed == 1 and found.background == 0
     assert found.distance == found.score == pytest.approx(distance, abs=1e-6)
     assert blind_spot(model, Corner(1), Corner(1), input_range=None)[:2] == (0, 0)
-    image = Corner(1)[0][0][None]
-    for leak, seen in ((0.0, 0.0), (0.1, 4 * 0.1 * 5)):
-        maps = ISNet(model, "original", input_range=None, leak=leak).train()(image).heatmaps["input"]
-        assert maps[0, 0, 0, 0, 0].abs().item() == pytest.approx(seen)
+    maps = ISNet(model, "original", input_range=None).train()(Corner(1)[0][0][None]).heatmaps["input"]
+    assert maps[0, 0, 0, 0, 0].item() == 0
     with pytest.raises(ValueError, match="before, after: expected the same images, got 5 and 4"):
         blind_spot(model, Corner(0), Corner(0, count=4))
-    with pytest.raises(ValueError, match="leak"):
-        ISNet(model, leak=-1.0)
 
 
 def test_blind_spot_of_a_network_that_shows_what_it_uses() -> None:
@@ -270,4 +266,25 @@ def test_images_of_a_patient_are_drawn_together() -> None:
 def test_sign_flips_of_single_images_are_mcnemars_test() -> None:
     a = torch.tensor([True] * 8 + [False] * 2 + [True] * 5)
     b = torch.tensor([False] * 8 + [True] * 2 + [True] * 5)
-    assert sign_flips(a, b, np.arange(15)) == pytest.approx(mcnemar(a, b), abs=0.01)
+    assert sign_flips(a, b, np.arange(15)) == pytest.approx(mcnemar(a, b))  # 2 ** 10 exchanges: all of them
+
+
+def test_sign_flips_are_the_share_of_exchanges_that_differ_as_much() -> None:
+    """All exchanges of few groups, and as many random ones as a count by hand of many."""
+    generator = torch.Generator().manual_seed(0)
+    groups, labels = np.repeat(np.arange(40), 3), 2
+    a, b = (torch.rand(120, labels, generator=generator) < share for share in (0.5, 0.63))
+    few = torch.from_numpy(groups) < 8
+    per_group = torch.zeros(8).index_add_(0, torch.from_numpy(groups[few]), (a.long() - b.long())[few].sum(1).float())
+    signs = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0])] * 8)
+    exact = ((signs @ per_group).abs() >= per_group.sum().abs()).float().mean().item()
+    assert 0 < exact < 1 and sign_flips(a[few], b[few], groups[few]) == pytest.approx(exact)
+
+    per_group = np.bincount(groups, weights=(a.long() - b.long()).sum(1).numpy())
+    signs = np.random.default_rng(1).integers(2, size=(50000, 40)) * 2 - 1
+    drawn = (np.abs(signs @ per_group) >= abs(per_group.sum())).mean()
+    found = sign_flips(a, b, groups)
+    assert found == pytest.approx(drawn, abs=0.02) and found == sign_flips(a, b, groups) != sign_flips(
+        a, b, groups, seed=1
+    )
+    assert sign_flips(a, a, groups) == 1

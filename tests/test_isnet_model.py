@@ -13,7 +13,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import lrpkernels as lrp
-from isnet import ISNet, ISNetLoss, ISNetOutput, selective_score, stochastic_target
+from isnet import (
+    ISNet,
+    ISNetComposite,
+    ISNetDualComposite,
+    ISNetLoss,
+    ISNetOutput,
+    selective_score,
+    stochastic_target,
+)
 from isnet.evaluation import heatmaps
 from isnet.variants import VARIANTS, PositiveEvidence, logit_sum
 
@@ -270,18 +278,28 @@ def test_heatmaps_can_be_spared_and_looked_at() -> None:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_rules_known_ahead_are_those_of_the_passes(variant: str) -> None:
     """What a pass reads is kept for it: ``composites`` must foresee ``explained``, whose rule for the logits knows these."""
-    found = VARIANTS[variant](1e-2, (0.0, 1.0), torch.Generator(), 0.1)
+    found = VARIANTS[variant](1e-2, (0.0, 1.0), torch.Generator())
     asked = [explained.composite for explained in found.explained(torch.rand(2, 3))]
     assert [getattr(rule, "logits", None) is None for rule in found.composites()] == [True] * len(asked)
     known = [dataclasses.replace(rule, logits=None) if hasattr(rule, "logits") else rule for rule in asked]
     assert found.composites() == known
 
 
+def test_composites_for_heatmaps_are_the_rules_of_training() -> None:
+    model, x = _small().eval(), torch.rand(2, 1, 8, 8)
+    dual = VARIANTS["dual"](0.1, (-1.0, 2.0)).composites()[0]
+    for composite, rule in (
+        (ISNetComposite(0.1, -1.0, 2.0), VARIANTS["selective"](0.1, (-1.0, 2.0)).epsilon()),
+        (ISNetDualComposite(0.1, -1.0, 2.0), lrp.ZPlus(0.1, first=dual.first)),
+    ):
+        assert torch.equal(lrp.LRP(model, composite)(x, 1)[1], lrp.LRP(model, rule)(x, 1)[1])
+
+
 def test_explanations_are_the_evaluations_whatever_the_variant() -> None:
     model, x = _small(), torch.rand(2, 1, 8, 8)
     expected = heatmaps(model, x, target=2, eps=0.1, input_range=None)
     for variant in VARIANTS:
-        found = ISNet(model, variant, eps=0.1, input_range=None, leak=0.2).explain(x, 2)  # type: ignore[arg-type]
+        found = ISNet(model, variant, eps=0.1, input_range=None).explain(x, 2)  # type: ignore[arg-type]
         assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
 
 
@@ -336,8 +354,6 @@ def test_bad_settings_are_named() -> None:
         ISNet(model, "best")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="form must be one of flex, layerwise, got 'block'"):
         ISNet(model, form="block")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="leak: only with form"):
-        ISNet(model, leak=0.1, form="layerwise")
     with pytest.raises(ValueError, match="no module 'layer2'"):
         ISNet(model, layers=["layer2"])
     with pytest.raises(ValueError, match="list of module names"):

@@ -1,4 +1,4 @@
-"""Synchronised batch norm against PyTorch's own on the whole batch; in two processes: tests/test_isnet_distributed.py."""
+"""``nn.SyncBatchNorm`` recorded and converted to; in two processes: tests/test_isnet_distributed.py."""
 
 from __future__ import annotations
 
@@ -7,85 +7,32 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import sync_batch_norm
 import torch
 import torch.distributed as dist
+from test_isnet_training import blobs
 from torch import Tensor, nn
 from torch.nn.modules._functions import SyncBatchNorm
 
-import isnet.sync_batch_norm
 import lrpkernels as lrp
 from isnet import ISNet
+from isnet._steps import synchronize_batch_norm
 from isnet.distributed import World
-from isnet.sync_batch_norm import SynchronizedBatchNorm, synchronize_batch_norm
+from isnet.train_config import TrainConfig
+from isnet.training import fit
 
 
 @pytest.fixture
-def group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """This process as one of several, whose others hold no images."""
+def group(tmp_path: Path) -> Iterator[None]:
+    """A group of this process alone, and kernels for it."""
     dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
-    monkeypatch.setattr(isnet.sync_batch_norm, "current_world", lambda: World(0, 2))
+    library = sync_batch_norm.on_cpu()
     yield
+    library._destroy()
     dist.destroy_process_group()
 
 
-def network() -> nn.Sequential:
-    torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Conv2d(1, 4, 3, bias=False),
-        nn.BatchNorm2d(4),
-        nn.ReLU(),
-        nn.BatchNorm2d(4, momentum=None),
-        nn.Flatten(),
-        nn.Linear(64, 6),
-        nn.BatchNorm1d(6, affine=False),
-        nn.Linear(6, 3),
-    ).double()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.rand_like(parameter))
-    return model
-
-
-def test_it_is_batch_norm_with_its_gradients_and_running_statistics(group: None) -> None:
-    plain = network()
-    converted = copy.deepcopy(plain)
-    synchronize_batch_norm(converted)
-    assert [type(module) is SynchronizedBatchNorm for module in converted].count(True) == 3
-    for step in range(3):
-        images = torch.rand(6, 1, 6, 6, generator=torch.Generator().manual_seed(step), dtype=torch.float64)
-        weights = torch.arange(18.0, dtype=torch.float64).view(6, 3).cos()
-        outputs, gradients = [], []
-        for model in (plain, converted):
-            x = images.clone().requires_grad_()
-            outputs.append(model(x))
-            gradients.append(torch.autograd.grad((outputs[-1] * weights).sum(), [x, *model.parameters()]))
-        torch.testing.assert_close(*outputs, rtol=1e-10, atol=1e-12)
-        for one, other in zip(*gradients, strict=True):
-            torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-10)
-    assert plain.state_dict().keys() == converted.state_dict().keys()
-    for one, other in zip(plain.state_dict().values(), converted.state_dict().values(), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
-    torch.testing.assert_close(plain.eval()(images), converted.eval()(images))
-
-
-def test_heatmaps_and_their_gradients_are_those_of_batch_norm(group: None) -> None:
-    plain = network()
-    converted = copy.deepcopy(plain)
-    synchronize_batch_norm(converted)
-    images = torch.rand(6, 1, 6, 6, dtype=torch.float64)
-    found = []
-    for model in (plain, converted):
-        heatmaps = ISNet(model, "selective").train()(images).heatmaps["input"]
-        found.append(
-            (heatmaps, *torch.autograd.grad(heatmaps.abs().sum(), list(model.parameters()), allow_unused=True))
-        )
-    for one, other in zip(*found, strict=True):
-        assert (one is None) == (other is None)
-        if isinstance(one, Tensor):
-            torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-10)
-
-
-class PyTorchs(nn.BatchNorm2d):
+class Synchronised(nn.BatchNorm2d):
     """What nn.SyncBatchNorm does in training in several processes, once it has found its images on a GPU."""
 
     def forward(self, input: Tensor) -> Tensor:
@@ -93,69 +40,53 @@ class PyTorchs(nn.BatchNorm2d):
         return SyncBatchNorm.apply(input, self.weight, self.bias, *statistics, self.eps, 0.1, dist.group.WORLD, 1)
 
 
-@pytest.fixture
-def kernels() -> Iterator[None]:
-    """CPU kernels of the operations that PyTorch has for GPUs only."""
-    library = torch.library.Library("aten", "IMPL")
-
-    def stats(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        variance, mean = torch.var_mean(x, (0, 2, 3), correction=0)
-        return mean, (variance + eps).rsqrt()
-
-    def gathered(x: Tensor, mean: Tensor, invstd: Tensor, *others: object) -> tuple[Tensor, Tensor]:
-        return mean[0].clone(), invstd[0].clone()
-
-    def normalized(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, invstd: Tensor, eps: float) -> Tensor:
-        return (x - mean[:, None, None]) * (invstd * weight)[:, None, None] + bias[:, None, None]
-
-    library.impl("batch_norm_stats", stats, "CPU")
-    library.impl("batch_norm_gather_stats_with_counts", gathered, "CPU")
-    library.impl("batch_norm_elemt", normalized, "CPU")
-    yield
-    library._destroy()
-
-
-def test_pytorchs_own_is_recorded_as_batch_norm(group: None, kernels: None) -> None:
+def networks() -> tuple[nn.Sequential, nn.Sequential]:
+    """With ordinary batch norm, and the same with a synchronised one."""
     torch.manual_seed(0)
     plain = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)).double()
+    with torch.no_grad():
+        for parameter in plain.parameters():
+            parameter.add_(0.1 * torch.rand_like(parameter))
     theirs = copy.deepcopy(plain)
-    norm = PyTorchs(4).double()
+    norm = Synchronised(4).double()
     norm.load_state_dict(plain[1].state_dict())
     theirs[1] = norm
+    return plain, theirs
+
+
+def test_it_is_recorded_as_batch_norm(group: None) -> None:
     images = torch.rand(6, 1, 6, 6, dtype=torch.float64)
     found = []
-    for model in (plain, theirs):
+    for model in networks():
         with lrp.record(model.train(), images) as tape:
             found.append((tape.output, tape.relevance("all", lrp.Epsilon(1e-2, first=lrp.ZBox(0, 1)))))
-            assert not any(op.kind in ("unknown", "replayed") for op in tape.ops)
+            assert not any(op.kind in ("unknown", "replayed") for op in tape.nodes)
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-10)
 
 
-def test_half_precision_and_no_running_statistics(group: None) -> None:
-    norm = nn.BatchNorm2d(3, track_running_stats=False)
-    model = nn.Sequential(norm)
-    synchronize_batch_norm(model)
-    images = torch.rand(4, 3, 2, 2).bfloat16().requires_grad_()
-    with torch.autocast("cpu", torch.bfloat16):
-        out = model(images)
-    torch.testing.assert_close(out.float(), norm(images.float()), rtol=2e-2, atol=2e-2)
-    out.float().square().sum().backward()
-    assert images.grad is not None and images.grad.dtype == torch.bfloat16
+@pytest.mark.parametrize("checkpoint", [False, True])
+@pytest.mark.parametrize("variant", ["selective", "dual"])
+def test_heatmaps_and_their_gradients_are_those_of_batch_norm(group: None, variant: str, checkpoint: bool) -> None:
+    images = torch.rand(6, 1, 6, 6, dtype=torch.float64)
+    found = []
+    for model in networks():
+        output = ISNet(model, variant, checkpoint=checkpoint).train()(images)  # type: ignore[arg-type]
+        loss = output.heatmaps["input"].abs().sum() + output.logits.square().sum()
+        gradients = torch.autograd.grad(loss, list(model.parameters()))
+        found.append((output.heatmaps["input"], *gradients, model[1].running_mean, model[1].running_var))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-10)
 
 
-def test_alone_it_is_ordinary_batch_norm_and_hooks_stay() -> None:
-    model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
-    seen: list[Tensor] = []
-    model[1].register_forward_hook(lambda module, inputs, output: seen.append(output))
-    expected = copy.deepcopy(model)
-    parameters = list(model.parameters())
+def test_conversion_keeps_the_parameters() -> None:
+    model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)).eval()
+    expected, parameters = copy.deepcopy(model), list(model.parameters())
     synchronize_batch_norm(model)
+    assert type(model[1]) is nn.SyncBatchNorm
     x = torch.rand(5, 4)
-    torch.testing.assert_close(model(x), expected(x))
-    assert len(seen) == 2 and all(a is b for a, b in zip(parameters, model.parameters(), strict=True))
-    with pytest.raises(ValueError, match=r"input: expected \[B, C, \.\.\.\], got shape \(3,\)"):
-        model[1](torch.rand(3))
+    assert torch.equal(model(x), expected(x))
+    assert all(a is b for a, b in zip(parameters, model.parameters(), strict=True))
 
 
 def test_what_cannot_be_converted_is_named() -> None:
@@ -166,6 +97,9 @@ def test_what_cannot_be_converted_is_named() -> None:
         synchronize_batch_norm(nn.Sequential(nn.ReLU(), Own(3)))
     with pytest.raises(ValueError, match="cannot synchronise the model, a BatchNorm2d"):
         synchronize_batch_norm(nn.BatchNorm2d(3))
-    model = nn.Sequential(nn.SyncBatchNorm(3))
-    synchronize_batch_norm(model)
-    assert type(model[0]) is SynchronizedBatchNorm
+
+
+def test_several_processes_on_the_cpu_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("isnet.training.current_world", lambda: World(0, 2))
+    with pytest.raises(ValueError, match=r"sync_batch_norm: .* on GPUs only; leave it out on the CPU"):
+        fit(nn.Linear(1, 1), blobs(), TrainConfig(sync_batch_norm=True), progress=False)

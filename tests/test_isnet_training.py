@@ -68,18 +68,14 @@ def assert_same_model(one: nn.Module, other: nn.Module) -> None:
 # ---- settings
 
 
-def test_schedules() -> None:
-    config = TrainConfig(epochs=4, warmup=2, lr=0.1, lr_after_warmup=0.5, p=0.8, p_ramp=2.0, heatmap_every=3)
+def test_share_and_steps_of_the_heatmap_loss() -> None:
+    config = TrainConfig(epochs=4, warmup=2, p=0.8, p_ramp=2.0, heatmap_every=3)
     steps = 10  # per epoch
-    assert [config.learning_rate(step, steps) for step in (0, 19, 20, 59)] == [0.1, 0.1, 0.05, 0.05]
     assert [config.heatmap_share(step, steps) for step in (0, 19)] == [0.0, 0.0]
     assert config.heatmap_share(20, steps) == pytest.approx(0.8 / 20)
     assert config.heatmap_share(29, steps) == pytest.approx(0.4)
     assert [config.heatmap_share(step, steps) for step in (39, 59)] == [0.8, 0.8]
     assert [step for step in range(30) if config.takes_heatmap(step, steps)] == [22, 25, 28]
-    cosine = TrainConfig(epochs=4, lr=0.1, schedule="cosine")
-    assert [cosine.learning_rate(step, steps) for step in (0, 20)] == pytest.approx([0.1, 0.05])
-    assert cosine.learning_rate(10, steps) == pytest.approx(0.05 * (1 + math.sqrt(0.5)))
     assert TrainConfig(epochs=1).heatmap_share(0, steps) == 0.7
 
 

@@ -57,7 +57,7 @@ def _bad_calls() -> dict[str, tuple[Callable[[Any], object], str]]:
     g, w = torch.randn(4, 8, 5, 5), torch.randn(8, 3, 3, 3)
     none = (None,) * 5
     slide = ([1, 1], [1, 1], [1, 1], 1)
-    rest = (*slide, 0.1, 0.0, False)
+    rest = (*slide, 0.1, False)
 
     def relevance(o: Any, g: Tensor, w: Tensor, size: list[int], *rest: Any, part: int = 0, **given: Any) -> object:
         return o.conv_relevance(g, *none, w, part, given.get("input"), given.get("low"), given.get("high"), size, *rest)
@@ -109,12 +109,12 @@ def _bad_calls() -> dict[str, tuple[Callable[[Any], object], str]]:
         ),
         "weight groups": (
             lambda o: o.conv_weight_gradient(
-                g, *none, torch.randn(4, 3, 5, 5), [3, 3], [1, 1], [1, 1], [1, 1], 2, 0.1, 0.0, False
+                g, *none, torch.randn(4, 3, 5, 5), [3, 3], [1, 1], [1, 1], [1, 1], 2, 0.1, False
             ),
             "conv_weight_gradient: groups must divide the 3 input and 8 output channels, got 2",
         ),
         "weight batch": (
-            lambda o: o.conv_weight_gradient(g, *none, torch.randn(3, 3, 5, 5), [3, 3], *slide, 0.1, 0.0, False),
+            lambda o: o.conv_weight_gradient(g, *none, torch.randn(3, 3, 5, 5), [3, 3], *slide, 0.1, False),
             "conv_weight_gradient: input must have shape [4, 3, 5, 5], got [3, 3, 5, 5]",
         ),
     }
@@ -124,7 +124,7 @@ def _bad_calls() -> dict[str, tuple[Callable[[Any], object], str]]:
 def test_errors_name_the_argument_what_was_expected_and_what_came(name: str) -> None:
     load_emulated_ops()
     call, text = _bad_calls()[name]
-    convolution = name in list(_bad_calls())[8:]  # checked by ATen on the CPU
+    convolution = name in list(_bad_calls())[8:]  # no CPU kernels
     for namespace in (torch.ops.lrpkernels_emulated,) if convolution else (ops, torch.ops.lrpkernels_emulated):
         with pytest.raises(RuntimeError) as raised:
             call(namespace)

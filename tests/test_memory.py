@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import isnet
 import lrpkernels as lrp
 from benchmarks.networks import NETWORKS as BENCHMARKED
-from lrpkernels.layers.nested import leaves, map_leaves
+from lrpkernels.layers.registry import leaves, map_leaves
 
 X = torch.rand(2, 3, 12, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
@@ -21,7 +21,7 @@ X = torch.rand(2, 3, 12, 12, dtype=torch.float64, generator=torch.Generator().ma
 @pytest.fixture
 def garbage() -> Iterator[list[object]]:
     """What only the garbage collector could free."""
-    gc.collect()
+    gc.freeze()  # what was there before is not looked through again and again
     gc.disable()
     flags = gc.get_debug()
     try:
@@ -32,6 +32,7 @@ def garbage() -> Iterator[list[object]]:
         gc.set_debug(flags)
         gc.garbage.clear()
         gc.enable()
+        gc.unfreeze()
 
 
 def step(net: nn.Module, composite: object, at: list[str] | None = None) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import lrpkernels as lrp
 from benchmarks.library_networks import NETWORKS, build, without_constants
-from lrpkernels.target import select_logits
+from lrpkernels.engine.target import select_logits
 
 EPS = 1e-2
 

@@ -79,14 +79,6 @@ RULES: dict[str, tuple[lrp.Rule, Callable[[], Any]]] = {
     "z+ without bias": (lrp.ZPlus(EPS, bias=False), lambda: zennit.rules.ZPlus(EPS, "bias")),
     "alpha 2 beta 1": (lrp.AlphaBeta(2, 1, EPS), lambda: zennit.rules.AlphaBeta(2, 1, EPS)),
     "gamma": (lrp.Gamma(0.25, EPS), lambda: zennit.rules.Gamma(0.25, EPS)),
-    "epsilon, norm-scaled": (
-        lrp.EpsilonLayerwise(0.1, scaled=True),
-        lambda: zennit.rules.Epsilon(zennit.core.Stabilizer(0.1, norm_scale=True)),
-    ),
-    "z+, norm-scaled": (
-        lrp.ZPlus(0.1, scaled=True),
-        lambda: zennit.rules.ZPlus(zennit.core.Stabilizer(0.1, norm_scale=True)),
-    ),
     "gamma without bias": (lrp.Gamma(0.25, EPS, bias=False), lambda: zennit.rules.Gamma(0.25, EPS, "bias")),
 }
 

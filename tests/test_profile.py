@@ -1,6 +1,5 @@
 """``lrpkernels profile`` and ``lrpkernels bench``: what they count, not how fast anything is."""
 
-import itertools
 import json
 from collections.abc import Callable
 
@@ -10,10 +9,11 @@ from torch import nn
 from typer.testing import CliRunner
 
 import lrpkernels as lrp
-from lrpkernels import bench, profile
 from lrpkernels.__main__ import app
-from lrpkernels._meter import MeteredComposite
-from lrpkernels._traffic import Traffic
+from lrpkernels.tools import bench, profile
+from lrpkernels.tools.traffic import Traffic
+
+EPSILON_BOX = lrp.Composite(first=lrp.ZBox(0.0, 1.0, 1e-2), default=lrp.Epsilon(1e-2))
 
 
 def small() -> nn.Module:
@@ -32,20 +32,12 @@ def small() -> nn.Module:
 
 
 @pytest.fixture
-def ticks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A clock that moves on by one whenever it is read."""
-    count = itertools.count()
-    for module in ("lrpkernels.profile", "lrpkernels._timing"):
-        monkeypatch.setattr(f"{module}.clock", lambda wall: lambda: float(next(count)))
-
-
-@pytest.fixture
 def x() -> torch.Tensor:
     return torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 
 
-def test_every_block_is_named_and_measured(ticks: None, x: torch.Tensor) -> None:
-    found = profile.profile(small().eval(), x, lrp.ISNetComposite(), repeats=2)
+def test_every_block_is_named_and_measured(x: torch.Tensor) -> None:
+    found = profile.profile(small().eval(), x, EPSILON_BOX, repeats=2)
     assert [(b.module, b.operation, b.rule) for b in found.blocks] == [
         ("0", "conv -> batch_norm -> relu", "ZBox"),
         ("3", "max_pool", "Epsilon"),
@@ -54,9 +46,11 @@ def test_every_block_is_named_and_measured(ticks: None, x: torch.Tensor) -> None
         ("7", "linear", "Epsilon"),
     ]
     assert [b.shape for b in found.blocks][:3] == [(2, 4, 8, 8), (2, 4, 4, 4), (2, 5, 4, 4)]
-    assert [b.forward for b in found.blocks] == [3, 1, 2, 1, 1]  # one tick for each function that ran
-    assert [b.relevance for b in found.blocks] == [1] * 5
-    assert found.forward > 8 and found.relevance > 5 and min(found.overhead) > 0
+    for blocks, whole in (
+        ([b.forward for b in found.blocks], found.forward),
+        ([b.relevance for b in found.blocks], found.relevance),
+    ):
+        assert min(blocks) >= 0 and 0 < sum(blocks) < 2 * whole  # medians of their own, so the sum may pass the whole
 
 
 def test_bytes_are_those_of_the_tensors(x: torch.Tensor) -> None:
@@ -89,14 +83,6 @@ def test_behind_a_relu_signs_are_known(x: torch.Tensor) -> None:
     assert profile.profile(small().eval(), x, lrp.ZPlus(), repeats=1).blocks[2].floor == 2
 
 
-def test_watching_changes_no_heatmap(x: torch.Tensor) -> None:
-    model, composite = small().eval(), lrp.ISNetComposite()
-    _, expected = lrp.LRP(model, composite)(x)
-    with lrp.record(model, x) as tape:
-        watched = MeteredComposite(composite, {}, lambda: 0.0)
-        assert torch.equal(tape.relevance(None, watched), expected)
-
-
 def test_ratio_without_time_is_infinite(x: torch.Tensor) -> None:
     block = profile.profile(small().eval(), x, repeats=1).blocks[0]
     assert profile.BlockProfile(**{**vars(block), "forward": 0.0}).ratio == float("inf")
@@ -121,14 +107,14 @@ def test_traffic(run: Callable[[torch.Tensor], object], expected: int) -> None:
     assert traffic.total == expected
 
 
-def test_bench_compares_heatmaps_and_steps(ticks: None, x: torch.Tensor) -> None:
+def test_bench_compares_heatmaps_and_steps(x: torch.Tensor) -> None:
     model = small().train()
     model[0].weight.requires_grad_(False)
     rows = bench.bench(model, x, composites=list(bench.COMPOSITES), repeats=3)
     names = [f"{name} heatmap" for name in bench.COMPOSITES]
     assert [row.name for row in rows[1:5]] == names and [row.floor for row in rows[1:5]] == [1, 1.5, 1.5, 2.5]
     assert [(row.name, row.floor) for row in rows[5:]] == [("plain training step", 1), ("step with heatmap loss", 2)]
-    assert all(row.ratio == row.seconds == 1 for row in rows)  # by this clock
+    assert rows[0].ratio == 1 and all(row.low <= row.ratio <= row.high and row.seconds > 0 for row in rows)
     assert model.training and [p.requires_grad for p in model.parameters()] == [False] + [True] * 6
 
 

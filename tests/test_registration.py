@@ -17,14 +17,14 @@ from typer.testing import CliRunner
 import lrpkernels as lrp
 from lrpkernels.__main__ import app
 from lrpkernels._extension import build_info, has_cuda_kernels
-from lrpkernels.testing import OPS, samples
+from lrpkernels.testing import CPU_OPS, OPS, samples
 
 ops = torch.ops.lrpkernels
 OPCHECKS = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "strided"])
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", CPU_OPS)
 def test_opcheck(op: str, layout: str) -> None:
     for sample in samples(op, layout=layout, targets=2, shapes=[(2, 3, 5, 7), (4, 3), (0, 3, 2, 2)]):
         if layout == "contiguous" and "(2, 3, 5, 7)" in sample.label:
@@ -34,7 +34,7 @@ def test_opcheck(op: str, layout: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", CPU_OPS)
 def test_shape_functions_give_what_the_kernels_give(op: str, dtype: torch.dtype) -> None:
     for layout in ("contiguous", "channels_last", "strided"):
         for sample in samples(op, dtype, layout, targets=2):
@@ -51,7 +51,7 @@ def test_shape_functions_give_what_the_kernels_give(op: str, dtype: torch.dtype)
 
 def test_compiles_without_a_graph_break() -> None:
     def block(multiplier: Tensor, output: Tensor, scale: Tensor) -> Tensor:
-        return ops.epsilon_scale(multiplier * 2, None, output, scale, 1e-2, 0.0) + 1
+        return ops.epsilon_scale(multiplier * 2, None, output, scale, 1e-2) + 1
 
     arguments = (torch.randn(4, 3, 5, 5), torch.rand(2, 3, 5, 5), torch.rand(3))
     compiled = torch.compile(block, backend="aot_eager", fullgraph=True)
@@ -64,48 +64,47 @@ def _bad_calls() -> dict[str, tuple[Callable[[], object], str]]:
     backward = ops.epsilon_scale_backward
     return {
         "addend shape": (
-            lambda: scale(g, u, None, None, 0.1, 0.0),
+            lambda: scale(g, u, None, None, 0.1),
             "epsilon_scale: addend must have the multiplier's shape [8, 64, 4, 4], got [4, 64, 4, 4]",
         ),
         "addend dtype": (
-            lambda: scale(g, g.double(), None, None, 0.1, 0.0),
+            lambda: scale(g, g.double(), None, None, 0.1),
             "epsilon_scale: addend must have dtype float32, got float64",
         ),
         "output shape": (
-            lambda: scale(g, None, u[:3], None, 0.1, 0.0),
+            lambda: scale(g, None, u[:3], None, 0.1),
             "epsilon_scale: output must have shape [B, C, ...] for a multiplier [T * B, C, ...] = [8, 64, 4, 4], "
             "got [3, 64, 4, 4]",
         ),
-        "output rank": (lambda: scale(g, None, u[0], None, 0.1, 0.0), "got [64, 4, 4]"),
+        "output rank": (lambda: scale(g, None, u[0], None, 0.1), "got [64, 4, 4]"),
         "scale shape": (
-            lambda: scale(g, None, u, k[:63], 0.1, 0.0),
+            lambda: scale(g, None, u, k[:63], 0.1),
             "epsilon_scale: scale must have shape [C] = [64], got [63]",
         ),
         "scale dtype": (
-            lambda: scale(g.bfloat16(), None, u.bfloat16(), k.bfloat16(), 0.1, 0.0),
+            lambda: scale(g.bfloat16(), None, u.bfloat16(), k.bfloat16(), 0.1),
             "epsilon_scale: scale must have dtype float32, got bfloat16",
         ),
         "scale without channels": (
-            lambda: scale(torch.rand(3), None, None, torch.rand(3), 0.1, 0.0),
+            lambda: scale(torch.rand(3), None, None, torch.rand(3), 0.1),
             "epsilon_scale: multiplier must have a channel dimension when scale is given, got shape [3]",
         ),
         "storage dtype": (
-            lambda: scale(g.half(), None, None, None, 0.1, 0.0),
+            lambda: scale(g.half(), None, None, None, 0.1),
             "epsilon_scale: multiplier must have dtype float32, float64 or bfloat16 on CPU, got float16",
         ),
-        "integers": (lambda: scale(g.long(), None, None, None, 0.1, 0.0), "on CPU, got Long"),
+        "integers": (lambda: scale(g.long(), None, None, None, 0.1), "on CPU, got Long"),
         "negative epsilon": (
-            lambda: scale(g, None, u, k, -0.1, 0.0),
+            lambda: scale(g, None, u, k, -0.1),
             "epsilon_scale: epsilon must be finite and >= 0, got -0.1",
         ),
-        "NaN epsilon": (lambda: scale(g, None, u, k, float("nan"), 0.0), "epsilon must be finite and >= 0, got nan"),
-        "infinite leak": (lambda: scale(g, None, u, k, 0.1, float("inf")), "leak must be finite, got inf"),
+        "NaN epsilon": (lambda: scale(g, None, u, k, float("nan")), "epsilon must be finite and >= 0, got nan"),
         "grad shape": (
-            lambda: backward(u, g, None, u, k, 0.1, 0.0, True),
+            lambda: backward(u, g, None, u, k, 0.1, True),
             "epsilon_scale_backward: grad must have the multiplier's shape [8, 64, 4, 4], got [4, 64, 4, 4]",
         ),
         "sums without a scale": (
-            lambda: backward(g, g, None, u, None, 0.1, 0.0, True),
+            lambda: backward(g, g, None, u, None, 0.1, True),
             "epsilon_scale_backward: need_scale must be False when scale is None, got True",
         ),
         "denominator shape": (
@@ -135,14 +134,18 @@ def test_shape_functions_refuse_what_the_kernels_refuse(name: str) -> None:
 
 def test_a_tensor_without_kernels_is_an_error() -> None:
     g = torch.empty(2, 3, device="meta")
-    assert ops.epsilon_scale(g, None, None, None, 0.1, 0.0).device.type == "meta"
+    assert ops.epsilon_scale(g, None, None, None, 0.1).device.type == "meta"
     with pytest.raises(NotImplementedError):
-        ops.epsilon_scale(torch.rand(2, 3).to_sparse(), None, None, None, 0.1, 0.0)
+        ops.epsilon_scale(torch.rand(2, 3).to_sparse(), None, None, None, 0.1)
+    with pytest.raises(
+        NotImplementedError, match="Could not run 'lrpkernels::conv_apply' with arguments from the 'CPU'"
+    ):
+        ops.conv_apply(torch.rand(1, 1, 2, 2), torch.rand(1, 1, 1, 1), 0, [1, 1], [0, 0], [1, 1], 1, False)
 
 
 @pytest.mark.parametrize("op", OPS)
 def test_every_backend_of_the_build_is_registered(op: str) -> None:
-    assert torch._C._dispatch_has_kernel_for_dispatch_key(f"lrpkernels::{op}", "CPU")
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(f"lrpkernels::{op}", "CPU") == (op in CPU_OPS)
     assert torch._C._dispatch_has_kernel_for_dispatch_key(f"lrpkernels::{op}", "CUDA") == has_cuda_kernels()
 
 

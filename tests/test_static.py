@@ -18,8 +18,8 @@ import isnet
 import lrpkernels as lrp
 from benchmarks.library_networks import NETWORKS as LIBRARY
 from benchmarks.library_networks import build as build_library
+from lrpkernels.engine.target import select_logits
 from lrpkernels.errors import UnsupportedOperationError
-from lrpkernels.target import select_logits
 
 COMPOSITES: dict[str, Any] = {
     "epsilon and box": lrp.Epsilon(1e-2, first=lrp.ZBox(0.0, 1.0)),
@@ -245,7 +245,7 @@ def test_what_may_change_from_call_to_call_is_refused(how: str, reason: str) -> 
     with pytest.raises(UnsupportedOperationError, match=reason):
         lrp.record(net, torch.rand(2, 4), static=lrp.StaticCalls())
     with lrp.record(net, torch.rand(2, 4)) as tape:
-        assert tape.ops
+        assert tape.nodes
 
 
 def test_calls_belong_to_one_model() -> None:

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Callable
-from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from networks import NETWORKS, build
 from test_emulated_ops import load_emulated_ops
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import lrpkernels as lrp
-from lrpkernels import functional, tuning
-from lrpkernels.functional import ConvGeometry
+from lrpkernels import functional
+from lrpkernels.functional import ConvGeometry, ConvWeight, Scaled
+from lrpkernels.functional import tuner as tuning
+from lrpkernels.functional.tuner import Choice, FusedKernelWarning, Tuner
 from lrpkernels.testing import emulated_cuda
-from lrpkernels.tuning import Choice, FusedKernelWarning, Tuner, describe
 
 X = torch.ones(3)
 CPU = torch.device("cpu")
@@ -121,38 +122,6 @@ def test_nothing_is_tuned_under_graph_capture(monkeypatch: pytest.MonkeyPatch) -
     assert (calls.fused_calls, calls.vendor_calls, tuner.choices) == (0, 1, {})
 
 
-def test_choices_survive_in_a_file(tmp_path: Path) -> None:
-    calls, file = Calls(1.0, 2.0), tmp_path / "choices.json"
-    key = ("relevance", None, torch.float32, torch.Size((2, 3)), (1, 1))
-    first = Tuner("auto", calls.timer)
-    first.run(key, X, calls.fused, calls.vendor)
-    first.save(file)
-    again = Calls(5.0, 1.0)
-    second = Tuner("auto", again.timer)
-    assert second.load(file) == 1
-    assert second.run(key, X, again.fused, again.vendor)[1] == "fused"
-    assert (again.fused_calls, again.vendor_calls) == (1, 0)
-    second.save(file)
-    content = json.loads(file.read_text())
-    assert content["choices"][describe(key, CPU)] == {"path": "fused", "fused_ms": 1.0, "vendor_ms": 2.0, "error": 0.0}
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["", "[]", "{}", '{"lrpkernels": "0", "torch": "0", "choices": {"a": {"path": "quick"}}}', '{"lrpkernels": 1'],
-)
-def test_a_file_that_is_no_cache_is_refused(text: str, tmp_path: Path) -> None:
-    (tmp_path / "choices.json").write_text(text)
-    with pytest.raises(ValueError, match=r"choices\.json: not a file of tuned convolutions"):
-        Tuner("auto").load(tmp_path / "choices.json")
-
-
-def test_a_file_of_another_version_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "choices.json").write_text(json.dumps({"lrpkernels": lrp.__version__, "torch": "1.0", "choices": {}}))
-    with pytest.raises(ValueError, match=r"and torch 1\.0, this is"):
-        Tuner("auto").load(tmp_path / "choices.json")
-
-
 class TestThroughTheEmulatedKernels:
     """The dispatch of real convolutions, with the CUDA sources on CPU tensors."""
 
@@ -167,7 +136,8 @@ class TestThroughTheEmulatedKernels:
         g = torch.randn(4, 5, 6, 6, requires_grad=True)
         u = torch.randn(2, 5, 6, 6).relu().requires_grad_()
         k, w = torch.randn(5, requires_grad=True), torch.randn(5, 3, 3, 3, requires_grad=True)
-        result = functional.conv_epsilon(g, w, torch.randn(2, 3, 6, 6), u, k, geometry=self.geometry, epsilon=0.1)
+        scaled = Scaled(g, output=u, scale=k, eps=0.1)
+        result = functional.conv_pull(scaled, ConvWeight(w), torch.randn(2, 3, 6, 6), self.geometry)
         return [result, *torch.autograd.grad(result.square().sum(), (g, u, k, w))]
 
     @pytest.mark.parametrize("faster", ["fused", "vendor"])
@@ -194,20 +164,18 @@ class TestThroughTheEmulatedKernels:
             torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-4)
             torch.testing.assert_close(c, a, rtol=1e-4, atol=1e-4)
 
-    def test_a_wrong_kernel_is_caught_and_the_result_is_right(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_wrong_kernel_is_caught_and_the_result_is_right(self) -> None:
         expected = self._run()
-        right = torch.ops.lrpkernels_emulated
 
-        class Wrong:
-            def __getattr__(self, name: str) -> object:
-                op = getattr(right, name)
-                return (lambda *args: op(*args) * 1.01) if name == "conv_relevance" else op
+        class Wrong(TorchDispatchMode):
+            """A kernel with a fault of one per cent."""
 
-        with emulated_cuda("auto"):
-            monkeypatch.setattr(functional._conv_routes, "ops", Wrong())
-            with pytest.warns(FusedKernelWarning, match="relevance"):
-                results = self._run()
-            monkeypatch.undo()
+            def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+                out = func(*args, **(kwargs or {}))
+                return out * 1.01 if func._opname == "conv_relevance" else out
+
+        with emulated_cuda("auto"), Wrong(), pytest.warns(FusedKernelWarning, match="relevance"):
+            results = self._run()
         for a, b in zip(expected, results, strict=True):
             torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-4)
 
@@ -222,6 +190,6 @@ class TestThroughTheEmulatedKernels:
 
 
 def test_on_the_cpu_nothing_is_tuned() -> None:
-    before = dict(tuning.tuner.choices)
+    before = dict(tuning.current.choices)
     lrp.LRP(build(NETWORKS["vgg"]), lrp.Epsilon(1e-2))(torch.rand(1, 3, 12, 12, dtype=torch.float64), 1)
-    assert tuning.tuner.choices == before
+    assert tuning.current.choices == before

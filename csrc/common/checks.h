@@ -1,7 +1,6 @@
-// Boundary checks shared by the CPU and CUDA registrations. Every text reads: op, argument, expectation, what came.
+// Boundary checks shared by the CPU and CUDA registrations. Messages give op, argument, expectation and what came.
 #pragma once
 #include <cmath>
-#include <optional>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -13,8 +12,6 @@
 #include "layout.h"
 
 namespace lrpkernels {
-
-using OptionalTensor = std::optional<Tensor>;
 
 template <typename... Parts>
 [[noreturn]] inline void fail(const Parts&... parts) {
@@ -92,13 +89,19 @@ inline void check_epsilon(const char* op, double epsilon) {
   if (!(epsilon >= 0.0) || std::isinf(epsilon)) fail(op, ": epsilon must be finite and >= 0, got ", epsilon);
 }
 
-// One number per channel of the multiplier [T * B, C, ...], in the arithmetic dtype.
-inline void check_channels(const char* op, const char* name, const Tensor& vector, const Tensor& multiplier) {
+// One number per channel, in the arithmetic dtype.
+inline void check_vector(const char* op, const char* name, const Tensor& vector, const Tensor& multiplier,
+                         const char* shape, int64_t channels) {
   check_same_device(op, name, vector, multiplier);
   check_dtype(op, name, vector, arithmetic_dtype(multiplier.scalar_type()));
-  const std::vector<int64_t> expected = {multiplier.size(1)}, got = sizes_of(vector);
+  const std::vector<int64_t> expected = {channels}, got = sizes_of(vector);
   if (expected != got)
-    fail(op, ": ", name, " must have shape [C] = ", format_sizes(expected), ", got ", format_sizes(got));
+    fail(op, ": ", name, " must have shape ", shape, " = ", format_sizes(expected), ", got ", format_sizes(got));
+}
+
+// Likewise, of the multiplier [T * B, C, ...].
+inline void check_channels(const char* op, const char* name, const Tensor& vector, const Tensor& multiplier) {
+  check_vector(op, name, vector, multiplier, "[C]", multiplier.size(1));
 }
 
 // Two forward values of one shape beside a multiplier.
@@ -113,10 +116,8 @@ inline void check_forward_pair(const char* op, const char* name, const Tensor& v
 }
 
 inline void check_epsilon_scale(const char* op, const Tensor& multiplier, const OptionalTensor& addend,
-                                const OptionalTensor& output, const OptionalTensor& scale, double epsilon,
-                                double leak) {
+                                const OptionalTensor& output, const OptionalTensor& scale, double epsilon) {
   check_epsilon(op, epsilon);
-  if (!std::isfinite(leak)) fail(op, ": leak must be finite, got ", leak);
   if (addend) check_like_multiplier(op, "addend", *addend, multiplier);
   if (output) check_forward_value(op, "output", *output, multiplier);
   if (!scale) return;
@@ -124,14 +125,6 @@ inline void check_epsilon_scale(const char* op, const Tensor& multiplier, const 
     fail(op, ": multiplier must have a channel dimension when scale is given, got shape ",
          format_sizes(sizes_of(multiplier)));
   check_channels(op, "scale", *scale, multiplier);
-}
-
-inline void check_epsilon_scale_backward(const char* op, const Tensor& grad, const Tensor& multiplier,
-                                         const OptionalTensor& addend, const OptionalTensor& output,
-                                         const OptionalTensor& scale, double epsilon, double leak, bool need_scale) {
-  check_like_multiplier(op, "grad", grad, multiplier);
-  check_epsilon_scale(op, multiplier, addend, output, scale, epsilon, leak);
-  if (need_scale && !scale) fail(op, ": need_scale must be False when scale is None, got True");
 }
 
 inline void check_ratio(const char* op, const Tensor& multiplier, const Tensor& value, const Tensor& denominator,

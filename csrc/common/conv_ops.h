@@ -1,5 +1,5 @@
-// Host side of the convolution ops of the CUDA kernels (emulated or not): checks, layout, allocation. On CPU tensors
-// the same schemas are implemented in lrpkernels/functional/_vendor.py. One or two spatial dimensions.
+// Host side of the convolution ops of the CUDA kernels (emulated or not): checks, layout, allocation. One or two
+// spatial dimensions.
 #pragma once
 #include "pointwise_ops.h"
 #include "pool_ops.h"
@@ -14,7 +14,6 @@ struct ConvFactors {
   const OptionalTensor& value;
   const OptionalTensor& denominator;
   double epsilon;
-  double leak;
 };
 
 struct ConvWindows {
@@ -31,51 +30,62 @@ inline void check_images(const char* op, const char* name, const Tensor& tensor)
 }
 
 inline void check_conv_factors(const char* op, const Tensor& multiplier, const ConvFactors& factors) {
-  check_epsilon_scale(op, multiplier, factors.addend, factors.output, factors.scale, factors.epsilon, factors.leak);
+  check_epsilon_scale(op, multiplier, factors.addend, factors.output, factors.scale, factors.epsilon);
   if (factors.value.has_value() != factors.denominator.has_value())
     fail(op, ": value and denominator must be given together, got only ", factors.value ? "value" : "denominator");
   if (factors.value) check_ratio(op, multiplier, *factors.value, *factors.denominator, factors.epsilon);
 }
 
-inline void check_geometry(const char* op, const Sizes& input, const Sizes& output, const ConvWindows& windows) {
-  const size_t dimensions = output.size();
+// The spatial sizes of the output, once the windows are sound.
+inline Sizes output_sizes(const char* op, const Sizes& input, const ConvWindows& windows) {
+  const size_t dimensions = input.size();
   check_entries(op, "kernel_size", windows.kernel, dimensions, 1);
   check_entries(op, "stride", windows.stride, dimensions, 1);
   check_entries(op, "padding", windows.padding, dimensions, 0);
   check_entries(op, "dilation", windows.dilation, dimensions, 1);
   check_entries(op, "input_size", input, dimensions, 0);
+  Sizes output;
   for (size_t d = 0; d < dimensions; ++d) {
-    const int64_t reach = windows.dilation[d] * (windows.kernel[d] - 1);
-    const int64_t room = input[d] + 2 * windows.padding[d] - reach - 1;
-    const int64_t expected = room < 0 ? 0 : room / windows.stride[d] + 1;
-    if (output[d] != expected)
-      fail(op, ": input sizes ", format_sizes(input), " give ", expected, " output positions in dimension ", d,
-           ", got ", format_sizes(output));
+    const int64_t room = input[d] + 2 * windows.padding[d] - windows.dilation[d] * (windows.kernel[d] - 1) - 1;
+    output.push_back(room < 0 ? 0 : room / windows.stride[d] + 1);
   }
+  return output;
 }
 
-inline LrpConv conv_of(const Sizes& input, const Sizes& output, const ConvWindows& windows, int64_t targets,
-                       int64_t batch, int64_t channels_in, int64_t channels_out, Layout layout, bool tensor_cores) {
+inline void check_output(const char* op, const Sizes& input, const Sizes& output, const ConvWindows& windows) {
+  if (input.size() != output.size())
+    fail(op, ": input_size must be ", output.size(), " numbers >= 0, got ", format_sizes(input));
+  const Sizes expected = output_sizes(op, input, windows);
+  for (size_t d = 0; d < output.size(); ++d)
+    if (output[d] != expected[d])
+      fail(op, ": input sizes ", format_sizes(input), " give ", expected[d], " output positions in dimension ", d,
+           ", got ", format_sizes(output));
+}
+
+// `images`: of the multiplier, those of several targets of one batch.
+inline LrpConv conv_of(const char* op, const Sizes& input, const Sizes& output, const ConvWindows& windows,
+                       int64_t images, int64_t batch, int64_t channels_in, int64_t channels_out, Layout layout,
+                       bool tensor_cores) {
   LrpConv conv{};
-  conv.targets = targets;
+  conv.targets = batch == 0 ? 1 : images / batch;
   conv.batch = batch;
   conv.channels_in = channels_in;
   conv.channels_out = channels_out;
   conv.groups = windows.groups;
   conv.channels_last = layout == Layout::kChannelsLast;
   conv.tensor_cores = tensor_cores;
-  const size_t missing = 2 - output.size();
-  const auto entry = [missing](const Sizes& values, size_t d, int64_t otherwise) {
-    return d < missing ? otherwise : values[d - missing];
-  };
-  for (size_t d = 0; d < 2; ++d) {
-    conv.input[d] = entry(input, d, 1);
-    conv.output[d] = entry(output, d, 1);
-    conv.kernel[d] = entry(windows.kernel, d, 1);
-    conv.stride[d] = entry(windows.stride, d, 1);
-    conv.padding[d] = entry(windows.padding, d, 0);
-    conv.dilation[d] = entry(windows.dilation, d, 1);
-  }
+  fill(conv.input, input, 1);
+  fill(conv.output, output, 1);
+  fill(conv.kernel, windows.kernel, 1);
+  fill(conv.stride, windows.stride, 1);
+  fill(conv.padding, windows.padding, 0);
+  fill(conv.dilation, windows.dilation, 1);
+  if (!fits(conv))
+    fail(op, ": weight must have fewer than 2^31 elements, planes fewer than 2^31 positions and 2^28 a side with ",
+         "padding and kernel, got C_in / groups = ", channels_in / windows.groups, ", C_out = ", channels_out,
+         ", kernel_size ", format_sizes(windows.kernel), ", input ", format_sizes(input), ", output ",
+         format_sizes(output), ", stride ", format_sizes(windows.stride), ", padding ", format_sizes(windows.padding),
+         ", dilation ", format_sizes(windows.dilation));
   return conv;
 }
 
@@ -87,16 +97,16 @@ struct ConvOps {
                                const OptionalTensor& denominator, const Tensor& weight, int64_t weights,
                                const OptionalTensor& input, const OptionalTensor& low, const OptionalTensor& high,
                                const Sizes& input_size, const Sizes& stride, const Sizes& padding,
-                               const Sizes& dilation, int64_t groups, double epsilon, double leak, bool tensor_cores) {
+                               const Sizes& dilation, int64_t groups, double epsilon, bool tensor_cores) {
     constexpr const char* kOp = "conv_relevance";
     const LrpDtype dtype = storage_dtype(kOp, multiplier, Backend::kDtypes);
-    const ConvFactors factors{addend, output, scale, value, denominator, epsilon, leak};
+    const ConvFactors factors{addend, output, scale, value, denominator, epsilon};
     check_images(kOp, "multiplier", multiplier);
     check_conv_factors(kOp, multiplier, factors);
     check_weight(kOp, weight, multiplier, multiplier.size(1), groups, false);
     const Sizes kernel = spatial_sizes(weight), output_size = spatial_sizes(multiplier);
     const ConvWindows windows{kernel, stride, padding, dilation, groups};
-    check_geometry(kOp, input_size, output_size, windows);
+    check_output(kOp, input_size, output_size, windows);
     const LrpConvWeights part = weights_of(kOp, weights, kBox);
     const int64_t images = multiplier.size(0), channels_in = weight.size(1) * groups;
     const bool needs_input = part == kSameSign || part == kOppositeSign || part == kBox;
@@ -108,25 +118,24 @@ struct ConvOps {
       const char* const name = bound == &low ? "low" : "high";
       if (bound->has_value() != (part == kBox))
         fail(kOp, ": ", name, " must be ", part == kBox ? "given" : "None", " for weights ", weights);
-      if (bound->has_value()) check_bound(kOp, name, **bound, multiplier, channels_in);
+      if (bound->has_value()) check_vector(kOp, name, **bound, multiplier, "[C_in]", channels_in);
     }
     const typename Backend::Guard guard(multiplier);
     const Layout layout = layout_of(output ? *output : multiplier);
+    const LrpConv conv = conv_of(kOp, input_size, output_size, windows, images, batch, channels_in, multiplier.size(1),
+                                 layout, tensor_cores);
     Tensor result =
         new_dense(multiplier, with_channels(images, channels_in, input_size), layout, multiplier.scalar_type());
     if (result.numel() == 0) return result;
     if (multiplier.numel() == 0) return torch::stable::zero_(result);
-    const LrpConv conv = conv_of(input_size, output_size, windows, images / batch, batch, channels_in,
-                                 multiplier.size(1), layout, tensor_cores);
     const Laid laid(factors, layout);
     const Tensor g = to_layout(multiplier, layout), w = to_layout(weight, Layout::kContiguous);
-    const OptionalTensor a = detail::to_layout(input, layout);
-    const OptionalTensor l = detail::to_layout(low, Layout::kContiguous),
-                         h = detail::to_layout(high, Layout::kContiguous);
-    const LrpConvResult combine{detail::const_data(a), detail::const_data(l), detail::const_data(h), 0, 0};
-    const Tensor workspace = bytes(multiplier, Backend::conv_workspace(dtype, conv, part, 1));
-    Backend::conv_relevance(dtype, g.const_data_ptr(), laid.pointers(), w.const_data_ptr(), part, combine,
-                            result.mutable_data_ptr(), workspace.mutable_data_ptr(), conv, guard.stream());
+    const OptionalTensor a = to_layout(input, layout);
+    const OptionalTensor l = to_layout(low, Layout::kContiguous), h = to_layout(high, Layout::kContiguous);
+    const LrpConvResult combine{data(a), data(l), data(h)};
+    const Tensor workspace = new_bytes(multiplier, Backend::conv_workspace(dtype, conv, part, 1));
+    Backend::conv_relevance(dtype, data(g), laid.pointers(), data(w), part, combine, out(result), out(workspace), conv,
+                            guard.stream());
     return result;
   }
 
@@ -138,27 +147,19 @@ struct ConvOps {
     check_images(kOp, "input", input);
     check_weight(kOp, weight, input, input.size(1), groups, true);
     const Sizes kernel = spatial_sizes(weight), input_size = spatial_sizes(input);
-    Sizes output_size;
-    const size_t dimensions = input_size.size();
-    check_entries(kOp, "stride", stride, dimensions, 1);
-    check_entries(kOp, "padding", padding, dimensions, 0);
-    check_entries(kOp, "dilation", dilation, dimensions, 1);
-    for (size_t d = 0; d < dimensions; ++d) {
-      const int64_t room = input_size[d] + 2 * padding[d] - dilation[d] * (kernel[d] - 1) - 1;
-      output_size.push_back(room < 0 ? 0 : room / stride[d] + 1);
-    }
+    const ConvWindows windows{kernel, stride, padding, dilation, groups};
+    const Sizes output_size = output_sizes(kOp, input_size, windows);
     const LrpConvWeights part = weights_of(kOp, weights, kNegativeWeight);
     const typename Backend::Guard guard(input);
     const Layout layout = layout_of(input);
+    const LrpConv conv = conv_of(kOp, input_size, output_size, windows, input.size(0), input.size(0), input.size(1),
+                                 weight.size(0), layout, tensor_cores);
     Tensor result =
         new_dense(input, with_channels(input.size(0), weight.size(0), output_size), layout, input.scalar_type());
     if (result.numel() == 0) return result;
-    const LrpConv conv = conv_of(input_size, output_size, {kernel, stride, padding, dilation, groups}, 1, input.size(0),
-                                 input.size(1), weight.size(0), layout, tensor_cores);
     const Tensor a = to_layout(input, layout), w = to_layout(weight, Layout::kContiguous);
-    const Tensor workspace = bytes(input, Backend::conv_workspace(dtype, conv, part, 0));
-    Backend::conv(dtype, a.const_data_ptr(), w.const_data_ptr(), part, result.mutable_data_ptr(),
-                  workspace.mutable_data_ptr(), conv, guard.stream());
+    const Tensor workspace = new_bytes(input, Backend::conv_workspace(dtype, conv, part, 0));
+    Backend::conv(dtype, data(a), data(w), part, out(result), out(workspace), conv, guard.stream());
     return result;
   }
 
@@ -168,33 +169,35 @@ struct ConvOps {
                                      const OptionalTensor& value, const OptionalTensor& denominator,
                                      const Tensor& input, const Sizes& kernel_size, const Sizes& stride,
                                      const Sizes& padding, const Sizes& dilation, int64_t groups, double epsilon,
-                                     double leak, bool tensor_cores) {
+                                     bool tensor_cores) {
     constexpr const char* kOp = "conv_weight_gradient";
     const LrpDtype dtype = storage_dtype(kOp, multiplier, Backend::kDtypes);
-    const ConvFactors factors{addend, output, scale, value, denominator, epsilon, leak};
+    const ConvFactors factors{addend, output, scale, value, denominator, epsilon};
     check_images(kOp, "multiplier", multiplier);
     check_conv_factors(kOp, multiplier, factors);
     check_images(kOp, "input", input);
     const int64_t images = multiplier.size(0), channels_out = multiplier.size(1), channels_in = input.size(1);
-    check_groups(kOp, groups, channels_in, channels_out);
+    if (groups < 1 || channels_in % groups != 0 || channels_out % groups != 0)
+      fail(kOp, ": groups must divide the ", channels_in, " input and ", channels_out, " output channels, got ",
+           groups);
     const Sizes input_size = spatial_sizes(input), output_size = spatial_sizes(multiplier);
     check_input(kOp, input, multiplier, {images, channels_in}, input_size);
     const ConvWindows windows{kernel_size, stride, padding, dilation, groups};
-    check_geometry(kOp, input_size, output_size, windows);
+    check_output(kOp, input_size, output_size, windows);
     const typename Backend::Guard guard(multiplier);
     const Layout layout = layout_of(input);
+    const int64_t batch = batch_of(images, factors, std::nullopt);
+    const LrpConv conv =
+        conv_of(kOp, input_size, output_size, windows, images, batch, channels_in, channels_out, layout, tensor_cores);
     Tensor result = new_dense(multiplier, with_channels(channels_out, channels_in / groups, kernel_size),
                               Layout::kContiguous, multiplier.scalar_type());
     if (result.numel() == 0) return result;
     if (multiplier.numel() == 0) return torch::stable::zero_(result);
-    const int64_t batch = batch_of(images, factors, std::nullopt);
-    const LrpConv conv = conv_of(input_size, output_size, windows, images / batch, batch, channels_in, channels_out,
-                                 layout, tensor_cores);
     const Laid laid(factors, layout);
     const Tensor g = to_layout(multiplier, layout), a = to_layout(input, layout);
-    const Tensor workspace = bytes(multiplier, Backend::conv_weight_gradient_workspace(dtype, conv));
-    Backend::conv_weight_gradient(dtype, g.const_data_ptr(), laid.pointers(), a.const_data_ptr(),
-                                  result.mutable_data_ptr(), workspace.mutable_data_ptr(), conv, guard.stream());
+    const Tensor workspace = new_bytes(multiplier, Backend::conv_weight_gradient_workspace(dtype, conv));
+    Backend::conv_weight_gradient(dtype, data(g), laid.pointers(), data(a), out(result), out(workspace), conv,
+                                  guard.stream());
     return result;
   }
 
@@ -202,31 +205,20 @@ struct ConvOps {
   // The factors' tensors in one layout, kept alive.
   struct Laid {
     OptionalTensor addend, output, scale, value, denominator;
-    double epsilon, leak;
+    double epsilon;
 
     Laid(const ConvFactors& factors, Layout layout)
-        : addend(detail::to_layout(factors.addend, layout)),
-          output(detail::to_layout(factors.output, layout)),
-          scale(detail::to_layout(factors.scale, Layout::kContiguous)),
-          value(detail::to_layout(factors.value, layout)),
-          denominator(detail::to_layout(factors.denominator, layout)),
-          epsilon(factors.epsilon),
-          leak(factors.leak) {}
+        : addend(to_layout(factors.addend, layout)),
+          output(to_layout(factors.output, layout)),
+          scale(to_layout(factors.scale, Layout::kContiguous)),
+          value(to_layout(factors.value, layout)),
+          denominator(to_layout(factors.denominator, layout)),
+          epsilon(factors.epsilon) {}
 
     LrpConvScale pointers() const {
-      return {detail::const_data(addend),
-              detail::const_data(output),
-              detail::const_data(scale),
-              detail::const_data(value),
-              detail::const_data(denominator),
-              epsilon,
-              leak};
+      return {data(addend), data(output), data(scale), data(value), data(denominator), epsilon};
     }
   };
-
-  static Tensor bytes(const Tensor& like, int64_t count) {
-    return new_dense(like, {count}, Layout::kContiguous, ScalarType::Byte);
-  }
 
   static Sizes with_channels(int64_t images, int64_t channels, const Sizes& spatial) {
     Sizes sizes = {images, channels};
@@ -244,11 +236,6 @@ struct ConvOps {
   static LrpConvWeights weights_of(const char* op, int64_t weights, LrpConvWeights last) {
     if (weights < 0 || weights > last) fail(op, ": weights must be 0 to ", static_cast<int>(last), ", got ", weights);
     return static_cast<LrpConvWeights>(weights);
-  }
-
-  static void check_groups(const char* op, int64_t groups, int64_t channels_in, int64_t channels_out) {
-    if (groups < 1 || channels_in % groups != 0 || channels_out % groups != 0)
-      fail(op, ": groups must divide the ", channels_in, " input and ", channels_out, " output channels, got ", groups);
   }
 
   // `channels`: those of `other`, the input's (forward) or the output's.
@@ -270,15 +257,6 @@ struct ConvOps {
     check_dtype(op, "input", input, multiplier.scalar_type());
     const Sizes expected = with_channels(leading[0], leading[1], spatial), got = sizes_of(input);
     if (expected != got) fail(op, ": input must have shape ", format_sizes(expected), ", got ", format_sizes(got));
-  }
-
-  static void check_bound(const char* op, const char* name, const Tensor& bound, const Tensor& multiplier,
-                          int64_t channels) {
-    check_same_device(op, name, bound, multiplier);
-    check_dtype(op, name, bound, arithmetic_dtype(multiplier.scalar_type()));
-    const Sizes expected = {channels}, got = sizes_of(bound);
-    if (expected != got)
-      fail(op, ": ", name, " must have shape [C_in] = ", format_sizes(expected), ", got ", format_sizes(got));
   }
 };
 

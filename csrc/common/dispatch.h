@@ -1,7 +1,7 @@
 // Run-time dtype and layout -> what kernels take. Nothing else may build such switches.
 #pragma once
-#include "../cuda/launchers.h"
 #include "checks.h"
+#include "types.h"
 
 namespace lrpkernels {
 

@@ -1,14 +1,29 @@
-// Index arithmetic shared by host and device code. No torch headers.
+// Index arithmetic shared by host and device code, and which sizes it holds for. No torch headers.
 #pragma once
 #include <cstdint>
+#include <initializer_list>
 
 #include "rule_math.h"
+#include "types.h"
 
 namespace lrpkernels {
 
 template <typename index_t>
 constexpr LRP_HD index_t ceil_div(index_t a, index_t b) {
   return (a + b - 1) / b;
+}
+
+// More elements than any memory holds; small multiples, such as bytes, still fit 64 bits.
+constexpr int64_t kMostElements = int64_t(1) << 48;
+
+// The product of sizes >= 0, or 2^62 where it would be larger: safe to compare with a limit, whatever the sizes.
+inline int64_t bounded_product(std::initializer_list<int64_t> sizes) {
+  constexpr int64_t kBound = int64_t(1) << 62;
+  int64_t product = 1;
+  for (const int64_t size : sizes)
+    if (size == 0) return 0;
+  for (const int64_t size : sizes) product = product > kBound / size ? kBound : product * size;
+  return product;
 }
 
 // Exact division of 0 <= n < 2^63 by a divisor fixed at launch: one wide multiplication and a shift instead of the
@@ -137,10 +152,64 @@ struct ConvDimension {
     for (int first = 0; first < step && first < kernel; ++first) {
       const int reach = phase + padding - first * dilation;
       if (reach % stride == 0)
-        return {first, step, ceil_div(kernel - first, step), reach / stride, -step * dilation / stride};
+        return {first, step, ceil_div(kernel - first, step), reach / stride, -(dilation / (stride / step))};
     }
     return {0, step, 0, 0, 0};
   }
 };
+
+inline bool fits(const LrpExtent& extent) {
+  return bounded_product({extent.targets, extent.numel}) < kMostElements &&
+         bounded_product({extent.channels, extent.inner}) < kMostElements;
+}
+
+// The largest plane, padding included, that the 32-bit positions of pooling allow.
+constexpr int64_t kMostPositions = int64_t(1) << 30;
+
+// Whether planes, padding included, and the ends of windows have 32-bit positions.
+inline bool fits(const LrpPool& pool) {
+  const bool windows = pool.adaptive == 0;
+  int64_t in[3];
+  for (int d = 0; d < 3; ++d) {
+    in[d] = pool.input[d];
+    if (in[d] >= kMostPositions || pool.output[d] >= kMostPositions) return false;
+    if (!windows) continue;
+    for (const int64_t size : {pool.kernel[d], pool.stride[d], pool.padding[d], pool.dilation[d]})
+      if (size >= kMostPositions) return false;
+    in[d] += 2 * pool.padding[d];
+    if ((pool.output[d] - 1) * pool.stride[d] + (pool.kernel[d] - 1) * pool.dilation[d] >= kMostPositions) return false;
+  }
+  const int64_t out = bounded_product({pool.output[0], pool.output[1], pool.output[2]});
+  const int64_t images = bounded_product({pool.targets, pool.batch, pool.channels});
+  return bounded_product({in[0], in[1], in[2]}) < kMostPositions && out < kMostPositions &&
+         bounded_product({images, pool.input[0], pool.input[1], pool.input[2]}) < kMostElements &&
+         bounded_product({images, out}) < kMostElements && pool.divisor_override < kMostPositions;
+}
+
+// Pairs of an input channel of a group and a kernel position.
+inline int64_t weight_columns(const LrpConv& conv) {
+  return conv.channels_in / conv.groups * conv.kernel[0] * conv.kernel[1];
+}
+
+// Whether positions, channels, kernel positions and the weight's elements fit 32 bits. Everything that the launchers
+// multiply for a convolution that fits stays below 2^63, except what grows with the strides; see `launchable`.
+inline bool fits(const LrpConv& conv) {
+  constexpr int64_t kMostPositions = 1 << 28, kMostChannels = 1 << 24, kMostColumns = 1 << 30;
+  constexpr int64_t kMost32 = int64_t(1) << 31;
+  for (int d = 0; d < 2; ++d) {
+    for (const int64_t size :
+         {conv.input[d], conv.output[d], conv.kernel[d], conv.stride[d], conv.padding[d], conv.dilation[d]})
+      if (size > kMostPositions) return false;
+    if (conv.input[d] + 2 * conv.padding[d] + conv.kernel[d] * conv.dilation[d] > kMostPositions) return false;
+  }
+  if (conv.channels_in >= kMostChannels || conv.channels_out >= kMostChannels || conv.groups < 1 ||
+      conv.groups >= kMostChannels)
+    return false;
+  const int64_t in = conv.input[0] * conv.input[1], out = conv.output[0] * conv.output[1];
+  return in < kMost32 && out < kMost32 && conv.kernel[0] * conv.kernel[1] <= kMostColumns &&
+         weight_columns(conv) <= kMostColumns && conv.channels_out * weight_columns(conv) < kMost32 &&
+         bounded_product({conv.targets, conv.batch, conv.channels_in, in}) < kMostElements &&
+         bounded_product({conv.targets, conv.batch, conv.channels_out, out}) < kMostElements;
+}
 
 }  // namespace lrpkernels

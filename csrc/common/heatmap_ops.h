@@ -1,7 +1,5 @@
-// Host side of the heatmap loss's sums. A Backend as in pool_ops.h.
+// Host side of the heatmap loss's sums. A Backend as in pointwise_ops.h.
 #pragma once
-#include <tuple>
-
 #include "dispatch.h"
 
 namespace lrpkernels {
@@ -10,8 +8,7 @@ template <typename Backend>
 struct HeatmapOps {
   // heatmap [B, M, C, N], mask [B, 1 or C, N] -> (foreground [B, M], signed_foreground [B, M], background [B, M, C],
   // order [B, M, C, kept])
-  static std::tuple<Tensor, Tensor, Tensor, Tensor> heatmap_scores(const Tensor& heatmap, const Tensor& mask,
-                                                                   int64_t kept, double decay) {
+  static FourTensors heatmap_scores(const Tensor& heatmap, const Tensor& mask, int64_t kept, double decay) {
     constexpr const char* kOp = "heatmap_scores";
     const LrpDtype dtype = storage_dtype(kOp, heatmap, Backend::kDtypes);
     const LrpHeatmap shape = check(kOp, heatmap, mask, kept, decay);
@@ -25,17 +22,13 @@ struct HeatmapOps {
     Tensor order =
         new_dense(heatmap, {shape.images, shape.maps, shape.channels, kept}, Layout::kContiguous, ScalarType::Int);
     if (background.numel() == 0) {
-      torch::stable::zero_(foreground);
-      torch::stable::zero_(signed_foreground);
+      zero(foreground, signed_foreground);
       return {foreground, signed_foreground, background, order};
     }
     const Tensor r = to_layout(heatmap, Layout::kContiguous), m = to_layout(mask, Layout::kContiguous);
-    Tensor workspace =
-        new_dense(heatmap, {Backend::heatmap_scores_workspace(shape)}, Layout::kContiguous, ScalarType::Byte);
-    Backend::heatmap_scores(dtype, r.const_data_ptr(), m.const_data_ptr(), foreground.mutable_data_ptr(),
-                            signed_foreground.mutable_data_ptr(), background.mutable_data_ptr(),
-                            static_cast<int32_t*>(order.mutable_data_ptr()), workspace.mutable_data_ptr(), shape,
-                            guard.stream());
+    Tensor workspace = new_bytes(heatmap, Backend::heatmap_scores_workspace(shape));
+    Backend::heatmap_scores(dtype, data(r), data(m), out(foreground), out(signed_foreground), out(background),
+                            out(order), out(workspace), shape, guard.stream());
     return {foreground, signed_foreground, background, order};
   }
 
@@ -55,15 +48,14 @@ struct HeatmapOps {
     if (order.scalar_type() != ScalarType::Int)
       fail(kOp, ": order must have dtype int32, got ", dtype_name(order.scalar_type()));
     const typename Backend::Guard guard(heatmap);
-    Tensor result = new_dense(heatmap, sizes_of(heatmap), Layout::kContiguous, heatmap.scalar_type());
+    Tensor result = new_like(heatmap, Layout::kContiguous);
     if (result.numel() == 0) return result;
     const Tensor r = to_layout(heatmap, Layout::kContiguous), m = to_layout(mask, Layout::kContiguous);
     const Tensor o = to_layout(order, Layout::kContiguous), f = to_layout(grad_foreground, Layout::kContiguous);
     const Tensor s = to_layout(grad_signed_foreground, Layout::kContiguous);
     const Tensor b = to_layout(grad_background, Layout::kContiguous);
-    Backend::heatmap_scores_backward(
-        dtype, r.const_data_ptr(), m.const_data_ptr(), static_cast<const int32_t*>(o.const_data_ptr()),
-        f.const_data_ptr(), s.const_data_ptr(), b.const_data_ptr(), result.mutable_data_ptr(), shape, guard.stream());
+    Backend::heatmap_scores_backward(dtype, data(r), data(m), data(o), data(f), data(s), data(b), out(result), shape,
+                                     guard.stream());
     return result;
   }
 

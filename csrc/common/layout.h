@@ -1,17 +1,26 @@
 // Dense memory layouts and output allocation for torch::stable tensors.
 #pragma once
 #include <cstdint>
+#include <optional>
+#include <tuple>
 #include <vector>
 
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/MemoryFormat.h>
 
+#include "types.h"
+
 namespace lrpkernels {
 
 using torch::headeronly::MemoryFormat;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+using TwoTensors = std::tuple<Tensor, Tensor>;
+using ThreeTensors = std::tuple<Tensor, Tensor, Tensor>;
+using FourTensors = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+using FiveTensors = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 enum class Layout { kContiguous, kChannelsLast };
 
@@ -55,13 +64,17 @@ inline Layout layout_of(const Tensor& leader) {
   return !leader.is_contiguous() && is_channels_last(leader) ? Layout::kChannelsLast : Layout::kContiguous;
 }
 
-// `tensor` itself when it already lies in `layout`, else a copy.
+// `tensor` itself when it already has `layout`, else a copy.
 inline Tensor to_layout(const Tensor& tensor, Layout layout) {
   if (has_layout(tensor, layout)) return tensor;
   const MemoryFormat format = layout == Layout::kContiguous ? MemoryFormat::Contiguous
                               : tensor.dim() == 4           ? MemoryFormat::ChannelsLast
                                                             : MemoryFormat::ChannelsLast3d;
   return torch::stable::contiguous(tensor, format);
+}
+
+inline OptionalTensor to_layout(const OptionalTensor& tensor, Layout layout) {
+  return tensor ? OptionalTensor(to_layout(*tensor, layout)) : std::nullopt;
 }
 
 // Uninitialised, on the device of `like`.
@@ -75,6 +88,27 @@ inline Tensor new_dense(const Tensor& like, const std::vector<int64_t>& sizes, L
                                                          strides.data(), dtype_code, device_type,
                                                          like.get_device_index(), &handle));
   return Tensor(handle);
+}
+
+inline Tensor new_like(const Tensor& like, Layout layout) {
+  return new_dense(like, sizes_of(like), layout, like.scalar_type());
+}
+
+inline Tensor new_bytes(const Tensor& like, int64_t count) {
+  return new_dense(like, {count}, Layout::kContiguous, ScalarType::Byte);
+}
+
+// Stands for an optional result that was not requested.
+inline Tensor no_tensor(const Tensor& like) { return new_dense(like, {0}, Layout::kContiguous, like.scalar_type()); }
+
+// Null for a missing tensor.
+inline In data(const Tensor& tensor) { return {tensor.const_data_ptr()}; }
+inline In data(const OptionalTensor& tensor) { return {tensor ? tensor->const_data_ptr() : nullptr}; }
+inline Out out(const Tensor& tensor) { return {tensor.mutable_data_ptr()}; }
+
+template <typename... Tensors>
+void zero(Tensors&... tensors) {
+  (torch::stable::zero_(tensors), ...);
 }
 
 }  // namespace lrpkernels

@@ -1,16 +1,14 @@
 // Host side of the pooling ops, the same for every backend: checks, layout, allocation, early return for empty tensors.
-// A Backend offers the launchers of csrc/cuda/launchers.h, a device guard, and kDtypes, the storage dtypes it computes.
+// A Backend as in pointwise_ops.h.
 #pragma once
 #include <vector>
 
 #include "dispatch.h"
+#include "geometry.h"
 
 namespace lrpkernels {
 
 using Sizes = std::vector<int64_t>;
-
-// The largest plane, padding included, that 32-bit positions allow.
-constexpr int64_t kMostPositions = int64_t(1) << 30;
 
 inline Sizes spatial_sizes(const Tensor& tensor) {
   Sizes sizes = sizes_of(tensor);
@@ -31,9 +29,14 @@ inline void check_planes(const char* op, const char* name, const Tensor& tensor)
 }
 
 inline void check_entries(const char* op, const char* name, const Sizes& values, size_t dimensions, int64_t least) {
-  bool fits = values.size() == dimensions;
-  for (const int64_t value : values) fits = fits && value >= least && value < kMostPositions;
-  if (!fits) fail(op, ": ", name, " must be ", dimensions, " numbers >= ", least, ", got ", format_sizes(values));
+  bool fits = values.size() == dimensions, large = false;
+  for (const int64_t value : values) {
+    large = large || value >= kMostPositions;
+    fits = fits && value >= least && !large;
+  }
+  if (!fits)
+    fail(op, ": ", name, " must be ", dimensions, " numbers >= ", least, large ? " and < 2^30" : "", ", got ",
+         format_sizes(values));
 }
 
 // Winners, [B, C, ...] int64 beside a tensor [T * B, C, ...] of the same rank.
@@ -56,6 +59,13 @@ inline void check_windows(const char* op, size_t dimensions, const Sizes& kernel
   check_entries(op, "padding", padding, dimensions, 0);
 }
 
+// The last entries are `values`, those ahead of them (missing dimensions) `otherwise`.
+template <size_t kDimensions>
+void fill(int64_t (&entries)[kDimensions], const Sizes& values, int64_t otherwise) {
+  const size_t missing = kDimensions - values.size();
+  for (size_t d = 0; d < kDimensions; ++d) entries[d] = d < missing ? otherwise : values[d - missing];
+}
+
 // How windows lie; kernel, stride, padding empty: adaptive.
 struct PoolWindows {
   const Sizes& input;
@@ -66,32 +76,26 @@ struct PoolWindows {
   Sizes dilation = {};
 };
 
-inline LrpPool pool_of(const char* op, const PoolWindows& windows, int64_t targets, int64_t batch, int64_t channels,
+// `images`: of the multiplier, those of several targets of one batch.
+inline LrpPool pool_of(const char* op, const PoolWindows& windows, int64_t images, int64_t batch, int64_t channels,
                        Layout layout) {
   LrpPool pool{};
-  pool.targets = targets;
+  pool.targets = batch == 0 ? 1 : images / batch;
   pool.batch = batch;
   pool.channels = channels;
   pool.channels_last = layout == Layout::kChannelsLast;
   pool.adaptive = windows.kernel.empty();
-  const size_t missing = 3 - windows.input.size();
-  const auto entry = [missing](const Sizes& values, size_t d, int64_t otherwise) {
-    return d < missing || values.empty() ? otherwise : values[d - missing];
-  };
-  int64_t in = 1, out = 1;
-  for (size_t d = 0; d < 3; ++d) {
-    pool.input[d] = entry(windows.input, d, 1);
-    pool.output[d] = entry(windows.output, d, 1);
-    pool.kernel[d] = entry(windows.kernel, d, 1);
-    pool.stride[d] = entry(windows.stride, d, 1);
-    pool.padding[d] = entry(windows.padding, d, 0);
-    pool.dilation[d] = entry(windows.dilation, d, 1);
-    in *= pool.input[d] + 2 * pool.padding[d];
-    out *= pool.output[d];
-    if (in >= kMostPositions || out >= kMostPositions)
-      fail(op, ": a plane must have fewer than 2^30 positions, got input ", format_sizes(windows.input), ", output ",
-           format_sizes(windows.output));
-  }
+  fill(pool.input, windows.input, 1);
+  fill(pool.output, windows.output, 1);
+  fill(pool.kernel, windows.kernel, 1);
+  fill(pool.stride, windows.stride, 1);
+  fill(pool.padding, windows.padding, 0);
+  fill(pool.dilation, windows.dilation, 1);
+  if (!fits(pool))
+    fail(op, ": a plane, padding included, and its windows must have fewer than 2^30 positions, got input ",
+         format_sizes(windows.input), ", output ", format_sizes(windows.output), ", kernel_size ",
+         format_sizes(windows.kernel), ", stride ", format_sizes(windows.stride), ", padding ",
+         format_sizes(windows.padding), ", dilation ", format_sizes(windows.dilation));
   return pool;
 }
 
@@ -114,14 +118,13 @@ struct PoolOps {
     check_entries(kOp, "dilation", dilation, output.size(), 1);
     const typename Backend::Guard guard(multiplier);
     const Layout layout = layout_of(indices);
+    const LrpPool pool = pool_of(kOp, {input_size, output, kernel_size, stride, padding, dilation}, multiplier.size(0),
+                                 indices.size(0), indices.size(1), layout);
     Tensor result = new_dense(multiplier, with_spatial(multiplier, multiplier.size(0), input_size), layout,
                               multiplier.scalar_type());
     if (result.numel() == 0) return result;
-    const LrpPool pool = pool_of(kOp, {input_size, output, kernel_size, stride, padding, dilation},
-                                 multiplier.size(0) / indices.size(0), indices.size(0), indices.size(1), layout);
     const Tensor g = to_layout(multiplier, layout), winners = to_layout(indices, layout);
-    Backend::max_pool_winner(dtype, g.const_data_ptr(), static_cast<const int64_t*>(winners.const_data_ptr()),
-                             result.mutable_data_ptr(), pool, guard.stream());
+    Backend::max_pool_winner(dtype, data(g), data(winners), out(result), pool, guard.stream());
     return result;
   }
 
@@ -137,15 +140,14 @@ struct PoolOps {
     check_entries(kOp, "dilation", dilation, input.size(), 1);
     const typename Backend::Guard guard(grad);
     const Layout layout = layout_of(indices);
+    const LrpPool pool = pool_of(kOp, {input, output, kernel_size, stride, padding, dilation}, grad.size(0),
+                                 indices.size(0), indices.size(1), layout);
     Tensor result = new_dense(grad, with_spatial(grad, grad.size(0), output), layout, grad.scalar_type());
     if (result.numel() == 0) return result;
     if (grad.numel() == 0)
       fail(kOp, ": indices of shape ", format_sizes(sizes_of(indices)), " cannot point into an empty grad");
-    const LrpPool pool = pool_of(kOp, {input, output, kernel_size, stride, padding, dilation},
-                                 grad.size(0) / indices.size(0), indices.size(0), indices.size(1), layout);
     const Tensor t = to_layout(grad, layout), winners = to_layout(indices, layout);
-    Backend::max_pool_winner_backward(dtype, t.const_data_ptr(), static_cast<const int64_t*>(winners.const_data_ptr()),
-                                      result.mutable_data_ptr(), pool, guard.stream());
+    Backend::max_pool_winner_backward(dtype, data(t), data(winners), out(result), pool, guard.stream());
     return result;
   }
 
@@ -153,28 +155,18 @@ struct PoolOps {
   static Tensor average_pool(const Tensor& input, const Sizes& output_size, const Sizes& kernel_size,
                              const Sizes& stride, const Sizes& padding, bool count_include_pad,
                              std::optional<int64_t> divisor_override) {
-    constexpr const char* kOp = "average_pool";
-    const LrpDtype dtype = storage_dtype(kOp, input, Backend::kDtypes);
-    check_planes(kOp, "input", input);
-    const Sizes input_size = spatial_sizes(input);
-    check_entries(kOp, "output_size", output_size, input_size.size(), 0);
-    check_average(kOp, input_size, output_size, kernel_size, stride, padding, divisor_override);
-    return average<false>(kOp, dtype, input, input_size, output_size, kernel_size, stride, padding, count_include_pad,
-                          divisor_override);
+    check_planes("average_pool", "input", input);
+    return average<false>("average_pool", input, spatial_sizes(input), output_size, kernel_size, stride, padding,
+                          count_include_pad, divisor_override);
   }
 
   // multiplier [N, C, output] -> [N, C, input]
   static Tensor average_pool_transpose(const Tensor& multiplier, const Sizes& input_size, const Sizes& kernel_size,
                                        const Sizes& stride, const Sizes& padding, bool count_include_pad,
                                        std::optional<int64_t> divisor_override) {
-    constexpr const char* kOp = "average_pool_transpose";
-    const LrpDtype dtype = storage_dtype(kOp, multiplier, Backend::kDtypes);
-    check_planes(kOp, "multiplier", multiplier);
-    const Sizes output_size = spatial_sizes(multiplier);
-    check_entries(kOp, "input_size", input_size, output_size.size(), 0);
-    check_average(kOp, input_size, output_size, kernel_size, stride, padding, divisor_override);
-    return average<true>(kOp, dtype, multiplier, input_size, output_size, kernel_size, stride, padding,
-                         count_include_pad, divisor_override);
+    check_planes("average_pool_transpose", "multiplier", multiplier);
+    return average<true>("average_pool_transpose", multiplier, input_size, spatial_sizes(multiplier), kernel_size,
+                         stride, padding, count_include_pad, divisor_override);
   }
 
  private:
@@ -198,21 +190,27 @@ struct PoolOps {
   }
 
   template <bool kTranspose>
-  static Tensor average(const char* op, LrpDtype dtype, const Tensor& from, const Sizes& input_size,
-                        const Sizes& output_size, const Sizes& kernel_size, const Sizes& stride, const Sizes& padding,
-                        bool count_include_pad, std::optional<int64_t> divisor_override) {
+  static Tensor average(const char* op, const Tensor& from, const Sizes& input_size, const Sizes& output_size,
+                        const Sizes& kernel_size, const Sizes& stride, const Sizes& padding, bool count_include_pad,
+                        std::optional<int64_t> divisor_override) {
+    const LrpDtype dtype = storage_dtype(op, from, Backend::kDtypes);
+    check_entries(op, kTranspose ? "input_size" : "output_size", kTranspose ? input_size : output_size, from.dim() - 2,
+                  0);
+    check_average(op, input_size, output_size, kernel_size, stride, padding, divisor_override);
     const typename Backend::Guard guard(from);
     const Layout layout = layout_of(from);
+    LrpPool pool = pool_of(op, {input_size, output_size, kernel_size, stride, padding}, from.size(0), from.size(0),
+                           from.size(1), layout);
     Tensor result = new_dense(from, with_spatial(from, from.size(0), kTranspose ? input_size : output_size), layout,
                               from.scalar_type());
     if (result.numel() == 0) return result;
-    LrpPool pool =
-        pool_of(op, {input_size, output_size, kernel_size, stride, padding}, 1, from.size(0), from.size(1), layout);
     pool.count_include_pad = count_include_pad;
     pool.divisor_override = divisor_override.value_or(0);
     const Tensor x = to_layout(from, layout);
-    (kTranspose ? Backend::average_pool_transpose : Backend::average_pool)(
-        dtype, x.const_data_ptr(), result.mutable_data_ptr(), pool, guard.stream());
+    if constexpr (kTranspose)
+      Backend::average_pool_transpose(dtype, data(x), out(result), pool, guard.stream());
+    else
+      Backend::average_pool(dtype, data(x), out(result), pool, guard.stream());
     return result;
   }
 };

@@ -10,11 +10,11 @@
 
 namespace lrpkernels {
 
-// m(u) = u / (u + epsilon) for u > 0, `leak` for u <= 0. Both branches are computed, so that loops over it vectorise.
+// m(u) = u / (u + epsilon) for u > 0, 0 for u <= 0. Both branches are computed, so that loops over it vectorise.
 template <typename acc_t>
-LRP_HD acc_t relu_ratio(acc_t u, acc_t epsilon, acc_t leak) {
+LRP_HD acc_t relu_ratio(acc_t u, acc_t epsilon) {
   const acc_t active = u / (u + epsilon);
-  return u > acc_t(0) ? active : (u <= acc_t(0) ? leak : u);
+  return u > acc_t(0) ? active : (u <= acc_t(0) ? acc_t(0) : u);
 }
 
 // dm/du = epsilon / (u + epsilon)^2 for u > 0, else 0. Divided twice: the square of a tiny epsilon would underflow.
@@ -41,14 +41,20 @@ LRP_HD acc_t negative_part(acc_t x) {
   return x >= acc_t(0) ? acc_t(0) : x;
 }
 
-// How much of all contributions takes part, and how much of the positive ones besides: the epsilon rule has 1 and 0, z+
-// 0 and 1, the gamma rule 1 and gamma.
+// 0 where x < 0, else s. A NaN s stays one, so that it cannot hide behind a negative x.
+template <typename acc_t>
+LRP_HD acc_t unless_negative(acc_t x, acc_t s) {
+  return s == s && x < acc_t(0) ? acc_t(0) : s;
+}
+
+// The share of all contributions and, added to it, that of the positive ones: the epsilon rule has 1 and 0, z+ 0 and 1,
+// the gamma rule 1 and gamma.
 template <typename acc_t>
 struct Favour {
   acc_t whole;
   acc_t positive;
 
-  // What a contribution counts, by whether it is a positive one.
+  // The weight of a contribution, by whether it is positive.
   LRP_HD acc_t of(bool is_positive) const { return whole + (is_positive ? positive : acc_t(0)); }
 };
 
@@ -65,11 +71,12 @@ struct AffineShare {
     factor = k * favour.of(same_sign(x, k));
   }
 
-  LRP_HD static bool same_sign(acc_t x, acc_t k) { return x >= acc_t(0) ? k > acc_t(0) : k < acc_t(0); }
+  // Selects a number and compares it once: with a choice between two comparisons loops would not vectorise.
+  LRP_HD static bool same_sign(acc_t x, acc_t k) { return (x >= acc_t(0) ? k : -k) > acc_t(0); }
 };
 
 // Its derivatives. With P = sum_T t G (t the incoming gradient): dD = -P v f / D^2, dv = P f / D, dx = dD k,
-// dk = P v / D + dD x, dc = dD, each term as much as its contribution counts.
+// dk = P v / D + dD x, dc = dD, each term weighted like its contribution.
 template <typename acc_t>
 struct AffineGradient {
   acc_t value;

@@ -1,5 +1,5 @@
 // CPU kernels of layers without a matrix product: batch norm standing alone, and sums under the z+ rule. One pass over
-// memory, parallel over fixed tasks. The backend has the interface of csrc/cuda/launchers.h.
+// memory, parallel over fixed tasks.
 #include "../common/affine_ops.h"
 
 #include <torch/csrc/stable/library.h>
@@ -10,24 +10,25 @@
 namespace lrpkernels::cpu {
 namespace {
 
+// The kernels' arguments, typed. The last ones are those of the backward kernels.
 template <typename scalar_t>
 struct Sum {
   using acc_t = arithmetic_t<scalar_t>;
-  const scalar_t* grad_a;      // [T, numel]; backward only, as grad_b and grad_input_*
-  const scalar_t* grad_b;      // [T, numel]
+  LrpExtent extent;
+  Partition tasks;
+  acc_t epsilon;
   const scalar_t* multiplier;  // [T, numel]
   const scalar_t* a;           // [numel]
   const scalar_t* b;           // [numel]
   scalar_t* result_a;          // [T, numel]: for a, or the gradient of multiplier
   scalar_t* result_b;          // [T, numel]
+  const scalar_t* grad_a;      // [T, numel]
+  const scalar_t* grad_b;      // [T, numel]
   scalar_t* grad_input_a;      // [numel]
   scalar_t* grad_input_b;      // [numel]
-  LrpExtent extent;
-  Partition tasks;
-  acc_t epsilon;
 };
 
-// s = G t / (a+ + b+ + eps), handed to the summands that are not negative.
+// s = G t / (a+ + b+ + eps), passed to the summands that are not negative.
 template <typename scalar_t>
 struct SumForward : Sum<scalar_t> {
   using acc_t = arithmetic_t<scalar_t>;
@@ -46,8 +47,8 @@ struct SumForward : Sum<scalar_t> {
             for (int64_t i = 0; i < count; ++i) {
               const acc_t x = load(a[i]), y = load(b[i]);
               const acc_t s = load(g[i]) * (x + y) / stabilize(positive_part(x) + positive_part(y), epsilon);
-              store(to_a[i], x >= acc_t(0) ? s : acc_t(0));
-              store(to_b[i], y >= acc_t(0) ? s : acc_t(0));
+              store(to_a[i], unless_negative(x, s));
+              store(to_b[i], unless_negative(y, s));
             }
           }
         });
@@ -61,11 +62,9 @@ struct SumBackward : Sum<scalar_t> {
   using acc_t = arithmetic_t<scalar_t>;
 
   LRP_ALWAYS_INLINE void operator()(int64_t first, int64_t last) const {
-    for_each_span<Span::kPlane>(this->tasks, first, last,
-                                [this](int64_t offset, int64_t count, int64_t, int64_t) LRP_INLINE {
-                                  for (int64_t begin = 0; begin < count; begin += kBlock)
-                                    block(offset + begin, std::min(kBlock, count - begin));
-                                });
+    for_each_block<Span::kPlane>(this->tasks, first, last,
+                                 [this](int64_t offset, int64_t count, int64_t, int64_t, int64_t)
+                                     LRP_INLINE { block(offset, count); });
   }
 
   LRP_ALWAYS_INLINE void block(int64_t offset, int64_t count) const {
@@ -82,7 +81,7 @@ struct SumBackward : Sum<scalar_t> {
       scalar_t* __restrict dg = this->result_a + at;
       for (int64_t i = 0; i < count; ++i) {
         const acc_t x = load(a[i]), y = load(b[i]);
-        const acc_t t = (x >= acc_t(0) ? load(ta[i]) : acc_t(0)) + (y >= acc_t(0) ? load(tb[i]) : acc_t(0));
+        const acc_t t = unless_negative<acc_t>(x, load(ta[i])) + unless_negative<acc_t>(y, load(tb[i]));
         products[i] += t * load(g[i]);
         store(dg[i], t * (x + y) / stabilize(positive_part(x) + positive_part(y), epsilon));
       }
@@ -102,21 +101,21 @@ struct SumBackward : Sum<scalar_t> {
 template <typename scalar_t>
 struct Affine {
   using acc_t = arithmetic_t<scalar_t>;
-  const scalar_t* grad;        // [T, numel]; backward only, as grad_value, grad_input and the partial sums
+  LrpExtent extent;
+  Partition tasks;
+  Favour<acc_t> favour;
+  acc_t epsilon;
   const scalar_t* multiplier;  // [T, numel]
   const scalar_t* value;       // [numel]
   const scalar_t* input;       // [numel]
   const acc_t* slope;          // [C]
   const acc_t* shift;          // [C] or null
   scalar_t* result;            // [T, numel]: G at the input, or the gradient of multiplier
+  const scalar_t* grad;        // [T, numel]
   scalar_t* grad_value;        // [numel]
   scalar_t* grad_input;        // [numel]
   double* partial_slope;       // [Partition::partial_sums()]
   double* partial_shift;       // likewise
-  LrpExtent extent;
-  Partition tasks;
-  Favour<acc_t> favour;
-  acc_t epsilon;
 };
 
 // Slope and shift of each element of a block.
@@ -145,16 +144,6 @@ struct BlockChannels {
     }
   }
 };
-
-// Calls visit(offset, count, channel, skip, task) for blocks of at most kBlock elements of a span.
-template <Span kKind, typename Visit>
-LRP_ALWAYS_INLINE void for_each_block(const Partition& tasks, int64_t first, int64_t last, const Visit& visit) {
-  for_each_span<kKind>(tasks, first, last,
-                       [&](int64_t offset, int64_t count, int64_t channel, int64_t task) LRP_INLINE {
-                         for (int64_t begin = 0; begin < count; begin += kBlock)
-                           visit(offset + begin, std::min(kBlock, count - begin), channel, begin, task);
-                       });
-}
 
 template <typename scalar_t, Span kKind>
 struct AffineForward : Affine<scalar_t> {
@@ -251,48 +240,40 @@ struct AffineBackward : Affine<scalar_t> {
   }
 };
 
-struct Backend {
-  static constexpr StorageDtypes kDtypes{false, "float32, float64 or bfloat16 on CPU"};
-
-  struct Guard {
-    explicit Guard(const Tensor&) {}
-    void* stream() const { return nullptr; }
-  };
-
-  static void sum_zplus(LrpDtype dtype, const void* multiplier, const void* a, const void* b, void* result_a,
-                        void* result_b, LrpExtent extent, double epsilon, void*) {
+struct Backend : CpuBackend {
+  static void sum_zplus(LrpDtype dtype, In multiplier, In a, In b, Out result_a, Out result_b, LrpExtent extent,
+                        double epsilon, void*) {
+    const Partition tasks = partition(extent, false);
     with_storage(dtype, [&](auto storage) {
       using scalar_t = decltype(storage);
-      Sum<scalar_t> args = sum_of<scalar_t>(multiplier, a, b, extent, epsilon);
-      args.result_a = static_cast<scalar_t*>(result_a);
-      args.result_b = static_cast<scalar_t*>(result_b);
-      run_parallel(args.tasks, SumForward<scalar_t>{args});
+      const auto eps = static_cast<arithmetic_t<scalar_t>>(epsilon);
+      const Sum<scalar_t> args{extent, tasks, eps, multiplier, a, b, result_a, result_b};
+      run_parallel(tasks, SumForward<scalar_t>{args});
     });
   }
 
-  static void sum_zplus_backward(LrpDtype dtype, const void* grad_a, const void* grad_b, const void* multiplier,
-                                 const void* a, const void* b, void* grad_multiplier, void* grad_input_a,
-                                 void* grad_input_b, LrpExtent extent, double epsilon, void*) {
+  static void sum_zplus_backward(LrpDtype dtype, In grad_a, In grad_b, In multiplier, In a, In b, Out grad_multiplier,
+                                 Out grad_input_a, Out grad_input_b, LrpExtent extent, double epsilon, void*) {
+    const Partition tasks = partition(extent, false);
     with_storage(dtype, [&](auto storage) {
       using scalar_t = decltype(storage);
-      Sum<scalar_t> args = sum_of<scalar_t>(multiplier, a, b, extent, epsilon);
-      args.grad_a = static_cast<const scalar_t*>(grad_a);
-      args.grad_b = static_cast<const scalar_t*>(grad_b);
-      args.result_a = static_cast<scalar_t*>(grad_multiplier);
-      args.grad_input_a = static_cast<scalar_t*>(grad_input_a);
-      args.grad_input_b = static_cast<scalar_t*>(grad_input_b);
-      run_parallel(args.tasks, SumBackward<scalar_t>{args});
+      const auto eps = static_cast<arithmetic_t<scalar_t>>(epsilon);
+      const Sum<scalar_t> args{extent,  tasks,  eps,    multiplier,   a,           b, grad_multiplier,
+                               nullptr, grad_a, grad_b, grad_input_a, grad_input_b};
+      run_parallel(tasks, SumBackward<scalar_t>{args});
     });
   }
 
-  static void affine(LrpDtype dtype, double whole, double positive, const void* multiplier, const void* value,
-                     const void* input, const void* slope, const void* shift, void* result, LrpExtent extent,
-                     double epsilon, void*) {
+  static void affine(LrpDtype dtype, double whole, double positive, In multiplier, In value, In input, In slope,
+                     In shift, Out result, LrpExtent extent, double epsilon, void*) {
+    const Partition tasks = partition(extent, true);
     with_storage(dtype, [&](auto storage) {
       using scalar_t = decltype(storage);
-      Affine<scalar_t> args =
-          affine_of<scalar_t>(whole, positive, multiplier, value, input, slope, shift, result, extent, epsilon);
-      with_span(args.tasks.kind, [&](auto kind) { run_parallel(args.tasks, AffineForward<scalar_t, kind()>{args}); });
+      using acc_t = arithmetic_t<scalar_t>;
+      const Favour<acc_t> favour{static_cast<acc_t>(whole), static_cast<acc_t>(positive)};
+      const auto eps = static_cast<acc_t>(epsilon);
+      const Affine<scalar_t> args{extent, tasks, favour, eps, multiplier, value, input, slope, shift, result};
+      with_span(tasks.kind, [&](auto kind) { run_parallel(tasks, AffineForward<scalar_t, kind()>{args}); });
     });
   }
 
@@ -300,57 +281,24 @@ struct Backend {
     return 2 * partition(extent, true).partial_sums() * static_cast<int64_t>(sizeof(double));
   }
 
-  static void affine_backward(LrpDtype dtype, double whole, double positive, const void* grad, const void* multiplier,
-                              const void* value, const void* input, const void* slope, const void* shift,
-                              void* grad_multiplier, void* grad_value, void* grad_input, void* grad_slope,
-                              void* grad_shift, void* workspace, LrpExtent extent, double epsilon, void*) {
+  static void affine_backward(LrpDtype dtype, double whole, double positive, In grad, In multiplier, In value, In input,
+                              In slope, In shift, Out grad_multiplier, Out grad_value, Out grad_input, Out grad_slope,
+                              Out grad_shift, Out workspace, LrpExtent extent, double epsilon, void*) {
     std::memset(workspace, 0, affine_backward_workspace(dtype, extent));
+    const Partition tasks = partition(extent, true);
+    double* const slopes = workspace;
+    double* const shifts = slopes + tasks.partial_sums();
     with_storage(dtype, [&](auto storage) {
       using scalar_t = decltype(storage);
       using acc_t = arithmetic_t<scalar_t>;
-      Affine<scalar_t> args = affine_of<scalar_t>(whole, positive, multiplier, value, input, slope, shift,
-                                                  grad_multiplier, extent, epsilon);
-      args.grad = static_cast<const scalar_t*>(grad);
-      args.grad_value = static_cast<scalar_t*>(grad_value);
-      args.grad_input = static_cast<scalar_t*>(grad_input);
-      args.partial_slope = static_cast<double*>(workspace);
-      args.partial_shift = args.partial_slope + args.tasks.partial_sums();
-      with_span(args.tasks.kind, [&](auto kind) { run_parallel(args.tasks, AffineBackward<scalar_t, kind()>{args}); });
-      channel_totals(args.tasks, args.partial_slope, static_cast<acc_t*>(grad_slope));
-      channel_totals(args.tasks, args.partial_shift, static_cast<acc_t*>(grad_shift));
+      const Favour<acc_t> favour{static_cast<acc_t>(whole), static_cast<acc_t>(positive)};
+      const auto eps = static_cast<acc_t>(epsilon);
+      const Affine<scalar_t> args{extent, tasks,           favour, eps,        multiplier, value,  input, slope,
+                                  shift,  grad_multiplier, grad,   grad_value, grad_input, slopes, shifts};
+      with_span(tasks.kind, [&](auto kind) { run_parallel(tasks, AffineBackward<scalar_t, kind()>{args}); });
+      channel_totals<acc_t>(tasks, slopes, grad_slope);
+      channel_totals<acc_t>(tasks, shifts, grad_shift);
     });
-  }
-
- private:
-  template <typename scalar_t>
-  static Sum<scalar_t> sum_of(const void* multiplier, const void* a, const void* b, LrpExtent extent, double epsilon) {
-    Sum<scalar_t> args{};
-    args.multiplier = static_cast<const scalar_t*>(multiplier);
-    args.a = static_cast<const scalar_t*>(a);
-    args.b = static_cast<const scalar_t*>(b);
-    args.extent = extent;
-    args.tasks = partition(extent, false);
-    args.epsilon = static_cast<arithmetic_t<scalar_t>>(epsilon);
-    return args;
-  }
-
-  template <typename scalar_t>
-  static Affine<scalar_t> affine_of(double whole, double positive, const void* multiplier, const void* value,
-                                    const void* input, const void* slope, const void* shift, void* result,
-                                    LrpExtent extent, double epsilon) {
-    using acc_t = arithmetic_t<scalar_t>;
-    Affine<scalar_t> args{};
-    args.multiplier = static_cast<const scalar_t*>(multiplier);
-    args.value = static_cast<const scalar_t*>(value);
-    args.input = static_cast<const scalar_t*>(input);
-    args.slope = static_cast<const acc_t*>(slope);
-    args.shift = static_cast<const acc_t*>(shift);
-    args.result = static_cast<scalar_t*>(result);
-    args.extent = extent;
-    args.tasks = partition(extent, true);
-    args.favour = {static_cast<acc_t>(whole), static_cast<acc_t>(positive)};
-    args.epsilon = static_cast<acc_t>(epsilon);
-    return args;
   }
 };
 

@@ -1,4 +1,5 @@
-// How CPU kernels cut a tensor into fixed tasks, and the switches from run-time to compile-time parameters.
+// How CPU kernels cut a tensor into fixed tasks, the switches from run-time to compile-time parameters, and what all
+// backends share.
 #pragma once
 #include <algorithm>
 #include <type_traits>
@@ -89,6 +90,16 @@ LRP_ALWAYS_INLINE void for_each_span(const Partition& p, int64_t first, int64_t 
   }
 }
 
+// Calls visit(offset, count, channel, skip, task) for blocks of at most kBlock elements of a span.
+template <Span kKind, typename Visit>
+LRP_ALWAYS_INLINE void for_each_block(const Partition& tasks, int64_t first, int64_t last, const Visit& visit) {
+  for_each_span<kKind>(tasks, first, last,
+                       [&](int64_t offset, int64_t count, int64_t channel, int64_t task) LRP_INLINE {
+                         for (int64_t begin = 0; begin < count; begin += kBlock)
+                           visit(offset + begin, std::min(kBlock, count - begin), channel, begin, task);
+                       });
+}
+
 // The scales of a block of short planes, one for each element.
 template <typename acc_t>
 LRP_ALWAYS_INLINE void expand_scales(const Partition& p, const acc_t* scale, int64_t channel, int64_t count,
@@ -149,5 +160,15 @@ template <typename Body>
 void with_flag(bool flag, const Body& body) {
   flag ? body(std::true_type{}) : body(std::false_type{});
 }
+
+// What every family's Backend has; see common/pointwise_ops.h.
+struct CpuBackend {
+  static constexpr StorageDtypes kDtypes{false, "float32, float64 or bfloat16 on CPU"};
+
+  struct Guard {
+    explicit Guard(const Tensor&) {}
+    void* stream() const { return nullptr; }
+  };
+};
 
 }  // namespace lrpkernels::cpu

@@ -1,32 +1,30 @@
 // CPU kernels of the pointwise ops: one pass over memory, parallel over fixed tasks, so that results do not depend on
-// the number of threads. The backend has the interface of csrc/cuda/launchers.h.
+// the number of threads.
 #include "../common/pointwise_ops.h"
 
 #include <torch/csrc/stable/library.h>
 
 #include "../common/rule_math.h"
 #include "partition.h"
-#include "pointwise.h"
 
 namespace lrpkernels::cpu {
 namespace {
 
-// The kernels' arguments, typed. grad_*, grad and workspace are used by the backward kernels only.
+// The kernels' arguments, typed. The last three are those of the backward kernels.
 template <typename scalar_t>
 struct EpsilonScale {
   using acc_t = arithmetic_t<scalar_t>;
-  const scalar_t* grad;        // [T, numel]
+  LrpExtent extent;
+  Partition tasks;
+  acc_t epsilon;
   const scalar_t* multiplier;  // [T, numel]
   const scalar_t* addend;      // [T, numel] or null
   const scalar_t* output;      // [numel] or null
   const acc_t* scale;          // [C] or null
   scalar_t* result;            // [T, numel]: s, or the gradient of multiplier
+  const scalar_t* grad;        // [T, numel]
   scalar_t* grad_output;       // [numel] or null
   double* partial;             // [Partition::partial_sums()] or null
-  LrpExtent extent;
-  Partition tasks;
-  acc_t epsilon;
-  acc_t leak;
 };
 
 template <typename scalar_t, bool kAddend, bool kOutput, Span kKind>
@@ -49,7 +47,7 @@ struct ForwardBody : EpsilonScale<scalar_t> {
   LRP_ALWAYS_INLINE void all_targets(int64_t offset, int64_t count, int64_t channel,
                                      const acc_t* __restrict scales) const {
     const scalar_t* __restrict u = kOutput ? this->output + offset : nullptr;
-    const acc_t epsilon = this->epsilon, leak = this->leak;
+    const acc_t epsilon = this->epsilon;
     const acc_t constant = kKind == Span::kPlane && scales != nullptr ? scales[channel] : acc_t(1);
     for (int64_t target = 0; target < this->extent.targets; ++target) {
       const int64_t at = target * this->extent.numel + offset;
@@ -59,7 +57,7 @@ struct ForwardBody : EpsilonScale<scalar_t> {
       for (int64_t i = 0; i < count; ++i) {
         acc_t value = load(g[i]);
         if constexpr (kAddend) value += load(g2[i]);
-        if constexpr (kOutput) value *= relu_ratio<acc_t>(load(u[i]), epsilon, leak);
+        if constexpr (kOutput) value *= relu_ratio<acc_t>(load(u[i]), epsilon);
         store(s[i], value * (kKind == Span::kPlane ? constant : scales[i]));
       }
     }
@@ -130,14 +128,14 @@ struct BackwardBody : EpsilonScale<scalar_t> {
     const scalar_t* __restrict u = kOutput ? this->output + offset : nullptr;
     scalar_t* __restrict dg = this->result + offset;
     scalar_t* __restrict du = kOutput ? this->grad_output + offset : nullptr;
-    const acc_t epsilon = this->epsilon, leak = this->leak;
+    const acc_t epsilon = this->epsilon;
     const acc_t constant = !kVector && scales != nullptr ? scales[0] : acc_t(1);
     double total = 0;
 #pragma omp simd reduction(+ : total)
     for (int64_t i = 0; i < count; ++i) {
       const acc_t k = kVector ? scales[i] : constant;
       const acc_t value = kOutput ? load(u[i]) : acc_t(1);
-      const acc_t ratio = kOutput ? relu_ratio<acc_t>(value, epsilon, leak) : acc_t(1);
+      const acc_t ratio = kOutput ? relu_ratio<acc_t>(value, epsilon) : acc_t(1);
       const acc_t incoming = load(t[i]);
       store(dg[i], incoming * ratio * k);
       if constexpr (kOutput || kSum) {
@@ -154,7 +152,7 @@ struct BackwardBody : EpsilonScale<scalar_t> {
                                       sum_t* __restrict sums) const {
     constexpr bool kVector = kKind != Span::kPlane;
     const scalar_t* __restrict u = kOutput ? this->output + offset : nullptr;
-    const acc_t epsilon = this->epsilon, leak = this->leak;
+    const acc_t epsilon = this->epsilon;
     const acc_t constant = !kVector && scales != nullptr ? scales[0] : acc_t(1);
     acc_t products[kBlock];  // sum over the targets of grad * (G + G2)
     for (int64_t i = 0; i < count; ++i) products[i] = acc_t(0);
@@ -165,7 +163,7 @@ struct BackwardBody : EpsilonScale<scalar_t> {
       const scalar_t* __restrict g2 = kAddend ? this->addend + at : nullptr;
       scalar_t* __restrict dg = this->result + at;
       for (int64_t i = 0; i < count; ++i) {
-        const acc_t ratio = kOutput ? relu_ratio<acc_t>(load(u[i]), epsilon, leak) : acc_t(1);
+        const acc_t ratio = kOutput ? relu_ratio<acc_t>(load(u[i]), epsilon) : acc_t(1);
         const acc_t incoming = load(t[i]);
         store(dg[i], incoming * ratio * (kVector ? scales[i] : constant));
         if constexpr (kOutput || kSum) products[i] += incoming * (kAddend ? load(g[i]) + load(g2[i]) : load(g[i]));
@@ -177,7 +175,7 @@ struct BackwardBody : EpsilonScale<scalar_t> {
 #pragma omp simd reduction(+ : total)
       for (int64_t i = 0; i < count; ++i) {
         const acc_t value = kOutput ? load(u[i]) : acc_t(1);
-        const acc_t ratio = kOutput ? relu_ratio<acc_t>(value, epsilon, leak) : acc_t(1);
+        const acc_t ratio = kOutput ? relu_ratio<acc_t>(value, epsilon) : acc_t(1);
         if constexpr (kOutput)
           store(du[i], products[i] * (kVector ? scales[i] : constant) * relu_ratio_derivative<acc_t>(value, epsilon));
         if constexpr (kSum && kVector) sums[i] += products[i] * ratio;
@@ -188,19 +186,20 @@ struct BackwardBody : EpsilonScale<scalar_t> {
   }
 };
 
+// Likewise.
 template <typename scalar_t>
 struct Ratio {
   using acc_t = arithmetic_t<scalar_t>;
-  const scalar_t* grad;         // [T, numel]
+  LrpExtent extent;
+  Partition tasks;
+  acc_t epsilon;
   const scalar_t* multiplier;   // [T, numel]
   const scalar_t* value;        // [numel]
   const scalar_t* denominator;  // [numel]
   scalar_t* result;             // [T, numel]: s, or the gradient of multiplier
+  const scalar_t* grad;         // [T, numel]
   scalar_t* grad_value;         // [numel]
   scalar_t* grad_denominator;   // [numel]
-  LrpExtent extent;
-  Partition tasks;
-  acc_t epsilon;
 };
 
 template <typename scalar_t>
@@ -229,11 +228,9 @@ struct RatioBackwardBody : Ratio<scalar_t> {
   using acc_t = arithmetic_t<scalar_t>;
 
   LRP_ALWAYS_INLINE void operator()(int64_t first, int64_t last) const {
-    for_each_span<Span::kPlane>(this->tasks, first, last,
-                                [this](int64_t offset, int64_t count, int64_t, int64_t) LRP_INLINE {
-                                  for (int64_t begin = 0; begin < count; begin += kBlock)
-                                    block(offset + begin, count - begin < kBlock ? count - begin : kBlock);
-                                });
+    for_each_block<Span::kPlane>(this->tasks, first, last,
+                                 [this](int64_t offset, int64_t count, int64_t, int64_t, int64_t)
+                                     LRP_INLINE { block(offset, count); });
   }
 
   LRP_ALWAYS_INLINE void block(int64_t offset, int64_t count) const {
@@ -264,32 +261,16 @@ struct RatioBackwardBody : Ratio<scalar_t> {
   }
 };
 
-struct Backend {
-  static constexpr StorageDtypes kDtypes{false, "float32, float64 or bfloat16 on CPU"};
-
-  struct Guard {
-    explicit Guard(const Tensor&) {}
-    void* stream() const { return nullptr; }
-  };
-
-  static void epsilon_scale(LrpDtype dtype, const void* multiplier, const void* addend, const void* output,
-                            const void* scale, void* result, LrpExtent extent, double epsilon, double leak, void*) {
-    const Partition tasks = partition(extent, scale != nullptr);
+struct Backend : CpuBackend {
+  static void epsilon_scale(LrpDtype dtype, In multiplier, In addend, In output, In scale, Out result, LrpExtent extent,
+                            double epsilon, void*) {
+    const Partition tasks = partition(extent, scale.address != nullptr);
     with_storage(dtype, [&](auto storage) {
       using scalar_t = decltype(storage);
-      using acc_t = arithmetic_t<scalar_t>;
-      EpsilonScale<scalar_t> args{};
-      args.multiplier = static_cast<const scalar_t*>(multiplier);
-      args.addend = static_cast<const scalar_t*>(addend);
-      args.output = static_cast<const scalar_t*>(output);
-      args.scale = static_cast<const acc_t*>(scale);
-      args.result = static_cast<scalar_t*>(result);
-      args.extent = extent;
-      args.tasks = tasks;
-      args.epsilon = static_cast<acc_t>(epsilon);
-      args.leak = static_cast<acc_t>(leak);
-      with_flag(addend != nullptr, [&](auto has_addend) {
-        with_flag(output != nullptr, [&](auto has_output) {
+      const auto eps = static_cast<arithmetic_t<scalar_t>>(epsilon);
+      const EpsilonScale<scalar_t> args{extent, tasks, eps, multiplier, addend, output, scale, result};
+      with_flag(addend.address != nullptr, [&](auto has_addend) {
+        with_flag(output.address != nullptr, [&](auto has_output) {
           with_span(tasks.kind, [&](auto kind) {
             run_parallel(tasks, ForwardBody<scalar_t, has_addend(), has_output(), kind()>{args});
           });
@@ -302,75 +283,49 @@ struct Backend {
     return partition(extent, true).partial_sums() * static_cast<int64_t>(sizeof(double));
   }
 
-  static void epsilon_scale_backward(LrpDtype dtype, const void* grad, const void* multiplier, const void* addend,
-                                     const void* output, const void* scale, void* grad_multiplier, void* grad_output,
-                                     void* grad_scale, void* workspace, LrpExtent extent, double epsilon, double leak,
-                                     void*) {
-    const Partition tasks = partition(extent, scale != nullptr);
-    if (grad_scale != nullptr) std::memset(workspace, 0, epsilon_scale_backward_workspace(dtype, extent));
+  static void epsilon_scale_backward(LrpDtype dtype, In grad, In multiplier, In addend, In output, In scale,
+                                     Out grad_multiplier, Out grad_output, Out grad_scale, Out workspace,
+                                     LrpExtent extent, double epsilon, void*) {
+    const Partition tasks = partition(extent, scale.address != nullptr);
+    const bool sums = grad_scale.address != nullptr;
+    if (sums) std::memset(workspace, 0, epsilon_scale_backward_workspace(dtype, extent));
     with_storage(dtype, [&](auto storage) {
       using scalar_t = decltype(storage);
-      using acc_t = arithmetic_t<scalar_t>;
-      EpsilonScale<scalar_t> args{};
-      args.grad = static_cast<const scalar_t*>(grad);
-      args.multiplier = static_cast<const scalar_t*>(multiplier);
-      args.addend = static_cast<const scalar_t*>(addend);
-      args.output = static_cast<const scalar_t*>(output);
-      args.scale = static_cast<const acc_t*>(scale);
-      args.result = static_cast<scalar_t*>(grad_multiplier);
-      args.grad_output = static_cast<scalar_t*>(grad_output);
-      args.partial = static_cast<double*>(workspace);
-      args.extent = extent;
-      args.tasks = tasks;
-      args.epsilon = static_cast<acc_t>(epsilon);
-      args.leak = static_cast<acc_t>(leak);
-      with_flag(addend != nullptr, [&](auto has_addend) {
-        with_flag(output != nullptr, [&](auto has_output) {
+      const auto eps = static_cast<arithmetic_t<scalar_t>>(epsilon);
+      const EpsilonScale<scalar_t> args{extent, tasks,           eps,  multiplier,  addend,   output,
+                                        scale,  grad_multiplier, grad, grad_output, workspace};
+      with_flag(addend.address != nullptr, [&](auto has_addend) {
+        with_flag(output.address != nullptr, [&](auto has_output) {
           with_span(tasks.kind, [&](auto kind) {
-            with_flag(grad_scale != nullptr, [&](auto sum) {
+            with_flag(sums, [&](auto sum) {
               run_parallel(tasks, BackwardBody<scalar_t, has_addend(), has_output(), kind(), sum()>{args});
             });
           });
         });
       });
-      if (grad_scale != nullptr) channel_totals(tasks, args.partial, static_cast<acc_t*>(grad_scale));
+      if (sums) channel_totals<arithmetic_t<scalar_t>>(tasks, args.partial, grad_scale);
     });
   }
 
-  static void ratio(LrpDtype dtype, const void* multiplier, const void* value, const void* denominator, void* result,
-                    LrpExtent extent, double epsilon, void*) {
+  static void ratio(LrpDtype dtype, In multiplier, In value, In denominator, Out result, LrpExtent extent,
+                    double epsilon, void*) {
     const Partition tasks = partition(extent, false);
     with_storage(dtype, [&](auto storage) {
       using scalar_t = decltype(storage);
-      Ratio<scalar_t> args{};
-      args.multiplier = static_cast<const scalar_t*>(multiplier);
-      args.value = static_cast<const scalar_t*>(value);
-      args.denominator = static_cast<const scalar_t*>(denominator);
-      args.result = static_cast<scalar_t*>(result);
-      args.extent = extent;
-      args.tasks = tasks;
-      args.epsilon = static_cast<arithmetic_t<scalar_t>>(epsilon);
+      const auto eps = static_cast<arithmetic_t<scalar_t>>(epsilon);
+      const Ratio<scalar_t> args{extent, tasks, eps, multiplier, value, denominator, result};
       run_parallel(tasks, RatioForwardBody<scalar_t>{args});
     });
   }
 
-  static void ratio_backward(LrpDtype dtype, const void* grad, const void* multiplier, const void* value,
-                             const void* denominator, void* grad_multiplier, void* grad_value, void* grad_denominator,
-                             LrpExtent extent, double epsilon, void*) {
+  static void ratio_backward(LrpDtype dtype, In grad, In multiplier, In value, In denominator, Out grad_multiplier,
+                             Out grad_value, Out grad_denominator, LrpExtent extent, double epsilon, void*) {
     const Partition tasks = partition(extent, false);
     with_storage(dtype, [&](auto storage) {
       using scalar_t = decltype(storage);
-      Ratio<scalar_t> args{};
-      args.grad = static_cast<const scalar_t*>(grad);
-      args.multiplier = static_cast<const scalar_t*>(multiplier);
-      args.value = static_cast<const scalar_t*>(value);
-      args.denominator = static_cast<const scalar_t*>(denominator);
-      args.result = static_cast<scalar_t*>(grad_multiplier);
-      args.grad_value = static_cast<scalar_t*>(grad_value);
-      args.grad_denominator = static_cast<scalar_t*>(grad_denominator);
-      args.extent = extent;
-      args.tasks = tasks;
-      args.epsilon = static_cast<arithmetic_t<scalar_t>>(epsilon);
+      const auto eps = static_cast<arithmetic_t<scalar_t>>(epsilon);
+      const Ratio<scalar_t> args{extent,      tasks,           eps,  multiplier, value,
+                                 denominator, grad_multiplier, grad, grad_value, grad_denominator};
       run_parallel(tasks, RatioBackwardBody<scalar_t>{args});
     });
   }
@@ -379,19 +334,6 @@ struct Backend {
 using Ops = PointwiseOps<Backend>;
 
 }  // namespace
-
-Tensor epsilon_scale(const Tensor& multiplier, const OptionalTensor& addend, const OptionalTensor& output,
-                     const OptionalTensor& scale, double epsilon, double leak) {
-  return Ops::epsilon_scale(multiplier, addend, output, scale, epsilon, leak);
-}
-
-std::tuple<Tensor, Tensor, Tensor> epsilon_scale_backward(const Tensor& grad, const Tensor& multiplier,
-                                                          const OptionalTensor& addend, const OptionalTensor& output,
-                                                          const OptionalTensor& scale, double epsilon, double leak,
-                                                          bool need_scale) {
-  return Ops::epsilon_scale_backward(grad, multiplier, addend, output, scale, epsilon, leak, need_scale);
-}
-
 }  // namespace lrpkernels::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(lrpkernels, CPU, m) {

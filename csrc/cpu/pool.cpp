@@ -2,28 +2,19 @@
 // Channels-last: vectors along the channels. Sums do not depend on the number of threads.
 #include <torch/csrc/stable/library.h>
 
-#include "average_pool.h"
-#include "max_pool.h"
+#include "pool_average.h"
+#include "pool_max.h"
 
 namespace lrpkernels::cpu {
 namespace {
 
-struct Backend {
-  static constexpr StorageDtypes kDtypes{false, "float32, float64 or bfloat16 on CPU"};
-
-  struct Guard {
-    explicit Guard(const Tensor&) {}
-    void* stream() const { return nullptr; }
-  };
-
-  static void max_pool_winner(LrpDtype dtype, const void* multiplier, const int64_t* indices, void* result,
-                              LrpPool pool, void*) {
+struct Backend : CpuBackend {
+  static void max_pool_winner(LrpDtype dtype, In multiplier, In indices, Out result, LrpPool pool, void*) {
     const PoolGeometry geometry(pool, false);
     std::atomic<bool> out_of_range{false};
     with_storage(dtype, [&](auto storage) {
       using scalar_t = decltype(storage);
-      const MaxPool<scalar_t> args{static_cast<const scalar_t*>(multiplier), indices, static_cast<scalar_t*>(result),
-                                   geometry, out_of_range};
+      const MaxPool<scalar_t> args{multiplier, indices, result, geometry, out_of_range};
       if (pool.channels_last)
         run_steps(geometry.images * cpu::ceil_div(geometry.channels, kScatterBlock), geometry.in * kScatterBlock,
                   WinnerBlocks<scalar_t>{args});
@@ -33,14 +24,12 @@ struct Backend {
     check_range("max_pool_winner", out_of_range, geometry);
   }
 
-  static void max_pool_winner_backward(LrpDtype dtype, const void* grad, const int64_t* indices, void* grad_multiplier,
-                                       LrpPool pool, void*) {
+  static void max_pool_winner_backward(LrpDtype dtype, In grad, In indices, Out grad_multiplier, LrpPool pool, void*) {
     const PoolGeometry geometry(pool, false);
     std::atomic<bool> out_of_range{false};
     with_storage(dtype, [&](auto storage) {
       using scalar_t = decltype(storage);
-      const MaxPool<scalar_t> args{static_cast<const scalar_t*>(grad), indices, static_cast<scalar_t*>(grad_multiplier),
-                                   geometry, out_of_range};
+      const MaxPool<scalar_t> args{grad, indices, grad_multiplier, geometry, out_of_range};
       if (pool.channels_last)
         run_steps(geometry.images * geometry.out, geometry.channels, WinnerBackward<scalar_t, true>{args});
       else
@@ -49,22 +38,22 @@ struct Backend {
     check_range("max_pool_winner_backward", out_of_range, geometry);
   }
 
-  static void average_pool(LrpDtype dtype, const void* input, void* result, LrpPool pool, void*) {
+  static void average_pool(LrpDtype dtype, In input, Out result, LrpPool pool, void*) {
     run_average<false>(dtype, input, result, pool);
   }
 
-  static void average_pool_transpose(LrpDtype dtype, const void* multiplier, void* result, LrpPool pool, void*) {
+  static void average_pool_transpose(LrpDtype dtype, In multiplier, Out result, LrpPool pool, void*) {
     run_average<true>(dtype, multiplier, result, pool);
   }
 
  private:
   template <bool kTranspose>
-  static void run_average(LrpDtype dtype, const void* from, void* to, const LrpPool& pool) {
+  static void run_average(LrpDtype dtype, In from, Out to, const LrpPool& pool) {
     const PoolGeometry geometry(pool, true);
     with_storage(dtype, [&](auto storage) {
       using scalar_t = decltype(storage);
       using Planes = std::conditional_t<kTranspose, AverageTransposePlanes<scalar_t>, AveragePlanes<scalar_t>>;
-      const Average<scalar_t> args{static_cast<const scalar_t*>(from), static_cast<scalar_t*>(to), geometry};
+      const Average<scalar_t> args{from, to, geometry};
       if (pool.channels_last)
         run_steps(geometry.images * (kTranspose ? geometry.in : geometry.out), geometry.channels,
                   AveragePositions<scalar_t, kTranspose>{args});

@@ -119,7 +119,7 @@ class PlaneSum {
   std::unique_ptr<acc_t[]> buffer_;
 };
 
-// `elements`: what one step reads and writes, about.
+// `elements`: roughly what one step reads and writes.
 template <typename Body>
 void run_steps(int64_t steps, int64_t elements, const Body& body) {
   torch::stable::parallel_for(0, steps, std::max<int64_t>(1, kTaskElements / std::max<int64_t>(1, elements)),

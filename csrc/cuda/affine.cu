@@ -5,7 +5,7 @@
 namespace lrpkernels::cuda {
 namespace {
 
-// s = G t / (a+ + b+ + eps), handed to the summands that are not negative.
+// s = G t / (a+ + b+ + eps), passed to the summands that are not negative.
 template <typename storage_t>
 struct SumZPlus {
   using scalar_t = storage_t;
@@ -28,8 +28,8 @@ struct SumZPlus {
 #pragma unroll
       for (int j = 0; j < kVec; ++j) {
         const acc_t s = g[j] * (x[j] + y[j]) / stabilize(positive_part(x[j]) + positive_part(y[j]), epsilon);
-        g[j] = x[j] >= acc_t(0) ? s : acc_t(0);
-        h[j] = y[j] >= acc_t(0) ? s : acc_t(0);
+        g[j] = unless_negative(x[j], s);
+        h[j] = unless_negative(y[j], s);
       }
       store<kVec>(result_a + at, g);
       store<kVec>(result_b + at, h);
@@ -65,7 +65,7 @@ struct SumZPlusBackward {
       const Pack<acc_t, kVec> tb = load<kVec>(grad_b + at), g = load<kVec>(multiplier + at);
 #pragma unroll
       for (int j = 0; j < kVec; ++j) {
-        t[j] = (x[j] >= acc_t(0) ? t[j] : acc_t(0)) + (y[j] >= acc_t(0) ? tb[j] : acc_t(0));
+        t[j] = unless_negative(x[j], t[j]) + unless_negative(y[j], tb[j]);
         products[j] += t[j] * g[j];
         t[j] *= (x[j] + y[j]) / stabilize(positive_part(x[j]) + positive_part(y[j]), epsilon);
       }
@@ -177,23 +177,14 @@ struct AffineBackward {
 
 }  // namespace
 
-template <typename scalar_t>
-constexpr int kResidentBlocks<WithoutSum<AffineBackward<scalar_t>>> = kSumBlocksPerSm;
-
 extern "C" {  // the launchers of launchers.h
 
 int lrp_sum_zplus(LrpDtype dtype, const void* multiplier, const void* a, const void* b, void* result_a, void* result_b,
                   LrpExtent extent, double epsilon, void* stream) {
-  if (extent.numel * extent.targets == 0) return 0;
-  return with_storage(dtype, [&](auto storage) {
+  return with_storage(dtype, extent, [&](auto storage) {
     using scalar_t = decltype(storage);
-    const SumZPlus<scalar_t> body{static_cast<const scalar_t*>(multiplier),
-                                  static_cast<const scalar_t*>(a),
-                                  static_cast<const scalar_t*>(b),
-                                  static_cast<scalar_t*>(result_a),
-                                  static_cast<scalar_t*>(result_b),
-                                  extent,
-                                  static_cast<arithmetic_t<scalar_t>>(epsilon)};
+    const auto eps = static_cast<arithmetic_t<scalar_t>>(epsilon);
+    const SumZPlus<scalar_t> body{In{multiplier}, In{a}, In{b}, Out{result_a}, Out{result_b}, extent, eps};
     return launch_elementwise(body, extent.numel, vectorizable<scalar_t>(extent, multiplier, a, b, result_a, result_b),
                               stream);
   });
@@ -202,19 +193,11 @@ int lrp_sum_zplus(LrpDtype dtype, const void* multiplier, const void* a, const v
 int lrp_sum_zplus_backward(LrpDtype dtype, const void* grad_a, const void* grad_b, const void* multiplier,
                            const void* a, const void* b, void* grad_multiplier, void* grad_input_a, void* grad_input_b,
                            LrpExtent extent, double epsilon, void* stream) {
-  if (extent.numel * extent.targets == 0) return 0;
-  return with_storage(dtype, [&](auto storage) {
+  return with_storage(dtype, extent, [&](auto storage) {
     using scalar_t = decltype(storage);
-    const SumZPlusBackward<scalar_t> body{static_cast<const scalar_t*>(grad_a),
-                                          static_cast<const scalar_t*>(grad_b),
-                                          static_cast<const scalar_t*>(multiplier),
-                                          static_cast<const scalar_t*>(a),
-                                          static_cast<const scalar_t*>(b),
-                                          static_cast<scalar_t*>(grad_multiplier),
-                                          static_cast<scalar_t*>(grad_input_a),
-                                          static_cast<scalar_t*>(grad_input_b),
-                                          extent,
-                                          static_cast<arithmetic_t<scalar_t>>(epsilon)};
+    const auto eps = static_cast<arithmetic_t<scalar_t>>(epsilon);
+    const SumZPlusBackward<scalar_t> body{In{grad_a},           In{grad_b},        In{multiplier},    In{a},  In{b},
+                                          Out{grad_multiplier}, Out{grad_input_a}, Out{grad_input_b}, extent, eps};
     const bool vectors =
         vectorizable<scalar_t>(extent, grad_a, grad_b, multiplier, a, b, grad_multiplier, grad_input_a, grad_input_b);
     return launch_elementwise(body, extent.numel, vectors, stream);
@@ -224,64 +207,39 @@ int lrp_sum_zplus_backward(LrpDtype dtype, const void* grad_a, const void* grad_
 int lrp_affine(LrpDtype dtype, double whole, double positive, const void* multiplier, const void* value,
                const void* input, const void* slope, const void* shift, void* result, LrpExtent extent, double epsilon,
                void* stream) {
-  if (extent.numel * extent.targets == 0) return 0;
-  return with_storage(dtype, [&](auto storage) {
+  return with_storage(dtype, extent, [&](auto storage) {
     using scalar_t = decltype(storage);
     using acc_t = arithmetic_t<scalar_t>;
-    const Affine<scalar_t> body{static_cast<const scalar_t*>(multiplier),
-                                static_cast<const scalar_t*>(value),
-                                static_cast<const scalar_t*>(input),
-                                static_cast<const acc_t*>(slope),
-                                static_cast<const acc_t*>(shift),
-                                static_cast<scalar_t*>(result),
-                                extent,
-                                ChannelMap(extent),
-                                {static_cast<acc_t>(whole), static_cast<acc_t>(positive)},
-                                static_cast<acc_t>(epsilon)};
+    const ChannelMap channels(extent);
+    const Favour<acc_t> favour{static_cast<acc_t>(whole), static_cast<acc_t>(positive)};
+    const auto eps = static_cast<acc_t>(epsilon);
+    const Affine<scalar_t> body{In{multiplier}, In{value}, In{input}, In{slope}, In{shift},
+                                Out{result},    extent,    channels,  favour,    eps};
     return launch_elementwise(body, extent.numel, vectorizable<scalar_t>(extent, multiplier, value, input, result),
                               stream);
   });
 }
 
 int64_t lrp_affine_backward_workspace(LrpDtype dtype, LrpExtent extent) {
-  switch (dtype) {
-    case kFloat32:
-      return channel_sum_workspace<float>(extent, 2);
-    case kFloat64:
-      return channel_sum_workspace<double>(extent, 2);
-    default:
-      return channel_sum_workspace<__half>(extent, 2);
-  }
+  return channel_sum_workspace(dtype, extent, 2);
 }
 
 int lrp_affine_backward(LrpDtype dtype, double whole, double positive, const void* grad, const void* multiplier,
                         const void* value, const void* input, const void* slope, const void* shift,
                         void* grad_multiplier, void* grad_value, void* grad_input, void* grad_slope, void* grad_shift,
                         void* workspace, LrpExtent extent, double epsilon, void* stream) {
-  if (extent.numel * extent.targets == 0) return 0;
-  return with_storage(dtype, [&](auto storage) {
+  return with_storage(dtype, extent, [&](auto storage) {
     using scalar_t = decltype(storage);
     using acc_t = arithmetic_t<scalar_t>;
-    const AffineBackward<scalar_t> body{static_cast<const scalar_t*>(grad),
-                                        static_cast<const scalar_t*>(multiplier),
-                                        static_cast<const scalar_t*>(value),
-                                        static_cast<const scalar_t*>(input),
-                                        static_cast<const acc_t*>(slope),
-                                        static_cast<const acc_t*>(shift),
-                                        static_cast<scalar_t*>(grad_multiplier),
-                                        static_cast<scalar_t*>(grad_value),
-                                        static_cast<scalar_t*>(grad_input),
-                                        extent,
-                                        ChannelMap(extent),
-                                        {static_cast<acc_t>(whole), static_cast<acc_t>(positive)},
-                                        static_cast<acc_t>(epsilon)};
+    const ChannelMap channels(extent);
+    const Favour<acc_t> favour{static_cast<acc_t>(whole), static_cast<acc_t>(positive)};
+    const auto eps = static_cast<acc_t>(epsilon);
+    const AffineBackward<scalar_t> body{
+        In{grad},        In{multiplier},  In{value}, In{input}, In{slope}, In{shift}, Out{grad_multiplier},
+        Out{grad_value}, Out{grad_input}, extent,    channels,  favour,    eps};
     const bool vectors =
         vectorizable<scalar_t>(extent, grad, multiplier, value, input, grad_multiplier, grad_value, grad_input);
-    if (grad_slope == nullptr)
-      return launch_elementwise(WithoutSum<AffineBackward<scalar_t>>{body}, extent.numel, vectors, stream);
-    return vectors
-               ? launch_channel_sum<kVectorWidth<scalar_t>>(body, extent, workspace, {grad_slope, grad_shift}, stream)
-               : launch_channel_sum<1>(body, extent, workspace, {grad_slope, grad_shift}, stream);
+    return launch_channel_sum(body, extent, vectors, workspace, {grad_slope, grad_shift}, stream);
   });
 }
 

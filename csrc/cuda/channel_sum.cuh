@@ -64,11 +64,11 @@ inline int64_t partial_elements(const LrpExtent& extent, int vec) {
 }
 
 // Bytes of partial sums of `sums` products, whichever vector width the launcher takes.
-template <typename scalar_t>
-int64_t channel_sum_workspace(const LrpExtent& extent, int sums) {
-  if (extent.numel == 0) return 0;
-  const int64_t single = partial_elements(extent, 1), vectors = partial_elements(extent, kVectorWidth<scalar_t>);
-  return sums * (single > vectors ? single : vectors) * static_cast<int64_t>(sizeof(arithmetic_t<scalar_t>));
+inline int64_t channel_sum_workspace(LrpDtype dtype, const LrpExtent& extent, int sums) {
+  if (!fits(extent) || extent.numel == 0) return 0;
+  const int width = dtype == kFloat64 ? 2 : (dtype == kFloat32 ? 4 : 8);
+  const int64_t single = partial_elements(extent, 1), vectors = partial_elements(extent, width);
+  return sums * (single > vectors ? single : vectors) * (dtype == kFloat64 ? 8 : 4);
 }
 
 // Block: kChunk neighbouring elements; the products pass through shared memory, then groups of lanes sum one row each.
@@ -216,35 +216,37 @@ template <int kVec, typename Body>
 int launch_channel_sum(const Body& body, const LrpExtent& extent, void* workspace, void* const (&totals)[Body::kSums],
                        void* stream) {
   using acc_t = arithmetic_t<typename Body::scalar_t>;
-  auto* const partial = static_cast<acc_t*>(workspace);
-  const FastDivisor inner(extent.inner);
+  acc_t* const partial = Out{workspace};
+  const int64_t elements = partial_elements(extent, kVec);  // of each sum
   if (extent.inner > 1) {
     const ChunkPlan plan(extent);
+    const FastDivisor inner(extent.inner), chunks_per_row((extent.inner - 1) / kChunk + 2);
     LRP_LAUNCH((chunk_sum_kernel<kVec, Body>), grid_for(plan.chunks, 1), kThreads, stream, body, partial, extent.numel,
                inner, plan.rows_per_chunk, plan.chunks);
+    for (int s = 0; s < Body::kSums; ++s)
+      LRP_LAUNCH(chunk_total_kernel<acc_t>, grid_for(extent.channels, 1), kThreads, stream, partial + s * elements,
+                 Out{totals[s]}, extent.numel / (extent.channels * extent.inner), extent.channels, inner,
+                 plan.rows_per_chunk, chunks_per_row);
   } else {
     const ColumnPlan plan(extent, kVec);
+    if (plan.slabs > max_grid_x()) return kInvalidValue;
     const dim3 grid(static_cast<unsigned>(plan.slabs), static_cast<unsigned>(plan.row_blocks));
     LRP_LAUNCH((column_sum_kernel<kVec, Body>), grid, kThreads, stream, body, partial, extent.numel, plan);
-  }
-  for (int s = 0; s < Body::kSums; ++s) {
-    const acc_t* const own = partial + s * partial_elements(extent, kVec);
-    auto* const total = static_cast<acc_t*>(totals[s]);
-    if (extent.inner > 1) {
-      const ChunkPlan plan(extent);
-      LRP_LAUNCH(chunk_total_kernel<acc_t>, grid_for(extent.channels, 1), kThreads, stream, own, total,
-                 extent.numel / (extent.channels * extent.inner), extent.channels, inner, plan.rows_per_chunk,
-                 FastDivisor((extent.inner - 1) / kChunk + 2));
-    } else {
-      const ColumnPlan plan(extent, kVec);
-      LRP_LAUNCH(column_total_kernel<acc_t>, grid_for(extent.channels, 32), kThreads, stream, own, total,
-                 extent.channels, plan.period * kVec, plan.row_blocks);
-    }
+    for (int s = 0; s < Body::kSums; ++s)
+      LRP_LAUNCH(column_total_kernel<acc_t>, grid_for(extent.channels, 32), kThreads, stream, partial + s * elements,
+                 Out{totals[s]}, extent.channels, plan.period * kVec, plan.row_blocks);
   }
   return LRP_LAST_ERROR();
 }
 
-// Drops the products of a Body where nobody asks for the sums.
+template <typename Body>
+int launch_channel_sum(const Body& body, const LrpExtent& extent, bool vectors, void* workspace,
+                       void* const (&totals)[Body::kSums], void* stream) {
+  return vectors ? launch_channel_sum<kVectorWidth<typename Body::scalar_t>>(body, extent, workspace, totals, stream)
+                 : launch_channel_sum<1>(body, extent, workspace, totals, stream);
+}
+
+// Drops the products of a Body where the sums are not requested.
 template <typename Body>
 struct WithoutSum : Body {
   template <int kVec>

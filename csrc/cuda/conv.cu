@@ -13,15 +13,13 @@ ConvProblem<scalar_t> problem_of(const LrpConv& conv, LrpConvWeights weights, bo
   const Image output = image_of(conv, conv.output, conv.channels_out);
   p.x = transposed ? output : input;
   p.y = transposed ? input : output;
-  int64_t phases = 1, largest = 1;
+  int64_t largest = 1;
   p.most_taps = 1;
   for (int d = 0; d < 2; ++d) {
     p.dimension[d] = {static_cast<int>(conv.kernel[d]), static_cast<int>(conv.stride[d]),
                       static_cast<int>(conv.padding[d]), static_cast<int>(conv.dilation[d])};
     p.most_taps *= p.dimension[d].most_taps(transposed);
-    const int own = p.dimension[d].phases(transposed);
-    phases *= own;
-    largest *= ceil_div<int64_t>(d == 0 ? p.y.height : p.y.width, own);
+    largest *= ceil_div<int64_t>(d == 0 ? p.y.height : p.y.width, p.dimension[d].phases(transposed));
   }
   p.transposed = transposed;
   p.weights = weights;
@@ -44,7 +42,18 @@ int64_t phases_of(const ConvProblem<scalar_t>& p) {
 
 template <typename scalar_t>
 int64_t packed_elements(const ConvProblem<scalar_t>& p) {
-  return phases_of(p) * p.groups * p.most_taps * p.padded_channels * p.columns;
+  return bounded_product({phases_of(p), p.groups, p.most_taps, p.padded_channels, p.columns});
+}
+
+template <typename scalar_t>
+int64_t blocks_of(const ConvProblem<scalar_t>& p) {
+  return bounded_product({phases_of(p), p.groups, p.row_tiles, p.column_tiles});
+}
+
+// Phases multiply blocks and packed weights: large strides can make too many, even for a convolution that fits.
+template <typename scalar_t>
+bool launchable(const ConvProblem<scalar_t>& p) {
+  return packed_elements(p) < kMostElements && blocks_of(p) <= max_grid_x();
 }
 
 // Channels-last vectors: 16 aligned bytes lie within the channels of a group.
@@ -87,10 +96,9 @@ template <typename scalar_t>
 int launch_conv(ConvProblem<scalar_t> p, const void* weight, void* workspace, const LrpConv& conv, void* stream) {
   if (is_depthwise(conv)) return launch_depthwise(p, weight, conv, stream);
   p.packed = workspace;
-  const int64_t blocks = phases_of(p) * p.groups * p.row_tiles * p.column_tiles;
-  if (blocks > max_grid_x()) return kInvalidValue;
+  if (!launchable(p)) return kInvalidValue;
   const auto* const weights = static_cast<const scalar_t*>(weight);
-  const auto grid = static_cast<unsigned>(blocks);
+  const auto grid = static_cast<unsigned>(blocks_of(p));
   const bool channels_last = conv.channels_last != 0;
   if constexpr (kHasTensorCores<scalar_t>) {
     if (use_tensor_cores<scalar_t>(conv)) {
@@ -107,11 +115,12 @@ int launch_conv(ConvProblem<scalar_t> p, const void* weight, void* workspace, co
 extern "C" {  // the launchers of launchers.h
 
 int64_t lrp_conv_workspace(LrpDtype dtype, LrpConv conv, LrpConvWeights weights, int transposed) {
-  if (is_depthwise(conv)) return 0;
+  if (!fits(conv) || is_depthwise(conv)) return 0;
   const auto bytes = [&](auto storage) {
     using scalar_t = decltype(storage);
-    const int64_t numel = packed_elements(problem_of<scalar_t>(conv, weights, transposed != 0));
-    return numel *
+    const ConvProblem<scalar_t> p = problem_of<scalar_t>(conv, weights, transposed != 0);
+    if (!launchable(p)) return int64_t(0);
+    return packed_elements(p) *
            static_cast<int64_t>(use_tensor_cores<scalar_t>(conv) ? sizeof(scalar_t) : sizeof(arithmetic_t<scalar_t>));
   };
   return dtype == kFloat64 ? bytes(double{}) : (dtype == kFloat32 ? bytes(float{}) : bytes(__half{}));
@@ -122,17 +131,14 @@ int lrp_conv_relevance(LrpDtype dtype, const void* multiplier, LrpConvScale scal
                        void* stream) {
   return with_storage(dtype, [&](auto storage) {
     using scalar_t = decltype(storage);
-    using acc_t = arithmetic_t<scalar_t>;
     if (!fits(conv)) return kInvalidValue;
     if (conv.targets * conv.batch * conv.channels_in * conv.input[0] * conv.input[1] == 0) return 0;
     ConvProblem<scalar_t> p = problem_of<scalar_t>(conv, weights, true);
     p.x_values = scaled<scalar_t>(multiplier, scale);
-    p.y_values = static_cast<scalar_t*>(result);
-    p.input = static_cast<const scalar_t*>(combine.input);
-    p.low = static_cast<const acc_t*>(combine.low);
-    p.high = static_cast<const acc_t*>(combine.high);
-    p.times_input = combine.times_input != 0;
-    p.accumulate = combine.accumulate != 0;
+    p.y_values = Out{result};
+    p.input = In{combine.input};
+    p.low = In{combine.low};
+    p.high = In{combine.high};
     return launch_conv(p, weight, workspace, conv, stream);
   });
 }
@@ -145,7 +151,7 @@ int lrp_conv(LrpDtype dtype, const void* input, const void* weight, LrpConvWeigh
     if (conv.targets * conv.batch * conv.channels_out * conv.output[0] * conv.output[1] == 0) return 0;
     ConvProblem<scalar_t> p = problem_of<scalar_t>(conv, weights, false);
     p.x_values = scaled<scalar_t>(input, LrpConvScale{});
-    p.y_values = static_cast<scalar_t*>(result);
+    p.y_values = Out{result};
     return launch_conv(p, weight, workspace, conv, stream);
   });
 }

@@ -33,7 +33,6 @@ struct ScaledInput {
   const scalar_t* value;
   const scalar_t* denominator;
   acc_t epsilon;
-  acc_t leak;
 
   // i: of the multiplier; j: of the forward values; 0 when `inside` is false.
   __device__ __forceinline__ acc_t at(bool inside, int64_t i, int64_t j, int channel) const {
@@ -42,7 +41,7 @@ struct ScaledInput {
     if (addend) g += to_arithmetic(read_global_if(inside, addend + i, zero));
     if (scale) g *= read_global_if(inside, scale + channel, acc_t(0));
     const scalar_t one = to_storage<scalar_t>(acc_t(1));
-    if (output) g *= relu_ratio(to_arithmetic(read_global_if(inside, output + j, one)), epsilon, leak);
+    if (output) g *= relu_ratio(to_arithmetic(read_global_if(inside, output + j, one)), epsilon);
     if (denominator) {
       const acc_t d = stabilize(to_arithmetic(read_global_if(inside, denominator + j, one)), epsilon);
       g = g * to_arithmetic(read_global_if(inside, value + j, zero)) / d;
@@ -68,7 +67,7 @@ struct ScaledInput {
     if (output) {
       const Vector u = load_if(inside, output + j);
 #pragma unroll
-      for (int n = 0; n < kWidth; ++n) g[n] *= relu_ratio(u[n], epsilon, leak);
+      for (int n = 0; n < kWidth; ++n) g[n] *= relu_ratio(u[n], epsilon);
     }
     if (denominator) {
       const Vector d = load_if(inside, denominator + j), v = load_if(inside, value + j);
@@ -92,8 +91,6 @@ struct ConvProblem {
   Image x, y;
   ConvDimension dimension[2];
   bool transposed;
-  bool times_input;
-  bool accumulate;
   LrpConvWeights weights;
   int64_t images;
   int64_t batch;
@@ -191,7 +188,7 @@ struct RowTable {
   int x[kRows];
 };
 
-constexpr int kNowhere = -(1 << 29);  // plus any offset it is outside of every image
+constexpr int kNowhere = -(1 << 29);  // outside of every image, whatever offset is added
 
 template <int kRows, typename scalar_t>
 __device__ __forceinline__ void fill_rows(RowTable<kRows>& table, const ConvProblem<scalar_t>& p, const Tile& tile) {
@@ -259,19 +256,16 @@ __device__ __forceinline__ void write_slice(const ConvProblem<scalar_t>& p, cons
     const bool inside = y_begin >= 0 && channel < p.y.channels;
     const int64_t step = channel * p.y.channel_step;
     acc_t sum = slice[slice_index(line, column * p.sets)];
-    const scalar_t zero = to_storage<scalar_t>(acc_t(0));
-    if (p.sets > 1 || p.times_input) {
+    if (p.sets > 1) {
+      const scalar_t zero = to_storage<scalar_t>(acc_t(0));
       const acc_t a = to_arithmetic(read_global_if(inside, p.input + a_begin + step, zero));
-      if (p.sets == 2 && !(a >= acc_t(0))) sum = slice[slice_index(line, 2 * column + 1)];
+      if (p.sets == 2 && !(a >= acc_t(0))) sum = a < acc_t(0) ? slice[slice_index(line, 2 * column + 1)] : a;
       if (p.weights == kBox) {
         const int64_t place = static_cast<int64_t>(tile.group) * p.y.channels + channel;
         sum = a * sum - read_global_if(inside, p.low + place, acc_t(0)) * slice[slice_index(line, 4 * column + 1)] -
               read_global_if(inside, p.high + place, acc_t(0)) * slice[slice_index(line, 4 * column + 2)];
-      } else if (p.times_input) {
-        sum *= a;
       }
     }
-    if (p.accumulate) sum += to_arithmetic(read_global_if(inside, p.y_values + y_begin + step, zero));
     if (inside) write_global(p.y_values + y_begin + step, to_storage<scalar_t>(sum));
   }
 }
@@ -283,8 +277,6 @@ __device__ __forceinline__ void load_four(acc_t (&to)[4], const acc_t* from) {
 }
 
 // Host side.
-
-constexpr int kInvalidValue = 1;  // cudaErrorInvalidValue
 
 template <typename scalar_t>
 constexpr bool kHasTensorCores = !std::is_same_v<scalar_t, double>;
@@ -306,23 +298,10 @@ inline Image image_of(const LrpConv& conv, const int64_t (&size)[2], int64_t cha
   return image;
 }
 
-// 32-bit positions and channels.
-inline bool fits(const LrpConv& conv) {
-  for (int d = 0; d < 2; ++d)
-    if (conv.input[d] + 2 * conv.padding[d] + conv.kernel[d] * conv.dilation[d] > (1 << 28) ||
-        conv.output[d] > (1 << 28))
-      return false;
-  return conv.input[0] * conv.input[1] < (1ll << 31) && conv.output[0] * conv.output[1] < (1ll << 31) &&
-         conv.channels_in < (1 << 24) && conv.channels_out < (1 << 24) && conv.groups < (1 << 24);
-}
-
 template <typename scalar_t>
 ScaledInput<scalar_t> scaled(const void* multiplier, const LrpConvScale& scale) {
-  using acc_t = arithmetic_t<scalar_t>;
-  return {static_cast<const scalar_t*>(multiplier),   static_cast<const scalar_t*>(scale.addend),
-          static_cast<const scalar_t*>(scale.output), static_cast<const acc_t*>(scale.scale),
-          static_cast<const scalar_t*>(scale.value),  static_cast<const scalar_t*>(scale.denominator),
-          static_cast<acc_t>(scale.epsilon),          static_cast<acc_t>(scale.leak)};
+  const In g{multiplier}, g2{scale.addend}, u{scale.output}, k{scale.scale}, v{scale.value}, d{scale.denominator};
+  return {g, g2, u, k, v, d, static_cast<arithmetic_t<scalar_t>>(scale.epsilon)};
 }
 
 }  // namespace lrpkernels::cuda

@@ -93,23 +93,16 @@ struct Depthwise {
       }
     }
 
-    if (p.sets > 1 || p.times_input) {
+    if (p.sets > 1) {
       const int64_t behind = (image - image % p.batch) * p.y.image_step;  // targets before this one
       const Pack<acc_t, kVec> a = load<kVec>(p.input + i - behind);
 #pragma unroll
       for (int j = 0; j < kVec; ++j) {
-        if (p.sets == 2 && !(a[j] >= acc_t(0))) sum[0][j] = sum[1][j];
+        if (p.sets == 2 && !(a[j] >= acc_t(0))) sum[0][j] = a[j] < acc_t(0) ? sum[1][j] : a[j];
         if (p.weights == kBox)
           sum[0][j] = a[j] * sum[0][j] - read_global(p.low + channel + j) * sum[1][j] -
                       read_global(p.high + channel + j) * sum[2][j];
-        else if (p.times_input)
-          sum[0][j] *= a[j];
       }
-    }
-    if (p.accumulate) {
-      const Pack<acc_t, kVec> before = load<kVec>(static_cast<const scalar_t*>(p.y_values) + i);
-#pragma unroll
-      for (int j = 0; j < kVec; ++j) sum[0][j] += before[j];
     }
     store<kVec>(p.y_values + i, sum[0]);
   }
@@ -124,14 +117,9 @@ template <typename scalar_t>
 int launch_depthwise(const ConvProblem<scalar_t>& p, const void* weight, const LrpConv& conv, void* stream) {
   const bool channels_last = conv.channels_last != 0;
   const int64_t channels = p.transposed ? conv.channels_in : conv.channels_out;
-  const int64_t multiplier = conv.channels_out / conv.channels_in;
-  const Depthwise<scalar_t> body{p,
-                                 static_cast<const scalar_t*>(weight),
-                                 FastDivisor(channels),
-                                 FastDivisor(p.y.height),
-                                 FastDivisor(p.y.width),
-                                 static_cast<int>(multiplier),
-                                 channels_last};
+  const auto multiplier = static_cast<int>(conv.channels_out / conv.channels_in);
+  const FastDivisor by_channels(channels), by_height(p.y.height), by_width(p.y.width);
+  const Depthwise<scalar_t> body{p, In{weight}, by_channels, by_height, by_width, multiplier, channels_last};
   const ScaledInput<scalar_t>& x = p.x_values;
   const bool vectors = channels_last && multiplier == 1 && channels % kVectorWidth<scalar_t> == 0 &&
                        all_aligned(x.multiplier, x.addend, x.output, x.value, x.denominator, p.input, p.y_values);

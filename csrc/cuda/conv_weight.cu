@@ -31,7 +31,7 @@ struct Split {
   // A function of the shape and the tile alone, so that sums repeat from run to run.
   Split(const LrpConv& conv, int tile_rows, int tile_columns, int depth) {
     const int64_t rows = conv.channels_out / conv.groups;
-    const int64_t columns = conv.channels_in / conv.groups * conv.kernel[0] * conv.kernel[1];
+    const int64_t columns = weight_columns(conv);
     row_tiles = ceil_div<int64_t>(rows, tile_rows);
     column_tiles = ceil_div<int64_t>(columns, tile_columns);
     const int64_t positions = conv.targets * conv.batch * conv.output[0] * conv.output[1];
@@ -51,27 +51,20 @@ Split split_of(const LrpConv& conv) {
   return Split(conv, simt::kWeightRows, simt::kWeightColumns, simt::kWeightDepth);
 }
 
-int64_t weight_elements(const LrpConv& conv) {
-  return conv.channels_out * (conv.channels_in / conv.groups) * conv.kernel[0] * conv.kernel[1];
-}
+int64_t weight_elements(const LrpConv& conv) { return conv.channels_out * weight_columns(conv); }
 
 template <typename scalar_t>
 void launch_product(const WeightProblem<scalar_t>& p, const LrpConv& conv, unsigned blocks, void* stream) {
   if constexpr (kHasTensorCores<scalar_t>) {
     if (use_tensor_cores<scalar_t>(conv)) {
-      if (p.channels_last) {
-        LRP_LAUNCH((mma::weight_mma_kernel<scalar_t, true>), blocks, kThreads, stream, p);
-      } else {
-        LRP_LAUNCH((mma::weight_mma_kernel<scalar_t, false>), blocks, kThreads, stream, p);
-      }
-      return;
+      return with_flag(p.channels_last, [&](auto channels_last) {
+        LRP_LAUNCH((mma::weight_mma_kernel<scalar_t, channels_last()>), blocks, kThreads, stream, p);
+      });
     }
   }
-  if (p.channels_last) {
-    LRP_LAUNCH((simt::weight_simt_kernel<scalar_t, true>), blocks, kThreads, stream, p);
-  } else {
-    LRP_LAUNCH((simt::weight_simt_kernel<scalar_t, false>), blocks, kThreads, stream, p);
-  }
+  with_flag(p.channels_last, [&](auto channels_last) {
+    LRP_LAUNCH((simt::weight_simt_kernel<scalar_t, channels_last()>), blocks, kThreads, stream, p);
+  });
 }
 
 }  // namespace
@@ -80,6 +73,7 @@ extern "C" {  // the launchers of launchers.h
 
 int64_t lrp_conv_weight_gradient_workspace(LrpDtype dtype, LrpConv conv) {
   int64_t bytes = 0;
+  if (!fits(conv) || weight_elements(conv) == 0) return bytes;
   with_storage(dtype, [&](auto storage) {
     using scalar_t = decltype(storage);
     bytes =
@@ -93,15 +87,14 @@ int lrp_conv_weight_gradient(LrpDtype dtype, const void* multiplier, LrpConvScal
                              void* grad_weight, void* workspace, LrpConv conv, void* stream) {
   return with_storage(dtype, [&](auto storage) {
     using scalar_t = decltype(storage);
-    using acc_t = arithmetic_t<scalar_t>;
     if (!fits(conv)) return kInvalidValue;
     const int64_t numel = weight_elements(conv);
     if (numel == 0) return 0;
     const Split split = split_of<scalar_t>(conv);
     WeightProblem<scalar_t> p{};
     p.s_values = scaled<scalar_t>(multiplier, scale);
-    p.x_values = static_cast<const scalar_t*>(input);
-    p.partial = static_cast<acc_t*>(workspace);
+    p.x_values = In{input};
+    p.partial = Out{workspace};
     p.s = image_of(conv, conv.output, conv.channels_out);
     p.x = image_of(conv, conv.input, conv.channels_in);
     for (int d = 0; d < 2; ++d)
@@ -121,8 +114,8 @@ int lrp_conv_weight_gradient(LrpDtype dtype, const void* multiplier, LrpConvScal
     const int64_t blocks = split.parts * conv.groups * split.row_tiles * split.column_tiles;
     if (blocks > max_grid_x()) return kInvalidValue;
     launch_product(p, conv, static_cast<unsigned>(blocks), stream);
-    LRP_LAUNCH(weight_total_kernel<scalar_t>, grid_for(numel, kThreads), kThreads, stream, p,
-               static_cast<scalar_t*>(grad_weight), FastDivisor(p.columns), numel, split.parts);
+    LRP_LAUNCH(weight_total_kernel<scalar_t>, grid_for(numel, kThreads), kThreads, stream, p, Out{grad_weight},
+               FastDivisor(p.columns), numel, split.parts);
     return LRP_LAST_ERROR();
   });
 }

@@ -25,6 +25,13 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks<Body>) elementwise_k
   }
 }
 
+// Calls body with a value of the storage type, unless there is nothing to do or more than indices hold.
+template <typename Body>
+int with_storage(LrpDtype dtype, const LrpExtent& extent, const Body& body) {
+  if (!fits(extent)) return kInvalidValue;
+  return extent.numel == 0 || extent.targets == 0 ? 0 : with_storage(dtype, body);
+}
+
 // Vectors need aligned bases, and every target's slice aligned too.
 template <typename scalar_t, typename... Pointers>
 bool vectorizable(const LrpExtent& extent, Pointers... pointers) {

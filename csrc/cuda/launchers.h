@@ -2,105 +2,12 @@
 // success). Callers check shapes, dtypes, devices and layout; launchers check only grid limits. Empty tensors launch
 // nothing.
 #pragma once
-#include <cstdint>
-
-// Storage type of the tensors; arithmetic is float, or double for kFloat64.
-enum LrpDtype : int { kFloat32 = 0, kFloat64 = 1, kFloat16 = 2, kBFloat16 = 3 };
-
-// Forward values hold `numel` elements; multipliers and gradients hold `targets * numel`, target-major.
-// The channel of element i is (i / inner) % channels. Per-channel tensors are in the arithmetic dtype.
-struct LrpExtent {
-  int64_t numel;
-  int64_t targets;
-  int64_t channels;
-  int64_t inner;
-};
-
-// A pooling layer of up to three spatial dimensions, depth first; dimensions that are not there have size, kernel,
-// stride and dilation 1 and padding 0. Tensors are [targets * batch, channels, ...], NCHW or channels-last.
-struct LrpPool {
-  int64_t targets;
-  int64_t batch;
-  int64_t channels;
-  int64_t input[3];
-  int64_t output[3];
-  int64_t kernel[3];  // not read by adaptive pooling, as the next three
-  int64_t stride[3];
-  int64_t padding[3];
-  int64_t dilation[3];        // max pooling only
-  int64_t divisor_override;   // average pooling only; 0: none
-  int32_t count_include_pad;  // average pooling only
-  int32_t adaptive;           // average pooling only: window o covers [floor(o in / out), ceil((o + 1) in / out))
-  int32_t channels_last;
-};
-
-// A convolution of two spatial dimensions (one: height 1). Tensors are NCHW or channels-last; the weight is contiguous
-// [channels_out, channels_in / groups, kernel]. Images beyond `batch` are further targets: forward values repeat for
-// them.
-struct LrpConv {
-  int64_t targets;
-  int64_t batch;
-  int64_t channels_in;
-  int64_t channels_out;
-  int64_t groups;
-  int64_t input[2];
-  int64_t output[2];
-  int64_t kernel[2];
-  int64_t stride[2];
-  int64_t padding[2];
-  int64_t dilation[2];
-  int32_t channels_last;
-  int32_t tensor_cores;  // float32 in tf32, 16-bit types as they are, sums in float32; 0: arithmetic type throughout
-};
-
-// How the multiplier G at the convolution's output becomes s, elementwise, as tiles are loaded:
-// s = (G + addend) * m(output) * scale_c * value / (denominator + eps sgn denominator); null pointers drop their
-// factor.
-struct LrpConvScale {
-  const void* addend;       // [targets * batch, C_out, ...]
-  const void* output;       // [batch, C_out, ...], u of m(u)
-  const void* scale;        // [C_out], arithmetic type
-  const void* value;        // [batch, C_out, ...], together with denominator
-  const void* denominator;  // [batch, C_out, ...]
-  double epsilon;
-  double leak;
-};
-
-// Which weights a pass uses and how their results combine, a the layer's input.
-enum LrpConvWeights : int {
-  kWeight = 0,          // W
-  kPositiveWeight = 1,  // W+
-  kNegativeWeight = 2,  // W-
-  kSameSign = 3,        // W+ where a >= 0, W- elsewhere
-  kOppositeSign = 4,    // W- where a >= 0, W+ elsewhere
-  kBox = 5,             // a (W^T s) - low (W+^T s) - high (W-^T s): relevance, not a multiplier
-};
-
-// What happens to the result before it is written.
-struct LrpConvResult {
-  const void* input;  // a, [batch, C_in, ...]; null where nothing needs it
-  const void* low;    // [C_in], arithmetic type; kBox only, as high
-  const void* high;
-  int32_t times_input;  // R = a * G
-  int32_t accumulate;   // added to what is there
-};
-
-// Heatmaps [images, maps, channels, positions] beside a foreground mask of 0 and 1, [images, mask_channels, positions]
-// in the heatmap's dtype, mask_channels 1 or channels. A row is one channel of one map.
-struct LrpHeatmap {
-  int64_t images;
-  int64_t maps;
-  int64_t channels;
-  int64_t positions;
-  int64_t mask_channels;
-  int64_t kept;  // ranks that count, 1 .. positions; 0: every position with the same weight (decay 1)
-  double decay;  // in [0, 1]
-};
+#include "../common/types.h"
 
 extern "C" {
 // addend, output, scale may be null.
 int lrp_epsilon_scale(LrpDtype dtype, const void* multiplier, const void* addend, const void* output, const void* scale,
-                      void* result, LrpExtent extent, double epsilon, double leak, void* stream);
+                      void* result, LrpExtent extent, double epsilon, void* stream);
 
 // Bytes of scratch memory for the two-stage channel reduction below (0 when grad_scale is null).
 int64_t lrp_epsilon_scale_backward_workspace(LrpDtype dtype, LrpExtent extent);
@@ -108,8 +15,7 @@ int64_t lrp_epsilon_scale_backward_workspace(LrpDtype dtype, LrpExtent extent);
 // grad_output is null when output is; grad_scale (and workspace) may be null.
 int lrp_epsilon_scale_backward(LrpDtype dtype, const void* grad, const void* multiplier, const void* addend,
                                const void* output, const void* scale, void* grad_multiplier, void* grad_output,
-                               void* grad_scale, void* workspace, LrpExtent extent, double epsilon, double leak,
-                               void* stream);
+                               void* grad_scale, void* workspace, LrpExtent extent, double epsilon, void* stream);
 
 int lrp_ratio(LrpDtype dtype, const void* multiplier, const void* value, const void* denominator, void* result,
               LrpExtent extent, double epsilon, void* stream);
@@ -119,8 +25,7 @@ int lrp_ratio_backward(LrpDtype dtype, const void* grad, const void* multiplier,
                        LrpExtent extent, double epsilon, void* stream);
 
 // Winner takes all: multiplier [T * B, C, output], indices [B, C, output] (int64, flat positions in a channel's input
-// plane)
-// -> result [T * B, C, input]; overlapping windows add up.
+// plane) -> result [T * B, C, input]; overlapping windows add up.
 int lrp_max_pool_winner(LrpDtype dtype, const void* multiplier, const int64_t* indices, void* result, LrpPool pool,
                         void* stream);
 
@@ -188,7 +93,7 @@ int lrp_affine(LrpDtype dtype, double whole, double positive, const void* multip
 
 int64_t lrp_affine_backward_workspace(LrpDtype dtype, LrpExtent extent);
 
-// grad_slope and grad_shift (both, or neither) are sums over all but the channel.
+// grad_slope and grad_shift are sums over all but the channel.
 int lrp_affine_backward(LrpDtype dtype, double whole, double positive, const void* grad, const void* multiplier,
                         const void* value, const void* input, const void* slope, const void* shift,
                         void* grad_multiplier, void* grad_value, void* grad_input, void* grad_slope, void* grad_shift,

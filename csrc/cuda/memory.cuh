@@ -1,5 +1,7 @@
 // Typed global memory access: 16 bytes at a time where address and length allow, arithmetic types in registers.
 #pragma once
+#include <type_traits>
+
 #include "../common/geometry.h"
 #include "launchers.h"
 #include "runtime.cuh"
@@ -133,6 +135,15 @@ __device__ __forceinline__ void store(scalar_t* address, const Pack<arithmetic_t
   }
 }
 
+// Calls body with std::true_type or std::false_type.
+template <typename Body>
+void with_flag(bool flag, const Body& body) {
+  flag ? body(std::true_type{}) : body(std::false_type{});
+}
+
+// What launchers return where sizes exceed the kernels' indices or the grid: cudaErrorInvalidValue.
+constexpr int kInvalidValue = 1;
+
 // True when every pointer (null counts as aligned) is a multiple of 16.
 template <typename... Pointers>
 bool all_aligned(Pointers... pointers) {
@@ -158,7 +169,7 @@ int with_storage(LrpDtype dtype, const Body& body) {
     case kBFloat16:
       return body(__nv_bfloat16{});
   }
-  return 1;
+  return kInvalidValue;
 }
 
 }  // namespace lrpkernels::cuda

@@ -18,7 +18,6 @@ struct EpsilonScale {
   LrpExtent extent;
   ChannelMap channels;
   acc_t epsilon;
-  acc_t leak;
 
   template <int kVec>
   __device__ __forceinline__ void run(int64_t i) const {
@@ -26,7 +25,7 @@ struct EpsilonScale {
     if (output) {
       const Pack<acc_t, kVec> u = load<kVec>(output + i);
 #pragma unroll
-      for (int j = 0; j < kVec; ++j) factor[j] *= relu_ratio(u[j], epsilon, leak);
+      for (int j = 0; j < kVec; ++j) factor[j] *= relu_ratio(u[j], epsilon);
     }
     for (int64_t at = i; at < extent.targets * extent.numel; at += extent.numel) {
       Pack<acc_t, kVec> g = load<kVec>(multiplier + at);
@@ -59,7 +58,6 @@ struct EpsilonScaleBackward {
   LrpExtent extent;
   ChannelMap channels;
   acc_t epsilon;
-  acc_t leak;
 
   template <int kVec>
   __device__ __forceinline__ Pack<acc_t, kVec> run(int64_t i) const {
@@ -68,7 +66,7 @@ struct EpsilonScaleBackward {
     if (output) {
       u = load<kVec>(output + i);
 #pragma unroll
-      for (int j = 0; j < kVec; ++j) m[j] = relu_ratio(u[j], epsilon, leak);
+      for (int j = 0; j < kVec; ++j) m[j] = relu_ratio(u[j], epsilon);
     }
     Pack<acc_t, kVec> products = filled<kVec>(acc_t(0));  // sum_T t (G + G2)
     for (int64_t at = i; at < extent.targets * extent.numel; at += extent.numel) {
@@ -172,74 +170,45 @@ struct RatioBackward {
 extern "C" {  // the launchers of launchers.h
 
 int lrp_epsilon_scale(LrpDtype dtype, const void* multiplier, const void* addend, const void* output, const void* scale,
-                      void* result, LrpExtent extent, double epsilon, double leak, void* stream) {
-  if (extent.numel * extent.targets == 0) return 0;
-  return with_storage(dtype, [&](auto storage) {
+                      void* result, LrpExtent extent, double epsilon, void* stream) {
+  return with_storage(dtype, extent, [&](auto storage) {
     using scalar_t = decltype(storage);
-    using acc_t = arithmetic_t<scalar_t>;
-    const EpsilonScale<scalar_t> body{static_cast<const scalar_t*>(multiplier),
-                                      static_cast<const scalar_t*>(addend),
-                                      static_cast<const scalar_t*>(output),
-                                      static_cast<const acc_t*>(scale),
-                                      static_cast<scalar_t*>(result),
-                                      extent,
-                                      ChannelMap(extent),
-                                      static_cast<acc_t>(epsilon),
-                                      static_cast<acc_t>(leak)};
+    const ChannelMap channels(extent);
+    const auto eps = static_cast<arithmetic_t<scalar_t>>(epsilon);
+    const EpsilonScale<scalar_t> body{In{multiplier}, In{addend}, In{output}, In{scale},
+                                      Out{result},    extent,     channels,   eps};
     return launch_elementwise(body, extent.numel, vectorizable<scalar_t>(extent, multiplier, addend, output, result),
                               stream);
   });
 }
 
 int64_t lrp_epsilon_scale_backward_workspace(LrpDtype dtype, LrpExtent extent) {
-  switch (dtype) {
-    case kFloat32:
-      return channel_sum_workspace<float>(extent, 1);
-    case kFloat64:
-      return channel_sum_workspace<double>(extent, 1);
-    default:
-      return channel_sum_workspace<__half>(extent, 1);
-  }
+  return channel_sum_workspace(dtype, extent, 1);
 }
 
 int lrp_epsilon_scale_backward(LrpDtype dtype, const void* grad, const void* multiplier, const void* addend,
                                const void* output, const void* scale, void* grad_multiplier, void* grad_output,
-                               void* grad_scale, void* workspace, LrpExtent extent, double epsilon, double leak,
-                               void* stream) {
-  if (extent.numel * extent.targets == 0) return 0;
-  return with_storage(dtype, [&](auto storage) {
+                               void* grad_scale, void* workspace, LrpExtent extent, double epsilon, void* stream) {
+  return with_storage(dtype, extent, [&](auto storage) {
     using scalar_t = decltype(storage);
-    using acc_t = arithmetic_t<scalar_t>;
-    const EpsilonScaleBackward<scalar_t> body{static_cast<const scalar_t*>(grad),
-                                              static_cast<const scalar_t*>(multiplier),
-                                              static_cast<const scalar_t*>(addend),
-                                              static_cast<const scalar_t*>(output),
-                                              static_cast<const acc_t*>(scale),
-                                              static_cast<scalar_t*>(grad_multiplier),
-                                              static_cast<scalar_t*>(grad_output),
-                                              extent,
-                                              ChannelMap(extent),
-                                              static_cast<acc_t>(epsilon),
-                                              static_cast<acc_t>(leak)};
+    const ChannelMap channels(extent);
+    const auto eps = static_cast<arithmetic_t<scalar_t>>(epsilon);
+    const EpsilonScaleBackward<scalar_t> body{
+        In{grad},         In{multiplier}, In{addend}, In{output}, In{scale}, Out{grad_multiplier},
+        Out{grad_output}, extent,         channels,   eps};
     const bool vectors = vectorizable<scalar_t>(extent, grad, multiplier, addend, output, grad_multiplier, grad_output);
     if (grad_scale == nullptr)
       return launch_elementwise(WithoutSum<EpsilonScaleBackward<scalar_t>>{body}, extent.numel, vectors, stream);
-    return vectors ? launch_channel_sum<kVectorWidth<scalar_t>>(body, extent, workspace, {grad_scale}, stream)
-                   : launch_channel_sum<1>(body, extent, workspace, {grad_scale}, stream);
+    return launch_channel_sum(body, extent, vectors, workspace, {grad_scale}, stream);
   });
 }
 
 int lrp_ratio(LrpDtype dtype, const void* multiplier, const void* value, const void* denominator, void* result,
               LrpExtent extent, double epsilon, void* stream) {
-  if (extent.numel * extent.targets == 0) return 0;
-  return with_storage(dtype, [&](auto storage) {
+  return with_storage(dtype, extent, [&](auto storage) {
     using scalar_t = decltype(storage);
-    const Ratio<scalar_t> body{static_cast<const scalar_t*>(multiplier),
-                               static_cast<const scalar_t*>(value),
-                               static_cast<const scalar_t*>(denominator),
-                               static_cast<scalar_t*>(result),
-                               extent,
-                               static_cast<arithmetic_t<scalar_t>>(epsilon)};
+    const auto eps = static_cast<arithmetic_t<scalar_t>>(epsilon);
+    const Ratio<scalar_t> body{In{multiplier}, In{value}, In{denominator}, Out{result}, extent, eps};
     return launch_elementwise(body, extent.numel,
                               vectorizable<scalar_t>(extent, multiplier, value, denominator, result), stream);
   });
@@ -248,15 +217,18 @@ int lrp_ratio(LrpDtype dtype, const void* multiplier, const void* value, const v
 int lrp_ratio_backward(LrpDtype dtype, const void* grad, const void* multiplier, const void* value,
                        const void* denominator, void* grad_multiplier, void* grad_value, void* grad_denominator,
                        LrpExtent extent, double epsilon, void* stream) {
-  if (extent.numel * extent.targets == 0) return 0;
-  return with_storage(dtype, [&](auto storage) {
+  return with_storage(dtype, extent, [&](auto storage) {
     using scalar_t = decltype(storage);
-    const RatioBackward<scalar_t> body{
-        static_cast<const scalar_t*>(grad),          static_cast<const scalar_t*>(multiplier),
-        static_cast<const scalar_t*>(value),         static_cast<const scalar_t*>(denominator),
-        static_cast<scalar_t*>(grad_multiplier),     static_cast<scalar_t*>(grad_value),
-        static_cast<scalar_t*>(grad_denominator),    extent,
-        static_cast<arithmetic_t<scalar_t>>(epsilon)};
+    const auto eps = static_cast<arithmetic_t<scalar_t>>(epsilon);
+    const RatioBackward<scalar_t> body{In{grad},
+                                       In{multiplier},
+                                       In{value},
+                                       In{denominator},
+                                       Out{grad_multiplier},
+                                       Out{grad_value},
+                                       Out{grad_denominator},
+                                       extent,
+                                       eps};
     return launch_elementwise(body, extent.numel,
                               vectorizable<scalar_t>(extent, grad, multiplier, value, denominator, grad_multiplier,
                                                      grad_value, grad_denominator),

@@ -1,6 +1,6 @@
 // Pooling: winner-takes-all for max pooling, average pooling and its transpose. All are gathers: an output element sums
-// its own inputs in a fixed order, without atomics. NCHW goes by tiles (pool_tile.cuh), channels-last and what no tile
-// holds element by element.
+// its own inputs in a fixed order, without atomics. NCHW is done by tiles (pool_tile.cuh), channels-last and what fits
+// no tile element by element.
 #include "pool_tile.cuh"
 
 namespace lrpkernels::cuda {
@@ -31,16 +31,7 @@ struct MaxPoolWinner {
     Span span[3];
 #pragma unroll
     for (int d = 0; d < 3; ++d) span[d] = shape.dimension[d].covering(position[d]);
-    Pack<acc_t, kVec> sum = filled<kVec>(acc_t(0));
-    for (int d = span[0].begin; d < span[0].end; ++d)
-      for (int h = span[1].begin; h < span[1].end; ++h)
-#pragma unroll 1
-        for (int w = span[2].begin; w < span[2].end; ++w) {
-          const Pack<acc_t, kVec> part = share(out.flat(d, h, w));
-#pragma unroll
-          for (int j = 0; j < kVec; ++j) sum[j] += part[j];
-        }
-    return sum;
+    return sum_over<acc_t, kVec>(span, out, share);
   }
 
   __device__ __forceinline__ acc_t at(const scalar_t* values, int shift, const int* winners, int winners_shift,
@@ -165,15 +156,7 @@ struct AveragePool {
       span[d] = shape.inside(d, position[d]);
       divisor *= shape.weight(d, position[d]);
     }
-    Pack<acc_t, kVec> sum = filled<kVec>(acc_t(0));
-    for (int d = span[0].begin; d < span[0].end; ++d)
-      for (int h = span[1].begin; h < span[1].end; ++h)
-#pragma unroll 1
-        for (int w = span[2].begin; w < span[2].end; ++w) {
-          const Pack<acc_t, kVec> x = value(in.flat(d, h, w));
-#pragma unroll
-          for (int j = 0; j < kVec; ++j) sum[j] += x[j];
-        }
+    Pack<acc_t, kVec> sum = sum_over<acc_t, kVec>(span, in, value);
 #pragma unroll
     for (int j = 0; j < kVec; ++j) sum[j] /= static_cast<acc_t>(divisor);
     return sum;
@@ -248,46 +231,38 @@ struct AveragePoolTranspose {
   }
 };
 
-// Vectors run along the channels, so they need channels-last and a whole number of them.
-template <int kVec>
-bool channel_vectors(const LrpPool& pool) {
-  return pool.channels_last != 0 && pool.channels % kVec == 0;
-}
+// Two channels a thread in max pooling: with more, neighbouring threads would read distant winners, of 8 bytes.
+template <typename Body>
+constexpr int kChannelVector = Body::kWinners == Winners::kNone ? kVectorWidth<typename Body::scalar_t> : 2;
 
-constexpr int kInvalidValue = 1;  // cudaErrorInvalidValue
-
-// 32-bit positions: planes of fewer than 2^31 elements, padding included in every sum of a position and a window.
-bool fits(const LrpPool& pool) {
-  int64_t in = 1, out = 1;
-  for (int d = 0; d < 3; ++d) {
-    in *= pool.input[d] + 2 * pool.padding[d];
-    out *= pool.output[d];
-  }
-  return in < (1ll << 30) && out < (1ll << 30) && pool.divisor_override < (1ll << 31);
-}
-
-// By tiles, else element by element: kVec channels of the result a thread where they are neighbours.
-template <int kVec, typename Body>
-int launch_pool(const Body& body, const LrpPool& pool, const int64_t (&from)[3], const int64_t (&to)[3], int64_t numel,
+// By tiles, else element by element: a vector of channels of the result per thread where they are neighbours (it is
+// channels-last, with a whole number of vectors). kToInput: the result has the layout of the layer's input.
+template <template <typename> class Body, bool kToInput>
+int launch_pool(LrpDtype dtype, const void* source, const int64_t* indices, void* result, const LrpPool& pool,
                 void* stream) {
-  if (launch_tiles(body, pool, from, to, stream)) return LRP_LAST_ERROR();
-  const bool vectors = channel_vectors<kVec>(pool) && all_aligned(body.source, body.indices, body.result);
-  return launch_elementwise<kVec>(body, numel, vectors, stream);
-}
-
-int64_t elements(const LrpPool& pool, const int64_t (&size)[3]) {
-  return pool.batch * pool.channels * size[0] * size[1] * size[2];
+  if (!fits(pool)) return kInvalidValue;
+  return with_storage(dtype, [&](auto storage) {
+    using Typed = Body<decltype(storage)>;
+    const int64_t (&from)[3] = kToInput ? pool.output : pool.input;
+    const int64_t (&to)[3] = kToInput ? pool.input : pool.output;
+    const int64_t numel = pool.batch * pool.channels * to[0] * to[1] * to[2];
+    if (numel == 0 || pool.targets == 0) return 0;
+    const Typed body{
+        In{source}, indices, Out{result}, PoolShape(pool), PlaneMap(pool, pool.input), PlaneMap(pool, pool.output)};
+    if (launch_tiles(body, pool, from, to, stream)) return LRP_LAST_ERROR();
+    constexpr int kVec = kChannelVector<Typed>;
+    const bool vectors = pool.channels_last != 0 && pool.channels % kVec == 0 && all_aligned(source, indices, result);
+    return launch_elementwise<kVec>(body, numel, vectors, stream);
+  });
 }
 
 // Average pooling knows no targets: they are images.
 LrpPool with_targets_as_images(LrpPool pool) {
+  if (!fits(pool)) return pool;
   pool.batch *= pool.targets;
   pool.targets = 1;
   return pool;
 }
-
-// Two channels a thread in max pooling: with more, neighbouring threads would read winners, of 8 bytes, apart.
-constexpr int kWinnerVector = 2;
 
 }  // namespace
 
@@ -295,67 +270,21 @@ extern "C" {  // the launchers of launchers.h
 
 int lrp_max_pool_winner(LrpDtype dtype, const void* multiplier, const int64_t* indices, void* result, LrpPool pool,
                         void* stream) {
-  return with_storage(dtype, [&](auto storage) {
-    using scalar_t = decltype(storage);
-    if (!fits(pool)) return kInvalidValue;
-    const int64_t numel = elements(pool, pool.input);
-    if (numel * pool.targets == 0) return 0;
-    const MaxPoolWinner<scalar_t> body{static_cast<const scalar_t*>(multiplier),
-                                       indices,
-                                       static_cast<scalar_t*>(result),
-                                       PoolShape(pool),
-                                       PlaneMap(pool, pool.input),
-                                       PlaneMap(pool, pool.output)};
-    return launch_pool<kWinnerVector>(body, pool, pool.output, pool.input, numel, stream);
-  });
+  return launch_pool<MaxPoolWinner, true>(dtype, multiplier, indices, result, pool, stream);
 }
 
 int lrp_max_pool_winner_backward(LrpDtype dtype, const void* grad, const int64_t* indices, void* grad_multiplier,
                                  LrpPool pool, void* stream) {
-  return with_storage(dtype, [&](auto storage) {
-    using scalar_t = decltype(storage);
-    if (!fits(pool)) return kInvalidValue;
-    const int64_t numel = elements(pool, pool.output);
-    if (numel * pool.targets == 0) return 0;
-    const MaxPoolWinnerBackward<scalar_t> body{static_cast<const scalar_t*>(grad),
-                                               indices,
-                                               static_cast<scalar_t*>(grad_multiplier),
-                                               PoolShape(pool),
-                                               PlaneMap(pool, pool.input),
-                                               PlaneMap(pool, pool.output)};
-    return launch_pool<kWinnerVector>(body, pool, pool.input, pool.output, numel, stream);
-  });
+  return launch_pool<MaxPoolWinnerBackward, false>(dtype, grad, indices, grad_multiplier, pool, stream);
 }
 
 int lrp_average_pool(LrpDtype dtype, const void* input, void* result, LrpPool pool, void* stream) {
-  return with_storage(dtype, [&](auto storage) {
-    using scalar_t = decltype(storage);
-    if (!fits(pool)) return kInvalidValue;
-    const LrpPool all = with_targets_as_images(pool);
-    const int64_t numel = elements(all, pool.output);
-    if (numel == 0) return 0;
-    const AveragePool<scalar_t> body{static_cast<const scalar_t*>(input), nullptr,
-                                     static_cast<scalar_t*>(result),      PoolShape(all),
-                                     PlaneMap(all, pool.input),           PlaneMap(all, pool.output)};
-    return launch_pool<kVectorWidth<scalar_t>>(body, all, pool.input, pool.output, numel, stream);
-  });
+  return launch_pool<AveragePool, false>(dtype, input, nullptr, result, with_targets_as_images(pool), stream);
 }
 
 int lrp_average_pool_transpose(LrpDtype dtype, const void* multiplier, void* result, LrpPool pool, void* stream) {
-  return with_storage(dtype, [&](auto storage) {
-    using scalar_t = decltype(storage);
-    if (!fits(pool)) return kInvalidValue;
-    const LrpPool all = with_targets_as_images(pool);
-    const int64_t numel = elements(all, pool.input);
-    if (numel == 0) return 0;
-    const AveragePoolTranspose<scalar_t> body{static_cast<const scalar_t*>(multiplier),
-                                              nullptr,
-                                              static_cast<scalar_t*>(result),
-                                              PoolShape(all),
-                                              PlaneMap(all, pool.input),
-                                              PlaneMap(all, pool.output)};
-    return launch_pool<kVectorWidth<scalar_t>>(body, all, pool.output, pool.input, numel, stream);
-  });
+  return launch_pool<AveragePoolTranspose, true>(dtype, multiplier, nullptr, result, with_targets_as_images(pool),
+                                                 stream);
 }
 
 }  // extern "C"

@@ -107,6 +107,21 @@ struct PlaneMap {
   }
 };
 
+// The sum of value(i) over the flat positions i of a box.
+template <typename acc_t, int kVec, typename Value>
+__device__ __forceinline__ Pack<acc_t, kVec> sum_over(const Span (&box)[3], const PlaneMap& map, const Value& value) {
+  Pack<acc_t, kVec> sum = filled<kVec>(acc_t(0));
+  for (int d = box[0].begin; d < box[0].end; ++d)
+    for (int h = box[1].begin; h < box[1].end; ++h)
+#pragma unroll 1
+      for (int w = box[2].begin; w < box[2].end; ++w) {
+        const Pack<acc_t, kVec> x = value(map.flat(d, h, w));
+#pragma unroll
+        for (int j = 0; j < kVec; ++j) sum[j] += x[j];
+      }
+  return sum;
+}
+
 // kVec neighbouring int64 numbers.
 template <int kVec>
 __device__ __forceinline__ void load_indices(const int64_t* address, int64_t (&index)[kVec]) {

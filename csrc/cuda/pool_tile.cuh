@@ -1,6 +1,6 @@
-// Pooling of NCHW tensors by tiles. Windows make neighbouring threads read with strides, of which every access wastes a
-// part of each sector; so a block first copies the rows that its elements need to shared memory, 16 bytes a thread, and
-// gathers there. A tile is some whole planes, or some rows of one plane.
+// Pooling of NCHW tensors by tiles. Windows make neighbouring threads read with strides, so that every access wastes
+// part of each sector. A block therefore first copies the rows that its elements need to shared memory, 16 bytes a
+// thread, and gathers there. A tile is some whole planes, or some rows of one plane.
 #pragma once
 #include "pool.cuh"
 
@@ -111,7 +111,7 @@ __global__ void __launch_bounds__(kThreads, Body::kTileBlocks)
       const int64_t begin = to_shift + to_begin, end = to_shift + to_end;
       for (int64_t i = first + static_cast<int64_t>(threadIdx.x) * kVec; i < end; i += kThreads * kVec) {
         if (i + kVec <= begin) continue;
-        // Of element i in the planes of this tile; in front of the tile for a vector that straddles its begin.
+        // Of element i in the planes of this tile; in front of the tile for a vector that straddles its start.
         int local = static_cast<int>(i - begin) + row * tiling.to_width;
         const int skip = i < begin ? static_cast<int>(begin - i) : 0;
         local += skip;
@@ -154,7 +154,7 @@ int rows_of_tile(const Body& body, int from_width, int to_width, int to_rows, in
       most = length > most ? length : most;
       sum += length;
     }
-    // Neighbouring tiles share rows; where they share most of them, a tile is no gain.
+    // Neighbouring tiles share rows; where they share most of them, tiles gain nothing.
     if (most * from_width <= kElements) return sum <= 2 * int64_t(from_rows) + 2 ? rows : 0;
   }
   return 0;

@@ -52,114 +52,48 @@ struct Guard {
 
 #endif
 
-void check_launch(const char* launcher, int error) {
-  if (error != 0) fail("lrpkernels: ", launcher, " failed with CUDA error ", error);
-}
+// A launcher whose error becomes an exception that names the op.
+template <auto kLauncher>
+struct Launcher {
+  const char* op;
+
+  template <typename... Args>
+  void operator()(const Args&... args) const {
+    const int error = kLauncher(args...);
+    if (error == 0) return;
+    // 1, an invalid value, is also what launchers return themselves.
+    const char* const reason = error == 1 ? ": the sizes exceed what the kernels can index or a grid can hold" : "";
+    fail("lrpkernels: ", op, " failed with CUDA error ", error, reason);
+  }
+};
 
 struct Backend {
   static constexpr StorageDtypes kDtypes{true, "float32, float64, float16 or bfloat16"};
   using Guard = cuda::Guard;
 
-  template <typename... Args>
-  static void epsilon_scale(Args... args) {
-    check_launch("epsilon_scale", lrp_epsilon_scale(args...));
-  }
+  static constexpr Launcher<lrp_epsilon_scale> epsilon_scale{"epsilon_scale"};
+  static constexpr Launcher<lrp_epsilon_scale_backward> epsilon_scale_backward{"epsilon_scale_backward"};
+  static constexpr Launcher<lrp_ratio> ratio{"ratio"};
+  static constexpr Launcher<lrp_ratio_backward> ratio_backward{"ratio_backward"};
+  static constexpr Launcher<lrp_max_pool_winner> max_pool_winner{"max_pool_winner"};
+  static constexpr Launcher<lrp_max_pool_winner_backward> max_pool_winner_backward{"max_pool_winner_backward"};
+  static constexpr Launcher<lrp_average_pool> average_pool{"average_pool"};
+  static constexpr Launcher<lrp_average_pool_transpose> average_pool_transpose{"average_pool_transpose"};
+  static constexpr Launcher<lrp_conv_relevance> conv_relevance{"conv_relevance"};
+  static constexpr Launcher<lrp_conv> conv{"conv_apply"};
+  static constexpr Launcher<lrp_conv_weight_gradient> conv_weight_gradient{"conv_weight_gradient"};
+  static constexpr Launcher<lrp_affine> affine{"affine"};
+  static constexpr Launcher<lrp_affine_backward> affine_backward{"affine_backward"};
+  static constexpr Launcher<lrp_sum_zplus> sum_zplus{"sum_zplus"};
+  static constexpr Launcher<lrp_sum_zplus_backward> sum_zplus_backward{"sum_zplus_backward"};
+  static constexpr Launcher<lrp_heatmap_scores> heatmap_scores{"heatmap_scores"};
+  static constexpr Launcher<lrp_heatmap_scores_backward> heatmap_scores_backward{"heatmap_scores_backward"};
 
-  static int64_t epsilon_scale_backward_workspace(LrpDtype dtype, LrpExtent extent) {
-    return lrp_epsilon_scale_backward_workspace(dtype, extent);
-  }
-
-  template <typename... Args>
-  static void epsilon_scale_backward(Args... args) {
-    check_launch("epsilon_scale_backward", lrp_epsilon_scale_backward(args...));
-  }
-
-  template <typename... Args>
-  static void ratio(Args... args) {
-    check_launch("ratio", lrp_ratio(args...));
-  }
-
-  template <typename... Args>
-  static void ratio_backward(Args... args) {
-    check_launch("ratio_backward", lrp_ratio_backward(args...));
-  }
-
-  static void max_pool_winner(LrpDtype dtype, const void* multiplier, const int64_t* indices, void* result,
-                              LrpPool pool, void* stream) {
-    check_launch("max_pool_winner", lrp_max_pool_winner(dtype, multiplier, indices, result, pool, stream));
-  }
-
-  static void max_pool_winner_backward(LrpDtype dtype, const void* grad, const int64_t* indices, void* result,
-                                       LrpPool pool, void* stream) {
-    check_launch("max_pool_winner_backward", lrp_max_pool_winner_backward(dtype, grad, indices, result, pool, stream));
-  }
-
-  static void average_pool(LrpDtype dtype, const void* input, void* result, LrpPool pool, void* stream) {
-    check_launch("average_pool", lrp_average_pool(dtype, input, result, pool, stream));
-  }
-
-  static void average_pool_transpose(LrpDtype dtype, const void* multiplier, void* result, LrpPool pool, void* stream) {
-    check_launch("average_pool_transpose", lrp_average_pool_transpose(dtype, multiplier, result, pool, stream));
-  }
-
-  static int64_t conv_workspace(LrpDtype dtype, LrpConv conv, LrpConvWeights weights, int transposed) {
-    return lrp_conv_workspace(dtype, conv, weights, transposed);
-  }
-
-  template <typename... Args>
-  static void conv_relevance(Args... args) {
-    check_launch("conv_relevance", lrp_conv_relevance(args...));
-  }
-
-  template <typename... Args>
-  static void conv(Args... args) {
-    check_launch("conv_apply", lrp_conv(args...));
-  }
-
-  static int64_t conv_weight_gradient_workspace(LrpDtype dtype, LrpConv conv) {
-    return lrp_conv_weight_gradient_workspace(dtype, conv);
-  }
-
-  template <typename... Args>
-  static void conv_weight_gradient(Args... args) {
-    check_launch("conv_weight_gradient", lrp_conv_weight_gradient(args...));
-  }
-
-  template <typename... Args>
-  static void affine(Args... args) {
-    check_launch("affine", lrp_affine(args...));
-  }
-
-  static int64_t affine_backward_workspace(LrpDtype dtype, LrpExtent extent) {
-    return lrp_affine_backward_workspace(dtype, extent);
-  }
-
-  template <typename... Args>
-  static void affine_backward(Args... args) {
-    check_launch("affine_backward", lrp_affine_backward(args...));
-  }
-
-  template <typename... Args>
-  static void sum_zplus(Args... args) {
-    check_launch("sum_zplus", lrp_sum_zplus(args...));
-  }
-
-  template <typename... Args>
-  static void sum_zplus_backward(Args... args) {
-    check_launch("sum_zplus_backward", lrp_sum_zplus_backward(args...));
-  }
-
-  static int64_t heatmap_scores_workspace(LrpHeatmap shape) { return lrp_heatmap_scores_workspace(shape); }
-
-  template <typename... Args>
-  static void heatmap_scores(Args... args) {
-    check_launch("heatmap_scores", lrp_heatmap_scores(args...));
-  }
-
-  template <typename... Args>
-  static void heatmap_scores_backward(Args... args) {
-    check_launch("heatmap_scores_backward", lrp_heatmap_scores_backward(args...));
-  }
+  static constexpr auto* epsilon_scale_backward_workspace = lrp_epsilon_scale_backward_workspace;
+  static constexpr auto* conv_workspace = lrp_conv_workspace;
+  static constexpr auto* conv_weight_gradient_workspace = lrp_conv_weight_gradient_workspace;
+  static constexpr auto* affine_backward_workspace = lrp_affine_backward_workspace;
+  static constexpr auto* heatmap_scores_workspace = lrp_heatmap_scores_workspace;
 };
 
 using Ops = PointwiseOps<Backend>;

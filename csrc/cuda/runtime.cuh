@@ -43,8 +43,8 @@ __device__ __forceinline__ void write_global(value_t* address, value_t value) {
   *address = value;
 }
 
-// Copies 16 bytes to shared memory, past the registers where the hardware can; zeros when `condition` is false. It
-// lands after the async_wait that covers its group, for other threads after a barrier behind that.
+// Copies 16 bytes to shared memory, past the registers where the hardware can; zeros when `condition` is false. The
+// data is there after the async_wait that covers its group, for other threads after a later barrier.
 __device__ __forceinline__ void async_copy16(void* shared, const void* address, bool condition) {
 #if __CUDA_ARCH__ >= 800
   const unsigned to = static_cast<unsigned>(__cvta_generic_to_shared(shared));

@@ -1,52 +1,52 @@
-"""The relevance operations as differentiable functions, with backward passes derived by hand.
+"""The relevance operations as differentiable functions, with backward passes derived by hand: one file per family of ops.
 
 Each is an ``autograd.Function`` around one kernel or one vendor convolution. They can be differentiated once (a second derivative
 raises), which is what training through a heatmap needs: the heatmap itself is a forward operation here.
 """
 
-from . import _cpu_rule_ops  # noqa: F401  (registers the CPU twins)
-from ._conv_routes import has_fused_conv, has_fused_kernels
-from ._vendor import ConvGeometry, Weights
-from .affine_maps import affine, affine_known, batch_norm_scale, has_affine_kernels, sum_zplus
-from .conv import conv_epsilon, conv_map, conv_transpose
-from .conv_parts import conv_box, conv_part, conv_share
-from .heatmap_sums import HeatmapScores, heatmap_scores, kept_ranks
-from .maps import linear_adjoint, scatter_winner, uncat
-from .pointwise import epsilon_scale, ratio
-from .pool import average_pool_transpose, max_pool_winner
-from .shared_weight import SharedWeight, linear_transpose, shared_conv, shared_linear, sharing_pays
-from .weight_parts import positive_weight
+from .affine import affine, affine_known, batch_norm_scale, sum_zplus
+from .conv import ConvWeight, conv_apply, conv_box, conv_pull, conv_pull_by_sign, conv_pull_sum, conv_weight
+from .geometry import ConvGeometry, Weights
+from .heatmap import HeatmapScores, has_heatmap_kernels, heatmap_scores, kept_ranks
+from .layout import is_capturing, per_channel, select_by_sign, times, wide
+from .pointwise import NEGATIVE, POSITIVE, WHOLE, Part, Scaled, epsilon_scale, positive_weight, ratio
+from .pool import average_pool_transpose, average_pull, max_pool_winner, scatter_winner
+from .shapes import uncat
 
 __all__ = [
+    "NEGATIVE",
+    "POSITIVE",
+    "WHOLE",
     "ConvGeometry",
+    "ConvWeight",
     "HeatmapScores",
-    "SharedWeight",
+    "Part",
+    "Scaled",
     "Weights",
     "affine",
     "affine_known",
     "average_pool_transpose",
+    "average_pull",
     "batch_norm_scale",
+    "conv_apply",
     "conv_box",
-    "conv_epsilon",
-    "conv_map",
-    "conv_part",
-    "conv_share",
-    "conv_transpose",
+    "conv_pull",
+    "conv_pull_by_sign",
+    "conv_pull_sum",
+    "conv_weight",
     "epsilon_scale",
-    "has_affine_kernels",
-    "has_fused_conv",
-    "has_fused_kernels",
+    "has_heatmap_kernels",
     "heatmap_scores",
+    "is_capturing",
     "kept_ranks",
-    "linear_adjoint",
-    "linear_transpose",
     "max_pool_winner",
+    "per_channel",
     "positive_weight",
     "ratio",
     "scatter_winner",
-    "shared_conv",
-    "shared_linear",
-    "sharing_pays",
+    "select_by_sign",
     "sum_zplus",
+    "times",
     "uncat",
+    "wide",
 ]

@@ -1,46 +1,35 @@
-"""Elementwise relevance operations: one fused pass forward, one backward."""
+"""Elementwise relevance operations: how s is made from a multiplier, and the parts of a weight."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import leaky_relu
 
 from .._extension import ops
-from ._autograd import call, first_order
+from .autograd import call, first_order
+from .layout import check_forward_value, check_like_multiplier, empty_like, memory_format
+
+_threshold_backward = torch.ops.aten.threshold_backward.default
 
 
 class _EpsilonScale(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        multiplier: Tensor,
-        addend: Tensor | None,
-        output: Tensor | None,
-        scale: Tensor | None,
-        epsilon: float,
-        leak: float,
+        ctx: Any, multiplier: Tensor, addend: Tensor | None, output: Tensor | None, scale: Tensor | None, epsilon: float
     ) -> Tensor:
         ctx.save_for_backward(multiplier, addend, output, scale)
-        ctx.epsilon, ctx.leak = epsilon, leak
-        return ops.epsilon_scale(multiplier, addend, output, scale, epsilon, leak)
+        ctx.epsilon = epsilon
+        return ops.epsilon_scale(multiplier, addend, output, scale, epsilon)
 
     @staticmethod
     @first_order
     def backward(ctx: Any, grad: Tensor) -> Any:
         multiplier, addend, output, scale = ctx.saved_tensors
-        grad_multiplier, grad_output, grad_scale = ops.epsilon_scale_backward(
-            grad, multiplier, addend, output, scale, ctx.epsilon, ctx.leak, ctx.needs_input_grad[3]
-        )
-        return (
-            grad_multiplier,
-            grad_multiplier if ctx.needs_input_grad[1] else None,
-            grad_output if ctx.needs_input_grad[2] else None,
-            grad_scale if ctx.needs_input_grad[3] else None,
-            None,
-            None,
-        )
+        scaled = Scaled(multiplier, addend, output, scale, eps=ctx.epsilon)
+        return *scaled.gradients(grad, ctx.needs_input_grad)[:4], None
 
 
 def epsilon_scale(
@@ -50,11 +39,10 @@ def epsilon_scale(
     *,
     addend: Tensor | None = None,
     epsilon: float = 1e-2,
-    leak: float = 0.0,
 ) -> Tensor:
     r"""The elementwise part of the epsilon rule through [batch norm ->] ReLU, in one pass.
 
-    s = (G + G2) * m(u) * k_c,  m(u) = u / (u + epsilon) for u > 0, ``leak`` for u <= 0; epsilon = 0 is ReLU's own derivative.
+    s = (G + G2) * m(u) * k_c,  m(u) = u / (u + epsilon) for u > 0, 0 for u <= 0; epsilon = 0 is ReLU's own derivative.
 
     Args:
         multiplier: G at the ReLU's output, (T*B, C, ...), T targets of one batch, target-major; any floating dtype.
@@ -62,7 +50,6 @@ def epsilon_scale(
         scale: k_c, the batch norm's factor per channel, (C,), float32 (float64 for float64 tensors); None: 1.
         addend: G2, a second contribution to the multiplier, its shape and dtype.
         epsilon: stabilizer, >= 0, in units of u.
-        leak: factor for inactive units, 0 in the rule itself.
 
     Returns:
         s, shape, dtype and memory format of multiplier.
@@ -75,7 +62,7 @@ def epsilon_scale(
 
     Source: LRP-Flex of Bassi, Decherchi, Cavalli, "Faster ISNet", arXiv 2401.08409; docs/method.md section 1.
     """
-    return call(_EpsilonScale, multiplier, addend, output, scale, float(epsilon), float(leak))
+    return call(_EpsilonScale, multiplier, addend, output, scale, float(epsilon))
 
 
 class _Ratio(torch.autograd.Function):
@@ -88,8 +75,7 @@ class _Ratio(torch.autograd.Function):
     @staticmethod
     @first_order
     def backward(ctx: Any, grad: Tensor) -> Any:
-        multiplier, value, denominator = ctx.saved_tensors
-        grads = ops.ratio_backward(grad, multiplier, value, denominator, ctx.epsilon)
+        grads = ops.ratio_backward(grad, *ctx.saved_tensors, ctx.epsilon)
         return (*(g if need else None for g, need in zip(grads, ctx.needs_input_grad, strict=False)), None)
 
 
@@ -114,3 +100,227 @@ def ratio(multiplier: Tensor, value: Tensor, denominator: Tensor, *, epsilon: fl
     Source: Bach et al. 2015, the epsilon rule; docs/method.md section 1.
     """
     return call(_Ratio, multiplier, value, denominator, float(epsilon))
+
+
+class Scaled(NamedTuple):
+    """How s is made from the multiplier at a layer's output, so that kernels can make it as they load it.
+
+    s = (G + G2) * m(u) * k_c * v / (d + eps sgn d), m as in :func:`epsilon_scale`; what is None drops out. ``eps`` belongs to m, or to d
+    where there is one.
+
+    Attributes:
+        multiplier, addend: G and G2, (T*B, C, ...), T targets of one batch, target-major.
+        output: u, (B, C, ...).
+        scale: k, (C,), float32 or float64.
+        value, denominator: v and d, (B, C, ...).
+        eps: stabilizer, >= 0.
+    """
+
+    multiplier: Tensor
+    addend: Tensor | None = None
+    output: Tensor | None = None
+    scale: Tensor | None = None
+    value: Tensor | None = None
+    denominator: Tensor | None = None
+    eps: float = 0.0
+
+    def total(self) -> Tensor:
+        """G + G2."""
+        return self.multiplier if self.addend is None else self.multiplier + self.addend
+
+    def at_relu(self, output: Tensor | None, eps: float) -> Scaled:
+        """(G + G2) m(u), u the ReLU's output (None: there is no ReLU, m = 1)."""
+        return Scaled(self.multiplier, self.addend, output, None, None, None, eps)
+
+    def over(self, value: Tensor, denominator: Tensor, eps: float) -> Scaled:
+        """(G + G2) v / (d + eps sgn d)."""
+        return Scaled(self.total(), value=value, denominator=denominator, eps=eps)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether s is the multiplier itself."""
+        return self.addend is None and self.output is None and self.scale is None and self.denominator is None
+
+    @property
+    def batch(self) -> int:
+        """Images of the forward values; 0 if there are none."""
+        return next((f.shape[0] for f in (self.output, self.value) if f is not None), 0)
+
+    def tensor(self) -> Tensor:
+        """s, differentiable."""
+        if self.is_plain:
+            return self.multiplier
+        if self.denominator is None:
+            options: dict[str, Any] = {"addend": self.addend, "epsilon": self.eps}
+            return epsilon_scale(self.multiplier, self.output, self.scale, **options)
+        assert self.value is not None and self.scale is None
+        return ratio(self.total(), self.value, self.denominator, epsilon=self.eps)
+
+    def made(self) -> Tensor:
+        """s, for use inside of autograd functions."""
+        if self.is_plain:
+            return self.multiplier
+        if self.denominator is None:
+            return ops.epsilon_scale(self.multiplier, self.addend, self.output, self.scale, self.eps)
+        return ops.ratio(self.multiplier, self.value, self.denominator, self.eps)
+
+    def gradients(self, grad: Tensor, need: Any) -> tuple[Tensor | None, ...]:
+        """Gradients of the six tensors, given that of s; ``need`` says which are wanted."""
+        made: tuple[Tensor | None, ...]
+        if self.denominator is not None:
+            g, v, d = ops.ratio_backward(grad, self.multiplier, self.value, self.denominator, self.eps)
+            made = (g, None, None, None, v, d)
+        elif self.is_plain:
+            made = (grad, *(None,) * 5)
+        else:
+            g, u, k = ops.epsilon_scale_backward(
+                grad, self.multiplier, self.addend, self.output, self.scale, self.eps, need[3]
+            )
+            made = (g, g, u, k, None, None)
+        return tuple(gradient if wanted else None for gradient, wanted in zip(made, need, strict=False))
+
+
+class Part(NamedTuple):
+    """Which contributions to z = W a + b take part in a rule: V = whole W + positive W+.
+
+    Epsilon in the layer form: 1 and 0; z+: 0 and 1; gamma: 1 and gamma.
+
+    Attributes:
+        whole: share of all contributions.
+        positive: share of the positive ones.
+        sign: -1: W-, the negative ones, in place of the positive ones.
+    """
+
+    whole: float
+    positive: float
+    sign: int = 1
+
+    @property
+    def mirrored(self) -> Part:
+        """The part for inputs below zero, where the positive terms of W a come from W-."""
+        return self._replace(sign=-self.sign)
+
+    def __call__(self, weight: Tensor) -> Tensor:
+        """V of a weight or bias; gradients follow (that of W+ is 0 at 0)."""
+        if self.positive == 0:
+            return weight
+        if self.whole == 0:
+            return torch.relu(weight) if self.sign > 0 else weight.clamp(max=0)
+        # whole * W + positive * W+ is a leaky ReLU of whole and whole + positive: one pass where clamping, scaling and adding are three.
+        slope = 1 + self.positive / self.whole
+        scaled = weight if self.whole == 1 else weight * self.whole
+        return leaky_relu(scaled * slope, 1 / slope) if self.sign > 0 else leaky_relu(scaled, slope)
+
+
+WHOLE, POSITIVE, NEGATIVE = Part(1.0, 0.0), Part(0.0, 1.0), Part(0.0, 1.0, -1)
+
+
+class _PositiveWeight(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, scale: Tensor | None) -> Tensor:
+        part = torch.relu(weight) if scale is None else (weight * scale).relu_()
+        ctx.save_for_backward(part, weight, scale)
+        return part
+
+    @staticmethod
+    @first_order
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        part, weight, scale = ctx.saved_tensors
+        grad = _threshold_backward(grad, part, 0)  # relu's own: one pass, where clamp's compares and selects in two
+        if scale is None:
+            return grad, None
+        grad_scale = _dots(grad, weight, scale) if ctx.needs_input_grad[1] else None
+        return grad.mul_(scale) if ctx.needs_input_grad[0] else None, grad_scale
+
+
+def _dots(grad: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+    """(grad * weight) summed to the shape of ``scale``; by output channel without a tensor of products."""
+    if scale.shape[0] == weight.shape[0] == scale.numel():
+        rows = torch.bmm(grad.reshape(weight.shape[0], 1, -1), weight.to(grad.dtype).reshape(weight.shape[0], -1, 1))
+        return rows.view(scale.shape)
+    return (grad * weight).sum_to_size(scale.shape)
+
+
+def positive_weight(weight: Tensor, scale: Tensor | None = None) -> Tensor:
+    """(k W)+, the positive part of a weight scaled per channel, as one step of the gradient graph. Its gradient at 0 is 0.
+
+    Args:
+        weight: W, any shape, float32 or float64 (or a 16-bit type without ``scale``).
+        scale: k, broadcastable to the weight, its dtype; None: 1.
+
+    Returns:
+        The weight's shape.
+
+    Gradients: weight, scale; first order only.
+
+    Source: docs/method.md section 1 (z+ rule, merged batch norm).
+    """
+    return call(_PositiveWeight, weight, scale)
+
+
+# -- shape functions ----------------------------------------------------------------------------------------------------------------
+
+
+def check_epsilon_scale(
+    op: str, multiplier: Tensor, addend: Tensor | None, output: Tensor | None, scale: Tensor | None
+) -> None:
+    """Raise RuntimeError unless these factors fit the multiplier."""
+    if addend is not None:
+        check_like_multiplier(op, "addend", addend, multiplier)
+    if output is not None:
+        check_forward_value(op, "output", output, multiplier)
+    if scale is not None:
+        torch._check(
+            scale.dim() == 1 and multiplier.dim() >= 2 and scale.shape[0] == multiplier.shape[1],
+            lambda: f"{op}: scale must have shape [C] = [{multiplier.shape[1]}], got {list(scale.shape)}",
+        )
+
+
+@torch.library.register_fake("lrpkernels::epsilon_scale")
+def _epsilon_scale(
+    multiplier: Tensor, addend: Tensor | None, output: Tensor | None, scale: Tensor | None, epsilon: float
+) -> Tensor:
+    check_epsilon_scale("epsilon_scale", multiplier, addend, output, scale)
+    return empty_like(multiplier, multiplier if output is None else output)
+
+
+@torch.library.register_fake("lrpkernels::epsilon_scale_backward")
+def _epsilon_scale_backward(
+    grad: Tensor,
+    multiplier: Tensor,
+    addend: Tensor | None,
+    output: Tensor | None,
+    scale: Tensor | None,
+    epsilon: float,
+    need_scale: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    op = "epsilon_scale_backward"
+    check_like_multiplier(op, "grad", grad, multiplier)
+    check_epsilon_scale(op, multiplier, addend, output, scale)
+    format = memory_format(multiplier if output is None else output)
+    grad_output = multiplier.new_empty(0) if output is None else torch.empty_like(output, memory_format=format)
+    grad_scale = torch.empty_like(scale) if need_scale and scale is not None else multiplier.new_empty(0)
+    return torch.empty_like(multiplier, memory_format=format), grad_output, grad_scale
+
+
+def _check_ratio(op: str, multiplier: Tensor, value: Tensor, denominator: Tensor) -> None:
+    check_forward_value(op, "value", value, multiplier)
+    torch._check(
+        denominator.shape == value.shape,
+        lambda: f"{op}: denominator must have the shape of value {list(value.shape)}, got {list(denominator.shape)}",
+    )
+
+
+@torch.library.register_fake("lrpkernels::ratio")
+def _ratio(multiplier: Tensor, value: Tensor, denominator: Tensor, epsilon: float) -> Tensor:
+    _check_ratio("ratio", multiplier, value, denominator)
+    return empty_like(multiplier, denominator)
+
+
+@torch.library.register_fake("lrpkernels::ratio_backward")
+def _ratio_backward(
+    grad: Tensor, multiplier: Tensor, value: Tensor, denominator: Tensor, epsilon: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    check_like_multiplier("ratio_backward", "grad", grad, multiplier)
+    _check_ratio("ratio_backward", multiplier, value, denominator)
+    return tuple(empty_like(tensor, denominator) for tensor in (multiplier, value, denominator))  # type: ignore[return-value]

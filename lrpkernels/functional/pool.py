@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.autograd import Function
 
 from .._extension import ops
-from ._autograd import call, first_order
+from .autograd import call, first_order
+from .layout import empty_planes, has_kernels, memory_format
 
 
 class _MaxPoolWinner(Function):
@@ -47,6 +49,28 @@ def max_pool_winner(multiplier: Tensor, indices: Tensor, input: Tensor, argument
     Source: Bach et al. 2015 (winner-takes-all); docs/method.md section 1.
     """
     return call(_MaxPoolWinner, multiplier, indices, input, arguments)
+
+
+def scatter_winner(multiplier: Tensor, indices: Tensor, spatial: Sequence[int]) -> Tensor:
+    """Winner takes all for any pooling that can name its winners (1-d, adaptive, fractional max pooling).
+
+    Args:
+        multiplier: G at the layer's output, (T*B, C, ...), T targets of one batch, target-major.
+        indices: flat position of each winner in its channel's input, (B, C, ...), int64.
+        spatial: the input's spatial sizes.
+
+    Returns:
+        G at the input, (T*B, C, *spatial); overlapping windows add up.
+
+    Gradients: multiplier.
+    Deterministic: on the CPU; on CUDA sums of overlapping windows may be added in any order.
+
+    Source: Bach et al. 2015 (winner-takes-all); docs/method.md section 1.
+    """
+    targets = multiplier.shape[0] // indices.shape[0]
+    flat, index = multiplier.flatten(2), indices.flatten(2).repeat(targets, 1, 1)
+    found = flat.new_zeros(*flat.shape[:2], torch.Size(spatial).numel()).scatter_add(2, index, flat)
+    return found.unflatten(2, tuple(spatial))
 
 
 class _AveragePoolTranspose(Function):
@@ -92,3 +116,73 @@ def average_pool_transpose(
     return call(
         _AveragePoolTranspose, multiplier, input_size, kernel_size, stride, padding, count_include_pad, divisor_override
     )
+
+
+class _LinearAdjoint(Function):
+    """The transposed map A^T of a parameter-free linear map A, by PyTorch's derivative of it; its own derivative is A."""
+
+    @staticmethod
+    def forward(ctx: Any, multiplier: Tensor, map: Callable[[Tensor], Tensor], shape: torch.Size) -> Tensor:
+        ctx.map = map
+        with torch.enable_grad():
+            zeros = multiplier.new_zeros((multiplier.shape[0], *shape[1:])).requires_grad_()
+            return torch.autograd.grad(map(zeros), zeros, multiplier)[0]
+
+    @staticmethod
+    @first_order
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return ctx.map(grad), None, None
+
+
+def average_pull(
+    multiplier: Tensor, map: Callable[[Tensor], Tensor], shape: torch.Size, windows: tuple[Any, ...] | None
+) -> Tensor:
+    """A^T G of an averaging layer A.
+
+    Args:
+        multiplier: G at the layer's output, (T*B, C, ...); a mean may have dropped its spatial dimensions.
+        map: A, for any number of images.
+        shape: of the layer's input, (B, C, ...).
+        windows: what :func:`average_pool_transpose` takes after the sizes; None: A has no kernel, its derivative is used.
+
+    Returns:
+        (T*B, C, ...).
+
+    Gradients: multiplier; first order only.
+    """
+    if windows is None or not has_kernels(multiplier):
+        return call(_LinearAdjoint, multiplier, map, shape)
+    if multiplier.dim() == 2:
+        multiplier = multiplier.reshape(*multiplier.shape, *(1,) * len(shape[2:]))
+    return average_pool_transpose(multiplier, shape[2:], *windows)
+
+
+# -- shape functions ----------------------------------------------------------------------------------------------------------------
+
+
+@torch.library.register_fake("lrpkernels::max_pool_winner")
+def _max_pool_winner(multiplier: Tensor, indices: Tensor, input_size: Sequence[int], *windows: Any) -> Tensor:
+    _check_indices("max_pool_winner", indices, multiplier)
+    return empty_planes(multiplier.shape[:2], input_size, multiplier, memory_format(indices))
+
+
+@torch.library.register_fake("lrpkernels::max_pool_winner_backward")
+def _max_pool_winner_backward(grad: Tensor, indices: Tensor, *windows: Any) -> Tensor:
+    _check_indices("max_pool_winner_backward", indices, grad)
+    return empty_planes(grad.shape[:2], indices.shape[2:], grad, memory_format(indices))
+
+
+def _check_indices(op: str, indices: Tensor, other: Tensor) -> None:
+    torch._check(
+        indices.dim() == other.dim() and indices.shape[1] == other.shape[1],
+        lambda: (
+            f"{op}: indices must have shape [B, C, ...] beside [T * B, C, ...] = {list(other.shape)}, "
+            f"got {list(indices.shape)}"
+        ),
+    )
+
+
+@torch.library.register_fake("lrpkernels::average_pool")
+@torch.library.register_fake("lrpkernels::average_pool_transpose")
+def _average_pool(values: Tensor, size: Sequence[int], *windows: Any) -> Tensor:
+    return empty_planes(values.shape[:2], size, values, memory_format(values))

@@ -1,15 +1,4 @@
-"""What each PyTorch function means on the tape, one file per family. Importing this package fills the table of recorders."""
+"""What each PyTorch function means in a recording, one file per family. Importing this package fills the table of records."""
 
-from . import activation, arithmetic, attention, fallback, linear_maps, normalization, norms, pooling, structure
-
-__all__ = [
-    "activation",
-    "arithmetic",
-    "attention",
-    "fallback",
-    "linear_maps",
-    "normalization",
-    "norms",
-    "pooling",
-    "structure",
-]
+from . import activation, arithmetic, attention, batch_norm, linear, pooling, replayed, sample_norms, shapes
+from .block import Block, can_merge

@@ -2,74 +2,56 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import Arrived, Multipliers, Op, bind, records
-from .linear_maps import _unrecorded
-
-if TYPE_CHECKING:
-    from ..rules.base import Rule
-    from ..tape import Tape, Value
+from ..graph import Arrived, Multipliers, Node, Value
+from ..rules import Rule
+from .registry import Recorder, bind, records
 
 
-class Relu(Op):
+class Relu(Node):
     """u = max(z, 0)."""
 
     kind = "relu"
     reads_inputs = False
     module_type = nn.ReLU
 
-    def can_repeat(self, func: Any, args: Any, kwargs: Any) -> bool:
-        return True
-
-    def repeat(self, func: Any, args: Any, kwargs: Any) -> Tensor:
-        return torch.relu(args[0] if args else kwargs["input"])  # in-place calls, too, are carried out as this
-
     def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
         return (rule.relu(self, multipliers[0]),)
 
 
 @records(F.relu, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_)
-def _relu(tape: Tape, func: Any, args: Any, kwargs: Any) -> Tensor:
+def _relu(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
     x = args[0] if args else kwargs["input"]
     out = torch.relu(x)
-    tape.add(Relu(tape.known(x)), out, nonnegative=True)
+    rec.add(Relu(rec.known(x)), out, nonnegative=True)
     inplace = args[1] if len(args) > 1 else kwargs.get("inplace", False)
     if inplace or func is torch.relu_ or func is Tensor.relu_:
-        tape.replace(x, out)
+        rec.replace(x, out)
     return out
 
 
-class Activation(Op):
-    """Any other elementwise a = f(z): R_z = R_a, so that the multiplier meets f(z) / z.
-
-    Attributes:
-        gate: the output is a weight between 0 and 1 (sigmoid and its kin); a product takes it for the gate, not for the signal.
-    """
+class Activation(Node):
+    """Any other elementwise a = f(z): R_z = R_a, so that the multiplier is scaled by f(z) / z. Sigmoid and its kin are gates."""
 
     kind = "activation"
-    repeats = True
 
     def __init__(self, input: Value, name: str, gate: bool = False) -> None:
         super().__init__(input)
-        self.name, self.gate = name, gate
+        self.name, self.is_gate = name, gate
 
     def label(self) -> str:
         return self.name
-
-    def can_repeat(self, func: Any, args: Any, kwargs: Any) -> bool:
-        # The flag `inplace` may be positional, the last one.
-        return super().can_repeat(func, args, kwargs) and not (args and args[-1] is True)
 
     def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
         return (rule.activation(self, multipliers[0]),)
 
 
-# What runs -> all that it is called; those that write in place are replaced by it.
+# The function that runs -> all its names; in-place forms are replaced by it.
 _ACTIVATIONS: dict[Any, tuple[Any, ...]] = {
     F.relu6: (),
     F.leaky_relu: (F.leaky_relu_,),
@@ -118,11 +100,11 @@ _NON_NEGATIVE = {F.relu6, torch.sigmoid, F.hardsigmoid, F.softplus, torch.abs, t
 
 
 @records(*_CANONICAL)
-def _activation(tape: Tape, func: Any, args: Any, kwargs: Any) -> Tensor:
+def _activation(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
     function = _CANONICAL[func]
     x = args[0] if args else kwargs["input"]
-    if tape.value(x) is None:  # a learned slope alone is recorded, say
-        return _unrecorded(tape, func, args, kwargs)
+    if rec.value(x) is None:  # for example, only a learned slope is recorded
+        return rec.unknown(func, args, kwargs)
     options = {k: v for k, v in kwargs.items() if k != "inplace"}
     # The flag may be positional (F.relu6(x, True)); every function here has it last.
     flagged = bool(args) and isinstance(args[-1], bool) and function not in _RANDOM
@@ -131,12 +113,11 @@ def _activation(tape: Tape, func: Any, args: Any, kwargs: Any) -> Tensor:
     if out is x:
         return out
     low, high = _bounds(function, args, kwargs)
-    op = Activation(
-        tape.known(x), function.__name__, function in (torch.sigmoid, F.hardsigmoid) or (low, high) == (0, 1)
-    )
-    tape.add(op, out, nonnegative=function in _NON_NEGATIVE or (isinstance(low, (int, float)) and low >= 0))
+    gate = function in (torch.sigmoid, F.hardsigmoid) or (low, high) == (0, 1)
+    node = Activation(rec.known(x), function.__name__, gate)
+    rec.add(node, out, nonnegative=function in _NON_NEGATIVE or (isinstance(low, (int, float)) and low >= 0))
     if inplace:
-        tape.replace(x, out)
+        rec.replace(x, out)
     return out
 
 
@@ -152,15 +133,15 @@ def _bounds(function: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
 
 
 @records(torch.pow, Tensor.pow, Tensor.__pow__, Tensor.__rtruediv__, Tensor.__rdiv__)
-def _power(tape: Tape, func: Any, args: Any, kwargs: Any) -> Tensor:
-    """x ** p and c / x with constants p, c: elementwise functions of x as any other."""
+def _power(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
+    """x ** p and c / x with constants p, c: elementwise functions of x like any other."""
     x, other = bind(args, kwargs, "input" if "input" in kwargs else "self", "exponent")
-    value = tape.value(x)
-    if value is None or tape.value(other) is not None:
-        return _unrecorded(tape, func, args, kwargs)
+    value = rec.value(x)
+    if value is None or rec.value(other) is not None:
+        return rec.unknown(func, args, kwargs)
     out = func(*args, **kwargs)
     if out.shape != x.shape:
-        return _unrecorded(tape, func, args, kwargs)
+        return rec.unknown(func, args, kwargs)
     even = isinstance(other, int) and other % 2 == 0 and func.__name__.endswith(("pow", "pow__"))
-    tape.add(Activation(value, func.__name__.strip("_")), out, nonnegative=value.nonnegative or even)
+    rec.add(Activation(value, func.__name__.strip("_")), out, nonnegative=value.nonnegative or even)
     return out

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .base import Arrived, Multipliers, Op, bind, records
-from .linear_maps import _unrecorded
-
-if TYPE_CHECKING:
-    from ..rules.base import Rule
-    from ..tape import Tape, Value
+from ..graph import Arrived, Multipliers, Node, Value
+from ..rules import Rule
+from .registry import Recorder, bind, records
 
 
 def reduce_to(multiplier: Tensor, shape: torch.Size, output: torch.Size) -> Tensor:
@@ -28,7 +25,7 @@ def reduce_to(multiplier: Tensor, shape: torch.Size, output: torch.Size) -> Tens
     return parts.reshape(targets * shape[0] if shape else targets, *shape[1:])
 
 
-class Add(Op):
+class Add(Node):
     """t = x + y or x - y of two branches, or of a branch and a constant (which keeps its share, like a bias)."""
 
     kind = "add"
@@ -38,31 +35,36 @@ class Add(Op):
     def __init__(self, inputs: tuple[Value, ...], signs: tuple[float, ...]) -> None:
         super().__init__(*inputs)
         self.signs = signs
-
-    def can_repeat(self, func: Any, args: Any, kwargs: Any) -> bool:
-        return True
-
-    def repeat(self, func: Any, args: Any, kwargs: Any) -> Tensor:
-        return _sum(func, args, kwargs)
+        self.moves_only = len(inputs) == 1
 
     def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
         return rule.add(self, multipliers[0])
 
-    def propagate_relevance(self, relevance: Tensor) -> Multipliers:
+    def propagate_relevance(self, relevances: Arrived) -> Multipliers:
         if len(self.inputs) > 1:
-            return super().propagate_relevance(relevance)
-        return (reduce_to(relevance, self.inputs[0].shape, self.output.shape),)
+            return super().propagate_relevance(relevances)
+        return (reduce_to(relevances[0], self.inputs[0].shape, self.output.shape),)
 
-    def share(self, multiplier: Tensor, index: int) -> Tensor:
-        """The multiplier that reaches input ``index`` when the sum itself has no stabilizer."""
-        g = reduce_to(multiplier, self.inputs[index].shape, self.output.shape)
-        return g if self.signs[index] == 1 else g * self.signs[index]
+    @property
+    def terms(self) -> tuple[Tensor, ...]:
+        pairs = zip(self.inputs, self.signs, strict=True)
+        terms = ((v.tensor if sign == 1 else v.tensor * sign).to(self.output.dtype) for v, sign in pairs)
+        return tuple(term if term.shape == self.output.shape else term.expand(self.output.shape) for term in terms)
+
+    def back(self, *multipliers: Tensor) -> tuple[Tensor, ...]:
+        given = multipliers * len(self.inputs) if len(multipliers) == 1 else multipliers
+        found = []
+        for g, value, sign in zip(given, self.inputs, self.signs, strict=True):
+            g = reduce_to(g, value.shape, self.output.shape)
+            found.append(g if sign == 1 else g * sign)
+        return tuple(found)
 
 
-class Scale(Op):
+class Scale(Node):
     """t = c * x with a constant c: a diagonal linear map."""
 
     kind = "scale"
+    moves_only = True
     reads_inputs = reads_outputs = False
 
     def __init__(self, input: Value, factor: Tensor | float) -> None:
@@ -73,8 +75,8 @@ class Scale(Op):
         g = _times(multipliers[0], self.factor, self.output)
         return (reduce_to(g, self.inputs[0].shape, self.output.shape),)
 
-    def propagate_relevance(self, relevance: Tensor) -> Multipliers:
-        return (reduce_to(relevance, self.inputs[0].shape, self.output.shape),)
+    def propagate_relevance(self, relevances: Arrived) -> Multipliers:
+        return (reduce_to(relevances[0], self.inputs[0].shape, self.output.shape),)
 
 
 def _times(multiplier: Tensor, factor: Tensor | float, output: Value) -> Tensor:
@@ -84,10 +86,10 @@ def _times(multiplier: Tensor, factor: Tensor | float, output: Value) -> Tensor:
     return (multiplier.unflatten(0, (targets, -1)) * factor).flatten(0, 1).to(multiplier.dtype)
 
 
-class Gate(Op):
+class Gate(Node):
     """t = x * y of two branches. The signal takes all relevance, the gate none (as in squeeze-and-excite); see docs/rules.md.
 
-    The gate is the smaller (broadcast) operand, or the one that a sigmoid, its kin or a softmax made; of two alike operands each is given
+    The gate is the smaller (broadcast) operand, or the one that a sigmoid, its kin or a softmax made; of two similar operands each gets
     half (the uniform rule of AttnLRP, arXiv 2402.05602).
     """
 
@@ -116,7 +118,7 @@ def _is_gate(value: Value) -> bool:
     """Whether this value is a gate-like activation, a softmax, or one after data movement, a constant factor or constant added."""
     op = value.producer
     while op is not None and len(op.inputs) == 1:
-        if getattr(op, "gate", False) or _is_hard_sigmoid(op):
+        if op.is_gate or _is_hard_sigmoid(op):
             return True
         constant = (isinstance(op, Scale) and not isinstance(op.factor, Tensor)) or op.kind == "add"
         if not constant and op.kind not in ("reshape", "movement", "cast"):
@@ -125,13 +127,13 @@ def _is_gate(value: Value) -> bool:
     return False
 
 
-def _is_hard_sigmoid(op: Op) -> bool:
-    """relu6(x + 3), which the hard sigmoid is when it is written out."""
+def _is_hard_sigmoid(op: Node) -> bool:
+    """relu6(x + 3), as in a hard sigmoid that is written out."""
     source = op.inputs[0].producer
     return getattr(op, "name", "") == "relu6" and isinstance(source, Add) and len(source.inputs) == 1
 
 
-class GLU(Op):
+class GLU(Node):
     """a * sigmoid(b) of the two halves of one tensor: a takes all, as the signal of a gate."""
 
     kind = "glu"
@@ -148,7 +150,7 @@ class GLU(Op):
         return (torch.cat([signal, torch.zeros_like(signal)], self.dim),)
 
 
-class Quotient(Op):
+class Quotient(Node):
     """t = x / y of two branches: the divisor is a constant of the relevance pass (a normalization), x takes all."""
 
     kind = "quotient"
@@ -161,40 +163,40 @@ class Quotient(Op):
 
 
 @records(F.glu)
-def _glu(tape: Tape, func: Any, args: Any, kwargs: Any) -> Tensor:
+def _glu(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
     x, dim = bind(args, kwargs, "input", "dim", dim=-1)
     out = func(x, dim)
-    tape.add(GLU(tape.known(x), dim % x.dim()), out)
+    rec.add(GLU(rec.known(x), dim % x.dim()), out)
     return out
 
 
 @records(F.normalize)
-def _normalize(tape: Tape, func: Any, args: Any, kwargs: Any) -> Tensor:
+def _normalize(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
     """x over its norm, which is a constant of the relevance pass as in :class:`Quotient`."""
     x, p, dim, eps = bind(args, kwargs, "input", "p", "dim", "eps", p=2.0, dim=1, eps=1e-12)
     out = func(x, p, dim, eps)
     norm = x.norm(p, dim, keepdim=True).clamp_min(eps)
-    tape.add(Scale(tape.known(x), norm.reciprocal()), out)
+    rec.add(Scale(rec.known(x), norm.reciprocal()), out)
     return out
 
 
 @records(F.local_response_norm)
-def _local_response_norm(tape: Tape, func: Any, args: Any, kwargs: Any) -> Tensor:
+def _local_response_norm(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
     """x over a power of its neighbours' mean square, likewise."""
     names = ("input", "size", "alpha", "beta", "k")
     x, size, alpha, beta, k = bind(args, kwargs, *names, alpha=1e-4, beta=0.75, k=1.0)
     out = func(x, size, alpha, beta, k)
     square = F.pad(x.square().flatten(2).unsqueeze(1), (0, 0, size // 2, (size - 1) // 2))
     mean = F.avg_pool2d(square, (size, 1), stride=1).view_as(x)
-    tape.add(Scale(tape.known(x), (k + alpha * mean).pow(-beta)), out)
+    rec.add(Scale(rec.known(x), (k + alpha * mean).pow(-beta)), out)
     return out
 
 
 @records(torch.neg, torch.negative, Tensor.neg, Tensor.negative, Tensor.__neg__)
-def _negative(tape: Tape, func: Any, args: Any, kwargs: Any) -> Tensor:
+def _negative(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
     x = args[0] if args else kwargs["input"]
     out = torch.neg(x)
-    tape.add(Scale(tape.known(x), -1.0), out)
+    rec.add(Scale(rec.known(x), -1.0), out)
     return out
 
 
@@ -205,15 +207,8 @@ _ADDS = (torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__, Tensor.add_, Te
 _SUBS = (torch.sub, torch.subtract, Tensor.sub, Tensor.subtract, Tensor.__sub__, Tensor.sub_, Tensor.__isub__)
 _RSUBS = (torch.rsub, Tensor.__rsub__)
 _MULS = (
-    torch.mul,
-    torch.multiply,
-    Tensor.mul,
-    Tensor.multiply,
-    Tensor.__mul__,
-    Tensor.__rmul__,
-    Tensor.mul_,
-    Tensor.__imul__,
-)
+    torch.mul, torch.multiply, Tensor.mul, Tensor.multiply, Tensor.__mul__, Tensor.__rmul__, Tensor.mul_, Tensor.__imul__,
+)  # fmt: skip
 _DIVS = (
     torch.div, torch.divide, torch.true_divide, Tensor.div, Tensor.divide, Tensor.true_divide, Tensor.__truediv__, Tensor.div_,
     Tensor.__itruediv__,
@@ -228,65 +223,57 @@ def _operands(args: Any, kwargs: Any) -> tuple[Any, Any]:
     return values[0], values[1]
 
 
-def _finish(tape: Tape, func: Any, op: Op, x: Any, out: Tensor, nonnegative: bool = False) -> Tensor:
-    tape.add(op, out, nonnegative=nonnegative)
+def _finish(rec: Recorder, func: Any, op: Node, x: Any, out: Tensor, nonnegative: bool = False) -> Tensor:
+    rec.add(op, out, nonnegative=nonnegative)
     if func in _IN_PLACE:
-        tape.replace(x, out)
+        rec.replace(x, out)
     return out
 
 
-def _sum(func: Any, args: Any, kwargs: Any) -> Tensor:
-    """What the call returns, in-place forms included, by its out-of-place form."""
-    x, y = _operands(args, kwargs)
-    alpha = kwargs.get("alpha", 1)
-    if func in _RSUBS:
-        return torch.rsub(x, y, alpha=alpha)
-    return torch.sub(x, y, alpha=alpha) if func in _SUBS else torch.add(x, y, alpha=alpha)
-
-
 @records(*_ADDS, *_SUBS, *_RSUBS)
-def _add(tape: Tape, func: Any, args: Any, kwargs: Any) -> Tensor:
+def _add(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
     x, y = _operands(args, kwargs)
     alpha = kwargs.get("alpha", 1)
-    if func in _IN_PLACE and tape.value(x) is None:
-        return _unrecorded(tape, func, args, kwargs)
+    if func in _IN_PLACE and rec.value(x) is None:
+        return rec.unknown(func, args, kwargs)
+    how: Any = torch.add
     left, right = 1.0, float(alpha)
     if func in _SUBS:
-        right = -right
+        right, how = -right, torch.sub
     elif func in _RSUBS:
-        left, right = -right, 1.0
-    out = _sum(func, args, kwargs)
-    values = (tape.value(x), tape.value(y))
+        left, right, how = -right, 1.0, torch.rsub
+    out = how(x, y, alpha=alpha)
+    values = (rec.value(x), rec.value(y))
     pairs = [(value, sign) for value, sign in zip(values, (left, right), strict=True) if value is not None]
     nonnegative = len(pairs) == 2 and all(value.nonnegative and sign > 0 for value, sign in pairs)
     op = Add(tuple(value for value, _ in pairs), tuple(sign for _, sign in pairs))
-    return _finish(tape, func, op, x, out, nonnegative)
+    return _finish(rec, func, op, x, out, nonnegative)
 
 
 @records(*_MULS)
-def _mul(tape: Tape, func: Any, args: Any, kwargs: Any) -> Tensor:
+def _mul(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
     x, y = _operands(args, kwargs)
-    left, right = tape.value(x), tape.value(y)
+    left, right = rec.value(x), rec.value(y)
     if func in _IN_PLACE and left is None:
-        return _unrecorded(tape, func, args, kwargs)
+        return rec.unknown(func, args, kwargs)
     out = torch.mul(x, y)
     if left is not None and right is not None:
-        return _finish(tape, func, Gate(left, right), x, out, left.nonnegative and right.nonnegative)
-    value, factor = (left, y) if left is not None else (tape.known(y), x)
+        return _finish(rec, func, Gate(left, right), x, out, left.nonnegative and right.nonnegative)
+    value, factor = (left, y) if left is not None else (rec.known(y), x)
     positive = not isinstance(factor, Tensor) and factor >= 0
-    return _finish(tape, func, Scale(value, factor), x, out, value.nonnegative and positive)
+    return _finish(rec, func, Scale(value, factor), x, out, value.nonnegative and positive)
 
 
 @records(*_DIVS)
-def _div(tape: Tape, func: Any, args: Any, kwargs: Any) -> Tensor:
+def _div(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
     x, y = _operands(args, kwargs)
-    value = tape.value(x)
+    value = rec.value(x)
     if value is None or kwargs.get("rounding_mode") is not None:
-        return _unrecorded(tape, func, args, kwargs)
+        return rec.unknown(func, args, kwargs)
     out = torch.div(x, y)
-    divisor = tape.value(y)
+    divisor = rec.value(y)
     if divisor is not None:
-        return _finish(tape, func, Quotient(value, divisor), x, out)
+        return _finish(rec, func, Quotient(value, divisor), x, out)
     positive = not isinstance(y, Tensor) and y > 0
     factor = y.reciprocal() if isinstance(y, Tensor) else 1.0 / y
-    return _finish(tape, func, Scale(value, factor), x, out, value.nonnegative and positive)
+    return _finish(rec, func, Scale(value, factor), x, out, value.nonnegative and positive)

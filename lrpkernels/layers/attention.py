@@ -4,38 +4,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import UnsupportedOperationError
-from .base import Arrived, Multipliers, Op, bind, records
-from .fallback import Replayed
-from .linear_maps import Linear, _unrecorded
-from .nested import leaves
-from .structure import record_call
-
-if TYPE_CHECKING:
-    from ..rules.base import Rule
-    from ..tape import Tape, Value
+from ..graph import Arrived, Multipliers, Node, Value
+from ..rules import Rule
+from .linear import Linear
+from .registry import Recorder, bind, leaves, recorded, records
+from .replayed import Replayed
 
 
 class Taylor(Replayed):
     """A function that follows its first-order Taylor term, R = x * gradient: softmax (AttnLRP, eq. 7), Lp pooling (homogeneous).
 
-    Attributes:
-        gate: softmax: weights that sum to 1; a product takes them for the gate, not for the signal.
+    The weights of a softmax sum to 1: they are a gate.
     """
 
     kind = "taylor"
     linear = False
-    gate = False
 
 
 class Product(Replayed):
-    """A product of two branches: each operand is given half of the relevance (the uniform rule, AttnLRP, eq. 8)."""
+    """A product of two branches: each operand gets half of the relevance (the uniform rule, AttnLRP, eq. 8)."""
 
     kind = "product"
     linear = False
@@ -45,10 +39,10 @@ class Product(Replayed):
         return self._vjp(halves)
 
 
-class Attention(Op):
+class Attention(Node):
     """softmax(Q K^T scale + mask) V: a product of two branches shares relevance uniformly, softmax follows its Taylor term.
 
-    Of Q, K and V some may be constants (learned queries): their partner in a product then takes all.
+    Some of Q, K and V may be constants (learned queries): the other operand of their product then takes all.
     """
 
     kind = "attention"
@@ -88,43 +82,39 @@ def _attention_weights(q: Tensor, k: Tensor, mask: Tensor | None, causal: bool, 
 
 
 @records(F.scaled_dot_product_attention)
-def _attention(tape: Tape, func: Any, args: Any, kwargs: Any) -> Tensor:
+def _attention(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
     names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
     q, k, v, mask, dropout, causal = bind(args, kwargs, *names, dropout_p=0.0, is_causal=False)
-    operands = [tape.value(t) or t for t in (q, k, v)]
+    operands = [rec.value(t) or t for t in (q, k, v)]
     leading = {t.shape[:-2] for t in (q, k, v)}
-    if kwargs.get("enable_gqa") or len(leading) > 1 or tape.value(mask) is not None:
-        return _unrecorded(tape, func, args, kwargs)
+    if kwargs.get("enable_gqa") or len(leading) > 1 or rec.value(mask) is not None:
+        return rec.unknown(func, args, kwargs)
     if dropout:
         raise UnsupportedOperationError(
-            f"{tape.path()}: attention draws a dropout mask (dropout_p={dropout}) that the relevance pass cannot see; set the "
+            f"{rec.path()}: attention draws a dropout mask (dropout_p={dropout}) that the relevance pass cannot see; set the "
             "attention dropout to 0 while heatmaps are made"
         )
     out = func(*args, **kwargs)
     scale = kwargs.get("scale")
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    tape.add(Attention(operands, mask, causal, scale), out)
+    rec.add(Attention(operands, mask, causal, scale), out)
     return out
-
-
-def _distinct(tape: Tape, args: Any, kwargs: Any) -> list[Value]:
-    return list({id(v): v for v in map(tape.value, leaves((args, kwargs))) if v is not None}.values())
 
 
 @records(
     torch.matmul, Tensor.matmul, Tensor.__matmul__, Tensor.__rmatmul__, torch.bmm, Tensor.bmm, torch.mm, Tensor.mm, torch.einsum,
     torch.outer,
 )  # fmt: skip
-def _matmul(tape: Tape, func: Any, args: Any, kwargs: Any) -> Tensor:
+def _matmul(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
     out = func(*args, **kwargs)
-    inputs = _distinct(tape, args, kwargs)
+    inputs = recorded(rec, args, kwargs)
     if len(inputs) == 1 and func in _PLAIN_PRODUCTS and not kwargs and len(args) == 2:
         left, right = (args[1], args[0]) if func is Tensor.__rmatmul__ else args
-        if tape.value(left) is not None and left.dim() >= 2 and right.dim() == 2:  # a dense layer written as a product
-            tape.add(Linear(inputs[0], right.t(), None), out)
+        if rec.value(left) is not None and left.dim() >= 2 and right.dim() == 2:  # a dense layer written as a product
+            rec.add(Linear(inputs[0], right.t(), None), out)
             return out
     kind = Product if len(inputs) > 1 or _twice(inputs, args, kwargs) else Replayed
-    tape.add(kind(inputs, func, args, kwargs), out)
+    rec.add(kind(inputs, func, args, kwargs), out)
     return out
 
 
@@ -137,27 +127,27 @@ _PLAIN_PRODUCTS = (torch.matmul, Tensor.matmul, Tensor.__matmul__, Tensor.__rmat
 
 
 @records(torch.addmm, Tensor.addmm)
-def _addmm(tape: Tape, func: Any, args: Any, kwargs: Any) -> Tensor:
+def _addmm(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
     bias, x, weight = bind(args, {"input": kwargs.get("self"), **kwargs}, "input", "mat1", "mat2")
     plain = not {"alpha", "beta", "out"} & set(kwargs) and bias.dim() == 1 and len(args) <= 3
-    if not plain or tape.value(x) is None or tape.value(weight) is not None or tape.value(bias) is not None:
-        return _unrecorded(tape, func, args, kwargs)
+    if not plain or rec.value(x) is None or rec.value(weight) is not None or rec.value(bias) is not None:
+        return rec.unknown(func, args, kwargs)
     out = func(*args, **kwargs)
-    tape.add(Linear(tape.known(x), weight.t(), bias), out)
+    rec.add(Linear(rec.known(x), weight.t(), bias), out)
     return out
 
 
 @records(F.softmax, torch.softmax, Tensor.softmax, F.log_softmax, F.lp_pool1d, F.lp_pool2d, F.lp_pool3d)
-def _taylor(tape: Tape, func: Any, args: Any, kwargs: Any) -> Tensor:
+def _taylor(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
     out = func(*args, **kwargs)
-    op = Taylor(_distinct(tape, args, kwargs), func, args, kwargs)
-    op.gate = func in (F.softmax, torch.softmax, Tensor.softmax)
-    tape.add(op, out, nonnegative=op.gate)
+    op = Taylor(recorded(rec, args, kwargs), func, args, kwargs)
+    op.is_gate = func in (F.softmax, torch.softmax, Tensor.softmax)
+    rec.add(op, out, nonnegative=op.is_gate)
     return out
 
 
 @records(F.multi_head_attention_forward)
-def _multi_head(tape: Tape, func: Any, args: Any, kwargs: Any) -> Any:
+def _multi_head(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     """nn.MultiheadAttention written out in recorded parts; the common form only, the rest is refused by name."""
     names = (
         "query", "key", "value", "embed_dim_to_check", "num_heads", "in_proj_weight", "in_proj_bias", "bias_k", "bias_v",
@@ -168,15 +158,13 @@ def _multi_head(tape: Tape, func: Any, args: Any, kwargs: Any) -> Any:
     given = dict(zip(names, bind(args, kwargs, *names, training=True, need_weights=True), strict=True))
     for name in ("bias_k", "bias_v", "add_zero_attn", "static_k", "static_v"):
         if given[name] is not None and given[name] is not False:
-            raise UnsupportedOperationError(
-                f"{tape.path()}: multi-head attention with {name} has no rule; leave it out"
-            )
+            raise UnsupportedOperationError(f"{rec.path()}: multi-head attention with {name} has no rule; leave it out")
     q, k, v, heads = given["query"], given["key"], given["value"], given["num_heads"]
     if q.dim() != 3:
         raise UnsupportedOperationError(
-            f"{tape.path()}: multi-head attention needs batched input, got {q.dim()} dimensions"
+            f"{rec.path()}: multi-head attention needs batched input, got {q.dim()} dimensions"
         )
-    call = lambda function, *a, **kw: record_call(tape, function, a, kw)  # noqa: E731
+    call = rec.call
     if given["use_separate_proj_weight"]:
         weights = [given[name] for name in ("q_proj_weight", "k_proj_weight", "v_proj_weight")]
     else:

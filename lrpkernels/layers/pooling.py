@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .. import functional
-from .base import Arrived, Multipliers, Op, bind, records
-from .linear_maps import _tuple, _unrecorded
-
-if TYPE_CHECKING:
-    from ..rules.base import Rule
-    from ..tape import Tape, Value
+from ..graph import Arrived, Multipliers, Node, Value
+from ..rules import Rule
+from .registry import Recorder, bind, per_dimension, records
 
 
-class MaxPool(Op):
+class MaxPool(Node):
     """Max pooling with the winners' positions.
 
     Attributes:
@@ -32,19 +29,6 @@ class MaxPool(Op):
         super().__init__(input)
         self.indices, self.arguments = indices, arguments
 
-    def can_repeat(self, func: Any, args: Any, kwargs: Any) -> bool:
-        return self.arguments is not None
-
-    def repeat(self, func: Any, args: Any, kwargs: Any) -> Tensor:
-        assert self.arguments is not None
-        x = args[0] if args else kwargs["input"]
-        pool = F.max_pool2d_with_indices if x.dim() == 4 else F.max_pool3d_with_indices
-        out, self.indices = pool(x, *self.arguments)
-        return out
-
-    def forget(self) -> None:
-        del self.indices
-
     def winner(self, multiplier: Tensor) -> Tensor:
         if self.arguments is None:
             return functional.scatter_winner(multiplier, self.indices, self.inputs[0].shape[2:])
@@ -54,34 +38,30 @@ class MaxPool(Op):
         return (rule.max_pool(self, multipliers[0]),)
 
 
-class AveragePool(Op):
+class AveragePool(Node):
     """A parameter-free linear map with non-negative weights: average pooling, adaptive average pooling, mean over positions.
 
     Attributes:
-        forward, adjoint: the map and its transpose, by PyTorch's functions.
-        windows: what ``functional.average_pool_transpose`` takes after the sizes, for devices with kernels of ours; None: PyTorch's.
+        map: A, by PyTorch's function.
+        windows: what ``functional.average_pool_transpose`` takes after the sizes; None: there is no kernel for this layer.
     """
 
     kind = "avg_pool"
-    repeats = True
     reads_inputs = reads_outputs = frozenset({"pool"})
 
-    def __init__(
-        self,
-        input: Value,
-        forward: Callable[[Tensor], Tensor],
-        adjoint: Callable[[Tensor], Tensor],
-        windows: tuple[Any, ...] | None = None,
-    ) -> None:
+    def __init__(self, input: Value, map: Callable[[Tensor], Tensor], windows: tuple[Any, ...] | None = None) -> None:
         super().__init__(input)
-        self.forward, self.adjoint, self.windows = forward, adjoint, windows
+        self.map, self.windows = map, windows
 
-    def transpose(self, s: Tensor) -> Tensor:
-        if self.windows is not None and functional.has_fused_kernels(s):
-            spatial = self.inputs[0].shape[2:]
-            s = s.reshape(*s.shape, *(1,) * len(spatial)) if s.dim() == 2 else s  # a mean that dropped its dimensions
-            return functional.average_pool_transpose(s, spatial, *self.windows)
-        return functional.linear_adjoint(s, self.adjoint, self.forward)
+    @property
+    def is_nonnegative(self) -> bool:
+        return self.input.nonnegative
+
+    def apply(self, a: Tensor) -> Tensor:
+        return self.map(a)
+
+    def pull(self, s: Tensor) -> Tensor:
+        return functional.average_pull(s, self.map, self.input.shape, self.windows)
 
     def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
         return (rule.average_pool(self, multipliers[0]),)
@@ -98,21 +78,21 @@ _MAX_POOLS: dict[Any, tuple[int, bool]] = {
 
 
 @records(*_MAX_POOLS)
-def _max_pool(tape: Tape, func: Any, args: Any, kwargs: Any) -> Any:
+def _max_pool(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     spatial, wants_indices = _MAX_POOLS[func]
     names = ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
     x, kernel, stride, padding, dilation, ceil_mode, return_indices = bind(
         args, kwargs, *names, padding=0, dilation=1, ceil_mode=False, return_indices=False
     )
-    value = tape.value(x)
+    value = rec.value(x)
     if value is None or x.dim() != spatial + 2:
-        return _unrecorded(tape, func, args, kwargs)
-    kernel = _tuple(kernel, spatial)
-    stride = kernel if stride is None or stride == [] else _tuple(stride, spatial)
-    arguments = (kernel, stride, _tuple(padding, spatial), _tuple(dilation, spatial), ceil_mode)
+        return rec.unknown(func, args, kwargs)
+    kernel = per_dimension(kernel, spatial)
+    stride = kernel if stride is None or stride == [] else per_dimension(stride, spatial)
+    arguments = (kernel, stride, per_dimension(padding, spatial), per_dimension(dilation, spatial), ceil_mode)
     pool = F.max_pool2d_with_indices if spatial == 2 else F.max_pool3d_with_indices
     out, indices = pool(x, *arguments)
-    tape.add(MaxPool(value, indices, arguments), out, nonnegative=value.nonnegative)
+    rec.add(MaxPool(value, indices, arguments), out, nonnegative=value.nonnegative)
     return (out, indices) if wants_indices or return_indices else out
 
 
@@ -128,118 +108,50 @@ _NAMED_WINNERS: dict[Any, Any] = {
 
 
 @records(*_NAMED_WINNERS, *set(_NAMED_WINNERS.values()))
-def _max_pool_by_winner(tape: Tape, func: Any, args: Any, kwargs: Any) -> Any:
-    """Poolings whose random or adaptive windows are told by their winners only."""
+def _max_pool_by_winner(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
+    """Poolings whose random or adaptive windows are known only by their winners."""
     pool = _NAMED_WINNERS.get(func, func)
     spatial = int(pool.__name__.split("pool")[1][0])
     options = {k: v for k, v in kwargs.items() if k != "return_indices"}
     x = args[0] if args else kwargs["input"]
-    value = tape.value(x)
+    value = rec.value(x)
     if value is None or x.dim() != spatial + 2:
-        return _unrecorded(tape, func, args, kwargs)
+        return rec.unknown(func, args, kwargs)
     out, indices = pool(*args, **options)
-    tape.add(MaxPool(value, indices, None), out, nonnegative=value.nonnegative)
+    rec.add(MaxPool(value, indices, None), out, nonnegative=value.nonnegative)
     return (out, indices) if pool is func or kwargs.get("return_indices") else out
 
 
-@records(F.avg_pool1d, F.adaptive_avg_pool1d)
-def _average_pool1d(tape: Tape, func: Any, args: Any, kwargs: Any) -> Tensor:
-    """In one dimension: where no kernel of ours is, PyTorch's own derivative is the transposed map."""
-    out = func(*args, **kwargs)
-    value = tape.value(args[0] if args else kwargs["input"])
-    if value is None:
-        return out
-    windows: tuple[Any, ...] | None = None if len(value.shape) != 3 else ()
-    if windows is not None and func is F.avg_pool1d:
-        names = ("input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad")
-        _, kernel, stride, padding, _, count_include_pad = bind(
-            args, kwargs, *names, padding=0, ceil_mode=False, count_include_pad=True
-        )
-        kernel = _tuple(kernel, 1)
-        stride = _tuple(stride, 1) if stride else kernel
-        windows = (kernel, stride, _tuple(padding, 1), count_include_pad, None)
-    rest = args[1:]
-    options = {k: v for k, v in kwargs.items() if k != "input"}
-    shape = value.shape
-
-    def forward(v: Tensor) -> Tensor:
-        return func(v, *rest, **options)
-
-    def adjoint(g: Tensor) -> Tensor:
-        with torch.enable_grad():
-            v = torch.zeros((g.shape[0], *shape[1:]), dtype=g.dtype, device=g.device, requires_grad=True)
-            return torch.autograd.grad(forward(v), v, g)[0]
-
-    tape.add(AveragePool(value, forward, adjoint, windows), out, nonnegative=value.nonnegative)
-    return out
+_AVERAGE_POOLS: dict[Any, int] = {F.avg_pool1d: 1, F.avg_pool2d: 2, F.avg_pool3d: 3}
+_ADAPTIVE_POOLS: dict[Any, int] = {F.adaptive_avg_pool1d: 1, F.adaptive_avg_pool2d: 2, F.adaptive_avg_pool3d: 3}
 
 
-def _sized(shape: torch.Size, g: Tensor) -> Tensor:
-    """An uninitialized tensor with the sizes of a layer's input at the batch of ``g``; only its sizes are read."""
-    return torch.empty((g.shape[0], *shape[1:]), dtype=g.dtype, device=g.device)
-
-
-@records(F.avg_pool2d, F.avg_pool3d)
-def _average_pool(tape: Tape, func: Any, args: Any, kwargs: Any) -> Tensor:
+@records(*_AVERAGE_POOLS)
+def _average_pool(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
     names = ("input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
-    x, kernel, stride, padding, ceil_mode, count_include_pad, divisor = bind(
-        args, kwargs, *names, padding=0, ceil_mode=False, count_include_pad=True
-    )
-    spatial = 2 if func is F.avg_pool2d else 3
-    value = tape.value(x)
-    if value is None or x.dim() != spatial + 2:
-        return _unrecorded(tape, func, args, kwargs)
-    kernel = _tuple(kernel, spatial)
-    stride = kernel if stride is None else _tuple(stride, spatial)
-    arguments = (kernel, stride, _tuple(padding, spatial), ceil_mode, count_include_pad, divisor)
-    aten = torch.ops.aten
-    backward = (aten.avg_pool2d_backward if spatial == 2 else aten.avg_pool3d_backward).default
-    shape = x.shape
-    out = func(x, *arguments)
-    windows = (*arguments[:3], count_include_pad, divisor)
-    op = AveragePool(value, lambda v: func(v, *arguments), lambda g: backward(g, _sized(shape, g), *arguments), windows)
-    tape.add(op, out, nonnegative=value.nonnegative)
-    return out
+    x, kernel, stride, padding, _, include, divisor = bind(args, kwargs, *names, padding=0, count_include_pad=True)
+    spatial = _AVERAGE_POOLS[func]
+    kernel = per_dimension(kernel, spatial)
+    stride = per_dimension(stride, spatial) if stride else kernel
+    windows = (kernel, stride, per_dimension(padding, spatial), include, divisor)
+    return _record_average(rec, func, args, kwargs, x, windows if x.dim() == spatial + 2 else None)
 
 
-@records(F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)
-def _adaptive_average_pool(tape: Tape, func: Any, args: Any, kwargs: Any) -> Tensor:
-    x, size = bind(args, kwargs, "input", "output_size")
-    spatial = 2 if func is F.adaptive_avg_pool2d else 3
-    value = tape.value(x)
-    if value is None or x.dim() != spatial + 2:
-        return _unrecorded(tape, func, args, kwargs)
-    out = func(x, size)
-    shape = x.shape
-    if out.shape[2:].numel() == 1:
-        op = _mean_op(value, tuple(range(2, x.dim())), True)
-    else:
-        aten = torch.ops.aten
-        backward = (aten._adaptive_avg_pool2d_backward if spatial == 2 else aten._adaptive_avg_pool3d_backward).default
-        op = AveragePool(value, lambda v: func(v, size), lambda g: backward(g, _sized(shape, g)), windows=())
-    tape.add(op, out, nonnegative=value.nonnegative)
-    return out
+@records(*_ADAPTIVE_POOLS)
+def _adaptive_average_pool(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
+    x = args[0] if args else kwargs["input"]
+    return _record_average(rec, func, args, kwargs, x, () if x.dim() == _ADAPTIVE_POOLS[func] + 2 else None)
 
 
-def _mean_op(value: Value, dims: tuple[int, ...], keepdim: bool, total: bool = False) -> AveragePool:
-    """Mean, or sum, over dimensions other than the first."""
-    shape = value.shape
-    count = 1
-    for d in dims:
-        count *= shape[d]
-
-    def forward(v: Tensor) -> Tensor:
-        return v.sum(dims, keepdim=keepdim) if total else v.mean(dims, keepdim=keepdim)
-
-    def adjoint(g: Tensor) -> Tensor:
-        if not total:
-            g = g / count
-        if not keepdim:
-            for d in sorted(dims):
-                g = g.unsqueeze(d)
-        return g.expand(g.shape[0], *shape[1:])
-
-    return AveragePool(value, forward, adjoint, _global_windows(shape, dims, total))
+@records(torch.mean, Tensor.mean, torch.sum, Tensor.sum)
+def _mean(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
+    x, dim = bind(args, {**kwargs, "dim": kwargs.get("dim", kwargs.get("axis"))}, "input", "dim", *("",) * 3)[:2]
+    dims = () if dim is None else ((dim,) if isinstance(dim, int) else tuple(dim))
+    dims = tuple(d % x.dim() for d in dims)
+    if rec.value(x) is None or not dims or 0 in dims or kwargs.get("dtype") is not None:
+        return rec.unknown(func, args, kwargs)
+    windows = _global_windows(x.shape, dims, func in (torch.sum, Tensor.sum))
+    return _record_average(rec, func, args, kwargs, x, windows)
 
 
 def _global_windows(shape: torch.Size, dims: tuple[int, ...], total: bool) -> tuple[Any, ...] | None:
@@ -250,16 +162,11 @@ def _global_windows(shape: torch.Size, dims: tuple[int, ...], total: bool) -> tu
     return (spatial, (1,) * len(spatial), (0,) * len(spatial), True, 1) if total else ()
 
 
-@records(torch.mean, Tensor.mean, torch.sum, Tensor.sum)
-def _mean(tape: Tape, func: Any, args: Any, kwargs: Any) -> Tensor:
-    options = {**kwargs, "dim": kwargs.get("dim", kwargs.get("axis"))}
-    x, dim, keepdim = bind(args, options, "input", "dim", "keepdim", keepdim=False)
-    value = tape.value(x)
-    dims = () if dim is None else ((dim,) if isinstance(dim, int) else tuple(dim))
-    dims = tuple(d % x.dim() for d in dims)
-    if value is None or not dims or 0 in dims or kwargs.get("dtype") is not None:
-        return _unrecorded(tape, func, args, kwargs)
+def _record_average(rec: Recorder, func: Any, args: Any, kwargs: Any, x: Tensor, windows: Any) -> Tensor:
+    value = rec.value(x)
+    if value is None:
+        return rec.unknown(func, args, kwargs)
     out = func(*args, **kwargs)
-    op = _mean_op(value, dims, bool(keepdim), total=func in (torch.sum, Tensor.sum))
-    tape.add(op, out, nonnegative=value.nonnegative)
+    rest, options = args[1:], {name: option for name, option in kwargs.items() if name != "input"}
+    rec.add(AveragePool(value, lambda v: func(v, *rest, **options), windows), out, nonnegative=value.nonnegative)
     return out

@@ -1,23 +1,17 @@
-"""The rules, one small class each."""
+"""The rules, one small class each, and composites, which assign them to layers."""
 
 from .alpha_beta import AlphaBeta, ZPlus
 from .base import Rule
+from .composite import (
+    Composite,
+    EpsilonAlpha2Beta1,
+    EpsilonGammaBox,
+    EpsilonPlus,
+    EpsilonPlusFlat,
+    as_composite,
+)
 from .epsilon import Epsilon
 from .gamma import Gamma
 from .layerwise import EpsilonLayerwise, Norm
 from .weights_only import Flat, Pass, WSquare
 from .zbox import ZBox
-
-__all__ = [
-    "AlphaBeta",
-    "Epsilon",
-    "EpsilonLayerwise",
-    "Flat",
-    "Gamma",
-    "Norm",
-    "Pass",
-    "Rule",
-    "WSquare",
-    "ZBox",
-    "ZPlus",
-]

@@ -3,79 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ..functional import Weights, conv_part, conv_share, has_affine_kernels, sum_zplus
-from .base import (
-    Favour,
-    Rule,
-    is_nonnegative,
-    layer_input,
-    normalized,
-    positive,
-    select_by_sign,
-    stabilized_ratio,
-    total,
-)
-
-if TYPE_CHECKING:
-    from ..functional import ConvGeometry
-    from ..fuse import Block
-    from ..layers.arithmetic import Add
-    from ..layers.base import Multipliers
-    from ..layers.pooling import AveragePool
-
-
-def signed_share(block: Block, g: Tensor, eps: float, sign: int, bias: bool, scaled: bool) -> Tensor:
-    """G at the input if only the contributions of one sign to z took part.
-
-    sign +1: d = a+ W+ + a- W- + b+, sign -1: d = a+ W- + a- W+ + b-; s = R / (d + eps sgn d); R_j = a_j W~^T s, where W~ is the part
-    of the weight that meets a_j's sign in d. One convolution each way where a is known to be non-negative, two otherwise.
-    """
-    b = block.bias() if bias else None
-    if b is not None:
-        b = b.clamp(min=0) if sign > 0 else b.clamp(max=0)
-    a = layer_input(block)
-    if not scaled and block.map.has_fused_rule(g):
-        return block.map.fused_rule(g, block.output.tensor, a, b, eps, Favour(0.0, 1.0, sign))
-    geometry = block.map.fused_geometry(block.map.weight)
-    if geometry is not None:
-        return _fused_share(block, g, a, block.weight(), b, eps, sign, scaled, geometry)
-    w = block.weight_part(sign)
-    if is_nonnegative(block):
-        d = block.map.forward(a, w, b)
-        return block.map.transpose(stabilized_ratio(g, block.output.tensor, d, eps, scaled), w)
-    w_other = block.weight_part(-sign)
-    d = block.map.forward(a.clamp(min=0), w, b) + block.map.forward(a.clamp(max=0), w_other, None)
-    s = stabilized_ratio(g, block.output.tensor, d, eps, scaled)
-    return select_by_sign(a, block.map.transpose(s, w), block.map.transpose(s, w_other))
-
-
-def _fused_share(
-    block: Block,
-    g: Tensor,
-    a: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    eps: float,
-    sign: int,
-    scaled: bool,
-    geometry: ConvGeometry,
-) -> Tensor:
-    """:func:`signed_share` by kernels that pick the parts of the weights themselves."""
-    same, other = (Weights.POSITIVE, Weights.NEGATIVE) if sign > 0 else (Weights.NEGATIVE, Weights.POSITIVE)
-    if is_nonnegative(block):
-        d, weights = conv_part(a, weight, same, geometry), same
-    else:
-        d = conv_part(a.clamp(min=0), weight, same, geometry) + conv_part(a.clamp(max=0), weight, other, geometry)
-        weights = Weights.SAME_SIGN if sign > 0 else Weights.OPPOSITE_SIGN
-    if bias is not None:
-        d = d + bias.view(-1, *(1,) * (d.dim() - 2))
-    value, d = normalized(block.output.tensor, d, scaled)
-    return conv_share(g, value, d, weight, a.detach(), weights=weights, geometry=geometry, epsilon=eps)
+from ..functional import NEGATIVE, POSITIVE, Scaled, ratio, select_by_sign, sum_zplus
+from .base import Rule, positive
+from .views import Average, Layer, Sum
 
 
 @dataclass(frozen=True)
@@ -89,7 +23,6 @@ class AlphaBeta(Rule):
         beta: >= 0, alpha - 1.
         eps: stabilizer of both denominators, >= 0.
         bias: whether the (detached) bias takes part in the denominators and so absorbs relevance.
-        scaled: eps counts in units of the root mean square of each sample's denominator, not in absolute ones.
         first: rule of the first layer when this rule is used as a composite.
 
     Raises:
@@ -102,7 +35,6 @@ class AlphaBeta(Rule):
     beta: float = 1.0
     eps: float = 1e-6
     bias: bool = True
-    scaled: bool = False
     first: Rule | None = None
     reads = frozenset({"input", "output"})
 
@@ -113,12 +45,15 @@ class AlphaBeta(Rule):
         if abs(self.alpha - self.beta - 1) > 1e-9:
             raise ValueError(f"alpha - beta must be 1, got alpha={self.alpha!r}, beta={self.beta!r}")
 
-    def linear(self, block: Block, multipliers: tuple[Tensor, Tensor | None]) -> Tensor:
-        g = total(multipliers)
-        up = signed_share(block, g, self.eps, 1, self.bias, self.scaled)
+    def linear(self, layer: Layer, g: Scaled) -> Tensor:
+        g = Scaled(g.total())  # once for both shares
+        up = layer.share(g, POSITIVE, self.eps, self.bias)
         if self.beta == 0:
-            return up if self.alpha == 1 else up * self.alpha
-        return self.alpha * up - self.beta * signed_share(block, g, self.eps, -1, self.bias, self.scaled)
+            return up * self.alpha
+        return self.alpha * up - self.beta * layer.share(g, NEGATIVE, self.eps, self.bias)
+
+    def passes(self, nonnegative: bool) -> float:
+        return 4.0 if nonnegative else 8.0
 
 
 @dataclass(frozen=True)
@@ -130,7 +65,6 @@ class ZPlus(Rule):
     Args:
         eps: stabilizer, >= 0.
         bias: whether the positive part of the (detached) bias takes part in the denominator and so absorbs relevance.
-        scaled: eps counts in units of the root mean square of each sample's denominator, not in absolute ones.
         first: rule of the first layer when this rule is used as a composite, for example ``ZBox(0, 1)``.
 
     Raises:
@@ -141,39 +75,25 @@ class ZPlus(Rule):
 
     eps: float = 1e-2
     bias: bool = True
-    scaled: bool = False
     first: Rule | None = None
     reads = frozenset({"input", "output", "summands", "sum", "pool"})
 
     def __post_init__(self) -> None:
         positive("eps", self.eps)
 
-    def linear(self, block: Block, multipliers: tuple[Tensor, Tensor | None]) -> Tensor:
-        return signed_share(block, total(multipliers), self.eps, 1, self.bias, self.scaled)
+    def linear(self, layer: Layer, g: Scaled) -> Tensor:
+        return layer.share(g, POSITIVE, self.eps, self.bias)
 
-    def add(self, op: Add, multiplier: Tensor) -> Multipliers:
-        if len(op.inputs) == 1:
-            return super().add(op, multiplier)
-        x, y = op.inputs[:2]
-        alike = x.shape == y.shape and set(op.signs) == {1.0}
-        if alike and not self.scaled and has_affine_kernels(multiplier):
-            return sum_zplus(multiplier, x.tensor, y.tensor, epsilon=self.eps)
-        parts = [sign * value.tensor for value, sign in zip(op.inputs, op.signs, strict=True)]
-        denominator = torch.relu(parts[0]) + torch.relu(parts[1])
-        g = stabilized_ratio(multiplier, op.output.tensor, denominator, self.eps, self.scaled)
-        shares = []
-        for index, value in enumerate(op.inputs):
-            share = op.share(g, index)
-            if not (value.nonnegative and op.signs[index] > 0):
-                share = select_by_sign(op.signs[index] * value.tensor, share, None)
-            shares.append(share)
-        return tuple(shares)
+    def add(self, layer: Sum, g: Tensor) -> tuple[Tensor, ...]:
+        if len(layer.terms) == 1:
+            return layer.back(g)
+        return layer.back(*sum_zplus(g, *layer.terms, epsilon=self.eps))
 
-    def average_pool(self, op: AveragePool, multiplier: Tensor) -> Tensor:
-        value = op.inputs[0]
-        if value.nonnegative:
-            t = op.output.tensor
-            return op.transpose(stabilized_ratio(multiplier, t, t, self.eps, self.scaled))
-        a = value.tensor
-        s = stabilized_ratio(multiplier, op.output.tensor, op.forward(a.clamp(min=0)), self.eps, self.scaled)
-        return select_by_sign(a, op.transpose(s), None)
+    def average_pool(self, layer: Average, g: Tensor) -> Tensor:
+        if layer.is_nonnegative:
+            return layer.pull(ratio(g, layer.value, layer.value, epsilon=self.eps))
+        pulled = layer.pull(ratio(g, layer.value, layer.apply(layer.a.clamp(min=0)), epsilon=self.eps))
+        return select_by_sign(layer.a, pulled, torch.zeros_like(pulled))
+
+    def passes(self, nonnegative: bool) -> float:
+        return 2.0 if nonnegative else 4.0

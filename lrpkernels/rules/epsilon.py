@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from ..functional import epsilon_scale, ratio
+from ..functional import WHOLE, Scaled, epsilon_scale, ratio
 from .base import Rule, positive
-
-if TYPE_CHECKING:
-    from ..fuse import Block
-    from ..layers.activation import Activation, Relu
+from .views import Activation, Layer
 
 
 @dataclass(frozen=True)
@@ -25,29 +21,26 @@ class Epsilon(Rule):
     Args:
         eps: stabilizer, >= 0, in units of the activations; 0 gives gradient times input.
         first: rule of the first layer, for example ``ZBox(0, 1)``; None: this rule.
-        leak: factor for inactive units in place of 0, which makes paths through switched-off units visible; 0 in the rule itself.
 
     Raises:
-        ValueError: eps or leak negative or not finite.
+        ValueError: eps negative or not finite.
 
     Source: Bach et al. 2015 (epsilon rule); Bassi, Decherchi, Cavalli, arXiv 2401.08409 (LRP-Flex); docs/method.md section 1.
     """
 
     eps: float = 1e-2
     first: Rule | None = None
-    leak: float = 0.0
 
     reads = frozenset[str]()
 
     def __post_init__(self) -> None:
         positive("eps", self.eps)
-        positive("leak", self.leak)
 
-    def linear(self, block: Block, multipliers: tuple[Tensor, Tensor | None]) -> Tensor:
-        return block.epsilon(multipliers, self.eps, self.leak)
+    def linear(self, layer: Layer, g: Scaled) -> Tensor:
+        return layer.pull(g.at_relu(layer.activation, self.eps), WHOLE)
 
-    def activation(self, op: Activation, multiplier: Tensor) -> Tensor:
-        return ratio(multiplier, op.output.tensor, op.inputs[0].tensor, epsilon=max(self.eps, 1e-9))
+    def relu(self, layer: Activation, g: Tensor) -> Tensor:
+        return epsilon_scale(g, layer.value, epsilon=self.eps)
 
-    def relu(self, op: Relu, multiplier: Tensor) -> Tensor:
-        return epsilon_scale(multiplier, op.output.tensor, epsilon=self.eps, leak=self.leak)
+    def activation(self, layer: Activation, g: Tensor) -> Tensor:
+        return ratio(g, layer.value, layer.a, epsilon=max(self.eps, 1e-9))

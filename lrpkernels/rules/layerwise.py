@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from .base import Favour, Rule, layer_input, positive, stabilized_ratio, total
-
-if TYPE_CHECKING:
-    from ..fuse import Block
-    from ..layers.arithmetic import Add
-    from ..layers.base import Multipliers
-    from ..layers.pooling import AveragePool, MaxPool
+from ..functional import WHOLE, Scaled, ratio
+from .base import Rule, positive
+from .views import Average, Layer, Maximum, Sum
 
 
 @dataclass(frozen=True)
@@ -27,7 +22,6 @@ class EpsilonLayerwise(Rule):
         sums: stabilize residual sums, too.
         pools: stabilize pooling layers, too.
         bias: whether the bias takes part in z and so absorbs relevance.
-        scaled: eps counts in units of the root mean square of each sample's denominator, not in absolute ones.
         first: rule of the first layer when this rule is used as a composite.
 
     Raises:
@@ -40,34 +34,27 @@ class EpsilonLayerwise(Rule):
     sums: bool = True
     pools: bool = True
     bias: bool = True
-    scaled: bool = False
     first: Rule | None = None
     reads = frozenset({"input", "output", "preactivation", "sum", "pool"})
 
     def __post_init__(self) -> None:
         positive("eps", self.eps)
 
-    def linear(self, block: Block, multipliers: tuple[Tensor, Tensor | None]) -> Tensor:
-        g = total(multipliers)
-        if not self.scaled and block.map.has_fused_rule(g):
-            bias = block.bias() if self.bias else None
-            return block.map.fused_rule(g, block.output.tensor, layer_input(block), bias, self.eps, Favour(1.0, 0.0))
-        z = block.preactivation(bias=self.bias)
-        s = stabilized_ratio(g, block.output.tensor, z, self.eps, self.scaled)
-        return block.map.transpose(s, block.weight())
+    def linear(self, layer: Layer, g: Scaled) -> Tensor:
+        return layer.share(g, WHOLE, self.eps, self.bias)
 
     def _normalized(self, g: Tensor, value: Tensor) -> Tensor:
         """G * t / (t + eps sgn t): what is left of G when a layer's output t is stabilized."""
-        return stabilized_ratio(g, value, value, self.eps, self.scaled)
+        return ratio(g, value, value, epsilon=self.eps)
 
-    def add(self, op: Add, multiplier: Tensor) -> Multipliers:
-        return super().add(op, self._normalized(multiplier, op.output.tensor) if self.sums else multiplier)
+    def add(self, layer: Sum, g: Tensor) -> tuple[Tensor, ...]:
+        return layer.back(self._normalized(g, layer.value) if self.sums else g)
 
-    def average_pool(self, op: AveragePool, multiplier: Tensor) -> Tensor:
-        return op.transpose(self._normalized(multiplier, op.output.tensor) if self.pools else multiplier)
+    def average_pool(self, layer: Average, g: Tensor) -> Tensor:
+        return layer.pull(self._normalized(g, layer.value) if self.pools else g)
 
-    def max_pool(self, op: MaxPool, multiplier: Tensor) -> Tensor:
-        return op.winner(self._normalized(multiplier, op.output.tensor) if self.pools else multiplier)
+    def max_pool(self, layer: Maximum, g: Tensor) -> Tensor:
+        return layer.winner(self._normalized(g, layer.value) if self.pools else g)
 
 
 @dataclass(frozen=True)
@@ -80,5 +67,5 @@ class Norm(EpsilonLayerwise):
     eps: float = 1e-6
     reads = frozenset({"input", "output", "preactivation", "sum", "pool"})
 
-    def max_pool(self, op: MaxPool, multiplier: Tensor) -> Tensor:
-        return op.winner(multiplier)
+    def max_pool(self, layer: Maximum, g: Tensor) -> Tensor:
+        return layer.winner(g)

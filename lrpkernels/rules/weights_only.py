@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ..functional import ratio
-from .base import Rule, layer_input, positive, total
-
-if TYPE_CHECKING:
-    from ..fuse import Block
+from ..functional import Scaled, times
+from .base import Rule, positive
+from .views import Layer, PartOf
 
 
-def _spread(
-    block: Block, multipliers: tuple[Tensor, Tensor | None], weight: Tensor, bias: Tensor | None, eps: float
-) -> Tensor:
+def _spread(layer: Layer, g: Scaled, part: PartOf, bias: bool, eps: float) -> Tensor:
     """R_j = sum_k v_jk R_k / (sum_i v_ik + eps) for non-negative weights v, whatever the input."""
-    a = layer_input(block)
-    ones = torch.ones((1, *a.shape[1:]), dtype=a.dtype, device=a.device)
-    d = block.map.forward(ones, weight, bias)
-    value = block.output.tensor
-    s = ratio(total(multipliers), value, d.expand_as(value).contiguous(), epsilon=eps)
-    return block.map.transpose(s, weight)
+    ones = torch.ones_like(layer.a[:1])
+    d = layer.apply(ones, part, bias)
+    return layer.pull(g.over(layer.value, d.expand_as(layer.value).contiguous(), eps), part)
 
 
 @dataclass(frozen=True)
@@ -49,9 +41,8 @@ class WSquare(Rule):
     def __post_init__(self) -> None:
         positive("eps", self.eps)
 
-    def linear(self, block: Block, multipliers: tuple[Tensor, Tensor | None]) -> Tensor:
-        bias = block.bias() if self.bias else None
-        return _spread(block, multipliers, block.weight().square(), None if bias is None else bias.square(), self.eps)
+    def linear(self, layer: Layer, g: Scaled) -> Tensor:
+        return _spread(layer, g, torch.square, self.bias, self.eps)
 
 
 @dataclass(frozen=True)
@@ -74,8 +65,8 @@ class Flat(Rule):
     def __post_init__(self) -> None:
         positive("eps", self.eps)
 
-    def linear(self, block: Block, multipliers: tuple[Tensor, Tensor | None]) -> Tensor:
-        return _spread(block, multipliers, torch.ones_like(block.weight()), None, self.eps)
+    def linear(self, layer: Layer, g: Scaled) -> Tensor:
+        return _spread(layer, g, torch.ones_like, False, self.eps)
 
 
 @dataclass(frozen=True)
@@ -87,13 +78,12 @@ class Pass(Rule):
     """
 
     yields_relevance = True
-    reads = frozenset({"output"})
+    reads = frozenset({"input", "output"})
 
-    def linear(self, block: Block, multipliers: tuple[Tensor, Tensor | None]) -> Tensor:
-        if block.input.shape != block.output.shape:
+    def linear(self, layer: Layer, g: Scaled) -> Tensor:
+        if layer.a.shape != layer.value.shape:
             raise ValueError(
-                f"Pass: a {block.map.kind} layer of input shape {tuple(block.input.shape)} and output shape "
-                f"{tuple(block.output.shape)} cannot pass relevance on unchanged"
+                f"Pass: a layer of input shape {tuple(layer.a.shape)} and output shape {tuple(layer.value.shape)} cannot pass relevance "
+                "on unchanged; give it another rule"
             )
-        g, value = total(multipliers), block.output.tensor
-        return (g.unflatten(0, (-1, value.shape[0])) * value).flatten(0, 1)
+        return times(g.total(), layer.value)

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ..functional import conv_box, ratio
-from .base import Rule, layer_input, positive
-
-if TYPE_CHECKING:
-    from ..fuse import Block
+from ..functional import NEGATIVE, POSITIVE, Scaled
+from .base import Rule, positive
+from .views import Layer
 
 
 @dataclass(frozen=True)
@@ -20,7 +17,7 @@ class ZBox(Rule):
     """R_x = x * W^T s - l * W+^T s - h * W-^T s,  s = R_h / z,  z = W x + b - l (W+ 1 + b+) - h (W- 1 + b-), stabilized.
 
     W and b are the first layer merged with its batch norm, b detached; R_h = h * G_h at the first ReLU's output h, that ReLU's own
-    factor not applied; the image of ones meets the layer's zero padding as the input does.
+    factor not applied; the image of ones gets the layer's zero padding as the input does.
 
     Args:
         low: l, the smallest pixel value: a number, or one per channel.
@@ -51,58 +48,34 @@ class ZBox(Rule):
         if any(not a < b for a, b in zip(lows, highs, strict=True)):
             raise ValueError(f"low must be below high, got low={self.low!r}, high={self.high!r}")
 
-    def linear(self, block: Block, multipliers: tuple[Tensor, Tensor | None]) -> Tensor:
-        g, addend = multipliers
-        if addend is not None:
-            g = g + addend
-        x = layer_input(block)
-        weight, bias = block.weight(), block.bias() if self.bias else None
-        low, high = self._bound("low", self.low, x), self._bound("high", self.high, x)
-        parts = [(x, weight)]
-        z = block.preactivation(bias=self.bias)
-        for bound, numbers, clamp in ((low, self.low, {"min": 0}), (high, self.high, {"max": 0})):
+    def linear(self, layer: Layer, g: Scaled) -> Tensor:
+        low, high = self._bound("low", self.low, layer.a), self._bound("high", self.high, layer.a)
+        z = layer.preactivation(self.bias)
+        for bound, numbers, part in ((low, self.low, POSITIVE), (high, self.high, NEGATIVE)):
             if bound is None:
                 continue
-            w = weight.clamp(**clamp)
-            parts.append((bound, w))
             # The same for every image, so one image of the bound's value will do. The bias counts with the mean bound.
-            level = sum(_numbers(numbers)) / len(_numbers(numbers))
-            b = None if bias is None else level * bias.clamp(**clamp)
-            z = z - block.map.forward(bound, w, b)
-        geometry = block.map.fused_geometry(weight)
-        if geometry is not None:
-            bounds = (self._bound_of_channels(numbers, x) for numbers in (self.low, self.high))
-            return conv_box(g, block.output.tensor, z, weight, x, *bounds, geometry=geometry, epsilon=self.eps)
-        s = ratio(g, block.output.tensor, z, epsilon=self.eps)
-        targets = s.shape[0] // x.shape[0]
-        pulled = block.map.transpose_each(s, [w for _, w in parts])
-        terms = [(v.unflatten(0, (targets, -1)) * a).flatten(0, 1) for (a, _), v in zip(parts, pulled, strict=True)]
-        return terms[0] - sum(terms[1:]) if len(terms) > 1 else terms[0]
+            z = z - layer.apply(bound.expand(1, *layer.a.shape[1:]).contiguous(), part)
+            b = layer.bias(part) if self.bias else None
+            if b is not None:
+                z = z - sum(_numbers(numbers)) / len(_numbers(numbers)) * b
+        return layer.box(g.over(layer.value, z, self.eps), low, high)
+
+    def passes(self, nonnegative: bool) -> float:
+        return 3.0  # W, W+ and W- are each applied to s; their denominators come from one image of constants
 
     def _bound(self, name: str, bound: float | tuple[float, ...], x: Tensor) -> Tensor | None:
-        """An image of the bound's value, (1, C, ...); None if it is zero everywhere and drops out."""
+        """The bound, (1, C or 1, 1, ...); None if it is zero everywhere and drops out."""
         numbers = _numbers(bound)
         if not any(numbers):
             return None
-        shape = (1, *x.shape[1:])
-        if len(numbers) == 1:
-            return torch.full(shape, numbers[0], dtype=x.dtype, device=x.device)
-        if x.dim() < 2 or len(numbers) != x.shape[1]:
+        if len(numbers) > 1 and (x.dim() < 2 or len(numbers) != x.shape[1]):
             raise ValueError(
                 f"ZBox: {name} has {len(numbers)} values, the first layer's input has {x.shape[1]} channels"
             )
-        image = _on_device(numbers, x.dtype, x.device).view(1, -1, *(1,) * (x.dim() - 2))
-        return image.expand(shape).contiguous()
-
-    def _bound_of_channels(self, bound: float | tuple[float, ...], x: Tensor) -> Tensor:
-        """(C,) in the arithmetic dtype."""
-        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-        return _on_device(_numbers(bound), dtype, x.device).expand(x.shape[1]).contiguous()
-
-
-def _on_device(numbers: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """As torch.tensor, but filled on the device: a copy from the host cannot be captured in a CUDA graph."""
-    return torch.cat([torch.full((1,), number, dtype=dtype, device=device) for number in numbers])
+        # As torch.tensor, but filled on the device: a copy from the host cannot be captured in a CUDA graph.
+        filled = torch.cat([torch.full((1,), number, dtype=x.dtype, device=x.device) for number in numbers])
+        return filled.view(1, -1, *(1,) * (x.dim() - 2))
 
 
 def _numbers(bound: float | tuple[float, ...]) -> tuple[float, ...]:

@@ -8,11 +8,13 @@
 from .gwrp import gwrp
 from .loss import HeatmapLoss, ISNetLoss, LayerLoss, LossTerms
 from .model import ISNet, ISNetOutput
-from .variants import selective_score, stochastic_target
+from .variants import ISNetComposite, ISNetDualComposite, selective_score, stochastic_target
 
 __all__ = [
     "HeatmapLoss",
     "ISNet",
+    "ISNetComposite",
+    "ISNetDualComposite",
     "ISNetLoss",
     "ISNetOutput",
     "LayerLoss",

@@ -21,7 +21,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.parent / f".{target.name}.{uuid.uuid4().hex}.part"
-    # Made here and not by mkstemp, whose files are private: this one has the rights that the user's umask gives to any other file.
+    # Not made by mkstemp, whose files are private: this one has the permissions that the user's umask gives to any other file.
     os.close(os.open(temporary, os.O_CREAT | os.O_EXCL, 0o666))
     try:
         yield temporary

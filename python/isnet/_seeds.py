@@ -18,7 +18,7 @@ def stream_seed(seed: int, stream: str, *indices: int) -> int:
 
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """In the block the global generators of PyTorch (on the CPU), NumPy and Python follow from ``seed``; afterwards they are as before."""
+    """Seeds the global generators of PyTorch (on the CPU), NumPy and Python in the block; afterwards they are as before."""
     python, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""Parts of the training loop: what it notes of a step, how it stops at one that is not finite, its optimizer."""
+"""Parts of the training loop: what it logs of a step, how it stops at one that is not finite, its optimizer."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from isnet.model import ISNet, ISNetOutput
 from isnet.train_config import TrainConfig
 
 AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
-SMALLEST_SCALE = 2.0**-10  # of the loss; float16 gradients that overflow even here are no accident of scaling
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+SMALLEST_SCALE = 2.0**-10  # of the loss; float16 gradients that overflow even here do not result from scaling
 
 
 class NonFiniteLossError(FloatingPointError):
@@ -37,11 +38,11 @@ class HeatmapObserver(Protocol):
         """JSON values kept in checkpoints."""
 
     def restore(self, states: Sequence[Mapping[str, Any]]) -> None:
-        """Takes up what one or more processes have seen."""
+        """Continues from what one or more processes have seen."""
 
 
 class StepLosses(NamedTuple):
-    """The losses of a step, None where it took no heatmap, and P, as it used it."""
+    """The losses of a step, None where it took no heatmap, and the P that it used."""
 
     total: float
     classification: float
@@ -54,7 +55,7 @@ class StepLosses(NamedTuple):
 def require_trainable(
     config: TrainConfig, world: World, images: int, isnet: ISNet | None, device: torch.device
 ) -> None:
-    """Checks before the first step what can be told by then.
+    """Checks before the first step what can be checked by then.
 
     Raises:
         ValueError: see :func:`isnet.training.fit`.
@@ -69,6 +70,10 @@ def require_trainable(
         raise ValueError(
             f"batch_size: backgrounds are swapped among two or more images, got {config.batch_size} {shares}"
         )
+    if config.sync_batch_norm and world.size > 1 and device.type == "cpu":
+        raise ValueError(
+            "sync_batch_norm: PyTorch synchronises batch norm on GPUs only; leave it out on the CPU, or use a network with group norm"
+        )
     if isnet is None:
         return
     if config.precision == "float16" and device.type == "cpu":
@@ -77,6 +82,18 @@ def require_trainable(
         raise ValueError(
             "sync_batch_norm: what processes tell each other cannot be repeated by static calls; leave one of them out"
         )
+
+
+def synchronize_batch_norm(model: nn.Module) -> None:
+    """Puts ``nn.SyncBatchNorm`` in place of every batch norm in ``model``, with the same parameters and buffers.
+
+    Raises:
+        ValueError: the model is itself a batch norm, or holds one of a class of its own, whose forward pass would be lost.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and (type(module) not in _BATCH_NORMS or not name):
+            raise ValueError(f"sync_batch_norm: cannot synchronise {name or 'the model'}, a {type(module).__name__}")
+    nn.SyncBatchNorm.convert_sync_batchnorm(model)
 
 
 def require_validation(config: TrainConfig, validation: Mapping[str, object]) -> None:
@@ -151,3 +168,18 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
     if config.optimizer == "sgd":
         return torch.optim.SGD(parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
     return torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
+
+
+def build_scheduler(
+    optimizer: torch.optim.Optimizer, config: TrainConfig, steps_per_epoch: int, step: int = 0
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """The learning rate of each step from ``step`` on, counted from 0.
+
+    The rate depends on the step alone, so that a run resumed at one may follow another schedule from there. It is a product of a ramp,
+    which may end within a step or after the warm-up, and of what follows the warm-up: SequentialLR would drop the first factor there.
+    """
+    for group in optimizer.param_groups:
+        group["initial_lr"] = config.lr
+    return torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda at: config.rate_factor(at, steps_per_epoch), last_epoch=step - 1
+    )

@@ -13,7 +13,7 @@ from torch import nn
 
 # Where each library keeps its classifiers; any other prefix is a module to import.
 _LIBRARIES = {"monai": "monai.networks.nets", "torchvision": "torchvision.models", "timm": "timm"}
-# What libraries call the sizes that follow from the data.
+# The libraries' names for the sizes that follow from the data.
 _CHANNEL_NAMES = ("in_channels", "n_input_channels", "in_chans", "num_channels")
 _CLASS_NAMES = ("num_classes", "out_channels", "n_classes")
 
@@ -23,7 +23,7 @@ class ArchitectureError(ValueError):
 
 
 def parse_arguments(pairs: Iterable[str]) -> dict[str, Any]:
-    """Reads ``key=value`` pairs; a value that is JSON counts as such, any other as text.
+    """Reads ``key=value`` pairs; a value that is valid JSON is read as such, any other as text.
 
     Raises:
         ArchitectureError: a pair without ``=`` or with an empty key.
@@ -47,7 +47,7 @@ def build_architecture(
     image_shape: tuple[int, int, int],
     num_classes: int,
 ) -> nn.Module:
-    """Builds a classifier and runs it once on zeros, so that a misfit shows here and not in training.
+    """Builds a classifier and runs it once on zeros, so that a mismatch shows here and not in training.
 
     The number of input channels, of classes and of spatial dimensions are filled in under the names that the
     constructor uses for them, unless ``arguments`` gives them.
@@ -116,7 +116,7 @@ def _sizes(
         return {}
     names = set(parameters)
     if inspect.isclass(constructor) and any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        # MONAI's DenseNet121 and the like hand most keywords on to their base class.
+        # MONAI's DenseNet121 and the like pass most keywords on to their base class.
         for base in constructor.__mro__[1:]:
             if base is nn.Module:
                 break
@@ -129,7 +129,7 @@ def _sizes(
         if found and not any(candidate in given for candidate in candidates):
             sizes[found] = value
     if name.startswith("torchvision:"):
-        sizes["num_classes"] = num_classes  # accepted by all, named by few
+        sizes["num_classes"] = num_classes  # accepted by all, named in few signatures
     return sizes
 
 

@@ -1,4 +1,4 @@
-"""P without a hand: the share of the heatmap loss follows from how large the two losses are."""
+"""P set automatically: the share of the heatmap loss follows from the sizes of the two losses."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ class Balance:
 
     With this share the weighted sum (1 - P) L_c + P L_h has, up to its length, the gradient of the Euclidean distance of (L_c, L_h) from
     (0, 0), where both losses would be perfect: the larger loss weighs more, in proportion. A network that has learnt the background has a
-    small classification loss and a large heatmap loss, and P then goes to 1; once its heatmap is clean, P falls and classification has
-    its turn. No number is left to set by hand.
+    small classification loss and a large heatmap loss, and P then goes to 1; once its heatmap is clean, P falls and classification
+    gains weight. No number is left to set by hand.
 
     Source: the method of the global criterion (Yu 1973, Management Science 19; Miettinen 1999, Nonlinear Multiobjective Optimization) with
     exponent 2 and ideal point 0; that the weights come from running means is ours.
@@ -43,5 +43,5 @@ class Balance:
         return {"classification": self.classification, "heatmap": self.heatmap, "seen": self.seen}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Takes up a saved state."""
+        """Restores a saved state."""
         self.classification, self.heatmap, self.seen = state["classification"], state["heatmap"], state["seen"]

@@ -77,7 +77,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         CheckpointError: not a whole checkpoint of this format.
     """
     with _opened(path) as (file, header):
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     model, ema = (
         {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
         for prefix in ("model.", "ema.")
@@ -125,7 +125,7 @@ def load_model_state(
     Args:
         model: The classifier.
         checkpoint: Its state.
-        path: Where that is from, for error messages.
+        path: Where it comes from, for error messages.
         averaged: Load the moving average of the weights, if there is one.
 
     Raises:

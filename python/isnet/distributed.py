@@ -1,6 +1,6 @@
 """Training in several processes: ``torchrun --nproc-per-node N -m isnet train ...``.
 
-torchrun starts the processes and tells each its rank; gradients are averaged by ``DistributedDataParallel``. Nothing here
+torchrun starts the processes and gives each its rank; gradients are averaged by ``DistributedDataParallel``. Nothing here
 runs unless torchrun (or the caller) has set the processes up.
 """
 
@@ -22,11 +22,11 @@ from torch import nn
 
 
 class ProcessLostError(RuntimeError):
-    """Another process of the training has ended, or cannot be reached, or torchrun ends this one: none can go on alone."""
+    """Another process of the training has ended, or cannot be reached, or torchrun ends this one: none can continue alone."""
 
 
 class _Terminated(BaseException):
-    """SIGTERM; not an error, which code on the way might take for one of its own."""
+    """SIGTERM; not an error, which code on the way might mistake for one of its own."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class World:
     """The processes that train together.
 
     Attributes:
-        rank: Of this one, from 0.
+        rank: The number of this one, from 0.
         size: Their number.
     """
 
@@ -71,7 +71,7 @@ class World:
 
     @torch.no_grad()
     def share_buffers(self, module: nn.Module) -> None:
-        """Gives ``module`` the buffers of rank 0's, such as running statistics, which differ where each saw its own images."""
+        """Gives ``module`` the buffers of rank 0's, such as running statistics, which differ if each saw its own images."""
         if self.size == 1:
             return
         buffers = list(module.buffers())
@@ -116,7 +116,7 @@ def launched_world(device: str) -> Iterator[tuple[World, str]]:
     try:
         with _losses_as_errors():
             yield current_world(), device
-            dist.barrier()  # nobody leaves while another still talks to it
+            dist.barrier()  # no process leaves while another still talks to it
     finally:
         # What reference cycles keep of DDP holds the group, whose threads must not outlive the interpreter.
         gc.collect()
@@ -127,8 +127,8 @@ def launched_world(device: str) -> Iterator[tuple[World, str]]:
 def _losses_as_errors() -> Iterator[None]:
     """Raises ProcessLostError for broken connections and for SIGTERM, which torchrun sends to the others when one process ends.
 
-    After such an error SIGTERM stays ignored, so that it cannot cut this process short while it says so; what does not end then gets
-    SIGKILL from torchrun. Otherwise the former handler is back at the end.
+    After such an error SIGTERM stays ignored, so that it cannot cut this process short while it reports the error; a process
+    that does not end gets SIGKILL from torchrun. Otherwise the former handler is restored at the end.
     """
     told = []
 
@@ -141,7 +141,7 @@ def _losses_as_errors() -> Iterator[None]:
     try:
         yield
     except (_Terminated, RuntimeError) as error:
-        if told:  # also where a loader's worker, told as well, raises an error of its own on the way
+        if told:  # also where a loader's worker, signalled too, raises an error of its own on the way
             after = signal.SIG_IGN
             text = "SIGTERM: another process of this training has ended, or the training was told to end"
             raise ProcessLostError(text) from None
@@ -160,7 +160,7 @@ def _losses_as_errors() -> Iterator[None]:
 def speaks_first(text: str | None = None) -> bool:
     """Whether this process is to print an error: the first of those that torchrun started to say ``text``, or, for None, anything.
 
-    They ask the store of torchrun itself, which outlives each of them. Without torchrun, or where it cannot be asked: True.
+    The processes ask the store of torchrun itself, which outlives each of them. Without torchrun, or where it cannot be asked: True.
     """
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != str(True):
         return True

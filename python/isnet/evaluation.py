@@ -93,7 +93,7 @@ def background_share(heatmap: Tensor, mask: Tensor) -> Tensor:
 
     Args:
         heatmap: [B, C, H, W].
-        mask: [B, 1, H, W], 1 = foreground; without any of it, or with nothing else: an image that has no mask.
+        mask: [B, 1, H, W], 1 = foreground; with no foreground, or with nothing else: an image that has no mask.
 
     Returns:
         [B]; NaN for an image without mask or without any relevance.
@@ -109,9 +109,9 @@ def masked_rows(dataset: Dataset[Example]) -> list[int]:
 
 
 def spread_rows(rows: Sequence[int], count: int | None) -> list[int]:
-    """At most ``count`` of the rows (None: all), one from each of so many equal stretches, drawn with a seed of its own.
+    """At most ``count`` of the rows (None: all), one from each of that many equal stretches, drawn with a seed of its own.
 
-    A set sorted by class gives some of every class, and so does one whose classes take turns.
+    A set sorted by class gives some of every class, and so does one whose classes alternate.
     """
     if count is None or len(rows) <= count:
         return list(rows)
@@ -136,11 +136,11 @@ def background_attention(
         model: The classifier.
         dataset: The images, of which those with masks count.
         eps, input_range: As for :func:`heatmaps`.
-        max_images: Look at so many of them, spread over the set (:func:`spread_rows`); None: at all.
+        max_images: Look at this many of them, spread over the set (:func:`spread_rows`); None: at all.
         batch_size: Images at a time.
 
     Returns:
-        In [0, 1]; NaN where no image has a mask, or none any relevance.
+        In [0, 1]; NaN if no image has a mask, or none has relevance.
     """
     device = next(model.parameters()).device
     chosen = Subset(dataset, spread_rows(masked_rows(dataset), max_images))
@@ -169,10 +169,10 @@ def evaluate(
         eps, input_range: As for :func:`heatmaps`.
         attention_images: How many images of each set :func:`background_attention` looks at; None: all.
         batch_size: Images at a time.
-        answers: What :func:`predict` returned for each set, if that is known.
+        answers: What :func:`predict` returned for each set, if known.
 
     Returns:
-        ``{"accuracy": {name: [0, 1]}, "background_attention": {name: [0, 1]}}``; the latter without sets of which it cannot be told.
+        ``{"accuracy": {name: [0, 1]}, "background_attention": {name: [0, 1]}}``; the latter without sets for which it is undefined.
 
     Raises:
         MaskError: a mask that cannot be used (one that is missing may be allowed: :class:`isnet.data.MaskedImages`).

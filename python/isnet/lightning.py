@@ -45,14 +45,14 @@ class ISNetModule(lightning.LightningModule):
         return self.network.model(images)
 
     def on_train_epoch_start(self) -> None:
-        """Tells the training set the epoch, as :func:`isnet.training.fit` does, so that its augmentation draws anew."""
+        """Passes the epoch to the training set, as :func:`isnet.training.fit` does, so that its augmentation draws anew."""
         set_epoch = getattr(getattr(self.trainer.train_dataloader, "dataset", None), "set_epoch", None)
         if set_epoch is not None:
             set_epoch(self.current_epoch)
 
     def training_step(self, batch: Example, batch_idx: int) -> Tensor:
         images, labels, masks = batch
-        # Of the optimizer's steps, over all epochs: batches are counted anew in each.
+        # Counts the optimizer's steps over all epochs: batch numbers restart in each.
         takes = (self.global_step + 1) % self.heatmap_every == 0
         terms = self.criterion(self.network(images, heatmaps=takes), labels, masks)
         p = self.criterion.p

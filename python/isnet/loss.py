@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lrpkernels.functional import HeatmapScores, has_fused_kernels, heatmap_scores
+from lrpkernels.functional import HeatmapScores, has_heatmap_kernels, heatmap_scores
 
 from .gwrp import gwrp
 
@@ -76,7 +76,7 @@ def _with_channel(masks: Tensor, shape: torch.Size) -> Tensor:
 def _check_values(masks: Tensor, empty_mask: EmptyMask) -> None:
     """ValueError for values other than 0 and 1 and, unless skipped, for images without foreground. One synchronisation on a GPU.
 
-    Left out while a CUDA graph is captured, when nothing may wait.
+    Skipped while a CUDA graph is captured, when waiting is not allowed.
     """
     if masks.is_cuda and torch.cuda.is_current_stream_capturing():
         return
@@ -107,7 +107,7 @@ def _fit(mask: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
 
 
 class HeatmapLoss(nn.Module):
-    """Punishes relevance in the background and keeps the foreground's total in its natural range, for one layer's heatmaps.
+    """Penalises relevance in the background and keeps the foreground's total in its natural range, for one layer's heatmaps.
 
     With A = |R| and the mask m: F = sum A m; A is divided by the mean foreground relevance n = F / sum m; the background score of
     each map and channel is g = GWRP_d(A (1 - m) / n); L_bg = mean of -log(1 - x), x = g / (g + e), x <= 1 - 1e-7;
@@ -122,9 +122,9 @@ class HeatmapLoss(nn.Module):
             "L1": max(F, c2) - c2.
         normalization: "absolute": n as above; "signed": by the mean of the signed relevance; "none": A times the number of elements
             of a map.
-        empty_mask: what an image without foreground does: "error", or "skip" (its heatmaps cost nothing).
+        empty_mask: the effect of an image without foreground: "error", or "skip" (its heatmaps are not penalised).
         check_masks: look at the masks' values on every call (one synchronisation on a GPU). Without it an image without foreground is
-            no error, and its background costs the most that it can.
+            no error, and its background gets the largest penalty.
 
     Raises:
         ValueError: a parameter out of its range.
@@ -171,7 +171,7 @@ class HeatmapLoss(nn.Module):
 
         Args:
             heatmaps: R, [B, M, C, H, W], M maps per image; half precision is computed in float32.
-            masks: [B, 1, h, w], [B, C, h, w] or [B, h, w], bool or numbers 0 and 1, 1 = foreground; brought to H x W.
+            masks: [B, 1, h, w], [B, C, h, w] or [B, h, w], bool or numbers 0 and 1, 1 = foreground; resized to H x W.
 
         Raises:
             ValueError: shapes that do not fit, mask values other than 0 and 1, or an image without foreground.
@@ -208,7 +208,7 @@ class HeatmapLoss(nn.Module):
 
     def _scores(self, heatmaps: Tensor, mask: Tensor) -> HeatmapScores:
         """Foreground, signed foreground and pooled background; one kernel where the device has it."""
-        if has_fused_kernels(heatmaps):
+        if has_heatmap_kernels(heatmaps):
             return heatmap_scores(heatmaps.flatten(3), mask.flatten(3).squeeze(1), decay=self.d)
         dims = tuple(range(2, heatmaps.dim()))
         magnitude = heatmaps.abs()
@@ -337,7 +337,7 @@ def _check(name: str, value: object, good: bool, expected: str) -> None:
 
 
 def _per_map(numbers: tuple[float, ...], total: Tensor) -> Any:
-    """One number as it is, several as a tensor [M], filled on the device (a copy from the host would make it wait)."""
+    """One number unchanged, several as a tensor [M], filled on the device (a copy from the host would make it wait)."""
     return numbers[0] if len(numbers) == 1 else torch.stack([total.new_full((), n) for n in numbers])
 
 

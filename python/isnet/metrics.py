@@ -18,6 +18,7 @@ from isnet.evaluation import right_answers
 FloatArray = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
 _FEWEST_GROUPS = 10
+_SIGNS_AT_ONCE = 4_000_000  # in memory
 
 
 class Score(NamedTuple):
@@ -42,7 +43,7 @@ def classification_scores(
     Args:
         logits: [N, K].
         labels: int64 [N], or 0/1 numbers [N, K] for several labels per image (accuracy is then over all decisions).
-        groups: Of each image (its patient, say; ``""``: it is alone), as for :func:`clusters`; None: images are independent.
+        groups: Of each image (for example its patient; ``""``: it is alone), as for :func:`clusters`; None: images are independent.
         resamples: Of the bootstrap over images or groups (percentiles); 0: no intervals (they are NaN).
         level: Of the intervals.
         seed: Of the resampling.
@@ -63,9 +64,9 @@ def classification_scores(
 
 
 def clusters(groups: Sequence[str] | None, images: int) -> Counts:
-    """What a bootstrap draws: each image's number, equal for the images of a group, which are drawn together.
+    """The units that a bootstrap draws: each image's number, equal for the images of a group, which are drawn together.
 
-    Of fewer than ten groups too few combinations could be drawn: the images are drawn then, and an interval holds for these groups only.
+    Fewer than ten groups give too few combinations: then the images are drawn, and an interval holds for these groups only.
 
     Args:
         groups: Of each image, ``""``: it is alone; None: all are.
@@ -107,7 +108,7 @@ def mcnemar(right_a: Tensor, right_b: Tensor) -> float:
     """Two-sided p of McNemar's exact test: do two classifiers err equally often?
 
     Args:
-        right_a, right_b: Whether each answered the same images rightly, bool [N].
+        right_a, right_b: Whether each answered the same images correctly, bool [N].
     """
     from scipy.stats import binomtest
 
@@ -116,24 +117,34 @@ def mcnemar(right_a: Tensor, right_b: Tensor) -> float:
 
 
 def sign_flips(right_a: Tensor, right_b: Tensor, drawn: Counts, *, flips: int = 10000, seed: int = 0) -> float:
-    """Two-sided p of a test as :func:`mcnemar`, for images in groups, whose errors go together.
+    """Two-sided p of a test like :func:`mcnemar`, for images in groups, whose errors are correlated.
 
-    If both classifiers err equally often, they might as well change places in any group: p is the share of random such exchanges after
-    which their numbers of right answers differ at least as much.
+    If both classifiers err equally often, they could be exchanged in any group: p is the share of such exchanges after which
+    their numbers of right answers differ at least as much, of all exchanges or, where there are more than ``flips``, of random ones.
 
     Args:
-        right_a, right_b: Whether each answered rightly, bool [N] or [N, K].
+        right_a, right_b: Whether each answered correctly, bool [N] or [N, K].
         drawn: The images' groups, as :func:`clusters` returns them.
         flips: Random exchanges.
         seed: Of these.
     """
+    from scipy.stats import permutation_test
+
     difference = (right_a.long() - right_b.long()).reshape(len(drawn), -1).sum(1).numpy()
     per_group = np.bincount(drawn, weights=difference)
     per_group = per_group[per_group != 0]
-    generator, least, found = np.random.default_rng(seed), abs(per_group.sum()), 1
-    for _ in range(flips):
-        found += bool(abs((generator.integers(2, size=len(per_group)) * 2 - 1) @ per_group) >= least)
-    return found / (flips + 1)
+    if not len(per_group):
+        return 1.0
+    tested = permutation_test(
+        (per_group,),
+        lambda flipped, axis: np.abs(flipped.sum(axis)),
+        permutation_type="samples",  # of one sample: signs are flipped
+        alternative="greater",
+        n_resamples=flips,
+        batch=max(1, _SIGNS_AT_ONCE // len(per_group)),
+        random_state=np.random.default_rng(seed),
+    )
+    return float(tested.pvalue)
 
 
 def paired_difference(
@@ -146,10 +157,10 @@ def paired_difference(
     level: float = 0.95,
     seed: int = 0,
 ) -> Score:
-    """Score of b minus score of a, and its bootstrap interval, both resampled alike.
+    """Score of b minus score of a, and its bootstrap interval, both on the same resamples.
 
     Args:
-        a, b: From how often each image counts, int64 [images], to a score.
+        a, b: Functions from how often each image counts, int64 [images], to a score.
         images: Number of images.
         groups, resamples, level, seed: As for :func:`classification_scores`.
     """
@@ -175,7 +186,7 @@ def compare(
 
     Returns:
         ``{"accuracy_difference": Score, "auc_difference": Score, "mcnemar_p": p}``, differences b - a. For several labels per image
-        McNemar's test is over all decisions. Where groups are drawn, ``"sign_flips_p"`` stands in its place.
+        McNemar's test is over all decisions. Where groups are drawn, ``"sign_flips_p"`` replaces it.
     """
     right_a, right_b = (right_answers(logits, labels) for logits in (logits_a, logits_b))
     chances_a, chances_b = (_probabilities(logits, labels) for logits in (logits_a, logits_b))
@@ -215,13 +226,14 @@ def _probabilities(logits: Tensor, labels: Tensor) -> FloatArray:
 def _macro_f1(truth: npt.NDArray[Any], answers: npt.NDArray[Any], counts: Counts) -> float:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # where no class is left
-        # A class that neither occurs nor is answered, in a resample, say, has no F1 (NaN), and the mean is over the others.
+        # A class that neither occurs nor is predicted, as in some resamples, has no F1 (NaN), and the mean is over the others.
         return float(metrics.f1_score(truth, answers, average="macro", sample_weight=counts, zero_division=np.nan))
 
 
 def _interval(score: Callable[[Counts], float], drawn: Counts, resamples: int, level: float, seed: int) -> Score:
     """Value and interval; ``drawn`` as :func:`clusters` returns it."""
     value, count = score(np.ones(len(drawn), dtype=np.int64)), int(drawn.max()) + 1
+    # Not scipy.stats.bootstrap: one resample without a class (NaN) would give no interval, and it refuses single images.
     generator = np.random.default_rng(seed)
     draws = [
         score(np.bincount(generator.integers(count, size=count), minlength=count)[drawn]) for _ in range(resamples)

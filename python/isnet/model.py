@@ -23,9 +23,9 @@ class ISNetOutput:
     """What an :class:`ISNet` in training mode returns.
 
     Attributes:
-        logits: [B, K], as the classifier gave them.
+        logits: [B, K], from the classifier.
         heatmaps: {"input": [B, M, C, H, W], layer: [B, M, c, h, w]}, R of the M maps per image, differentiable; empty when heatmaps
-            were not asked for.
+            were not requested.
     """
 
     logits: Tensor
@@ -33,31 +33,29 @@ class ISNetOutput:
 
 
 class ISNet(nn.Module):
-    """A classifier whose training can punish relevance outside the foreground.
+    """A classifier whose training can penalise relevance outside the foreground.
 
     In evaluation mode it is exactly the classifier, at its cost. In training mode each call returns logits and LRP heatmaps, made from
     the same forward pass; train on them with :class:`isnet.ISNetLoss`.
 
     Args:
-        model: any ``nn.Module`` from images [B, C, H, W] to logits [B, K]; it is used as it is, and trained in place.
+        model: any ``nn.Module`` from images [B, C, H, W] to logits [B, K]; it is used unchanged, and trained in place.
         variant: what is explained. "selective": log-odds of the lowest class; "stochastic": one random logit per image; "original": every
             logit (cost grows with the classes); "dual": the sum of the logits by z+ and by epsilon; "gradient_times_input": an ablation.
         eps: LRP stabilizer, >= 0.
         input_range: (low, high) of the pixels as the model gets them, numbers or one per channel: switches the z^B rule on at the input;
-            None: epsilon there, too. The first training batch is held against it.
+            None: epsilon there, too. The first training batch is checked against it.
         layers: names of modules whose output's relevance is supervised as well (LRP deep supervision).
         generator: a CPU ``torch.Generator`` for the Stochastic variant; None: PyTorch's default one.
-        checkpoint: save less of a training step for its backward and make it again there: the same numbers, less memory, more time.
-        leak: factor, >= 0, with which relevance of the epsilon rule passes switched-off units, through which it otherwise does not:
-            makes the loss see a background that acts by inhibition (docs/isnet.md).
+        checkpoint: save less of a training step for its backward and recompute it there: the same numbers, less memory, more time.
         static: the model makes the same PyTorch calls in every training step: its Python code runs once for each form of input, later
-            steps run these calls alone, which saves time on small layers (:class:`lrpkernels.StaticCalls` says what that asks for).
+            steps run these calls alone, which saves time on small layers (:class:`lrpkernels.StaticCalls` states the requirements).
         form: where epsilon maps have their stabilizers: "flex", at each ReLU (LRP-Flex), or "layerwise", at every linear layer, pooling
-            and sum (LRP-Block), the second for comparison: there is no ``leak`` in it (docs/isnet.md, "Choices").
+            and sum (LRP-Block), the second for comparison (docs/isnet.md, "Choices").
 
     Raises:
-        TypeError: ``model`` is no module.
-        ValueError: an unknown variant, form or layer name, eps, leak or input_range out of range.
+        TypeError: ``model`` is not a module.
+        ValueError: an unknown variant, form or layer name, eps or input_range out of range.
 
     Source: Bassi et al., Nature Communications 15:291, 2024; Bassi, Decherchi, Cavalli, arXiv 2401.08409; docs/method.md section 2.
     """
@@ -71,7 +69,6 @@ class ISNet(nn.Module):
         layers: Sequence[str] = (),
         generator: torch.Generator | None = None,
         checkpoint: bool = False,
-        leak: float = 0.0,
         static: bool = False,
         form: Form = "flex",
     ) -> None:
@@ -92,33 +89,29 @@ class ISNet(nn.Module):
         self.model = model
         self.variant = variant
         self.eps, self.input_range, self.layers, self.generator = eps, input_range, tuple(layers), generator
-        self.checkpoint, self.leak, self.form = checkpoint, leak, form
+        self.checkpoint, self.form = checkpoint, form
         self._calls = lrp.StaticCalls() if static else None
-        self._variant = VARIANTS[variant](eps, input_range, generator, leak, form)
+        self._variant = VARIANTS[variant](eps, input_range, generator, form)
         self._variant.epsilon()  # checks eps and input_range now, not at the first batch
         self._range_is_checked = input_range is None
 
     @property
     def is_static(self) -> bool:
-        """Whether ``static`` was asked for."""
+        """Whether ``static`` was set."""
         return self._calls is not None
 
-    def forward(
-        self, x: Tensor, heatmaps: bool = True, first: int | None = None, place: tuple[int, int] | None = None
-    ) -> ISNetOutput | Tensor:
+    def forward(self, x: Tensor, heatmaps: bool = True, place: tuple[int, int] | None = None) -> ISNetOutput | Tensor:
         """Logits [B, K] in evaluation mode; an :class:`ISNetOutput` in training mode.
 
         Args:
             x: images [B, C, H, W].
-            heatmaps: False spares the relevance pass in a training step (lazy heatmap loss); ``.heatmaps`` is then empty.
-            first: Heatmaps of the first so many images only, in [1, B]; the others take a forward pass of their own, in which batch
-                norm in training mode has statistics of its own. None: of all.
-            place: (i, n): the explained images are those from i on of n in a batch whose others are explained elsewhere, and the
-                Stochastic variant draws for all n. None: these are all.
+            heatmaps: False skips the relevance pass in a training step (lazy heatmap loss); ``.heatmaps`` is then empty.
+            place: (i, n): these images are those from i on of a batch of n whose others are explained elsewhere, and the Stochastic
+                variant draws for all n. None: these are all.
 
         Raises:
-            ValueError: the model does not return logits [B, K], too few classes for the variant, ``first`` out of range, or pixels of the
-                first training batch outside ``input_range`` by more than a tenth of its width (interpolation may overshoot a little).
+            ValueError: the model does not return logits [B, K], too few classes for the variant, or pixels of the first training batch
+                outside ``input_range`` by more than a tenth of its width (interpolation may overshoot a little).
             lrpkernels.RelevanceError: the model cannot be explained.
         """
         if not self.training:
@@ -127,15 +120,6 @@ class ISNet(nn.Module):
             return ISNetOutput(self.model(x))
         if not self._range_is_checked:
             self._check_range(x)
-        if first is not None and first != len(x):
-            if not 1 <= first < len(x):
-                raise ValueError(f"first: expected a number of images from 1 to {len(x)}, got {first}")
-            explained, others = self._explained(x[:first], place), self.model(x[first:])
-            return ISNetOutput(torch.cat([explained.logits, others]), explained.heatmaps)
-        return self._explained(x, place)
-
-    def _explained(self, x: Tensor, place: tuple[int, int] | None) -> ISNetOutput:
-        """Logits and heatmaps of all images."""
         composites = self._variant.composites()
         options: dict[str, Any] = {"at": self.layers, "checkpoint": self.checkpoint, "static": self._calls}
         with lrp.record(self.model, x, composite=composites, **options) as tape:
@@ -156,9 +140,9 @@ class ISNet(nn.Module):
         )
 
     def explain(self, x: Tensor, target: Any = None) -> tuple[Tensor, Tensor]:
-        """Logits and heatmap for looking at (:func:`isnet.evaluation.heatmaps`): in evaluation mode, without gradients.
+        """Logits and heatmap to look at (:func:`isnet.evaluation.heatmaps`): in evaluation mode, without gradients.
 
-        By the epsilon rule without leak, z^B at the input if its range is known, whatever the variant: networks can be compared by them.
+        By the epsilon rule, z^B at the input if its range is known, whatever the variant: so that networks can be compared.
 
         Args:
             x: images [B, C, H, W].
@@ -170,7 +154,7 @@ class ISNet(nn.Module):
         return heatmaps(self.model, x, target=target, eps=self.eps, input_range=self.input_range)
 
     def _check_range(self, x: Tensor) -> None:
-        """ValueError for pixels well outside ``input_range``, with which z^B shares relevance out wrongly without a sign of it."""
+        """ValueError for pixels well outside ``input_range``, for which z^B silently distributes relevance wrongly."""
         assert self.input_range is not None
         low, high = (torch.as_tensor(bound, dtype=x.dtype, device=x.device) for bound in self.input_range)
         low, high = (bound.view(-1, *(1,) * (x.dim() - 2)) if bound.dim() else bound for bound in (low, high))

@@ -31,7 +31,7 @@ def explanation_figure(
     Args:
         image: [C, H, W] in [0, 1].
         heatmap: [C, H, W]; summed over channels. Red supports the explained class, blue speaks against it.
-        mask: [1, H, W], 1 = foreground; its outline is drawn on image and heatmap. All 0: there is none.
+        mask: [1, H, W], 1 = foreground; its outline is drawn on image and heatmap. All 0: no mask.
         title: Above the picture.
         background_share: Share of absolute relevance outside the mask, written below the heatmap.
     """

@@ -38,7 +38,7 @@ class NaturalRange:
 
     Attributes:
         c1, c2: The range, one number for all maps of an image or one per map (z+ and epsilon of the Dual ISNet).
-        mean, std: Of the totals from which it follows.
+        mean, std: Of the totals on which it is based.
         images: Number of these totals: one per image, for the Original ISNet one per heatmap.
     """
 
@@ -69,13 +69,13 @@ class Welford:
         self.squares: Tensor = torch.zeros(0, dtype=torch.float64)  # sum of squared deviations from the mean
 
     def add(self, rows: Tensor) -> None:
-        """Takes rows [N, K]."""
+        """Adds rows [N, K]."""
         rows = rows.double().cpu()
         mean = rows.mean(0)
         self._merge(len(rows), mean, (rows - mean).square().sum(0))
 
     def merge(self, state: Mapping[str, Any]) -> None:
-        """Takes what another one has seen, as :meth:`state` gives it."""
+        """Adds what another one has seen, as :meth:`state` gives it."""
         if state["count"]:
             self._merge(state["count"], *(torch.tensor(state[key], dtype=torch.float64) for key in ("mean", "squares")))
 
@@ -102,7 +102,7 @@ class RelevanceTotals:
     """Statistics of the total relevance of each supervised layer, gathered from an ISNet's outputs.
 
     Args:
-        per_map: A range for each of an image's maps (the rules of the Dual ISNet differ in size); else one for all, each of which counts.
+        per_map: A range for each of an image's maps (the rules of the Dual ISNet differ in size); else one for all, where each counts.
     """
 
     def __init__(self, per_map: bool = False) -> None:
@@ -126,7 +126,7 @@ class RelevanceTotals:
         return {name: layer.state() for name, layer in self.layers.items()}
 
     def restore(self, states: Sequence[Mapping[str, Any]]) -> None:
-        """Takes over what one or more others have seen."""
+        """Continues from what one or more others have seen."""
         for state in states:
             for name, layer in state.items():
                 self.layers.setdefault(name, Welford()).merge(layer)
@@ -135,7 +135,7 @@ class RelevanceTotals:
         """The natural range of each layer.
 
         Raises:
-            ValueError: fewer than two heatmaps, or totals that are zero or all the same.
+            ValueError: fewer than two heatmaps, or totals that are zero or all equal.
         """
         found = {}
         for name, layer in self.layers.items():
@@ -166,7 +166,7 @@ def tune(
     """Trains a copy of the classifier without heatmap loss and measures its heatmaps in the last epoch.
 
     Args:
-        network: The ISNet whose ranges are wanted; left as it is.
+        network: The ISNet whose ranges are wanted; left unchanged.
         train_set: As for :func:`isnet.training.fit`.
         config: As it will be trained; warm-up, schedules, averaging and monitoring are left out.
         epochs: Epochs of plain training, at least 1; the heatmaps of the last one count.
@@ -180,7 +180,7 @@ def tune(
         The natural range of each supervised layer, "input" first.
 
     Raises:
-        ValueError: ``epochs`` < 1, or no range can be told (see :meth:`RelevanceTotals.ranges`).
+        ValueError: ``epochs`` < 1, or no range can be determined (see :meth:`RelevanceTotals.ranges`).
     """
     if epochs < 1:
         raise ValueError(f"epochs: expected >= 1, got {epochs}")
@@ -202,7 +202,6 @@ def tune(
         network.input_range,
         network.layers,
         None if network.generator is None else torch.Generator(),
-        leak=network.leak,
         checkpoint=network.checkpoint,
         static=network.is_static,
         form=network.form,

@@ -37,7 +37,7 @@ class Row(NamedTuple):
     Attributes:
         title: Of the run.
         accuracy: Test -> score.
-        background_attention: Test -> score, without tests of which it cannot be told.
+        background_attention: Test -> score, without tests for which it is undefined.
         scores: As :func:`isnet.runs.evaluate_run` returns them.
         masks: Likewise; empty for runs that were scored by an older version.
     """
@@ -71,7 +71,7 @@ def score_rows(runs: Sequence[Run]) -> list[Row]:
 
 
 def titled(runs: Sequence[Run]) -> dict[str, Run]:
-    """The runs by title; those that share one are told apart by their folders."""
+    """The runs by title; those that share one are distinguished by their folders."""
     titles = [run.config.title for run in runs]
     return {
         title if titles.count(title) == 1 else f"{title} ({run.folder})": run
@@ -85,7 +85,7 @@ def all_tests(rows: Sequence[Row]) -> list[str]:
 
 
 def score_cells(row: Row, tests: Sequence[str]) -> list[str]:
-    """Accuracy on each test and share of relevance in the background on the last, as texts; a dash for what there is not."""
+    """Accuracy on each test and share of relevance in the background on the last, as texts; a dash for missing values."""
     scores = [*(row.accuracy.get(test) for test in tests), row.background_attention.get(tests[-1])]
     return ["-" if score is None else f"{score:.1f} %" for score in scores]
 

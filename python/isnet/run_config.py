@@ -12,8 +12,11 @@ from isnet.data import pixel_range
 from isnet.data.biased_mnist import Mark, MaskKind
 from isnet.data.masked_images import MaskPolicy, Resize
 from isnet.loss import Foreground
-from isnet.train_config import TrainConfig
+from isnet.train_config import REMOVED, TrainConfig, without_removed
 from isnet.variants import Form, Selective
+
+# As isnet.train_config.REMOVED, of the heatmap loss.
+_REMOVED_HEATMAP: Mapping[str, Any] = {"leak": 0.0}
 
 Variant = Literal["standard", "selective", "stochastic", "original", "dual", "gradient_times_input"]
 
@@ -31,7 +34,7 @@ NARROW_RESNET_ARGUMENTS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which biased MNIST; see :class:`isnet.data.BiasedMNIST`."""
+    """Settings of biased MNIST; see :class:`isnet.data.BiasedMNIST`."""
 
     folder: str = "data/mnist"
     train_size: int | None = None
@@ -68,7 +71,7 @@ class ImagesConfig:
         multi_label: Whether there is one decision per label.
         size: (height, width) of the images for the network.
         channels: 1 or 3.
-        mask_policy: What an unusable mask does.
+        mask_policy: The effect of an unusable mask.
         segmenter: ``package.module:callable`` that makes missing masks.
         resize: ``"stretch"`` or ``"pad"``.
         mean, std: Normalisation per channel.
@@ -113,7 +116,6 @@ class HeatmapConfig:
     """The ISNet and its loss; see :class:`isnet.ISNet` and :class:`isnet.ISNetLoss`."""
 
     eps: float = 1e-2
-    leak: float = 0.0
     form: Form = "flex"
     input_range: tuple[Any, Any] | None = (0.0, 1.0)
     layers: tuple[str, ...] = ()
@@ -129,7 +131,7 @@ class HeatmapConfig:
     checkpoint: bool = False
 
     def __post_init__(self) -> None:
-        Selective(self.eps, self.input_range, leak=self.leak, form=self.form).epsilon()  # checks them
+        Selective(self.eps, self.input_range, form=self.form).epsilon()  # checks them
 
 
 @dataclass(frozen=True)
@@ -187,8 +189,8 @@ class RunConfig:
             data = parts.pop("data", {})
             return cls(
                 data=ImagesConfig(**data) if "path" in data else DataConfig(**data),
-                heatmap=HeatmapConfig(**parts.pop("heatmap", {})),
-                train=TrainConfig(**parts.pop("train", {})),
+                heatmap=HeatmapConfig(**without_removed(parts.pop("heatmap", {}), _REMOVED_HEATMAP)),
+                train=TrainConfig(**without_removed(parts.pop("train", {}), REMOVED)),
                 **parts,
             )
         except TypeError as error:

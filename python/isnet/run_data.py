@@ -35,7 +35,7 @@ from isnet.run_config import DataConfig, ImagesConfig, RunConfig
 
 
 class RunData(NamedTuple):
-    """What a run trains on, and what it is scored on.
+    """The data that a run trains on and is scored on.
 
     Attributes:
         train: With augmentation.
@@ -72,7 +72,7 @@ def load_data(
     Args:
         config: Which data.
         need_masks: Splits whose images must have masks (:func:`splits_with_masks`).
-        check: Look at every image and mask now, so that none ends the training later. Processes that train together share the work: all of
+        check: Look at every image and mask now, so that none stops the training later. Processes that train together share the work: all of
             them must call this.
         progress: Show progress on the terminal.
         train_bias: Of biased MNIST's training images.
@@ -92,7 +92,7 @@ def load_data(
         images = image_set(config, table, need_masks=need_masks)
         show = _progress("checking images and masks", progress)
         world = current_world() if check else World()
-        # Without a check "full" asks only which masks of scored images are of no use.
+        # Without a check "full" only needs to know which masks of scored images are unusable.
         rows = [i for i, r in enumerate(table.records) if check or config.mask_policy == "skip" or r.split != TRAIN]
         found = world.gather(audit(images, show, rows[world.rank :: world.size]))
         problems = sorted(itertools.chain(*found))
@@ -103,7 +103,7 @@ def load_data(
     train = image_set(config, parts.pop(TRAIN), need_masks=need_masks, augmented=True)
     sets = {name: image_set(config, part, need_masks=need_masks) for name, part in parts.items()}
     validation = {name: sets.pop(name) for name in (VALIDATION,) if name in sets}
-    # Without a test set the validation images are all there is to score.
+    # Without a test set only the validation images can be scored.
     dropped = tuple(problem.text for problem in problems) if config.mask_policy == "skip" else ()
     return RunData(train, validation, sets or validation, dropped)
 

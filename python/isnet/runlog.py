@@ -1,4 +1,4 @@
-"""The log of a training run: JSON lines as training goes, a CSV table after each epoch, and TensorBoard if asked for."""
+"""The log of a training run: JSON lines as training goes, a CSV table after each epoch, and TensorBoard if requested."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TENSORBOARD_NAME = "tensorboard"
 
 
 def read_log(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The entries of a JSONL log; a last line that a kill cut short is left out."""
+    """The entries of a JSONL log; an incomplete last line, left by a kill, is skipped."""
     entries = []
     for line in Path(path).read_text().splitlines():
         with contextlib.suppress(json.JSONDecodeError):
@@ -45,12 +45,12 @@ class RunLog:
         self._writer: Any = None
 
     def restore(self, step: int) -> None:
-        """Takes up the entries on the disk up to ``step``."""
+        """Reads the entries on the disk up to ``step``."""
         if self.folder is not None and (self.folder / LOG_NAME).exists():
             self.entries = [entry for entry in read_log(self.folder / LOG_NAME) if entry["step"] <= step]
 
     def start(self) -> None:
-        """Starts the files afresh with the entries so far."""
+        """Starts new files with the entries so far."""
         if self.folder is None:
             return
         lines = "".join(json.dumps(entry) + "\n" for entry in self.entries)

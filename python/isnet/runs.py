@@ -77,7 +77,6 @@ def build_isnet(config: RunConfig, model: nn.Module) -> ISNet:
         input_range=heatmap.input_range,
         layers=layers,
         generator=torch.Generator(),
-        leak=heatmap.leak,
         static=heatmap.static,
         checkpoint=heatmap.checkpoint,
         form=heatmap.form,
@@ -121,7 +120,7 @@ def train_run(
 
     Args:
         folder: Made if needed. Without ``resume`` it must not hold a run.
-        config: The settings. A resumed run takes its own; these must equal them but for the number of epochs.
+        config: The settings. A resumed run takes its own; these must equal them except for the number of epochs.
         data: The data sets, if already built.
         device: Where to train.
         resume: Continue from the last checkpoint.
@@ -133,13 +132,13 @@ def train_run(
     """
     data = data or load_data(config.data, need_masks=splits_with_masks(config), progress=progress)
     require_validation(config.train, data.validation)  # now, not after tuning
-    _network(config)  # what does not fit is refused before the run has a folder
+    _network(config)  # settings that do not fit are refused before the run has a folder
     if config.variant != "standard":
         build_criterion(config)
     folder = _open(Path(folder), config, resume)
     criterion = None
     if config.variant != "standard":
-        # If that took the warm-up, training goes on from its checkpoint.
+        # If that included the warm-up, training continues from its checkpoint.
         resume |= _measure(folder, config, data, device=device, resume=resume, progress=progress)
         criterion = build_criterion(config, folder)
     fit(
@@ -154,7 +153,7 @@ def train_run(
         title=config.title,
         progress=progress,
     )
-    current_world().barrier()  # the checkpoint is rank 0's
+    current_world().barrier()  # the checkpoint is written by rank 0
     return load_run(folder, device=device)
 
 
@@ -169,16 +168,16 @@ def tune_run(
 ) -> Path:
     """Measures the natural range of relevance alone (``config.tune`` epochs) and returns the file of ranges; see :func:`train_run`.
 
-    With ``config.train.warmup`` the warm-up is trained first, and the ranges are those of the network that it leaves, at the learning rate
-    after it. It is the first part of the run: :func:`train_run` goes on from there.
+    With ``config.train.warmup`` the warm-up is trained first, and the ranges are those of the resulting network, at the learning rate
+    after it. It is the first part of the run: :func:`train_run` continues from there.
 
     Raises:
         FileExistsError: ``folder`` holds a run and ``resume`` is off.
-        ValueError: a standard run, ``config.tune`` = 0, or no range can be told.
+        ValueError: a standard run, ``config.tune`` = 0, or no range can be determined.
     """
     if config.tune < 1:
         raise ValueError(f"tune: expected at least one epoch, got {config.tune}")
-    # What is refused is refused before the run has a folder.
+    # Refuse what does not fit before the run has a folder.
     build_isnet(config, build_model(config))
     data = data or load_data(config.data, need_masks=splits_with_masks(config), progress=progress)
     folder = _open(Path(folder), config, resume)
@@ -187,7 +186,7 @@ def tune_run(
 
 
 def branch_run(folder: str | os.PathLike[str], start: str | os.PathLike[str]) -> None:
-    """Lets the run in ``folder`` go on, once it is resumed, from where the one in ``start`` stands; it is left alone if it has begun."""
+    """Lets the run in ``folder`` continue, once resumed, from where the one in ``start`` is; a run that has begun is left unchanged."""
     folder, start = Path(folder), Path(start)
     if (folder / CHECKPOINT_NAME).exists():
         return
@@ -197,7 +196,7 @@ def branch_run(folder: str | os.PathLike[str], start: str | os.PathLike[str]) ->
 
 
 def _network(config: RunConfig, device: str = "cpu") -> nn.Module:
-    """What is trained: the classifier, or an ISNet around it."""
+    """The network to train: the classifier, or an ISNet around it."""
     model = build_model(config).to(device)
     return model if config.variant == "standard" else build_isnet(config, model)
 
@@ -218,10 +217,10 @@ def _open(folder: Path, config: RunConfig, resume: bool) -> Path:
 
 
 def _measure(folder: Path, config: RunConfig, data: RunData, *, device: str, resume: bool, progress: bool) -> bool:
-    """Writes the ranges, unless they are there or not wanted, of the network that the warm-up leaves, if the run has one.
+    """Writes the ranges, unless they exist or are not wanted, for the network after the warm-up, if the run has one.
 
     Returns:
-        Whether the folder has now the checkpoint of that warm-up.
+        Whether the folder now has the checkpoint of that warm-up.
     """
     world, train = current_world(), config.train
     if config.tune == 0 or world.from_main((folder / RANGES_NAME).exists()):
@@ -293,14 +292,14 @@ def evaluate_run(
     Returns:
         ``{"accuracy": {test: [0, 1]}, "background_attention": {test: [0, 1]}, "masks": {test: {"images", "missing", "looked_at"}},
         "dropped": [what was wrong with each image of the whole set that the mask policy ``"skip"`` left out],
-        "scores": {test: {source or "": {score: {value, low, high}}}}, "sensitivity": {test: {change: ...}}}``, the last if asked for; the
-        accuracy is over all sources. ``looked_at``: how many images the background attention is the mean of. It and the sensitivity are
-        taken on images with masks; a test without any is left out there.
+        "scores": {test: {source or "": {score: {value, low, high}}}}, "sensitivity": {test: {change: ...}}}``, the last if requested; the
+        accuracy is over all sources. ``looked_at``: the number of images in the mean of background attention. It and the sensitivity
+        use images with masks; a test without any is left out there.
     """
     data = data or run_data(run, progress=progress)
     require_tests(data, run.folder)
     heatmap, train = run.config.heatmap, run.config.train
-    # As many images at a time as one part of a training step has: more might not fit into memory.
+    # As many images at a time as in one part of a training step: more might not fit into memory.
     batch_size = max(1, train.batch_size // train.accumulate)
     answers = {name: predict(run.model, test, batch_size) for name, test in data.tests.items()}
     scores: dict[str, Any] = evaluate(
@@ -392,7 +391,7 @@ def require_same_run(folder: str | os.PathLike[str], asked: RunConfig) -> None:
 
 
 def what_to_resume(folder: str | os.PathLike[str]) -> str:
-    """A text on what an interrupted run in ``folder`` can go on from."""
+    """A text on what an interrupted run in ``folder`` can resume from."""
     for path in (Path(folder) / CHECKPOINT_NAME, Path(folder) / _TUNING_FOLDER / CHECKPOINT_NAME):
         if path.exists():
             return f"{path} holds step {checkpoint_step(path)}: go on with --resume"

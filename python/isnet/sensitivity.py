@@ -1,4 +1,4 @@
-"""Bias sensitivity: what becomes of the answers when only the background changes."""
+"""Bias sensitivity: how the answers change when only the background changes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class OtherBackground(Dataset[Example]):
 
     Args:
         dataset: Items (image, label, mask), with an attribute ``labels``, and one ``masked`` if some have no mask.
-        change: ``"removed"``: noise outside the mask; ``"swapped"``: what an image of another class has outside its own mask, noise where
+        change: ``"removed"``: noise outside the mask; ``"swapped"``: the region outside the mask of an image of another class, noise where
             that one has foreground.
         pixel_range: Range of the noise, numbers or one per channel.
         seed: Of noise and partners.
@@ -77,14 +77,14 @@ class OtherBackground(Dataset[Example]):
 
 
 class BlindSpot(NamedTuple):
-    """How much decisions move with the background, beside what the heatmaps show of it; all means in [0, 1].
+    """How much decisions depend on the background, compared with what the heatmaps show of it; all means in [0, 1].
 
     Attributes:
         changed: Share of the images whose answer changes.
         distance: Total variation distance between the class probabilities before and after, 1/2 sum |p - p'|; for several labels per
             image the mean of |p - p'|.
         background: Share of absolute relevance outside the mask, for the predicted class, mean of before and after. An image without any
-            relevance counts as 0, since its decision can still move (:func:`isnet.evaluation.background_attention` leaves it out).
+            relevance counts as 0, since its decision can still change (:func:`isnet.evaluation.background_attention` leaves it out).
         score: Mean of distance x (1 - background) over the images. Near 0: the decision does not depend on the background, or the heatmap
             says that it does. Near 1: it does, and the heatmap is clean.
     """
@@ -105,14 +105,14 @@ def blind_spot(
     max_images: int | None = 500,
     batch_size: int = 100,
 ) -> BlindSpot:
-    """Exposes a background that acts without being seen in heatmaps: by switching units off, which epsilon-LRP gives no relevance.
+    """Exposes a background that acts without showing in heatmaps: by switching units off, to which epsilon-LRP gives no relevance.
 
     Args:
         model: The classifier.
         before, after: The same images with two backgrounds, such as the right mark and another class's. Masks are those of ``before``.
-        eps: Stabiliser of the heatmaps' epsilon rule (without leak, whatever the training had).
+        eps: Stabiliser of the heatmaps' epsilon rule.
         input_range: Pixel range for z^B at the input, or None.
-        max_images: Look at so many only, spread over the set (:func:`isnet.evaluation.spread_rows`); None: at all.
+        max_images: Look at only this many, spread over the set (:func:`isnet.evaluation.spread_rows`); None: at all.
         batch_size: Images at a time.
 
     Raises:
@@ -169,7 +169,7 @@ def bias_sensitivity(
         dataset: As for :class:`OtherBackground`; images without a mask are left out.
         pixel_range, seed: Likewise.
         batch_size: Images at a time.
-        answers: What :func:`isnet.evaluation.predict` returned for the whole set, if that is known.
+        answers: What :func:`isnet.evaluation.predict` returned for the whole set, if known.
 
     Returns:
         ``{"removed": ..., "swapped": ...}``; without the latter if all images are of one class, empty if none has a mask.

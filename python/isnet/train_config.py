@@ -16,13 +16,15 @@ Schedule = Literal["constant", "cosine", "step"]
 Monitor = Literal["loss", "classification", "accuracy"]
 Balance = Literal["fixed", "auto"]
 
-# What acts after the warm-up only, and may change before its end.
+# Settings that act only after the warm-up, and may change before its end.
 _AFTER_WARMUP = {
     *("keep_replacing", "lr_after_warmup", "schedule", "milestones", "gamma"),
-    *("p", "p_ramp", "p_schedule", "heatmap_every", "heatmap_fraction"),
+    *("p", "p_ramp", "p_schedule", "heatmap_every"),
 }
-# What may change when a run is taken up again: nothing of it alters the weights.
+# Settings that may change when a run is resumed: none of them alters the weights.
 _FREE = {"log_every", "save_every", "keep_last", "tensorboard", "workers", "patience"}
+# Removed settings, and the value at which each has no effect.
+REMOVED: Mapping[str, Any] = {"heatmap_fraction": 1.0}
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class TrainConfig:
     Attributes:
         epochs: Epochs after the warm-up.
         warmup: Epochs before them in which the background is replaced and only the classification loss counts.
-        warmup_background: By what: ``"noise"``, white, ``"smooth"``, of several scales, or ``"swap"``, another image's background
+        warmup_background: Its replacement: ``"noise"``, white, ``"smooth"``, of several scales, or ``"swap"``, another image's background
             (:func:`isnet.warmup.replace_background`).
         keep_replacing: Replace the background after the warm-up, too (without one: throughout): augmentation in place of a guard.
         batch_size: Images per optimizer step, over all processes and parts; the last, smaller batch of an epoch is left
@@ -52,17 +54,16 @@ class TrainConfig:
         p_ramp: Epochs after the warm-up over which P rises linearly from 0.
         p_schedule: Pairs (epoch after the warm-up, P), in ascending order: P from that epoch on; ``p`` before the first.
         balance: ``"fixed"``: P as set here; ``"auto"``: from the running means of both losses (:class:`isnet.balance.Balance`), ``p``
-            being only what epochs are compared by where ``monitor`` is ``"loss"``.
+            then only serves to compare epochs where ``monitor`` is ``"loss"``.
         heatmap_every: The heatmap loss is taken on every K-th step, weighted K.
-        heatmap_fraction: Part of each batch, in (0, 1], whose images get a heatmap in those steps: the first ones, the order being
-            random. Batch norm sees them and the others apart.
         clip_norm: Largest norm of the gradient; None does not clip.
         precision: Of the forward pass: ``"bfloat16"`` and ``"float16"`` run it under autocast, the latter with loss scaling.
-        ema: Decay of an exponential moving average of the weights, which is then what is scored and kept; None = none.
+        ema: Decay of an exponential moving average of the weights, which is then scored and kept; None = none.
         monitor: Validation score that chooses the best checkpoint: ``"loss"`` (that of training), ``"classification"``
             (its first part) or ``"accuracy"``; None keeps the last.
         patience: Stop after this many epochs without a better score; None = never.
-        sync_batch_norm: In several processes, batch norm takes its statistics over all of them.
+        sync_batch_norm: In several processes, each with a GPU, batch norm takes its statistics over all of them
+            (``torch.nn.SyncBatchNorm``).
         channels_last: Keep model and images in channels-last memory format.
         deterministic: Use deterministic algorithms only; on a GPU, runs then repeat bit for bit.
         workers: Processes that load the images; 0 = this one.
@@ -93,7 +94,6 @@ class TrainConfig:
     p_schedule: tuple[tuple[float, float], ...] = ()
     balance: Balance = "fixed"
     heatmap_every: int = 1
-    heatmap_fraction: float = 1.0
     clip_norm: float | None = 1.0
     precision: Precision = "float32"
     ema: float | None = None
@@ -138,7 +138,6 @@ class TrainConfig:
             ),
             ("balance", self.balance in get_args(Balance), "fixed or auto"),
             ("heatmap_every", self.heatmap_every >= 1, ">= 1"),
-            ("heatmap_fraction", 0 < self.heatmap_fraction <= 1, "in (0, 1]"),
             ("clip_norm", self.clip_norm is None or self.clip_norm > 0, "> 0 or None"),
             ("precision", self.precision in get_args(Precision), "float32, bfloat16 or float16"),
             ("ema", self.ema is None or 0 < self.ema < 1, "in (0, 1) or None"),
@@ -158,20 +157,20 @@ class TrainConfig:
         if self.patience is not None and self.monitor is None:
             raise ValueError("patience: needs monitor, the score that is to improve")
 
-    def learning_rate(self, step: int, steps_per_epoch: int) -> float:
-        """Learning rate of a step, counted from 0."""
+    def rate_factor(self, step: int, steps_per_epoch: int) -> float:
+        """Learning rate of a step, counted from 0, over ``lr``."""
         ramp = self.lr_rampup * steps_per_epoch
-        rate = self.lr * (min(1.0, (step + 1) / ramp) if ramp else 1.0)
+        factor = min(1.0, (step + 1) / ramp) if ramp else 1.0
         after = step - self.warmup * steps_per_epoch
         if after < 0:
-            return rate
+            return factor
         if self.warmup:
-            rate *= self.lr_after_warmup
+            factor *= self.lr_after_warmup
         if self.schedule == "cosine":
-            rate *= 0.5 * (1 + math.cos(math.pi * after / max(1, self.epochs * steps_per_epoch)))
+            factor *= 0.5 * (1 + math.cos(math.pi * after / max(1, self.epochs * steps_per_epoch)))
         elif self.schedule == "step":
-            rate *= self.gamma ** sum(after >= epoch * steps_per_epoch for epoch in self.milestones)
-        return rate
+            factor *= self.gamma ** sum(after >= epoch * steps_per_epoch for epoch in self.milestones)
+        return factor
 
     def heatmap_share(self, step: int, steps_per_epoch: int) -> float:
         """P of a step, counted from 0; 0 during the warm-up."""
@@ -196,20 +195,28 @@ class TrainConfig:
         return json.loads(json.dumps(asdict(self)))
 
     def differences(self, saved: Mapping[str, Any], *, past_warmup: bool = True) -> list[str]:
-        """What keeps a run with the settings ``saved`` from being continued with these, one text each.
+        """What prevents a run with the settings ``saved`` from being continued with these, one text each.
 
         Logging, checkpointing and loading may change, and the number of epochs and what acts after the warm-up (P, schedule, ...) as
         far as the steps done do not depend on it.
-        A setting that ``saved`` lacks counts as its default.
+        A setting that ``saved`` lacks counts as its default, and one that no longer exists must have had no effect.
         """
+        saved = without_removed(saved, REMOVED)
         free = _FREE if self.schedule == "cosine" and past_warmup else _FREE | {"epochs"}
         free = free if past_warmup else free | _AFTER_WARMUP
         before = {field.name: field.default for field in fields(self)} | dict(saved)
-        return [
+        ours = self.to_json()
+        unknown = [f"{name}: {value!r} there, not a setting now" for name, value in saved.items() if name not in ours]
+        return unknown + [
             f"{name}: {_plain(before.get(name))!r} there, {value!r} now"
-            for name, value in self.to_json().items()
+            for name, value in ours.items()
             if name not in free and _plain(before.get(name)) != value
         ]
+
+
+def without_removed(values: Mapping[str, Any], removed: Mapping[str, Any]) -> dict[str, Any]:
+    """Saved settings without those of ``removed`` that have the value given there, at which they had no effect."""
+    return {name: value for name, value in values.items() if name not in removed or value != removed[name]}
 
 
 def _plain(value: Any) -> Any:

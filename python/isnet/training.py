@@ -11,6 +11,7 @@ import contextlib
 import math
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sized
 from pathlib import Path
 from typing import Any, cast
@@ -30,12 +31,14 @@ from isnet._steps import (
     HeatmapObserver,
     StepLosses,
     build_optimizer,
+    build_scheduler,
     deterministic,
     layer_numbers,
     mean_losses,
     non_finite,
     require_trainable,
     require_validation,
+    synchronize_batch_norm,
 )
 from isnet.balance import Balance
 from isnet.checkpoints import Checkpoint, CheckpointError, load_checkpoint, load_model_state, save_checkpoint
@@ -44,7 +47,6 @@ from isnet.evaluation import Example
 from isnet.loss import ISNetLoss, classification_loss
 from isnet.model import ISNet, ISNetOutput
 from isnet.runlog import RunLog
-from isnet.sync_batch_norm import synchronize_batch_norm
 from isnet.train_config import TrainConfig
 from isnet.warmup import replace_background
 
@@ -70,22 +72,22 @@ def fit(
     """Trains a classifier, or an ISNet with its heatmap loss.
 
     In processes started by torchrun, with ``torch.distributed`` set up (:func:`isnet.distributed.launched_world`), each
-    call is a part of one training: the batch is shared out, gradients are averaged, rank 0 writes the files.
+    call is a part of one training: the batch is divided, gradients are averaged, rank 0 writes the files.
 
     Args:
         network: An :class:`isnet.ISNet`, or any module from images to logits, which is then trained without heatmaps.
             It is trained on the device where its parameters are.
         train_set: Items (image [C, H, W], label [] or labels [K], mask [1, H, W]). Its ``set_epoch``, if it has one, is called
-            with the number of each epoch before its first item is asked for.
+            with the number of each epoch before its first item is requested.
         config: How to train.
-        criterion: The heatmap loss; needed for an ISNet, unless there is only a warm-up. Its ``p`` gives way to the schedule in
-            ``config``, and its classification loss to ``classification_loss``.
+        criterion: The heatmap loss; needed for an ISNet, unless there is only a warm-up. The schedule in ``config``
+            replaces its ``p``, and ``classification_loss`` its classification loss.
         classification_loss: (logits, labels) -> scalar, a mean over the images; for validation, too.
         input_range: Pixel range of the noise in the warm-up.
-        validation: Data sets whose accuracy is logged after each epoch. ``config.monitor`` is taken on the first.
+        validation: Data sets whose accuracy is logged after each epoch. ``config.monitor`` is computed on the first.
         run_dir: Folder for the log and the checkpoints; None keeps nothing on disk.
         resume: Continue from the checkpoint in ``run_dir`` if there is one.
-        observer: Shown the heatmaps of the last epoch, in which they cost no loss; ``criterion`` may then be None.
+        observer: Gets the heatmaps of the last epoch, in which they are not penalised; ``criterion`` may then be None.
         title: Shown beside the progress bar.
         progress: Show a progress bar on the terminal.
 
@@ -97,7 +99,8 @@ def fit(
     Raises:
         ValueError: too few images for one batch, a batch that processes and parts do not divide, or leave single images whose
             backgrounds are to be swapped, an ISNet without criterion, ``resume`` without ``run_dir``, ``config.monitor`` without
-            ``validation``, an ISNet in float16 on the CPU, or one with static calls and synchronised batch norm.
+            ``validation``, an ISNet in float16 on the CPU, or synchronised batch norm with
+            static calls or on the CPU.
         CheckpointError: the checkpoint is of other settings (those of logging, saving and loading, and, under a
             constant schedule, ``epochs`` may change).
         NonFiniteLossError: loss or gradient not finite; the batch is saved in ``run_dir``.
@@ -149,11 +152,12 @@ class _Trainer:
                 self.model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True
             ).eval()
         self.optimizer = build_optimizer(self.model, config)
+        self.scheduler = build_scheduler(self.optimizer, config, self.steps_per_epoch)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "float16")
         self.watch = None if config.monitor is None else scoring.Watch(config.monitor, config.patience)
         self.balance = Balance() if config.balance == "auto" else None
         self.step = 0
-        self.started = 0.0  # the processor time at which this process would have begun the whole run
+        self.started = 0.0  # the processor time at which this process would have started the whole run
         self.log = RunLog(self.run_dir if self.world.is_main else None, tensorboard=config.tensorboard)
         self.noise = torch.Generator()
         self.shared: nn.Module = network  # what each step calls: the network, or DDP around it
@@ -163,12 +167,18 @@ class _Trainer:
     def run(self, validation: Mapping[str, Dataset[Example]], display: Progress, title: str) -> list[dict[str, Any]]:
         task = display.add_task(title, total=self.last_step, completed=self.step, loss="")
         self.log.start()
-        before = self.log.entries[-1].get("cpu_seconds", 0.0) if self.log.entries else 0.0  # absent in logs of old
+        before = self.log.entries[-1].get("cpu_seconds", 0.0) if self.log.entries else 0.0  # absent in old logs
         self.started = time.process_time() - before
         devices = [self.device] if self.device.type == "cuda" else []
         if self.world.size > 1:
             self.shared = DistributedDataParallel(self.network, device_ids=devices or None)
-        with torch.random.fork_rng(devices=devices), deterministic(self.config.deterministic):
+        with (
+            torch.random.fork_rng(devices=devices),
+            deterministic(self.config.deterministic),
+            warnings.catch_warnings(),
+        ):
+            # With loss scaling the optimizer sometimes skips steps, which the scheduler mistakes for calls in the wrong order.
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
             while self.step < self.last_step and not (self.watch and self.watch.is_over):
                 started = time.perf_counter()
                 epoch = self.step // self.steps_per_epoch
@@ -192,7 +202,7 @@ class _Trainer:
             display.update(task, completed=self.step, loss=f"loss {losses.total:.3f}")
             last = self.step % self.steps_per_epoch == 0
             due = self.config.save_every is not None and self.step % self.config.save_every == 0
-            # Ahead of a checkpoint, too: a run that goes on from it knows nothing of the steps before.
+            # Ahead of a checkpoint, too: a run resumed from it knows nothing of the steps before.
             if last or due or self.step % self.config.log_every == 0:
                 self._note(self._summary(window))
                 window.clear()
@@ -213,7 +223,7 @@ class _Trainer:
             if self.watch.monitor == "accuracy":
                 score = entry["accuracy"][name]
             else:
-                # Always at the final P: a schedule must not change what the epochs are compared by.
+                # Always at the final P: a schedule must not change the score that epochs are compared by.
                 p = config.heatmap_share(self.last_step - 1, self.steps_per_epoch) if self.criterion else 0.0
                 entry["validation"] = scoring.losses(
                     scored,
@@ -225,11 +235,11 @@ class _Trainer:
                     p=p,
                 )
                 score = entry["validation"][self.watch.monitor]
-            if entry["phase"] != "warm-up":  # a network before its ISNet training is not what the run is for
+            if entry["phase"] != "warm-up":  # the run is not about a network before its ISNet training
                 best = entry["best"] = self.watch.see(score)
         self._note(entry)
         self.log.save_table()
-        # The one to resume from comes last: it knows of the others, which a run killed ahead of it makes again.
+        # The one to resume from comes last: it refers to the others, which a run killed before it writes again.
         if best:
             self._save(BEST_NAME)
         if config.keep_last:
@@ -258,8 +268,6 @@ class _Trainer:
         return (self.world.rank * parts + part) * (self.config.batch_size // (self.world.size * parts))
 
     def _train_step(self, parts: list[Example]) -> StepLosses:
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.config.learning_rate(self.step, self.steps_per_epoch)
         self.optimizer.zero_grad(set_to_none=True)
         losses = []
         for index, part in enumerate(parts):
@@ -269,11 +277,12 @@ class _Trainer:
                 losses.append(self._accumulate(part, index, len(parts)))
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm or math.inf)
-        # With loss scaling an overflow is expected now and then: the step is skipped and the scale halved.
+        # With loss scaling an overflow is expected occasionally: the step is skipped and the scale halved.
         if not self.scaler.is_enabled() or self.scaler.get_scale() < SMALLEST_SCALE:
             self._require_finite("gradient norm", norm, _whole(parts))
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        self.scheduler.step()
         if self.averaged is not None:
             self.averaged.update_parameters(self.model)
         mean = mean_losses(losses)._replace(grad_norm=norm.item())
@@ -313,13 +322,12 @@ class _Trainer:
             else:
                 if self.isnet.generator is not None:
                     self.isnet.generator.manual_seed(stream_seed(config.seed, "target", step))
-                first = len(images) if observed else math.ceil(config.heatmap_fraction * len(images))
-                place = (self._first(index) // len(images) * first, config.batch_size // len(images) * first)
-                output = self.shared(images, heatmaps=takes or observed, first=first, place=place)
+                place = (self._first(index), config.batch_size)
+                output = self.shared(images, heatmaps=takes or observed, place=place)
         classification = self.classification_loss(output.logits, labels)
         loss = (1 - share) * classification
         if takes and self.criterion is not None:
-            terms = self.criterion(output, labels, masks[:first])
+            terms = self.criterion(output, labels, masks)
             heatmap_loss = terms.heatmap
             loss = loss + share * config.heatmap_every * heatmap_loss
             layers = {name: layer_numbers(term) for name, term in terms.layers.items()}
@@ -364,7 +372,7 @@ class _Trainer:
             "layers": mean.layers,
             "grad_norm": mean.grad_norm,
             "p": mean.share,
-            "lr": self.config.learning_rate(self.step - 1, self.steps_per_epoch),
+            "lr": self.config.lr * self.config.rate_factor(self.step - 1, self.steps_per_epoch),
         }
 
     def _save(self, name: str) -> None:
@@ -389,7 +397,7 @@ class _Trainer:
             (self.run_dir / f"epoch-{epoch:04d}.safetensors").unlink(missing_ok=True)
 
     def restore(self) -> None:
-        """Takes up the run in ``run_dir``, if it has a checkpoint."""
+        """Restores the run in ``run_dir``, if it has a checkpoint."""
         if self.run_dir is None:
             raise ValueError("resume: needs run_dir")
         path = self.run_dir / CHECKPOINT_NAME
@@ -415,9 +423,10 @@ class _Trainer:
             self.watch.restore(state.settings["watch"])
         if self.balance is not None:
             self.balance.restore(state.settings["balance"])
-        if self.observer is not None and self.world.is_main:  # takes over from all, whose number may have changed
+        if self.observer is not None and self.world.is_main:  # takes over for all, whose number may have changed
             self.observer.restore(state.settings["observed"])
         self.step = state.step
+        self.scheduler = build_scheduler(self.optimizer, self.config, self.steps_per_epoch, self.step)
         self.log.restore(self.step)
 
 

@@ -21,7 +21,7 @@ _SEED = 5  # of the Stochastic variant's choices, the same in each epoch
 def accuracies(
     model: nn.Module, datasets: Mapping[str, Dataset[Example]], world: World, *, batch_size: int = 64
 ) -> dict[str, float]:
-    """Accuracy on each data set, in [0, 1]; each process scores its part of the images, so many at a time."""
+    """Accuracy on each data set, in [0, 1]; each process scores its part of the images, this many at a time."""
     scores = {}
     for name, dataset in datasets.items():
         part = _part(dataset, world)
@@ -83,7 +83,7 @@ class Watch:
     """Remembers the best score and how long ago it was reached.
 
     Args:
-        monitor: The score; an accuracy is to rise, a loss to fall.
+        monitor: The score; an accuracy should rise, a loss should fall.
         patience: Epochs without a better score after which to stop; None = never.
     """
 
@@ -98,7 +98,7 @@ class Watch:
         return self.patience is not None and self.epochs_since >= self.patience
 
     def see(self, score: float) -> bool:
-        """Takes the score of an epoch and tells whether it is the best so far."""
+        """Takes the score of an epoch and returns whether it is the best so far."""
         sign = 1 if self.monitor == "accuracy" else -1
         better = self.best is None or sign * score > sign * self.best
         self.best = score if better else self.best
@@ -110,7 +110,7 @@ class Watch:
         return {"best": self.best, "epochs_since": self.epochs_since}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Takes up a saved state."""
+        """Restores a saved state."""
         self.best, self.epochs_since = state["best"], state["epochs_since"]
 
 
@@ -120,7 +120,7 @@ def _part(dataset: Dataset[Example], world: World) -> Dataset[Example]:
 
 
 def _parts(dataset: Dataset[Example], world: World, batch_size: int) -> Iterator[tuple[tuple[int, int], Example]]:
-    """This process's part of each batch, and where it stands in the batch, which is of so many images."""
+    """This process's part of each batch, and (its position in the batch, the size of the batch)."""
     count = len(cast(Sized, dataset))
     places, rows = [], []
     for start in range(0, count, batch_size):
@@ -135,7 +135,6 @@ def _parts(dataset: Dataset[Example], world: World, batch_size: int) -> Iterator
 def _explained(model: nn.Module, isnet: ISNet) -> ISNet:
     """``isnet``'s variant around ``model``: in training mode, for its heatmaps, while ``model`` keeps its own mode."""
     draws = torch.Generator().manual_seed(_SEED)
-    options: Any = {"leak": isnet.leak, "form": isnet.form}
-    network = ISNet(model, isnet.variant, isnet.eps, isnet.input_range, isnet.layers, draws, **options)
+    network = ISNet(model, isnet.variant, isnet.eps, isnet.input_range, isnet.layers, draws, form=isnet.form)
     network.training = True
     return network

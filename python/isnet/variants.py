@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 import lrpkernels as lrp
-from lrpkernels.functional import ratio
+from lrpkernels.functional import NEGATIVE, POSITIVE, Scaled, ratio, select_by_sign
+from lrpkernels.rules.views import Layer, Maximum
 
 Form = Literal["flex", "layerwise"]
 
@@ -35,39 +36,35 @@ class Variant(ABC):
         eps: LRP stabilizer.
         input_range: (low, high) of the pixels for z^B at the input, or None.
         generator: source of the random choices, for variants that make any.
-        leak: factor of the epsilon rule for switched-off units.
         form: where the epsilon rule has its stabilizers, "flex" or "layerwise".
 
     Raises:
-        ValueError: an unknown form, or a leak in the layer form.
+        ValueError: an unknown form.
     """
 
     eps: float = 1e-2
     input_range: tuple[Any, Any] | None = (0.0, 1.0)
     generator: torch.Generator | None = None
-    leak: float = 0.0
     form: Form = "flex"
 
     def __post_init__(self) -> None:
         if self.form not in get_args(Form):
             raise ValueError(f"form must be one of {', '.join(get_args(Form))}, got {self.form!r}")
-        if self.leak and self.form == "layerwise":
-            raise ValueError(f'leak: only with form="flex", got {self.leak!r} with form="layerwise"')
 
     def epsilon(self) -> lrp.Rule:
         """Epsilon in the form of LRP-Flex or of LRP-Block, z^B at the input if its range is known."""
         first = _first(self.eps, self.input_range)
         if self.form == "layerwise":
             return lrp.EpsilonLayerwise(self.eps, first=first)
-        return lrp.Epsilon(self.eps, first=first, leak=self.leak)
+        return lrp.Epsilon(self.eps, first=first)
 
     def composites(self) -> list[lrp.Composite | lrp.Rule]:
-        """The rules that :meth:`explained` will ask for, known ahead of the forward pass: it keeps what they read."""
+        """The rules that :meth:`explained` will use, known before the forward pass, which keeps what they read."""
         return [self.epsilon()]
 
     @abstractmethod
     def explained(self, logits: Tensor, place: tuple[int, int] | None = None) -> list[Explained]:
-        """The relevance passes of one batch; their maps are stacked along M. ``place``: of its draws, see :func:`stochastic_target`."""
+        """The relevance passes of one batch; their maps are stacked along M. ``place``: see :func:`stochastic_target`."""
 
 
 class Selective(Variant):
@@ -102,7 +99,7 @@ class PositiveEvidence(lrp.ZPlus):
     """z+ that starts from the positive evidence of the logits, y+ = a+ W+ + a- W- + b+, instead of from the logits y.
 
     Started from y, the classes' positive and negative logits would cancel in the sum, and with them the background that they rest on.
-    It takes effect where a linear layer yields the logits; behind any other last operation the map starts from y.
+    It applies where a linear layer yields the logits; after any other last operation the map starts from y.
 
     Args:
         logits: the output of the layer where the pass starts.
@@ -113,23 +110,16 @@ class PositiveEvidence(lrp.ZPlus):
     pools: bool = False
     reads = lrp.ZPlus.reads
 
-    def linear(self, block: Any, multipliers: tuple[Tensor, Tensor | None]) -> Tensor:
-        if block.output.tensor is not self.logits:
-            return super().linear(block, multipliers)
-        g, addend = multipliers
-        g = g if addend is None else g + addend
-        a, weight, bias = block.input.tensor.to(g.dtype), block.weight(), block.bias()
-        up, down = weight.clamp(min=0), weight.clamp(max=0)
-        evidence = block.map.forward(a.clamp(min=0), up, None if bias is None else bias.clamp(min=0))
-        if block.input.nonnegative:
-            return block.map.transpose(ratio(g, evidence, evidence, epsilon=self.eps), up)
-        evidence = evidence + block.map.forward(a.clamp(max=0), down, None)
-        s = ratio(g, evidence, evidence, epsilon=self.eps)
-        return torch.where(a >= 0, block.map.transpose(s, up), block.map.transpose(s, down))
+    def linear(self, layer: Layer, g: Scaled) -> Tensor:
+        if layer.value is not self.logits:
+            return super().linear(layer, g)
+        a = layer.a
+        evidence = layer.apply(a.clamp(min=0), POSITIVE, bias=True) + layer.apply(a.clamp(max=0), NEGATIVE)
+        s = g.over(evidence, evidence, self.eps)
+        return select_by_sign(a, layer.pull(s, POSITIVE), layer.pull(s, NEGATIVE))
 
-    def max_pool(self, op: Any, multiplier: Tensor) -> Tensor:
-        t = op.output.tensor
-        return op.winner(ratio(multiplier, t, t, epsilon=self.eps) if self.pools else multiplier)
+    def max_pool(self, layer: Maximum, g: Tensor) -> Tensor:
+        return layer.winner(ratio(g, layer.value, layer.value, epsilon=self.eps) if self.pools else g)
 
 
 class Dual(Variant):
@@ -155,10 +145,10 @@ class GradientTimesInput(Variant):
     """eta as in Selective with e = 0, plain gradient times input: the ablation ISNet Softmax Grad*Input. One map per image."""
 
     def composites(self) -> list[lrp.Composite | lrp.Rule]:
-        return [lrp.Epsilon(0.0, leak=self.leak)]
+        return [lrp.Epsilon(0.0)]
 
     def explained(self, logits: Tensor, place: tuple[int, int] | None = None) -> list[Explained]:
-        return [Explained(lambda o: selective_score(o, 0.0), lrp.Epsilon(0.0, leak=self.leak))]
+        return [Explained(lambda o: selective_score(o, 0.0), lrp.Epsilon(0.0))]
 
 
 VARIANTS: dict[str, type[Variant]] = {
@@ -168,6 +158,16 @@ VARIANTS: dict[str, type[Variant]] = {
     "dual": Dual,
     "gradient_times_input": GradientTimesInput,
 }
+
+
+def ISNetComposite(eps: float = 1e-2, low: Any = 0.0, high: Any = 1.0) -> lrp.Composite:
+    """What ISNet trains through: epsilon in the form of LRP-Flex, z^B at the input. Source: arXiv 2401.08409."""
+    return lrp.Composite(first=_first(eps, (low, high)), default=lrp.Epsilon(eps))
+
+
+def ISNetDualComposite(eps: float = 1e-2, low: Any = 0.0, high: Any = 1.0) -> lrp.Composite:
+    """z+ everywhere, z^B at the input: the rules of the Dual ISNet's z+ map, started from any target. Source: arXiv 2401.08409."""
+    return lrp.Composite(first=_first(eps, (low, high)), default=lrp.ZPlus(eps))
 
 
 def logit_sum(logits: Tensor) -> Tensor:
@@ -211,7 +211,7 @@ def stochastic_target(
     Args:
         logits: [B, K], K >= 2.
         generator: on the CPU; None: PyTorch's default one.
-        place: (i, n): these images are those from i on of a batch of n, for all of which is drawn; None: they are the batch.
+        place: (i, n): these images are those from i on of a batch of n, and all n are drawn; None: they are the batch.
 
     Returns:
         [B], int64, on the device of ``logits``.

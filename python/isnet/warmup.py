@@ -23,7 +23,7 @@ def replace_background(
     first: int = 0,
     total: int | None = None,
 ) -> Tensor:
-    """Replaces everything outside the foreground, by noise of another amplitude in each image or by what lies behind another one.
+    """Replaces everything outside the foreground, by noise of random amplitude per image or by the background of another one.
 
     Args:
         images: [B, C, H, W] in [low, high].
@@ -33,7 +33,7 @@ def replace_background(
         high: Upper end.
         kind: ``"noise"``: uniform white noise from ``low`` upwards; ``"smooth"``: :func:`smooth_noise`; ``"swap"``:
             :func:`swapped_backgrounds`, without a draw.
-        first: Where these images stand in a batch of which other processes hold the rest.
+        first: The position of these images in a batch of which other processes hold the rest.
         total: Size of that batch; None = ``images`` is all of it.
 
     Returns:
@@ -58,11 +58,11 @@ def replace_background(
 
 
 def swapped_backgrounds(images: Tensor, masks: Tensor) -> Tensor:
-    """What each image's neighbour has outside its own foreground: the first two exchange their backgrounds, the next two, and so on.
+    """The background of each image's neighbour: the first two exchange their backgrounds, the next two, and so on.
 
-    Where the neighbour's foreground was, its background's mean stands. In batches of random order the backgrounds are then those of
-    random other images, and tell nothing of the class. The last of an odd number takes the first one's. (Of a batch in several parts each
-    swaps for itself: the same as the whole if the parts are of even size.)
+    The neighbour's foreground is filled with the mean of its background. In batches of random order the backgrounds are then those of
+    random other images and uninformative about the class. The last of an odd number takes the first one's. (In a batch of several parts
+    each part swaps by itself: the same as the whole if the parts have even sizes.)
 
     Args:
         images: [B, C, H, W].
@@ -81,7 +81,7 @@ def swapped_backgrounds(images: Tensor, masks: Tensor) -> Tensor:
     background = (masks <= 0).to(images)
     area = background.sum((2, 3), keepdim=True)
     mean = (images * background).sum((2, 3), keepdim=True) / area.clamp(min=1)
-    # Without any background of its own: of the image.
+    # Without any background of its own: the mean of the image.
     mean = torch.where(area > 0, mean, images.mean((2, 3), keepdim=True))
     neighbours = torch.arange(len(images), device=images.device) ^ 1
     neighbours[neighbours >= len(images)] = 0

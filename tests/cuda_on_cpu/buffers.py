@@ -15,7 +15,7 @@ _GUARD_BYTE = 0xA5
 
 @dataclass(frozen=True)
 class Dtype:
-    """A storage type: its code in launchers.h, numpy's type of its bits, its rounding unit and that of the arithmetic."""
+    """A storage type: its code in types.h, numpy's type of its bits, its rounding unit and that of the arithmetic."""
 
     name: str
     code: int
@@ -66,7 +66,7 @@ class Buffer:
     """Elements of one dtype at a chosen distance from a 64-byte boundary, with guard bytes on both sides.
 
     Args:
-        values: what it holds, rounded to the dtype; or a shape: then NaN, as memory that a kernel must fill.
+        values: its content, rounded to the dtype; or a shape: then NaN, as memory that a kernel must fill.
         dtype: the storage type.
         shift: distance of the first element from the boundary, in elements.
     """
@@ -81,7 +81,7 @@ class Buffer:
         start = _GUARD + shift * dtype.size
         memory = np.full(start + size + _GUARD + 64, _GUARD_BYTE, np.uint8)
         lead = -memory.ctypes.data % 64
-        if _GUARD == 0:  # malloc aligns to 16 bytes, which is all that kernels look at
+        if _GUARD == 0:  # malloc aligns to 16 bytes, which is all that kernels need
             memory, lead = np.full(start + size, _GUARD_BYTE, np.uint8), 0
         self._memory, self._begin, self._end = memory, lead + start, lead + start + size
         self._elements()[...] = dtype.encode(values).reshape(-1)
@@ -102,7 +102,7 @@ class Buffer:
 
 
 def arranged(x: NDArray, channels_last: bool) -> NDArray:
-    """[images, channels, ...] as it lies in memory."""
+    """[images, channels, ...] in memory order."""
     return np.ascontiguousarray(np.moveaxis(x, 1, -1)) if channels_last else x
 
 

@@ -1,4 +1,4 @@
-"""Convolutions in float64, tap by tap, and a layer's description: what test_cuda_conv*.py compare with."""
+"""Convolutions in float64, tap by tap, and a layer's description: the reference of test_cuda_conv*.py."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from .buffers import DTYPES, Buffer, Dtype, Float64, arranged, restored
 from .kernels import Conv, ConvScale
 
-EPSILON, LEAK = 1e-2, 0.125
+EPSILON = 1e-2
 
 
 class Layer(NamedTuple):
@@ -133,7 +133,7 @@ class Inputs:
         names = {"addend": "a" in has and "a", "output": "u" in has and "u", "scale": "k" in has and "k"}
         names.update({"value": "d" in has and "v", "denominator": "d" in has and "d"})
         pointers = {key: b[name].pointer if name else None for key, name in names.items()}
-        return ConvScale(**pointers, epsilon=EPSILON, leak=LEAK)
+        return ConvScale(**pointers, epsilon=EPSILON)
 
     def scaled(self, has: str) -> tuple[np.ndarray, np.ndarray]:
         """s and the sum of the absolute values of its terms."""
@@ -142,7 +142,7 @@ class Inputs:
         size = np.abs(d["g"]) + (np.abs(d["a"]) if "a" in has else 0)
         factor: Any = np.ones(())
         if "u" in has:
-            factor = factor * np.where(d["u"] > 0, d["u"] / (d["u"] + EPSILON), LEAK)
+            factor = factor * np.where(d["u"] > 0, d["u"] / (d["u"] + EPSILON), 0)
         if "k" in has:
             factor = factor * d["k"].reshape(1, -1, 1, 1)
         if "d" in has:

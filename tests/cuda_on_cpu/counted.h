@@ -37,6 +37,7 @@ class Counted {
   Counted& operator-=(Counted b) { return *this = *this - b; }
   Counted& operator*=(Counted b) { return *this = *this * b; }
   Counted& operator/=(Counted b) { return *this = *this / b; }
+  friend bool operator==(Counted a, Counted b) { return a.value_ == b.value_; }
   friend bool operator<(Counted a, Counted b) { return a.value_ < b.value_; }
   friend bool operator>(Counted a, Counted b) { return a.value_ > b.value_; }
   friend bool operator<=(Counted a, Counted b) { return a.value_ <= b.value_; }

@@ -1,5 +1,5 @@
 // CUDA on the CPU, for tests: the .cu files compile with g++ against this header. Every CUDA thread of a block is a
-// fiber; blocks run one after another. What hardware leaves undefined is made to fail: shared memory starts as NaN,
+// fiber; blocks run one after another. What hardware leaves undefined fails here: shared memory starts as NaN,
 // barriers that not all threads reach abort, asynchronous copies land as late as they may, threads and blocks run in
 // any order.
 #pragma once
@@ -55,7 +55,7 @@ inline __nv_bfloat16 __float2bfloat16_rn(float x) {
 #define blockDim (::shim::current()->block_size)
 #define gridDim (::shim::current()->grid_size)
 
-// A place in the source, to tell one barrier from another.
+// A place in the source, which distinguishes barriers.
 #define SHIM_SITE             \
   ([]() -> const char* {      \
     static const char s[2]{}; \

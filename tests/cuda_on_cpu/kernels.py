@@ -1,4 +1,4 @@
-"""The C interface of csrc/cuda/launchers.h, for ctypes."""
+"""The C interface of csrc/cuda/launchers.h, with the types of csrc/common/types.h, for ctypes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .buffers import Buffer, Dtype
-from .build import compile_kernels
+from .build import FLOAT_ONLY, compile_kernels
 
 MAX_GRID_X = 2147483647
 
@@ -48,17 +48,14 @@ class ConvScale(ctypes.Structure):
 
     _fields_ = [
         *((name, c_void_p) for name in ("addend", "output", "scale", "value", "denominator")),
-        *((name, c_double) for name in ("epsilon", "leak")),
+        ("epsilon", c_double),
     ]
 
 
 class ConvResult(ctypes.Structure):
     """LrpConvResult."""
 
-    _fields_ = [
-        *((name, c_void_p) for name in ("input", "low", "high")),
-        *((name, c_int32) for name in ("times_input", "accumulate")),
-    ]
+    _fields_ = [(name, c_void_p) for name in ("input", "low", "high")]
 
 
 class Heatmap(ctypes.Structure):
@@ -73,7 +70,7 @@ class Heatmap(ctypes.Structure):
 class Counts(ctypes.Structure):
     """Global memory traffic since `Kernels.configure`.
 
-    Bytes that lanes asked for, 32-byte sectors per warp access, different sectors per block and per launch.
+    Bytes requested by lanes, 32-byte sectors per warp access, different sectors per block and per launch.
     """
 
     _fields_ = [(name, c_int64) for name in ("bytes", "sectors", "block_sectors", "launch_sectors", "launches")]
@@ -89,9 +86,9 @@ _POINTER, _EXTENT, _REAL, _DTYPE = c_void_p, Extent, c_double, c_int
 
 # Launcher -> argument types. A result is an error code, or bytes of a workspace.
 SIGNATURES: Mapping[str, tuple[Any, list[Any]]] = {
-    "lrp_epsilon_scale": (c_int, [_DTYPE, *[_POINTER] * 5, _EXTENT, _REAL, _REAL, _POINTER]),
+    "lrp_epsilon_scale": (c_int, [_DTYPE, *[_POINTER] * 5, _EXTENT, _REAL, _POINTER]),
     "lrp_epsilon_scale_backward_workspace": (c_int64, [_DTYPE, _EXTENT]),
-    "lrp_epsilon_scale_backward": (c_int, [_DTYPE, *[_POINTER] * 9, _EXTENT, _REAL, _REAL, _POINTER]),
+    "lrp_epsilon_scale_backward": (c_int, [_DTYPE, *[_POINTER] * 9, _EXTENT, _REAL, _POINTER]),
     "lrp_ratio": (c_int, [_DTYPE, *[_POINTER] * 4, _EXTENT, _REAL, _POINTER]),
     "lrp_ratio_backward": (c_int, [_DTYPE, *[_POINTER] * 7, _EXTENT, _REAL, _POINTER]),
     "lrp_conv_workspace": (c_int64, [_DTYPE, Conv, c_int, c_int]),
@@ -171,12 +168,17 @@ def _plain(argument: Any) -> Any:
 
 @functools.cache
 def load(name: str) -> Kernels:
-    """csrc/cuda/<name>.cu, built with the sanitizer of this process (SHIM_SANITIZER), or the library that SHIM_LIBRARY names."""
-    library = os.environ.get("SHIM_LIBRARY")
-    return Kernels(Path(library) if library else compile_kernels(name, os.environ.get("SHIM_SANITIZER")))
+    """csrc/cuda/<name>.cu, built with the sanitizer of this process (SHIM_SANITIZER), or the library that SHIM_LIBRARY names.
+
+    With SHIM_FLOAT_ONLY only for float32.
+    """
+    if library := os.environ.get("SHIM_LIBRARY"):
+        return Kernels(Path(library))
+    patches = [FLOAT_ONLY] if os.environ.get("SHIM_FLOAT_ONLY") else []
+    return Kernels(compile_kernels(name, os.environ.get("SHIM_SANITIZER"), patches))
 
 
 @functools.cache
-def load_counted(name: str) -> Kernels:
-    """csrc/cuda/<name>.cu with its float32 arithmetic counted."""
-    return Kernels(compile_kernels(name, counted=True))
+def load_counted(name: str, float_only: bool = False) -> Kernels:
+    """csrc/cuda/<name>.cu with its float32 arithmetic counted, for all dtypes or for float32 alone."""
+    return Kernels(compile_kernels(name, patches=[FLOAT_ONLY] if float_only else [], counted=True))

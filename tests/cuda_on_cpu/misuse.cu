@@ -34,7 +34,7 @@ __global__ void uninitialised_shared(float* p) {
 
 __global__ void beyond_shared(float* p) {
   LRP_SHARED(float, tile, [32]);
-  float* const begin = tile;  // an array subscript would meet UndefinedBehaviorSanitizer first
+  float* const begin = tile;  // UndefinedBehaviorSanitizer would stop an array subscript first
   begin[threadIdx.x + 1] = 1;
   __syncthreads();
   p[threadIdx.x] = tile[threadIdx.x];

@@ -7,7 +7,7 @@
 
 namespace shim {
 
-// The block's shared array of this key: the first thread that asks makes it.
+// The block's shared array for this key; the first thread to request it allocates it.
 SHIM_NO_TSAN __attribute__((noinline)) inline void* shared_memory(const void* key, size_t bytes) {
   Block* block = current();
   for (int i = 0; i < block->arrays; ++i)
@@ -84,7 +84,7 @@ inline void async_commit() {
   fiber->copies.clear();
 }
 
-// Until at most `pending` committed groups are under way.
+// Waits until at most `pending` committed groups are under way.
 inline void async_wait(size_t pending) {
   Fiber* fiber = current()->fiber;
   while (fiber->groups.size() > pending) {

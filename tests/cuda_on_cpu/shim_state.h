@@ -50,7 +50,7 @@ inline Settings& settings() {
   return value;
 }
 
-// Global memory as the warps see it. Bytes are those the lanes ask for; sectors are the 32-byte pieces touched by one
+// Global memory as the warps see it. Bytes are those the lanes request; sectors are the 32-byte pieces touched by one
 // access of one warp. Block sectors count a piece once per block, as a perfect first-level cache would, launch sectors
 // once per launch, as a perfect second-level cache would.
 struct Counts {
@@ -158,7 +158,7 @@ inline Block*& current() {
 
 }  // namespace shim
 
-// What tests and benchmarks call.
+// The functions that tests and benchmarks call.
 extern "C" {
 __attribute__((weak, visibility("default"))) void shim_configure(int order, int64_t max_grid_x, int count) {
   shim::settings() = {order, max_grid_x, count != 0};

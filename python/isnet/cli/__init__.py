@@ -35,11 +35,11 @@ _NAMED = 5  # of the images that are left out
 
 
 def main() -> None:
-    """Runs the command line; expected errors end it with one line and status 1. Processes of torchrun that fail alike say so once."""
+    """Runs the command line; expected errors end it with one line and status 1. torchrun's processes report a common failure once."""
     try:
         _run()
     except ProcessLostError as error:
-        _fail(str(error), speaks_first())  # not if another has said why
+        _fail(str(error), speaks_first())  # not if another process has said why
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         extra = package if package in ("tensorboard", "lightning") else "isnet"
@@ -50,20 +50,20 @@ def main() -> None:
 
 
 def _run() -> None:
-    """The command line; of torchrun's processes the first alone complains about its use."""
+    """The command line; of torchrun's processes only the first complains about wrong use."""
     if os.environ.get("RANK", "0") == "0":
         return app()
     try:
         status = app(standalone_mode=False)
     except Exception as error:
-        if not hasattr(error, "exit_code"):  # that of a wrong use
+        if not hasattr(error, "exit_code"):  # raised for wrong use
             raise
         status = error.exit_code
     raise SystemExit(status)
 
 
 def _told(error: Exception) -> str:
-    """The text of an error; of one met by a process that loads images, without the traceback that PyTorch puts around it."""
+    """The text of an error; if a process that loads images raised it, without the traceback that PyTorch puts around it."""
     text = str(error)
     if "in DataLoader worker process" not in text.partition("\n")[0]:
         return text
@@ -88,7 +88,7 @@ def _with_settings(name: str, action: Callable[[Options], None]) -> None:
 
 
 def _checked_data(config: RunConfig, is_main: bool) -> RunData:
-    """The data of a run that is to be trained. What cannot be used ends it here, not in its last minute."""
+    """The data of a run that is to be trained. What cannot be used ends the run here, not in its last minute."""
     from isnet.run_data import load_data, splits_with_masks
 
     data = load_data(config.data, need_masks=splits_with_masks(config), check=True, progress=is_main)
@@ -134,7 +134,7 @@ def _tune(options: Options) -> None:
 
 @contextlib.contextmanager
 def _joined(options: Options) -> Iterator[tuple[World, str]]:
-    """The processes of a training; if one is lost, the others tell what there is to go on from."""
+    """The processes of a training; if one is lost, the others say what training can resume from."""
     from isnet import runs
 
     try:

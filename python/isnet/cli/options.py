@@ -33,7 +33,7 @@ _TUNING_EPOCHS = 2
 
 
 class Options(NamedTuple):
-    """What train and tune work on."""
+    """The input of train and tune."""
 
     folder: Path
     config: RunConfig
@@ -41,7 +41,7 @@ class Options(NamedTuple):
     resume: bool
 
 
-# The options that torchrun's parser takes for abbreviations of its own (all of them, wherever they stand) have a second name.
+# The options that torchrun's parser mistakes for abbreviations of its own (wherever they stand) have a second name.
 def _option(panel: str, text: str, default: str | None = None, **more: Any) -> Any:
     names = more.pop("names", ())
     return typer.Option(*names, help=text, show_default=default or False, rich_help_panel=panel, **more)
@@ -158,7 +158,7 @@ def configure(
     ] = None,
     patience: Annotated[int | None, _option(_TRAIN, "Stop after so many epochs without a better one.", "never")] = None,
     sync_batch_norm: Annotated[
-        bool | None, _option(_TRAIN, "Batch norm over the images of all processes (torchrun).", "off")
+        bool | None, _option(_TRAIN, "Batch norm over the images of all processes (torchrun, GPUs).", "off")
     ] = None,
     channels_last: Annotated[
         bool | None, _option(_TRAIN, "Memory format.", "first", names=("--channels-last/--channels-first",))
@@ -176,9 +176,6 @@ def configure(
         str | None, _option(_LOSS, "fixed: P as set; auto: from the running means of both losses.", "fixed")
     ] = None,
     heatmap_every: Annotated[int | None, _option(_LOSS, "Heatmap loss on every K-th step, weighted K.", "1")] = None,
-    heatmap_fraction: Annotated[
-        float | None, _option(_LOSS, "Heatmap loss on this part of each batch's images.", "1")
-    ] = None,
     layer: Annotated[
         list[str] | None,
         _option(_LOSS, "Module whose relevance is supervised, too (LRP deep supervision); repeatable."),
@@ -187,9 +184,6 @@ def configure(
     eps: Annotated[float | None, _option(_LOSS, "Stabiliser of the epsilon rule.", "0.01")] = None,
     form: Annotated[
         str | None, _option(_LOSS, "Where it stands: flex (at each ReLU) or layerwise (at every layer).", "flex")
-    ] = None,
-    leak: Annotated[
-        float | None, _option(_LOSS, "Factor for switched-off units in the epsilon rule, which shows inhibition.", "0")
     ] = None,
     static: Annotated[
         bool | None,
@@ -269,7 +263,6 @@ def configure(
         base.heatmap,
         **_given(
             eps=eps,
-            leak=leak,
             form=form,
             d=d,
             e=e,
@@ -297,7 +290,7 @@ def configure(
             weight_decay=weight_decay, precision=precision, ema=ema, patience=patience, channels_last=channels_last,
             sync_batch_norm=sync_batch_norm,
             deterministic=deterministic, workers=workers, seed=seed, p=p, p_ramp=p_ramp, balance=balance, heatmap_every=heatmap_every,
-            p_schedule=_p_schedule(p_schedule) if p_schedule else None, heatmap_fraction=heatmap_fraction, log_every=log_every,
+            p_schedule=_p_schedule(p_schedule) if p_schedule else None, log_every=log_every,
             save_every=save_every, keep_last=keep_last, tensorboard=tensorboard,
         ),
         **unset,
@@ -319,7 +312,7 @@ def configure(
     _require_use(
         config,
         _given(
-            p=p, p_ramp=p_ramp, balance=balance, heatmap_every=heatmap_every, heatmap_fraction=heatmap_fraction, layer=layer, leak=leak,
+            p=p, p_ramp=p_ramp, balance=balance, heatmap_every=heatmap_every, layer=layer,
             static=static, less_memory=less_memory, d=d, c1=c1, c2=c2, tune=tune or None, w_foreground=w_foreground,
             w_background=w_background, foreground=foreground, e=e, form=form, layer_decay=layer_decay, p_schedule=p_schedule or None,
             milestone=milestone, gamma=gamma, momentum=momentum,
@@ -330,7 +323,7 @@ def configure(
 
 
 def _require_use(config: RunConfig, given: dict[str, Any]) -> None:
-    """Refuses options that would do nothing beside the others.
+    """Refuses options that have no effect with the others.
 
     Raises:
         ValueError: names them, and what they need.
@@ -338,7 +331,7 @@ def _require_use(config: RunConfig, given: dict[str, Any]) -> None:
     train = config.train
     needs = (
         (
-            ("p", "p_ramp", "balance", "heatmap_every", "heatmap_fraction", "layer", "leak", "static", "less_memory", "d", "c1", "c2",
+            ("p", "p_ramp", "balance", "heatmap_every", "layer", "static", "less_memory", "d", "c1", "c2",
              "tune", "w_foreground", "w_background", "foreground", "e", "form", "layer_decay", "p_schedule"),
             config.variant != "standard",
             "an ISNet (--variant selective, say); a standard network has no heatmap loss",

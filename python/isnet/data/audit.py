@@ -17,7 +17,7 @@ _NAMED = 5  # of many images or groups
 
 
 class Problem(NamedTuple):
-    """An image that cannot be used as it is: ``text`` names the file, ``row`` its place in the table."""
+    """An image that cannot be used: ``text`` names the file, ``row`` its place in the table."""
 
     row: int
     trouble: Trouble
@@ -60,10 +60,10 @@ def audit(
 
 
 def review(table: ImageTable) -> tuple[list[str], list[str]]:
-    """Looks at splits, classes and groups of a whole set, no file.
+    """Looks at splits, classes and groups of a whole set; reads no file.
 
     Returns:
-        What a training on it would do wrong, and what is worth knowing.
+        What would go wrong in a training on it, and what is worth knowing.
     """
     wrong, worth = [], []
     train = [record.label for record in table.part(TRAIN).records]
@@ -104,7 +104,7 @@ def apply_policy(table: ImageTable, problems: Iterable[Problem], policy: MaskPol
             marked ``bad_mask``. Unreadable images raise under every policy but ``"skip"``, which drops them.
 
     Raises:
-        DataError: a problem that the policy does not forgive; the text lists the first ones.
+        DataError: a problem that the policy does not allow; the text lists the first ones.
     """
     problems = list(problems)
     fatal = [p for p in problems if policy == "error" or (policy == "full" and p.trouble == "image")]

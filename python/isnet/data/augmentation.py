@@ -18,9 +18,9 @@ JointTransform = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def joint_transform(transform: Callable[..., Any]) -> JointTransform:
-    """A transform of images and masks together, called as its library wants it, by the package of its class.
+    """A transform of images and masks together, called as its library expects, according to the package of its class.
 
-    - ``torchvision`` (v2): with ``tv_tensors.Image`` and ``tv_tensors.Mask``; a plain mask would stay where it is.
+    - ``torchvision`` (v2): with ``tv_tensors.Image`` and ``tv_tensors.Mask``; a plain mask would stay unchanged.
     - ``monai`` (dictionary transforms): with ``{"image": image, "mask": mask}``.
     - ``albumentations``: with the keywords ``image`` [H, W, C] and ``mask`` [H, W], numpy arrays.
     - Anything else: with (image, mask).
@@ -32,7 +32,7 @@ def joint_transform(transform: Callable[..., Any]) -> JointTransform:
         From image [C, H, W] and mask [1, H, W] to both.
 
     Raises:
-        DataError: when called, if something else than an image and a mask of one size comes back.
+        DataError: when called, if anything but an image and a mask of one size comes back.
     """
     packages = {base.__module__.partition(".")[0] for base in type(transform).__mro__}
     call = next((call for name, call in _CALLS.items() if name in packages), _plainly)
@@ -84,7 +84,7 @@ class Augmentation:
     Args:
         flip: Probability of a mirror image (left and right).
         rotate: Largest rotation, degrees.
-        shift: Largest displacement, pixels; in whole pixels, unless there are rotations or zooms as well. What moves in is 0.
+        shift: Largest displacement, pixels; in whole pixels, unless there are rotations or zooms as well. What moves in from outside is 0.
         zoom: Largest relative change of size.
         contrast: Largest relative change of the exponent of a gamma curve, image only.
 
@@ -106,12 +106,12 @@ class Augmentation:
             "contrast": (contrast, 0.9),
         }
         for name, (value, most) in limits.items():
-            # Texts and booleans come from the command line.
+            # Texts and booleans can come from the command line.
             if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value <= most:
                 raise ValueError(f"{name}: expected a number in [0, {most}], got {value!r}")
         both = ["image", "mask"]
         steps: list[Any] = []
-        # For small images MONAI's bookkeeping takes longer than their training step: what needs no resampling is done without it.
+        # For small images MONAI's bookkeeping takes longer than their training step: what needs no resampling is done without MONAI.
         self.flip, self.whole_pixels = flip, 0 if rotate or zoom else round(shift)
         if rotate or zoom:
             steps.append(
@@ -130,12 +130,12 @@ class Augmentation:
         self.steps = Compose(steps) if steps else None
 
     def set_random_state(self, seed: int) -> None:
-        """Makes the next draws of MONAI's transforms follow from ``seed``; flips and whole-pixel shifts draw from PyTorch's generator."""
+        """Seeds the next draws of MONAI's transforms; flips and whole-pixel shifts draw from PyTorch's generator."""
         if self.steps is not None:
             self.steps.set_random_state(seed=seed)
 
     def __call__(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Image [C, H, W] in [0, 1] and mask [1, H, W], changed alike."""
+        """Image [C, H, W] in [0, 1] and mask [1, H, W], both changed in the same way."""
         if self.flip and float(torch.rand(())) < self.flip:
             image, mask = image.flip(-1), mask.flip(-1)
         if self.whole_pixels:

@@ -25,7 +25,7 @@ _TEXTURE_FREQUENCY = 0.2  # cycles per pixel
 
 
 class BiasedMNIST(Dataset[tuple[Tensor, Tensor, Tensor]]):
-    """Digits on a larger, noisy canvas, with a mark outside the digit that tells a class.
+    """Digits on a larger, noisy canvas, with a mark outside the digit that indicates a class.
 
     Everything is drawn once, from ``seed``, and kept as tensors. Two sets that differ in ``bias`` only show the same
     digits at the same places in the same noise, so that answers can be compared image by image.
@@ -33,17 +33,17 @@ class BiasedMNIST(Dataset[tuple[Tensor, Tensor, Tensor]]):
     Args:
         images: Digits, uint8 [N, h, w], 0 = background.
         labels: Their classes, integers [N] in [0, num_classes).
-        bias: ``"biased"``: the mark tells the image's class; ``"unbiased"``: no mark; ``"deceiving"``: the mark tells
-            another class, drawn uniformly; ``"unrelated"``: the mark of any class, drawn uniformly, so that it tells nothing.
-        mark: ``"place"``: a bright square whose place along the border tells the class; ``"texture"``: a band along the
-            border filled with a grating whose direction tells the class and whose phase is random; ``"photo"``: the digit
+        bias: ``"biased"``: the mark indicates the image's class; ``"unbiased"``: no mark; ``"deceiving"``: the mark indicates
+            another class, drawn uniformly; ``"unrelated"``: the mark of any class, drawn uniformly, so that it is uninformative.
+        mark: ``"place"``: a bright square whose place along the border indicates the class; ``"texture"``: a band along the
+            border filled with a grating whose direction indicates the class and whose phase is random; ``"photo"``: the digit
             stands before a random piece of a photograph, between its strokes, too, and each class has a photograph of its
             own (``"unbiased"``: one of six that no class has). Needs scikit-image.
         canvas: Side of the square canvas, in pixels.
         shift: Largest random displacement of the digit from the centre, in pixels, each way.
         noise: Uniform noise in [0, noise] is added to the whole canvas.
         mask: Foreground: ``"box"``, the digit's h x w field; ``"digit"``, the pixels with ink and their neighbours.
-        imprecise: Each mask is grown by 0 to so many pixels and moved by up to so many each way, drawn anew for each.
+        imprecise: Each mask is grown by 0 to this many pixels and moved by up to this many each way, drawn anew for each.
         ink: Opacity of the digit's strokes, in (0, 1]; what lies behind shines through.
         channels: Equal colour channels.
         num_classes: Number of classes.
@@ -53,7 +53,7 @@ class BiasedMNIST(Dataset[tuple[Tensor, Tensor, Tensor]]):
         images: float32 [N, channels, canvas, canvas] in [0, 1].
         labels: int64 [N].
         masks: float32 [N, 1, canvas, canvas], 1 = foreground.
-        marks: int64 [N], the class that the mark tells, -1 without a mark.
+        marks: int64 [N], the class that the mark indicates, -1 without a mark.
 
     Raises:
         ValueError: an argument out of range, or a canvas too small to keep digit and mark apart.
@@ -229,7 +229,7 @@ def mark_places(num_classes: int, canvas: int) -> Tensor:
 
 
 def gratings(classes: Tensor, num_classes: int, canvas: int, phase: Tensor) -> Tensor:
-    """Gratings in [0, 1] whose direction tells the class: [N, canvas, canvas] for classes [N], phases [N] (radians)."""
+    """Gratings in [0, 1] whose direction indicates the class: [N, canvas, canvas] for classes [N], phases [N] (radians)."""
     angles = classes * (math.pi / num_classes)
     axis = torch.arange(canvas, dtype=torch.float32)
     along = axis[:, None] * angles.sin()[:, None, None] + axis * angles.cos()[:, None, None]
@@ -281,7 +281,7 @@ def _blur_masks(masks: Tensor, reach: int, generator: torch.Generator) -> Tensor
 
 
 def _moved(masks: Tensor, down: int, right: int) -> Tensor:
-    """Masks [N, 1, H, W] moved by so many pixels; zero where nothing comes in, and nothing comes back on the other side."""
+    """Masks [N, 1, H, W] moved by this many pixels; zero where nothing comes in, and nothing wraps around."""
     height, width = masks.shape[2:]
     padded = torch.nn.functional.pad(masks, (abs(right), abs(right), abs(down), abs(down)))
     top, left = abs(down) - down, abs(right) - right
@@ -289,7 +289,7 @@ def _moved(masks: Tensor, down: int, right: int) -> Tensor:
 
 
 def _photo_backgrounds(marks: Tensor, canvas: int, generator: torch.Generator) -> Tensor:
-    """[N, 1, canvas, canvas]: a piece of the photograph of the class that the mark tells, or of an unseen one (mark -1)."""
+    """[N, 1, canvas, canvas]: a piece of the photograph of the class that the mark indicates, or of an unseen one (mark -1)."""
     unseen = torch.randint(len(UNSEEN_PHOTOGRAPHS), marks.shape, generator=generator)
     chosen = torch.where(marks >= 0, marks, len(CLASS_PHOTOGRAPHS) + unseen)
     photos = [photograph(name) for name in (*CLASS_PHOTOGRAPHS, *UNSEEN_PHOTOGRAPHS)]

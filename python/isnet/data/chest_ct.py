@@ -26,7 +26,7 @@ from isnet.data.records import DataError
 
 SPACING = 2.0  # mm, of the volumes
 _WATER = 0.2  # attenuation of water per cm at diagnostic energies
-_LUNG_HU = -400.0  # what is thinner, inside the body, is lung or airway
+_LUNG_HU = -400.0  # anything thinner inside the body is lung or airway
 _SMALLEST_LUNG = 0.3  # litres
 _PERIPHERY = 15.0  # mm below the lung's surface
 
@@ -94,7 +94,7 @@ def load_chest_cts(
         progress: Show progress on the terminal.
 
     Raises:
-        DataError: a file that is not the one expected, or nothing there and no way to fetch it.
+        DataError: an unexpected file, or no file and no way to fetch one.
     """
     return {name: chest_from_hounsfield(name, *read_volume(path)) for name, path in _files(folder, download, progress)}
 
@@ -217,7 +217,7 @@ def find_lungs(hounsfield: FloatVolume) -> npt.NDArray[np.bool_]:
         hounsfield: [Z, Y, X], isotropic of :data:`SPACING`.
     """
     thin = hounsfield < _LUNG_HU
-    # Air around the body is what thin tissue reaches from the walls, slice by slice: lungs may be cut by the top and bottom ones.
+    # Air around the body is the thin tissue connected to the walls, slice by slice: the top and bottom slices may cut lungs.
     for plane in thin:
         labels, _ = ndimage.label(plane)
         walls = np.unique(np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]]))

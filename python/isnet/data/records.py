@@ -23,7 +23,7 @@ TRAIN, VALIDATION = "train", "validation"
 _SPLIT_NAMES = {TRAIN: TRAIN, "training": TRAIN, VALIDATION: VALIDATION, "val": VALIDATION, "valid": VALIDATION}
 _COLUMNS = ("image", "mask", "label", "source", "split", "group")
 _MASK_FOLDER = "masks"
-_ALIKE = 0.75  # mass and mask, site and split are no nearer than that
+_ALIKE = 0.75  # mass and mask, site and split are less similar than that
 
 
 class DataError(ValueError):
@@ -38,11 +38,11 @@ class Record:
         image: Its file.
         label: Class index, or 0/1 numbers, one per label.
         mask: The file of its foreground mask, or None.
-        source: Where it comes from (a hospital, say); scores are broken down by it.
+        source: Where it comes from (for example a hospital); scores are broken down by it.
         split: ``"train"``, ``"validation"``, or the name of a test set.
-        group: Images of one group (a patient, say) stay together when a validation part is split off; empty: alone.
-        bad_mask: Whether its mask was found unusable (mask policy ``"full"``): the whole image is foreground in training, and what is
-            told from masks is told without it.
+        group: Images of one group (for example a patient) stay together when a validation part is split off; empty: alone.
+        bad_mask: Whether its mask was found unusable (mask policy ``"full"``): the whole image is foreground in training, and
+            scores that need masks leave it out.
     """
 
     image: FileRef
@@ -93,7 +93,7 @@ def read_table(
         labels: Label columns of a multi-label manifest only.
 
     Raises:
-        DataError: nothing usable there, or an argument that is not for what is there.
+        DataError: nothing usable there, or an argument that does not apply to it.
     """
     path = Path(path)
     if not path.exists():
@@ -247,7 +247,7 @@ def with_validation(table: ImageTable, share: float, seed: int = 0) -> ImageTabl
         wanted = share * sum(map(len, parts))
         left = draw.take(parts, wanted, generator)
         spared += [members for members in parts if members[0] not in draw.chosen]
-        owed += left if left == wanted else 0.0  # who gave something has given its share
+        owed += left if left == wanted else 0.0  # a class that gave something has given its share
     missing = share * sum(map(len, groups.values())) - len(draw.chosen)
     draw.take(spared, min(owed, missing), generator, overshoot=2.0)
     moved = (replace(r, split=VALIDATION) if i in draw.chosen else r for i, r in enumerate(table.records))
@@ -268,7 +268,7 @@ class _Draw:
     def take(
         self, groups: Sequence[Sequence[int]], wanted: float, generator: torch.Generator, overshoot: float = math.inf
     ) -> float:
-        """Takes groups in random order until so many images are chosen, none of more than ``overshoot`` times what is missing.
+        """Takes groups in random order until this many images are chosen, none of more than ``overshoot`` times what is missing.
 
         Returns:
             How many images are still missing.

@@ -1,7 +1,7 @@
 """WebDataset shards: uncompressed tar files whose members of one stem are one sample.
 
 ``000123.png`` (the image), ``000123.mask.png``, and either ``000123.cls`` (a class) or ``000123.json`` (``label`` and, optionally,
-``source``, ``split``, ``group``). The members' places are noted once, so that any sample can be read at any time: training keeps its
+``source``, ``split``, ``group``). The members' positions are noted once, so that any sample can be read at any time: training keeps its
 exact order and resumes exactly, which a stream could not.
 """
 
@@ -34,7 +34,7 @@ def read_shards(path: Path) -> list[Sample]:
     """The samples of a ``.tar`` file or of all such files of a folder, in the order of their names.
 
     Raises:
-        ShardError: a file is no plain tar archive, or a sample lacks its image or label.
+        ShardError: a file is not a plain tar archive, or a sample lacks its image or label.
     """
     shards = sorted(path.glob("[!.]*.tar")) if path.is_dir() else [path]
     samples = [sample for shard in shards for sample in _samples(shard)]

@@ -1,1 +1,1 @@
-"""Experiments that a single command repeats."""
+"""Experiments that a single command reproduces."""

@@ -14,7 +14,7 @@ from isnet.loss import classification_loss
 
 
 class Altered(Dataset[Example]):
-    """A set with another image in place of each.
+    """A set with each image replaced by another.
 
     Args:
         dataset: Items (image, label, mask), with an attribute ``labels``.

@@ -39,11 +39,11 @@ def measure(
         variants: ISNet variants.
         batch, size: Of the images, 1 x size x size.
         repeats: Pairs of steps; the median of their ratios counts (processor time, one thread).
-        most_heatmaps: The Original variant is left out beyond so many classes.
+        most_heatmaps: The Original variant is left out beyond this many classes.
         progress: Show a progress bar.
 
     Returns:
-        Rows ``{"variant", "classes", "seconds", "ratio"}``, ratio to the plain step of as many classes.
+        Rows ``{"variant", "classes", "seconds", "ratio"}``, ratio to the plain step with the same number of classes.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

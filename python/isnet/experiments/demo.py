@@ -82,7 +82,7 @@ class DemoResult(NamedTuple):
 
     Attributes:
         rows: Scores by folder name, in percent.
-        claims: What should be shown, and whether it was.
+        claims: What it should show, and whether it did.
         complete: False if digits other than the full MNIST stood in.
     """
 
@@ -196,8 +196,8 @@ def run_demo(config: DemoConfig, *, resume: bool = False, console: Console | Non
 def _run_jobs(jobs: Sequence[_Job], folder: Path, console: Console) -> None:
     """Runs every job once the job it starts from is done, one process for each core.
 
-    One thread each: a narrow network gains little from a second one, and threads that wait for each other lose much as
-    soon as another program takes a core.
+    One thread each: a narrow network gains little from a second one, and threads that wait for each other lose much time
+    as soon as another program takes a core.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = max(1, min(cores, len(jobs) - 1))

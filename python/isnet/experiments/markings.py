@@ -1,4 +1,4 @@
-"""What a hospital leaves on its radiographs outside the lungs: letters, frames, collimation, wires, exposure."""
+"""Marks that a hospital leaves on its radiographs outside the lungs: letters, frames, collimation, wires, exposure."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Experiment 1: MNIST with background bias. Every method, with its accuracy on the three tests, its blind spot and its cost.
 
-Each cell (method, mark, seed) is trained in a process of its own and leaves one JSON file; an interrupted experiment goes on where it
+Each cell (method, mark, seed) is trained in a process of its own and leaves one JSON file; an interrupted experiment continues where it
 stopped, within a cell, too.
 """
 
@@ -38,8 +38,6 @@ from isnet.warmup import WARMUP_BACKGROUNDS, WarmupBackground
 TESTS = ("biased", "unbiased", "deceiving")
 _GRADIENT_STRENGTH = 1.0
 _ATTENTION_IMAGES = 200
-_LEAK = 0.1
-_FRACTION = 0.25
 _SWAP_LAZY = 4  # K of the Selective ISNet beside swapped backgrounds: the cheap one
 # Of the hard setting: pixels by which masks are grown and moved; and strokes so faint that a cut-out's edge is the easier thing to see.
 _MASK_ERROR = 2
@@ -48,7 +46,7 @@ _INK = 0.6
 
 @dataclass(frozen=True)
 class MNISTConfig:
-    """How large the experiment is.
+    """The size of the experiment.
 
     Attributes:
         folder: Where cells and tables go.
@@ -56,11 +54,11 @@ class MNISTConfig:
         train_size, test_size: Digits; None: all.
         warmup, epochs: Of each method that has them; all methods see warmup + epochs epochs.
         warmup_background: What replaces the background then, and throughout for the rival "background noise"; see
-            :class:`isnet.train_config.TrainConfig`. Methods named after the swap have that.
+            :class:`isnet.train_config.TrainConfig`. Methods named after the swap use the swap.
         batch_size: Images per step.
         heatmap_every: K of the ISNets.
         lazy: Further K, of the Selective ISNet after the warm-up.
-        marks, seeds: One cell each.
+        marks, seeds: One cell per method for each pair.
         methods: Names to run; empty: all.
     """
 
@@ -78,7 +76,7 @@ class MNISTConfig:
     seeds: tuple[int, ...] = (0, 1, 2)
     methods: tuple[str, ...] = ()
 
-    def __post_init__(self) -> None:  # before anything is trained
+    def __post_init__(self) -> None:  # before any training
         trainings.require_known("marks", self.marks, get_args(Mark))
         trainings.require_known("warmup_background", [self.warmup_background], WARMUP_BACKGROUNDS)
         trainings.require_different("seeds", self.seeds)
@@ -97,7 +95,6 @@ _QUICK = (
     "stochastic after warm-up",
     "dual after warm-up",
     "selective after warm-up, K = 4",
-    "selective after warm-up, leak 0.1",
     "selective after warm-up, automatic P",
     "selective with background swap, K = 4",
 )
@@ -124,9 +121,9 @@ class Method(NamedTuple):
 
     Attributes:
         throughout: Backgrounds are replaced after the warm-up, too.
-        background: By what, if not by what the experiment says.
+        background: Their replacement, if not the experiment's.
         bias: Of the training images.
-        rival: A training that the package has no variant for.
+        rival: A kind of training for which the package has no variant.
     """
 
     variant: Variant
@@ -136,8 +133,6 @@ class Method(NamedTuple):
     every: int = 1
     bias: Bias = "biased"
     rival: Literal["", "segmented", "gradients"] = ""
-    leak: float = 0.0
-    fraction: float = 1.0
     balance: Balance = "fixed"
 
 
@@ -175,9 +170,6 @@ def methods(config: MNISTConfig) -> dict[str, Method]:
         if every != config.heatmap_every:
             found[f"selective after warm-up, K = {every}"] = Method("selective", warm=True, every=every)
     every = config.heatmap_every
-    found[f"selective after warm-up, {_FRACTION:g} of each batch"] = Method("selective", warm=True, fraction=_FRACTION)
-    found[f"selective from scratch, leak {_LEAK:g}"] = Method("selective", every=every, leak=_LEAK)
-    found[f"selective after warm-up, leak {_LEAK:g}"] = Method("selective", warm=True, every=every, leak=_LEAK)
     found["selective from scratch, automatic P"] = Method("selective", every=every, balance="auto")
     found["selective after warm-up, automatic P"] = Method("selective", warm=True, every=every, balance="auto")
     swap = Method("standard", warm=True, background="swap")
@@ -230,7 +222,7 @@ def _finished(config: MNISTConfig, cell: Cell) -> bool:
     saved = json.loads(path.read_text()).get("settings")
     if saved is None:
         raise CheckpointError(f"{path}: an older version's, which kept no settings; choose another folder")
-    # From and to JSON once more: a setting newer than the cell has its default.
+    # Through JSON again: a setting newer than the cell has its default.
     ours, theirs = (flatten(run.to_json()) for run in (run_config(config, cell), RunConfig.from_json(saved)))
     differences = [
         f"{key}: {theirs.get(key)!r} there, {ours[key]!r} now" for key in ours if ours[key] != theirs.get(key)
@@ -241,7 +233,7 @@ def _finished(config: MNISTConfig, cell: Cell) -> bool:
 
 
 def all_cells(config: MNISTConfig) -> list[Cell]:
-    """Every training of the experiment. A photograph is always behind the digit: there is no training without marks then."""
+    """Every training of the experiment. A photograph is always behind the digit: then there is no training without marks."""
     found = methods(config).items()
     return [
         Cell(name, mark, seed)
@@ -291,7 +283,7 @@ def run_config(config: MNISTConfig, cell: Cell) -> RunConfig:
     train = TrainConfig(
         epochs=total - warmup,
         warmup=warmup,
-        # Where there is no warm-up, another background leaves runs valid.
+        # Without a warm-up, another background leaves runs valid.
         warmup_background=(method.background or config.warmup_background) if warmup else "noise",
         keep_replacing=method.throughout,
         batch_size=config.batch_size,
@@ -300,17 +292,16 @@ def run_config(config: MNISTConfig, cell: Cell) -> RunConfig:
         schedule="cosine",
         balance=method.balance,
         heatmap_every=method.every,
-        heatmap_fraction=method.fraction,
         seed=cell.seed,
     )
     data = DataConfig(config.data_folder, config.train_size, config.test_size, mark=cell.mark, seed=cell.seed)
     if cell.mark == "photo":
         data = dataclasses.replace(data, mask="digit", imprecise=_MASK_ERROR, ink=_INK)
-    return RunConfig(method.variant, data=data, heatmap=HeatmapConfig(leak=method.leak, static=True), train=train)
+    return RunConfig(method.variant, data=data, heatmap=HeatmapConfig(static=True), train=train)
 
 
 def cell_data(run: RunConfig, method: Method) -> RunData:
-    """The data sets of a cell: biased training images, but for the methods that see others."""
+    """The data sets of a cell: biased training images, except for the methods that see others."""
     assert isinstance(run.data, DataConfig)
     data = load_data(run.data, progress=False, train_bias=method.bias)
     if method.rival == "segmented":

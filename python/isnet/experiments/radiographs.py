@@ -1,7 +1,7 @@
 """Semi-synthetic chest radiographs, rendered from real CTs: pose, shape, exposure and noise vary, opacities are added in the lungs.
 
 An image is the mean attenuation along parallel rays from back to front (a digitally reconstructed radiograph). Nothing here is a
-clinical image: the disease is drawn, and all patients together are as many as there are CTs.
+clinical image: the disease is drawn, and there are only as many patients as CTs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _RAY_STEPS = 56
 _KNOTS = 10  # per axis, between which the bent rays are straight
 _BONE = 0.25  # 1/cm: what attenuates more counts as bone
 _LEAST_PATH = 8.0  # mm of lung on a ray that belongs to the lung mask
-_SMALLEST_PART = 0.01  # of the image: lesser parts of the mask are dropped
+_SMALLEST_PART = 0.01  # of the image: smaller parts of the mask are dropped
 
 FloatImage = npt.NDArray[np.float32]
 
@@ -31,7 +31,7 @@ class Radiograph(NamedTuple):
     """A rendered image.
 
     Attributes:
-        image: float32 [size, size] in [0, 1], bright where much is absorbed.
+        image: float32 [size, size] in [0, 1], bright where absorption is high.
         mask: The lungs, bool [size, size].
     """
 
@@ -44,7 +44,7 @@ class Opacities:
     """Peripheral opacities, ranges of uniform draws.
 
     Attributes:
-        number: Of opacities, at least one and at most so many (inclusive).
+        number: Of opacities, at least one and at most this many (inclusive).
         radius: mm.
         strength: Added attenuation, 1/cm; 0.12 to 0.2 are 600 to 1000 Hounsfield units, dense ground glass to consolidation.
     """

@@ -1,4 +1,4 @@
-"""What the experiments share: presets, methods chosen by name, and trainings side by side in processes of their own."""
+"""Shared by the experiments: presets, methods chosen by name, and trainings side by side in processes of their own."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def preset(presets: Mapping[str, ConfigT], name: str, changes: Mapping[str, Any]
 
 
 def chosen(methods: Mapping[str, MethodT], wanted: Collection[str]) -> dict[str, MethodT]:
-    """Those methods that are wanted, in their own order; all if none is named.
+    """The methods wanted, in their own order; all if none is named.
 
     Raises:
         ValueError: an unknown name.
@@ -52,7 +52,7 @@ def require_known(name: str, values: Iterable[str], known: Collection[str]) -> N
 
 
 def require_different(name: str, values: Sequence[int]) -> None:
-    """Checks that there is one value at least, and none twice.
+    """Checks that there is at least one value, and none twice.
 
     Raises:
         ValueError: otherwise.
@@ -75,7 +75,7 @@ def train_missing(
     Args:
         train: A function that a new process can import; it leaves its result in files.
         config, jobs: Its arguments.
-        done: Whether a job's result is there already.
+        done: Whether a job's result already exists.
         processes: Trainings at a time.
         progress: Show a progress bar.
     """
@@ -94,12 +94,12 @@ def train_missing(
 
 
 def _end_with_parent() -> None:
-    """Has this process end when the one that started it does; a killed one cannot tell it to."""
+    """Has this process end when the one that started it does; a killed one cannot end it."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 
     def watch() -> None:
         parent.join()
-        os._exit(1)  # all that trainings leave is whole at any moment
+        os._exit(1)  # the files that trainings leave are complete at any moment
 
     threading.Thread(target=watch, daemon=True).start()

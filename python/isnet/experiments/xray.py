@@ -31,7 +31,7 @@ _WARMUP = "warm-up"
 
 @dataclass(frozen=True)
 class XrayConfig:
-    """How large the experiment is.
+    """The size of the experiment.
 
     Attributes:
         folder: Where runs (``seed-N/METHOD``) and tables go.
@@ -46,7 +46,7 @@ class XrayConfig:
         warmup_background: What replaces the background then, and throughout for the rival "background noise"; see
             :class:`isnet.train_config.TrainConfig`.
         batch_size, lr: Of the training.
-        p, dual_p: P of the ISNets, the share of the heatmap loss, and Dual's: with 0.7 it followed the marks.
+        p, dual_p: P of the ISNets, the share of the heatmap loss, and Dual's: with 0.7 it follows the marks.
         heatmap_every: K of the ISNets.
         seeds: One rendering of the images and one training per method each; of ``data`` only the training differs.
         methods: Names to run; empty: all.
@@ -148,14 +148,14 @@ def run_experiment(config: XrayConfig, *, processes: int = 2, progress: bool = T
     if config.data is None:
         for seed in config.seeds:
             render_images(config, seed, processes=processes, progress=progress)
-    else:  # what the user's training images would look like without marks, nobody knows
+    else:  # the user's training images are not available without marks
         methods = {name: method for name, method in methods.items() if not method.unmarked}
     wanted = [Job(name, seed) for seed in config.seeds for name in methods]
     missing = [job for job in wanted if not _finished(config, job)]
     warm = [job for job in missing if METHODS[job.method].warm]
     shared = [Job(_WARMUP, seed) for seed in dict.fromkeys(job.seed for job in warm)]
     alone = [job for job in missing if not METHODS[job.method].warm]
-    # Methods with a warm-up go on from one that they share.
+    # Methods with a warm-up continue from one that they share.
     for jobs in (shared + alone, warm):
         trainings.train_missing(
             train_method, config, jobs, lambda job: _finished(config, job), processes=processes, progress=progress
@@ -196,7 +196,7 @@ def run_config(config: XrayConfig, job: Job) -> RunConfig:
 
 
 def train_method(config: XrayConfig, job: Job) -> None:
-    """Trains one method and scores it, or trains the shared warm-up, which must be there before the methods that go on from it."""
+    """Trains one method and scores it, or trains the shared warm-up, which must be there before the methods that continue from it."""
     torch.set_num_threads(1)
     folder, settings = _folder(config, job), run_config(config, job)
     if job.method != _WARMUP and METHODS[job.method].warm:
@@ -213,7 +213,7 @@ def _finished(config: XrayConfig, job: Job) -> bool:
         CheckpointError: those are of a run with other settings.
     """
     folder = _folder(config, job)
-    if load_evaluation(folder) is None:  # the warm-up has none: it is resumed, which does nothing where it is complete
+    if load_evaluation(folder) is None:  # the warm-up has none: it is resumed, which does nothing if it is complete
         return False
     require_same_run(folder, run_config(config, job))
     return True
@@ -250,7 +250,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def table_of_seeds(rows: Sequence[Mapping[str, Any]]) -> str:
-    """As :func:`table`, every seed by itself, each value with its 95 % interval."""
+    """As :func:`table`, each seed by itself, each value with its 95 % interval."""
     several = len({row["seed"] for row in rows}) > 1
     lines = _head(rows, "method, seed" if several else "method")
     for row in rows:
@@ -280,7 +280,7 @@ def _background(row: Mapping[str, Any]) -> float | None:
 
 
 def _spread(values: Sequence[float | None], digits: int) -> str:
-    """Mean ± standard deviation; a dash where a test of one class alone has no AUC."""
+    """Mean ± standard deviation; a dash where a test of a single class has no AUC."""
     known = [value for value in values if value is not None]
     if len(known) < len(values):
         return "-"

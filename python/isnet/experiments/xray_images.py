@@ -54,12 +54,12 @@ def _pictures(config: XrayConfig) -> list[_Picture]:
 
 
 def images_folder(config: XrayConfig, seed: int) -> Path:
-    """Where the images of a seed are."""
+    """The folder with the images of a seed."""
     return Path(config.images) / f"seed-{seed}"
 
 
 def render_images(config: XrayConfig, seed: int, *, processes: int = 2, progress: bool = True) -> Path:
-    """Renders what is not there yet of a seed, and writes the manifests; goes on where it was interrupted.
+    """Renders the missing images of a seed and writes the manifests; continues where it was interrupted.
 
     ``manifest.csv`` has training and validation images with the marks that give the class away, and six test sets: seen and other
     patients with marks as in training, absent, and swapped. ``unmarked.csv`` differs in that training images have no marks.
@@ -68,7 +68,7 @@ def render_images(config: XrayConfig, seed: int, *, processes: int = 2, progress
         The former.
 
     Raises:
-        DataError: the CTs cannot be had.
+        DataError: the CTs cannot be obtained.
         ValueError: the folder holds images of other settings.
     """
     folder = images_folder(config, seed)
@@ -86,7 +86,7 @@ def render_images(config: XrayConfig, seed: int, *, processes: int = 2, progress
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
-            # Threads: the kernels that take the time leave the interpreter's lock.
+            # Threads: the kernels that take the time release the interpreter's lock.
             with ThreadPoolExecutor(processes) as pool:
                 for _ in track(pool.map(work, missing), "rendering", len(missing), disable=not progress):
                     pass
@@ -107,7 +107,7 @@ def _render(folder: Path, config: XrayConfig, seed: int, chests: Mapping[str, Ch
     images = {marking: _marked(radiograph, picture.ill, marking, rng) for marking in MARKINGS}
     for marking, image in images.items():
         _save(folder / _name(picture, marking), np.rint(255 * image))
-    _save(folder / _name(picture, "mask"), 255 * radiograph.mask)  # last: its presence says that all are there
+    _save(folder / _name(picture, "mask"), 255 * radiograph.mask)  # last: its presence means that all are there
 
 
 def _marked(radiograph: Radiograph, ill: bool, marking: str, rng: np.random.Generator) -> Any:

@@ -1,0 +1,161 @@
+"""Decides how a convolution is computed; nothing else does.
+
+The vendor's convolution (oneDNN, cuDNN) through ATen with our elementwise kernels around it; on CUDA tensors our fused kernel where
+:mod:`.tuner` found it to be faster.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .._extension import ops
+from . import tuner
+from .geometry import ConvGeometry, Weights
+from .layout import is_channels_last, per_channel, select_by_sign, times
+from .pointwise import Scaled
+
+_convolution = torch.ops.aten.convolution.default
+_convolution_backward = torch.ops.aten.convolution_backward.default
+
+
+class Epilogue(NamedTuple):
+    """Applied to W^T s before writing: the layer's input a [B, C_in, ...] and, for ``Weights.BOX``, the pixels' bounds [C_in]."""
+
+    input: Tensor | None = None
+    low: Tensor | None = None
+    high: Tensor | None = None
+
+
+NO_EPILOGUE = Epilogue()
+
+
+def picks_parts(weight: Tensor, geometry: ConvGeometry) -> bool:
+    """Whether kernels pick W+ and W- as they load W: fused ones, for one or two dimensions, not transposed."""
+    return ops.are_fused_for(weight) and not geometry.transposed and weight.dim() in (3, 4)
+
+
+def relevance(
+    scaled: Scaled,
+    weight: Tensor,
+    input: Tensor,
+    geometry: ConvGeometry,
+    weights: Weights = Weights.ALL,
+    epilogue: Epilogue = NO_EPILOGUE,
+) -> Tensor:
+    """W^T s, (T*B, C_in, ...); only sizes and layout of ``input`` are read."""
+
+    def vendor() -> Tensor:
+        return _pulled(scaled.made(), weight, weights, epilogue, input, geometry)
+
+    if not picks_parts(weight, geometry):
+        return vendor()
+
+    def fused() -> Tensor:
+        return ops.conv_relevance(
+            *scaled[:6], weight, weights, *epilogue, input.shape[2:], *geometry[:3], geometry.groups, scaled.eps,
+            _tensor_cores(scaled.multiplier.dtype),
+        )  # fmt: skip
+
+    given = (*(f is not None for f in scaled[1:6]), weights)
+    key = _key("relevance", scaled.multiplier, weight, geometry, input.shape[2:], scaled.batch, *given)
+    return _tuned(key, scaled.multiplier, fused, vendor)
+
+
+def apply(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    geometry: ConvGeometry,
+    weights: Weights = Weights.ALL,
+) -> Tensor:
+    """W a + b with W, W+ or W-, (N, C_out, ...)."""
+    if not picks_parts(weight, geometry):
+        return _convolution(input, part_of(weight, weights), bias, *geometry)
+
+    def fused() -> Tensor:
+        return ops.conv_apply(input, weight, weights, *geometry[:3], geometry.groups, _tensor_cores(input.dtype))
+
+    def vendor() -> Tensor:
+        return _convolution(input, part_of(weight, weights), None, *geometry)
+
+    found = _tuned(_key("apply", input, weight, geometry, weights), input, fused, vendor)
+    return found if bias is None else found.add_(per_channel(bias, found.dim()))
+
+
+def weight_gradient(scaled: Scaled, input: Tensor, weight: Tensor, geometry: ConvGeometry) -> Tensor:
+    """The gradient of <s, W input> for W, of which only sizes and layout are read."""
+
+    def vendor() -> Tensor:
+        return _convolution_backward(scaled.made(), input, weight, None, *geometry, [False, True, False])[1]
+
+    if not picks_parts(weight, geometry):
+        return vendor()
+
+    def fused() -> Tensor:
+        return ops.conv_weight_gradient(
+            *scaled[:6], input, weight.shape[2:], *geometry[:3], geometry.groups, scaled.eps,
+            _tensor_cores(scaled.multiplier.dtype),
+        )  # fmt: skip
+
+    given = (f is not None for f in scaled[1:6])
+    key = _key("weight", scaled.multiplier, weight, geometry, input.shape[2:], scaled.batch, *given)
+    return _tuned(key, scaled.multiplier, fused, vendor)
+
+
+def part_of(weight: Tensor, weights: Weights) -> Tensor:
+    """W, W+ or W-."""
+    if weights == Weights.POSITIVE:
+        return weight.clamp(min=0)
+    return weight.clamp(max=0) if weights == Weights.NEGATIVE else weight
+
+
+def _tuned(key: tuple[Any, ...], like: Tensor, fused: Callable[[], Tensor], vendor: Callable[[], Tensor]) -> Tensor:
+    return tuner.current.run(key, like, fused, vendor)[0]
+
+
+def _tensor_cores(dtype: torch.dtype) -> bool:
+    return dtype != torch.float32 or tuner.allows_tf32()
+
+
+def _key(op: str, values: Tensor, weight: Tensor, geometry: ConvGeometry, *rest: Any) -> tuple[Any, ...]:
+    """Everything that the speed of a convolution depends on."""
+    layout = "NHWC" if is_channels_last(values) else "NCHW"
+    cores = _tensor_cores(values.dtype)
+    sizes = (values.shape, weight.shape, *geometry[:3], geometry[5])
+    return (op, values.device.index, values.dtype, layout, *sizes, cores, *rest)
+
+
+# -- the vendor's convolution -------------------------------------------------------------------------------------------------------
+
+
+def _data_gradient(s: Tensor, weight: Tensor, input: Tensor, geometry: ConvGeometry) -> Tensor:
+    """W^T s for a convolution whose input looked like ``input``."""
+    channels = weight.shape[0] if geometry.transposed else weight.shape[1] * geometry.groups
+    if input.shape[0] != s.shape[0] or input.shape[1] != channels or input.dtype != s.dtype:
+        # Several targets (the batch is that of s), stacked weights, or autocast: an uninitialized tensor of the right form will do.
+        format = torch.channels_last if is_channels_last(input) else torch.contiguous_format
+        shape = (s.shape[0], channels, *input.shape[2:])
+        input = torch.empty(shape, dtype=s.dtype, device=s.device, memory_format=format)
+    return _convolution_backward(s, input, weight, None, *geometry, [True, False, False])[0]
+
+
+def _pulled(
+    s: Tensor, weight: Tensor, weights: Weights, epilogue: Epilogue, like: Tensor, geometry: ConvGeometry
+) -> Tensor:
+    """W^T s with the weights that ``weights`` names."""
+    if weights in (Weights.ALL, Weights.POSITIVE, Weights.NEGATIVE):
+        return _data_gradient(s, part_of(weight, weights), like, geometry)
+    input, low, high = epilogue
+    assert input is not None
+    up, down = (
+        _data_gradient(s, part_of(weight, part), like, geometry) for part in (Weights.POSITIVE, Weights.NEGATIVE)
+    )
+    if weights == Weights.BOX:
+        assert low is not None and high is not None
+        bounds = [per_channel(bound.to(s.dtype), s.dim()) for bound in (low, high)]
+        return times(_data_gradient(s, weight, like, geometry), input) - bounds[0] * up - bounds[1] * down
+    return select_by_sign(input, up, down) if weights == Weights.SAME_SIGN else select_by_sign(input, down, up)

@@ -1,0 +1,35 @@
+"""How a convolution slides, and which of its weights an op uses."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import NamedTuple
+
+import torch
+
+
+class ConvGeometry(NamedTuple):
+    """How a convolution slides: every entry per spatial dimension, as ``torch.ops.aten.convolution`` takes them."""
+
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    transposed: bool
+    output_padding: tuple[int, ...]
+    groups: int
+
+    def output_size(self, input: torch.Size, weight: torch.Size) -> list[int]:
+        """Spatial sizes of the output of a convolution that is not transposed, given both shapes."""
+        sizes = zip(input[2:], weight[2:], self.stride, self.padding, self.dilation, strict=True)
+        return [max(0, (size + 2 * p - d * (k - 1) - 1) // s + 1) for size, k, s, p, d in sizes]
+
+
+class Weights(IntEnum):
+    """Which weights a convolution op uses and how their results combine, a the layer's input (``LrpConvWeights`` in C++)."""
+
+    ALL = 0
+    POSITIVE = 1
+    NEGATIVE = 2
+    SAME_SIGN = 3  # W+ where a >= 0, W- elsewhere
+    OPPOSITE_SIGN = 4  # W- where a >= 0, W+ elsewhere
+    BOX = 5  # relevance a * (W^T s) - low * (W+^T s) - high * (W-^T s)

@@ -1,0 +1,233 @@
+"""Convolutions and dense layers: z = W a + b."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .. import functional
+from ..functional import ConvGeometry, ConvWeight, Scaled
+from ..graph import Node, Value
+from .registry import Recorder, bind, per_dimension, records
+
+
+class LinearNode(Node, ABC):
+    """z = W a + b with a weight and an optional bias. Subclasses know how to apply V, a part of W, and its transpose.
+
+    Attributes:
+        weight: as recorded, in its own dtype.
+        bias: b, (channels,), or None.
+    """
+
+    is_linear = True
+    reads_inputs = frozenset({"input"})
+    reads_outputs = frozenset({"output", "preactivation"})
+    weight: Tensor
+    bias: Tensor | None
+
+    @property
+    @abstractmethod
+    def channels(self) -> int:
+        """Number of output channels."""
+
+    @abstractmethod
+    def part(self, part: Any, scale: Tensor | None, dtype: torch.dtype) -> Any:
+        """V, the part of k W, in the form that the methods below take; k is over output channels."""
+
+    @abstractmethod
+    def apply(self, a: Tensor, weight: Any, bias: Tensor | None, known: Tensor | None = None) -> Tensor:
+        """V a + b; ``known``: its value, if the forward pass has computed it already."""
+
+    @abstractmethod
+    def pull(self, s: Scaled, weight: Any) -> Tensor:
+        """V^T s."""
+
+    def pull_by_sign(self, s: Scaled, same: Any, other: Any, a: Tensor) -> Tensor:
+        """V^T s where a >= 0, V'^T s elsewhere."""
+        made = Scaled(s.tensor())
+        return functional.select_by_sign(a, self.pull(made, same), self.pull(made, other))
+
+    def pull_sum(self, s: Sequence[Tensor], weights: Sequence[Any]) -> Tensor:
+        """The sum of V^T s over two weights, each with an s of its own."""
+        return self.pull(Scaled(s[0]), weights[0]) + self.pull(Scaled(s[1]), weights[1])
+
+    def box(self, s: Scaled, scale: Tensor | None, a: Tensor, low: Tensor | None, high: Tensor | None) -> Tensor:
+        """a * W^T s - low * W+^T s - high * W-^T s; bounds are broadcast against a."""
+        made = Scaled(s.tensor())
+        total = functional.times(self.pull(made, self.part(functional.WHOLE, scale, a.dtype)), a)
+        for bound, part in ((low, functional.POSITIVE), (high, functional.NEGATIVE)):
+            if bound is not None:
+                total = total - self.pull(made, self.part(part, scale, a.dtype)) * bound
+        return total
+
+
+class Conv(LinearNode):
+    """Convolution or transposed convolution of any dimension."""
+
+    kind = "conv"
+
+    def __init__(self, input: Value, weight: Tensor, bias: Tensor | None, geometry: ConvGeometry) -> None:
+        super().__init__(input)
+        self.weight, self.bias, self.geometry = weight, bias, geometry
+
+    @property
+    def module_type(self) -> type[nn.Module]:  # type: ignore[override]
+        plain = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+        transposed = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+        return (transposed if self.geometry.transposed else plain)[len(self.geometry.stride) - 1]
+
+    @property
+    def channels(self) -> int:
+        return self.output.shape[1]
+
+    def part(self, part: Any, scale: Tensor | None, dtype: torch.dtype) -> ConvWeight:
+        scale = None if scale is None else self._per_channel(scale)
+        return functional.conv_weight(self.weight, scale, part, self.geometry, dtype)
+
+    def apply(self, a: Tensor, weight: ConvWeight, bias: Tensor | None, known: Tensor | None = None) -> Tensor:
+        return functional.conv_apply(a, weight, bias, self.geometry, known)
+
+    def pull(self, s: Scaled, weight: ConvWeight) -> Tensor:
+        return functional.conv_pull(s, weight, self.input.form(), self.geometry)
+
+    def pull_by_sign(self, s: Scaled, same: ConvWeight, other: ConvWeight, a: Tensor) -> Tensor:
+        return functional.conv_pull_by_sign(s, same, other, a, self.geometry)
+
+    def pull_sum(self, s: Sequence[Tensor], weights: Sequence[ConvWeight]) -> Tensor:
+        return functional.conv_pull_sum(s, weights, self.input.form(), self.geometry)
+
+    def box(self, s: Scaled, scale: Tensor | None, a: Tensor, low: Tensor | None, high: Tensor | None) -> Tensor:
+        weight = self.part(functional.WHOLE, scale, a.dtype).weight
+        low, high = (None if bound is None else bound.flatten().expand(a.shape[1]) for bound in (low, high))
+        return functional.conv_box(s, weight, a, low, high, self.geometry)
+
+    def _per_channel(self, vector: Tensor) -> Tensor:
+        """A vector over output channels, shaped to scale the weight."""
+        if not self.geometry.transposed:
+            return vector.view(-1, *(1,) * (self.weight.dim() - 1))
+        # A transposed convolution's weight is (C_in, C_out / groups, ...): one row of factors for each group of input channels.
+        groups = self.geometry.groups
+        rows = vector.view(groups, 1, -1).expand(-1, self.weight.shape[0] // groups, -1).flatten(0, 1)
+        return rows.reshape(*rows.shape, *(1,) * (self.weight.dim() - 2))
+
+    def recipe(self) -> Callable[[], Tensor]:
+        """The convolution again, in the output's dtype (autocast may have cast what it read)."""
+        b, dtype, geometry = self.bias, self.output.dtype, self.geometry
+        tensors = (self.a.detach(), self.weight.detach(), None if b is None else b.detach())
+
+        def make() -> Tensor:
+            operands = (t if t is None else t.to(dtype) for t in tensors)
+            with torch.autocast(tensors[0].device.type, enabled=False):
+                return torch.ops.aten.convolution.default(*operands, *geometry)
+
+        return make
+
+
+class Linear(LinearNode):
+    """A dense layer on the last dimension."""
+
+    kind = "linear"
+    module_type = nn.Linear
+
+    def __init__(self, input: Value, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__(input)
+        self.weight, self.bias = weight, bias
+
+    @property
+    def channels(self) -> int:
+        return self.output.shape[-1]
+
+    def part(self, part: Any, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
+        scale = None if scale is None else scale.view(-1, 1)
+        if part == functional.POSITIVE:
+            return functional.positive_weight(self.weight, scale).to(dtype)
+        return part((self.weight if scale is None else self.weight * scale).to(dtype))
+
+    def apply(self, a: Tensor, weight: Tensor, bias: Tensor | None, known: Tensor | None = None) -> Tensor:
+        return F.linear(a, weight, bias)
+
+    def pull(self, s: Scaled, weight: Tensor) -> Tensor:
+        return s.tensor() @ weight
+
+
+@lru_cache(maxsize=1024)
+def _geometry(
+    stride: tuple[int, ...], padding: tuple[int, ...], dilation: tuple[int, ...], groups: int
+) -> ConvGeometry:
+    return ConvGeometry(stride, padding, dilation, False, (0,) * len(stride), groups)
+
+
+def _record_conv(rec: Recorder, func: Any, args: Any, kwargs: Any, spatial: int, transposed: bool) -> Tensor:
+    if len(args) == 7 and not kwargs and not transposed:
+        # What nn.ConvNd calls: no need to look at every form.
+        x, weight, bias, *slide = args
+        plain = type(slide[0]) is tuple and type(slide[1]) is tuple and type(slide[2]) is tuple
+        value = rec.value(x)
+        if plain and value is not None and rec.value(weight) is None and x.dim() == spatial + 2:
+            out = func(*args)
+            rec.add(Conv(value, weight, bias, _geometry(*slide)), out)
+            return out
+    defaults = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1, "output_padding": 0}
+    order = ("output_padding", "groups", "dilation") if transposed else ("dilation", "groups")
+    given = dict(zip(("input", "weight", "bias", "stride", "padding", *order), args, strict=False))
+    options = {**defaults, "bias": None, **given, **kwargs}
+    x, weight, bias, stride, padding = (options[name] for name in ("input", "weight", "bias", "stride", "padding"))
+    dilation, groups, output_padding = options["dilation"], options["groups"], options["output_padding"]
+    if rec.value(x) is None or rec.value(weight) is not None:
+        return rec.unknown(func, args, kwargs)
+    if x.dim() == spatial + 1:  # PyTorch's unbatched form
+        batched = rec.call(torch.unsqueeze, x, 0)
+        arguments = (batched, *args[1:]) if args else ()
+        out = _record_conv(rec, func, arguments, kwargs if args else {**kwargs, "input": batched}, spatial, transposed)
+        return rec.call(torch.squeeze, out, 0)
+    dilation = per_dimension(dilation, spatial)
+    if padding == "valid":
+        padding = 0
+    if padding == "same":
+        total = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
+        if any(t % 2 for t in total):  # PyTorch pads one more at the end
+            pad = [side for t in reversed(total) for side in (t // 2, t - t // 2)]
+            x = rec.call(F.pad, x, pad)
+            padding = 0
+            out = func(x, weight, bias, stride, 0, dilation, groups)
+        else:
+            padding = tuple(t // 2 for t in total)
+            out = func(*args, **kwargs)
+    else:
+        out = None
+    geometry = ConvGeometry(
+        per_dimension(stride, spatial),
+        per_dimension(padding, spatial),
+        dilation,
+        transposed,
+        per_dimension(output_padding, spatial),
+        groups,
+    )
+    out = func(*args, **kwargs) if out is None else out
+    rec.add(Conv(rec.known(x), weight, bias, geometry), out)
+    return out
+
+
+for _spatial, _plain, _transposed in (
+    (1, torch.conv1d, torch.conv_transpose1d),
+    (2, torch.conv2d, torch.conv_transpose2d),
+    (3, torch.conv3d, torch.conv_transpose3d),
+):
+    records(_plain)(partial(_record_conv, spatial=_spatial, transposed=False))
+    records(_transposed)(partial(_record_conv, spatial=_spatial, transposed=True))
+
+
+@records(F.linear)
+def _linear(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
+    x, weight, bias = bind(args, kwargs, "input", "weight", "bias")
+    if rec.value(x) is None or rec.value(weight) is not None or x.dim() < 2:
+        return rec.unknown(func, args, kwargs)
+    out = func(x, weight, bias)
+    rec.add(Linear(rec.known(x), weight, bias), out)
+    return out

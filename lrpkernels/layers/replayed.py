@@ -1,0 +1,151 @@
+"""Operations without a rule of their own: replayed under autograd for their vector-Jacobian product."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import FallbackWarning, RelevanceError, UnsupportedOperationError
+from ..graph import Arrived, Multipliers, Node, Value
+from ..rules import Rule
+from .registry import leaves, map_leaves
+
+
+class _Place:
+    """Where an operation's input goes in its call."""
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+
+
+class Replayed(Node):
+    """An operation kept as the call it was, so that it can be run again under autograd.
+
+    A linear one (data movement, sums) is replayed on detached inputs: its vector-Jacobian product depends on the multiplier alone.
+    """
+
+    kind = "replayed"
+    reads_outputs = False
+    linear = True
+
+    def __init__(self, inputs: Sequence[Value], func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        super().__init__(*inputs)
+        self.func = func
+        device = inputs[0].tensor.device.type
+        self._autocast = (device, torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else None
+        places = {id(value.tensor): _Place(index) for index, value in enumerate(inputs)}
+        self._call = map_leaves(lambda leaf: places.get(id(leaf), leaf), (args, kwargs))
+
+    @property
+    def name(self) -> str:
+        return getattr(self.func, "__name__", str(self.func))
+
+    def _inputs(self) -> list[Tensor]:
+        tensors = []
+        for value in self.inputs:
+            tensor = value.tensor
+            if not tensor.is_floating_point():
+                tensors.append(tensor)
+            elif self.linear or not tensor.requires_grad:
+                tensors.append(tensor.detach().requires_grad_())
+            else:
+                tensors.append(tensor.view_as(tensor))  # an alias: one input may have been made from another
+        return tensors
+
+    def _run(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        args, kwargs = map_leaves(lambda leaf: tensors[leaf.index] if type(leaf) is _Place else leaf, self._call)
+        # The relevance pass itself runs without autocast; a function that mixed dtypes under it would fail here.
+        autocast = nullcontext() if self._autocast is None else torch.autocast(*self._autocast, cache_enabled=False)
+        with autocast:
+            return [t for t in leaves(self.func(*args, **kwargs)) if isinstance(t, Tensor)]
+
+    def _vjp(self, multipliers: Sequence[Tensor | None]) -> Multipliers:
+        keep = torch.is_grad_enabled()
+        with torch.enable_grad():
+            tensors = self._inputs()
+            results = self._run(tensors)
+            pairs = [(y, g) for y, g in zip(results, multipliers, strict=True) if g is not None and y.requires_grad]
+            if not pairs:
+                return (None,) * len(self.inputs)
+            ys = [y for y, _ in pairs]
+            live = [i for i, tensor in enumerate(tensors) if tensor.requires_grad]
+            wanted = [tensors[i] for i in live]
+            targets = pairs[0][1].shape[0] // ys[0].shape[0]
+            rows = []
+            for t in range(targets):
+                part = [g if targets == 1 else g.unflatten(0, (targets, -1))[t] for _, g in pairs]
+                rows.append(
+                    torch.autograd.grad(
+                        ys, wanted, part, create_graph=keep, retain_graph=keep or targets > 1, allow_unused=True
+                    )
+                )
+        parts: list[Tensor | None] = [None] * len(tensors)
+        for i, column in zip(live, zip(*rows, strict=True), strict=True):
+            if column[0] is not None:
+                parts[i] = column[0] if targets == 1 else torch.cat(column)
+        return tuple(parts)
+
+    def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
+        return self._vjp(multipliers)
+
+
+class Unknown(Replayed):
+    """A function that no recorder knows. Smooth ones follow their vector-Jacobian product (gradient times input)."""
+
+    kind = "unknown"
+    reads_outputs = True
+    linear = False
+
+    def __init__(
+        self, inputs: Sequence[Value], func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], path: str
+    ) -> None:
+        super().__init__(inputs, func, args, kwargs)
+        self.path = path
+
+    def label(self) -> str:
+        return self.name
+
+    def _run(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        results = super()._run(tensors)
+        for value, result in zip(self.outputs, results, strict=True):
+            if not _alike(value.tensor.detach(), result.detach()):
+                raise UnsupportedOperationError(
+                    f"{self.path}: {self.name} gives another result when it is run again (random numbers, or a state it keeps), so "
+                    "its gradient cannot be taken; use it in evaluation mode, or a module of its own with known parts"
+                )
+        return results
+
+    def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
+        if any(len(value.shape) == 0 for value in self.outputs):
+            raise UnsupportedOperationError(
+                f"{self.path}: {self.name} mixes the images of a batch into one number, which relevance cannot be followed through; "
+                "reduce over other dimensions than the batch's"
+            )
+        try:
+            result: Multipliers = self._vjp(multipliers)
+        except RuntimeError as error:
+            if isinstance(error, RelevanceError) or "derivative" not in str(error):
+                raise
+            result = (None,) * len(self.inputs)
+        if all(g is None for g in result):
+            raise UnsupportedOperationError(
+                f"{self.path}: {self.name} is not differentiable, so no relevance can flow through it; detach its result if it is "
+                "meant as a constant, or replace the function"
+            )
+        warnings.warn(
+            f"lrpkernels has no rule for {self.name} ({self.path}): its gradient is used, as in gradient times input",
+            FallbackWarning,
+            stacklevel=2,
+        )
+        return result
+
+
+def _alike(recorded: Tensor, again: Tensor) -> bool:
+    if recorded.shape != again.shape:
+        return False
+    return not recorded.is_floating_point() or torch.allclose(again, recorded, rtol=1e-3, atol=1e-5, equal_nan=True)

@@ -1,0 +1,135 @@
+"""What a rule sees of the layers it is applied to: read this before writing a rule.
+
+A rule gets the multiplier G at a layer's output (relevance R = a * G) and returns G at its input. Shapes: B images, T targets of one batch,
+target-major, so that multipliers are (T*B, ...) beside forward values (B, ...). Kernels and convolutions are chosen below these views; a
+rule never needs to know which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from ..functional import Part, Scaled
+
+PartOf = Part | Callable[[Tensor], Tensor]  # V of W: a share of it, or any elementwise function
+
+
+class Recorded(Protocol):
+    """Any operation, as a composite sees it when it looks for its rule.
+
+    Attributes:
+        kind: "block" for a linear layer, else the name of the operation.
+        module: the module that ran it.
+        module_type: the module that does the same, for functional calls; None: there is none.
+    """
+
+    kind: str
+
+    @property
+    def module(self) -> nn.Module | None: ...
+    @property
+    def module_type(self) -> type[nn.Module] | None: ...
+
+
+class Layer(Recorded, Protocol):
+    """A convolution, dense layer or batch norm: z = W a + b, with the batch norm behind it merged in, and the ReLU behind both.
+
+    W and b are those after merging: k W and k b + c of a batch norm y = k x + c.
+    """
+
+    @property
+    def a(self) -> Tensor:
+        """The input, (B, C_in, ...), in the dtype that the layer computed in."""
+
+    @property
+    def value(self) -> Tensor:
+        """The output, (B, C_out, ...): z, or max(z, 0) with a ReLU."""
+
+    @property
+    def activation(self) -> Tensor | None:
+        """The output of the ReLU; None without one."""
+
+    def preactivation(self, bias: bool = True) -> Tensor:
+        """z, (B, C_out, ...), with b detached, or without it."""
+
+    def bias(self, part: PartOf) -> Tensor | None:
+        """V of b, detached, shaped to be added to the output; None if the layer has none."""
+
+    def apply(self, a: Tensor, part: PartOf, bias: bool = False) -> Tensor:
+        """V a, plus the same part of b with ``bias``."""
+
+    def pull(self, s: Scaled, part: PartOf) -> Tensor:
+        """V^T s, (T*B, C_in, ...)."""
+
+    def share(self, g: Scaled, part: Part, eps: float, bias: bool = True, by_output: bool = False) -> Tensor:
+        """What most rules do: G_j = sum_k V_jk v_k G_k / (d_k + eps sgn d_k), v the output, d = V a + V b.
+
+        It reads "input" and "output". Inputs below zero use ``part.mirrored``, so that W+ stands for the positive contributions whatever
+        the sign of a. With ``by_output`` outputs below zero follow the mirrored part, too.
+        """
+
+    def box(self, s: Scaled, low: Tensor | None, high: Tensor | None) -> Tensor:
+        """Relevance x * W^T s - low * W+^T s - high * W-^T s; the bounds broadcast against the input, None is 0."""
+
+
+class Sum(Recorded, Protocol):
+    """t = x + y or x - y of two branches, or of a branch and a constant."""
+
+    @property
+    def value(self) -> Tensor:
+        """t, (B, ...)."""
+
+    @property
+    def terms(self) -> tuple[Tensor, ...]:
+        """The branches with their signs, in the shape of t."""
+
+    def back(self, *multipliers: Tensor) -> tuple[Tensor, ...]:
+        """From multipliers at the terms to those at the branches; one multiplier stands for all."""
+
+
+class Average(Recorded, Protocol):
+    """Average pooling, or a mean: a linear map A with constant, non-negative weights."""
+
+    @property
+    def a(self) -> Tensor:
+        """The input, (B, ...)."""
+
+    @property
+    def value(self) -> Tensor:
+        """The output, (B, ...)."""
+
+    @property
+    def is_nonnegative(self) -> bool:
+        """Whether the input is known to hold no negative number."""
+
+    def apply(self, a: Tensor) -> Tensor:
+        """A a."""
+
+    def pull(self, s: Tensor) -> Tensor:
+        """A^T s, (T*B, ...)."""
+
+
+class Maximum(Recorded, Protocol):
+    """Max pooling."""
+
+    @property
+    def value(self) -> Tensor:
+        """The output, (B, ...)."""
+
+    def winner(self, multiplier: Tensor) -> Tensor:
+        """Each window's multiplier at its winner, (T*B, ...)."""
+
+
+class Activation(Recorded, Protocol):
+    """An elementwise function, a ReLU behind a sum among them."""
+
+    @property
+    def a(self) -> Tensor:
+        """The input z, (B, ...)."""
+
+    @property
+    def value(self) -> Tensor:
+        """f(z), (B, ...)."""

@@ -1,0 +1,1 @@
+"""What the command ``lrpkernels`` runs: doctor, bench, profile."""
