@@ -92,6 +92,15 @@ def test_under_autocast(name: str, composite: str) -> None:
     _alike(net, run, tolerance=2**-8)
 
 
+# Bytes at the peak of a plain step while z+ and the layer form still saved s of every layer beside the multiplier.
+SAVES_ALL = {
+    ("residual", "selective"): 7_075_808,
+    ("residual", "dual"): 9_705_552,
+    ("dense", "selective"): 37_327_584,
+    ("dense", "dual"): 55_616_312,
+}
+
+
 @pytest.mark.parametrize("variant", ["selective", "dual"])
 @pytest.mark.parametrize("name", ["residual", "dense"])
 def test_a_step_takes_less_memory_and_leaves_none(name: str, variant: Any) -> None:
@@ -104,7 +113,7 @@ def test_a_step_takes_less_memory_and_leaves_none(name: str, variant: Any) -> No
 
     gradients = sum(p.numel() * p.element_size() for p in model.parameters())
     (most, left), (less, less_left) = (peak_bytes(lambda c=c: step(c)) for c in (False, True))
-    assert less < 0.975 * most, less / most  # a z+ pass saves little beside the values that are there anyway
+    assert less < most and less < 0.95 * SAVES_ALL[name, variant], (less, most)
     assert max(left, less_left) <= 2 * gradients  # their new tensors, the old ones' bytes not yet taken off
 
 
