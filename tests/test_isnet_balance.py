@@ -8,8 +8,8 @@ import pytest
 import torch
 from test_isnet_training import blobs, small_model, train
 
-from isnet.balance import Balance
-from isnet.train_config import TrainConfig
+from isnet.training.balance import Balance
+from isnet.config.train import TrainConfig
 
 
 def test_balance_descends_the_distance_from_no_loss() -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from isnet.data import BiasedMNIST, biased_mnist_splits, mnist
-from isnet.data.biased_mnist import border_band, gratings, mark_places
+from isnet.experiments.biased_mnist import border_band, gratings, mark_places
 
 RANDOM = np.random.default_rng(0)
 COUNT = 400

@@ -24,7 +24,7 @@ from isnet.data import (
     mnist,
     sources,
 )
-from isnet.data.idx import decode_idx, encode_idx
+from isnet.experiments.idx import decode_idx, encode_idx
 
 RANDOM = np.random.default_rng(0)
 TRAIN, VALIDATION, TEST = 5, 2, 3

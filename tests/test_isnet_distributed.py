@@ -17,18 +17,18 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from isnet import cli
-from isnet.distributed import ProcessLostError, World, _losses_as_errors, speaks_first
+from isnet.training.distributed import ProcessLostError, World, _losses_as_errors, speaks_first
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAIN = """
 import json, os, pathlib, socket, sys, traceback, torch
 torch.set_num_threads(1)
 from isnet import runs
-from isnet.distributed import World, launched_world
-from isnet.run_config import HeatmapConfig, ImagesConfig, RunConfig
-from isnet.run_data import RunData
-from isnet.train_config import TrainConfig
-from isnet.validation import losses
+from isnet.training.distributed import World, launched_world
+from isnet.config.run import HeatmapConfig, ImagesConfig, RunConfig
+from isnet.runs.data import RunData
+from isnet.config.train import TrainConfig
+from isnet.training.validation import losses
 
 batches, slow = int(sys.argv[1]), float(sys.argv[2])
 
@@ -200,7 +200,7 @@ def test_scoring_begins_when_the_other_processes_have_left(tmp_path: Path, monke
 
     tests = SimpleNamespace(tests={"test": None}, dropped=())
     monkeypatch.setattr("isnet.cli.launched_world", world)
-    monkeypatch.setattr("isnet.run_data.load_data", lambda *_, **__: tests)
+    monkeypatch.setattr("isnet.runs.data.load_data", lambda *_, **__: tests)
     monkeypatch.setattr("isnet.runs.train_run", lambda *_, **__: order.append("trained"))
     monkeypatch.setattr("isnet.runs.evaluate_run", lambda *_, **__: order.append("scored"))
     monkeypatch.setattr("isnet.cli._print_scores", lambda *_: None)

@@ -15,7 +15,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 from isnet import cli
-from isnet.checkpoints import CheckpointError
+from isnet.training.checkpoints import CheckpointError
 from isnet.data import MNIST, BiasedMNIST
 from isnet.experiments import classes, mnist, xray
 from isnet.experiments.baselines import Altered, InputGradients, with_mask
@@ -34,7 +34,7 @@ def digits(monkeypatch: pytest.MonkeyPatch) -> None:
 
     few = MNIST(*part(140), *part(40), source="test")
     monkeypatch.setattr(mnist, "load_mnist", lambda *_, **__: few)
-    monkeypatch.setattr("isnet.run_data.load_mnist", lambda *_, **__: few)
+    monkeypatch.setattr("isnet.runs.data.load_mnist", lambda *_, **__: few)
 
 
 def toy(folder: Path, **changes: object) -> mnist.MNISTConfig:

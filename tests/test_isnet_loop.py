@@ -16,16 +16,16 @@ from test_isnet_training import Dying, KilledError, assert_same_model, blobs, sm
 from torch import Tensor, nn
 
 from isnet import ISNet, ISNetLoss
-from isnet._steps import NonFiniteLossError, build_scheduler, require_trainable
-from isnet.checkpoints import CheckpointError, load_checkpoint, load_model_state
-from isnet.distributed import World
-from isnet.evaluation import accuracy
-from isnet.run_config import RunConfig
-from isnet.runlog import RunLog, read_log
-from isnet.train_config import TrainConfig
+from isnet.training.steps import NonFiniteLossError, build_scheduler, require_trainable
+from isnet.training.checkpoints import CheckpointError, load_checkpoint, load_model_state
+from isnet.training.distributed import World
+from isnet.scoring.evaluation import accuracy
+from isnet.config.run import RunConfig
+from isnet.training.log import RunLog, read_log
+from isnet.config.train import TrainConfig
 from isnet.training import BEST_NAME, CHECKPOINT_NAME, fit
-from isnet.validation import Watch, losses
-from isnet.warmup import replace_background
+from isnet.training.validation import Watch, losses
+from isnet.data.backgrounds import replace_background
 
 
 def plain_model() -> nn.Sequential:

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from isnet import ISNet
-from isnet.evaluation import background_attention, background_share, evaluate, spread_rows
-from isnet.metrics import (
+from isnet.scoring.evaluation import background_attention, background_share, evaluate, spread_rows
+from isnet.scoring.metrics import (
     Score,
     as_json,
     classification_scores,
@@ -21,7 +21,7 @@ from isnet.metrics import (
     paired_difference,
     sign_flips,
 )
-from isnet.sensitivity import OtherBackground, bias_sensitivity, blind_spot
+from isnet.scoring.sensitivity import OtherBackground, bias_sensitivity, blind_spot
 
 
 def two_classes(n: int = 400, gap: float = 1.0) -> tuple[Tensor, Tensor]:

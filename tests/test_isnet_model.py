@@ -22,7 +22,7 @@ from isnet import (
     selective_score,
     stochastic_target,
 )
-from isnet.evaluation import heatmaps
+from isnet.scoring.evaluation import heatmaps
 from isnet.variants import VARIANTS, PositiveEvidence, logit_sum
 
 DATA = Path(__file__).parent / "data"

@@ -20,8 +20,8 @@ from typer.testing import CliRunner
 
 from isnet import ISNet, cli, report, run_data, validation
 from isnet.data import DataError, MaskedImages, MaskError, Problem
-from isnet.distributed import World
-from isnet.run_config import ImagesConfig, RunConfig
+from isnet.training.distributed import World
+from isnet.config.run import ImagesConfig, RunConfig
 from isnet.runs import Run, load_config, load_run
 
 runner = CliRunner()

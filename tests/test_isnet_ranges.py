@@ -15,12 +15,12 @@ from test_isnet_training import Dying, KilledError, blobs, small_model
 from torch import Tensor
 
 from isnet import ISNet, ISNetOutput, runs
-from isnet.checkpoints import load_checkpoint
-from isnet.ranges import NaturalRange, RelevanceTotals, Welford, load_ranges, natural_range, save_ranges, tune
-from isnet.run_config import ImagesConfig, RunConfig
-from isnet.run_data import RunData
-from isnet.runlog import read_log
-from isnet.train_config import TrainConfig
+from isnet.training.checkpoints import load_checkpoint
+from isnet.training.ranges import NaturalRange, RelevanceTotals, Welford, load_ranges, natural_range, save_ranges, tune
+from isnet.config.run import ImagesConfig, RunConfig
+from isnet.runs.data import RunData
+from isnet.training.log import read_log
+from isnet.config.train import TrainConfig
 from isnet.training import CHECKPOINT_NAME, fit
 
 RECORDED = json.loads((Path(__file__).parent / "data" / "fasterisnet_unit_tunecut.json").read_text())

@@ -16,9 +16,9 @@ from torch.nn.modules._functions import SyncBatchNorm
 
 import lrpkernels as lrp
 from isnet import ISNet
-from isnet._steps import synchronize_batch_norm
-from isnet.distributed import World
-from isnet.train_config import TrainConfig
+from isnet.training.steps import synchronize_batch_norm
+from isnet.training.distributed import World
+from isnet.config.train import TrainConfig
 from isnet.training import fit
 
 

@@ -16,14 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from isnet import ISNet, ISNetLoss
-from isnet._steps import NonFiniteLossError
-from isnet.checkpoints import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
+from isnet.training.steps import NonFiniteLossError
+from isnet.training.checkpoints import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
 from isnet.data import BiasedMNIST
-from isnet.evaluation import accuracy, background_attention, background_share, evaluate, heatmaps
-from isnet.runlog import LOG_NAME, read_log
-from isnet.train_config import TrainConfig
+from isnet.scoring.evaluation import accuracy, background_attention, background_share, evaluate, heatmaps
+from isnet.training.log import LOG_NAME, read_log
+from isnet.config.train import TrainConfig
 from isnet.training import BEST_NAME, CHECKPOINT_NAME, fit
-from isnet.warmup import replace_background
+from isnet.data.backgrounds import replace_background
 
 
 def blobs(count: int = 96, seed: int = 0) -> BiasedMNIST:

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from isnet.checkpoints import CheckpointError
+from isnet.training.checkpoints import CheckpointError
 from isnet.data import DataError, audit, read_table, sources
 from isnet.data import chest_ct as ct
 from isnet.experiments import radiographs, xray, xray_images
 from isnet.experiments.markings import HOSPITALS, mark
-from isnet.run_data import image_set
+from isnet.runs.data import image_set
 from isnet.runs import load_config
 
 

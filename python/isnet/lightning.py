@@ -8,7 +8,7 @@ import lightning
 import torch
 from torch import Tensor
 
-from isnet.evaluation import Example, right_answers
+from isnet.scoring.evaluation import Example, right_answers
 from isnet.loss import ISNetLoss, classification_loss
 from isnet.model import ISNet
 

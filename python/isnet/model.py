@@ -5,17 +5,15 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import lrpkernels as lrp
 
-from .evaluation import heatmaps
+from .explanation import heatmaps
 from .variants import VARIANTS, Form
-
-VariantName = Literal["selective", "stochastic", "original", "dual", "gradient_times_input"]
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,7 @@ class ISNet(nn.Module):
     def __init__(
         self,
         model: nn.Module,
-        variant: VariantName = "selective",
+        variant: str = "selective",
         eps: float = 1e-2,
         input_range: tuple[Any, Any] | None = (0.0, 1.0),
         layers: Sequence[str] = (),
@@ -140,7 +138,7 @@ class ISNet(nn.Module):
         )
 
     def explain(self, x: Tensor, target: Any = None) -> tuple[Tensor, Tensor]:
-        """Logits and heatmap to look at (:func:`isnet.evaluation.heatmaps`): in evaluation mode, without gradients.
+        """Logits and heatmap to look at (:func:`isnet.scoring.evaluation.heatmaps`): in evaluation mode, without gradients.
 
         By the epsilon rule, z^B at the input if its range is known, whatever the variant: so that networks can be compared.
 

@@ -20,20 +20,21 @@ from torch import nn
 from torch.utils.data import Dataset, Subset
 
 from isnet._files import write_json, write_text
-from isnet.checkpoints import CheckpointError
-from isnet.data import load_mnist
-from isnet.data.biased_mnist import Bias, Mark
-from isnet.evaluation import Example, accuracy, background_attention
+from isnet.config import RunConfig
+from isnet.config.groups import Balance
+from isnet.data import Example
+from isnet.data.backgrounds import WARMUP_BACKGROUNDS, WarmupBackground
 from isnet.experiments import trainings
 from isnet.experiments.baselines import Altered, InputGradients, segmented, with_mask
-from isnet.run_config import DataConfig, HeatmapConfig, RunConfig, Variant
-from isnet.run_data import RunData, load_data
-from isnet.runlog import flatten
-from isnet.runs import build_criterion, build_isnet, build_model
-from isnet.sensitivity import blind_spot
-from isnet.train_config import Balance, TrainConfig
+from isnet.experiments.biased_mnist import Bias, Mark
+from isnet.experiments.digits import DigitsConfig, digits_run, load_digits
+from isnet.experiments.mnist_files import load_mnist
+from isnet.runs import RunData, build_criterion, build_isnet, build_model
+from isnet.scoring.evaluation import accuracy, background_attention
+from isnet.scoring.sensitivity import blind_spot
 from isnet.training import fit
-from isnet.warmup import WARMUP_BACKGROUNDS, WarmupBackground
+from isnet.training.checkpoints import CheckpointError
+from isnet.training.log import flatten
 
 TESTS = ("biased", "unbiased", "deceiving")
 _GRADIENT_STRENGTH = 1.0
@@ -54,7 +55,7 @@ class MNISTConfig:
         train_size, test_size: Digits; None: all.
         warmup, epochs: Of each method that has them; all methods see warmup + epochs epochs.
         warmup_background: What replaces the background then, and throughout for the rival "background noise"; see
-            :class:`isnet.train_config.TrainConfig`. Methods named after the swap use the swap.
+            :class:`isnet.config.ScheduleConfig`. Methods named after the swap use the swap.
         batch_size: Images per step.
         heatmap_every: K of the ISNets.
         lazy: Further K, of the Selective ISNet after the warm-up.
@@ -126,7 +127,7 @@ class Method(NamedTuple):
         rival: A kind of training for which the package has no variant.
     """
 
-    variant: Variant
+    variant: str
     warm: bool = False
     throughout: bool = False
     background: WarmupBackground | None = None
@@ -161,7 +162,7 @@ def methods(config: MNISTConfig) -> dict[str, Method]:
         "segmentation, then classification": Method("standard", rival="segmented"),
         "input gradients": Method("standard", rival="gradients"),
     }
-    variants: tuple[Variant, ...] = ("selective", "stochastic", "dual", "gradient_times_input", "original")
+    variants = ("selective", "stochastic", "dual", "gradient_times_input", "original")
     for variant in variants:
         name = variant.replace("_", " ")
         found[f"{name} from scratch"] = Method(variant, every=config.heatmap_every)
@@ -222,6 +223,8 @@ def _finished(config: MNISTConfig, cell: Cell) -> bool:
     saved = json.loads(path.read_text()).get("settings")
     if saved is None:
         raise CheckpointError(f"{path}: an older version's, which kept no settings; choose another folder")
+    if "heatmap" in saved:
+        raise CheckpointError(f"{path}: an older version's, whose settings cannot be compared; choose another folder")
     # Through JSON again: a setting newer than the cell has its default.
     ours, theirs = (flatten(run.to_json()) for run in (run_config(config, cell), RunConfig.from_json(saved)))
     differences = [
@@ -253,13 +256,13 @@ def train_cell(config: MNISTConfig, cell: Cell) -> None:
     model = build_model(run)
     network: nn.Module = model
     options: dict[str, Any] = {}
-    if run.variant != "standard":
+    if run.is_isnet:
         network, options = build_isnet(run, model), {"criterion": build_criterion(run)}
     elif method.rival == "gradients":
         network = InputGradients(model, _GRADIENT_STRENGTH)
         options = {"classification_loss": network.loss}
     train_set = Altered(data.train, with_mask) if method.rival == "gradients" else data.train
-    log = fit(network, train_set, run.train, run_dir=folder / "runs" / cell.key, resume=True, progress=False, **options)
+    log = fit(network, train_set, run, run_dir=folder / "runs" / cell.key, resume=True, progress=False, **options)
     scores = {test: accuracy(model, dataset) for test, dataset in data.tests.items()}
     biased, deceiving = (_first(data.tests[test], _ATTENTION_IMAGES) for test in ("biased", "deceiving"))
     shown = background_attention(model, deceiving)
@@ -280,7 +283,13 @@ def run_config(config: MNISTConfig, cell: Cell) -> RunConfig:
     method = methods(config)[cell.method]
     total = config.warmup + config.epochs
     warmup = config.warmup if method.warm else 0
-    train = TrainConfig(
+    data = DigitsConfig(config.data_folder, config.train_size, config.test_size, mark=cell.mark)
+    if cell.mark == "photo":
+        data = dataclasses.replace(data, mask="digit", imprecise=_MASK_ERROR, ink=_INK)
+    return digits_run(
+        data,
+        variant=method.variant,
+        static=True,
         epochs=total - warmup,
         warmup=warmup,
         # Without a warm-up, another background leaves runs valid.
@@ -289,21 +298,17 @@ def run_config(config: MNISTConfig, cell: Cell) -> RunConfig:
         batch_size=config.batch_size,
         channels_last=True,
         lr_after_warmup=1.0,
-        schedule="cosine",
+        lr_schedule="cosine",
         balance=method.balance,
         heatmap_every=method.every,
         seed=cell.seed,
     )
-    data = DataConfig(config.data_folder, config.train_size, config.test_size, mark=cell.mark, seed=cell.seed)
-    if cell.mark == "photo":
-        data = dataclasses.replace(data, mask="digit", imprecise=_MASK_ERROR, ink=_INK)
-    return RunConfig(method.variant, data=data, heatmap=HeatmapConfig(static=True), train=train)
 
 
 def cell_data(run: RunConfig, method: Method) -> RunData:
     """The data sets of a cell: biased training images, except for the methods that see others."""
-    assert isinstance(run.data, DataConfig)
-    data = load_data(run.data, progress=False, train_bias=method.bias)
+    assert isinstance(run.data, DigitsConfig)
+    data = load_digits(run.data, seed=run.train.seed, progress=False, train_bias=method.bias)
     if method.rival == "segmented":
         tests: dict[str, Dataset[Example]] = {name: Altered(test, segmented) for name, test in data.tests.items()}
         return RunData(Altered(data.train, segmented), {}, tests)

@@ -1,0 +1,84 @@
+"""Values that have a short form as a text, on the command line and in files: sizes, pairs, normalisation."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def _size(value: Any) -> Any:
+    """A side, ``HEIGHTxWIDTH``, or both in a list."""
+    if isinstance(value, list | tuple):
+        sides = [str(side) for side in value]
+    else:
+        sides = str(value).lower().split("x")
+    if len(sides) not in (1, 2) or not all(side.isdigit() and int(side) for side in sides):
+        raise ValueError("HEIGHTxWIDTH or a side")
+    return int(sides[0]), int(sides[-1])
+
+
+def pairs(value: Any) -> dict[str, Any]:
+    """A mapping, or texts ``KEY=VALUE`` whose values are JSON or plain text.
+
+    Raises:
+        ValueError: neither.
+    """
+    if isinstance(value, Mapping):
+        return dict(value)
+    found = {}
+    for text in value if isinstance(value, list | tuple) else [value]:
+        name, separator, given = str(text).partition("=")
+        if not separator or not name.isidentifier():
+            raise ValueError("KEY=VALUE")
+        try:
+            found[name] = json.loads(given)
+        except json.JSONDecodeError:
+            found[name] = given
+    return found
+
+
+def _steps(value: Any) -> Any:
+    """Pairs (epoch, number), a mapping, or texts ``EPOCH=NUMBER``; in ascending order."""
+    if isinstance(value, Mapping):
+        value = list(value.items())
+    try:
+        parts = [text.split("=") if isinstance(text, str) else text for text in value]
+        return tuple(sorted((float(epoch), float(number)) for epoch, number in parts))
+    except (TypeError, ValueError) as error:
+        raise ValueError("EPOCH=P") from error
+
+
+def _several(value: Any) -> Any:
+    """One text stands for a list of one."""
+    return (value,) if isinstance(value, str) else value
+
+
+def normalization(text: str | None, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """(mean, std) per channel of ``imagenet`` or ``MEAN/STD``; None without a text.
+
+    Raises:
+        ValueError: another text, or a wrong number of channels.
+    """
+    if text is None:
+        return None
+    if text == "imagenet":
+        mean, std = IMAGENET
+        return (mean, std) if channels == 3 else ((sum(mean) / 3,), (sum(std) / 3,))
+    try:
+        mean, std = (tuple(map(float, half.split(","))) for half in text.split("/"))
+    except ValueError as error:
+        raise ValueError(f"normalize: expected imagenet or MEAN/STD, got {text!r}") from error
+    if len(mean) != channels or len(std) != channels or min(std) <= 0:
+        raise ValueError(f"normalize: expected {channels} means and positive deviations, got {text!r}")
+    return mean, std
+
+
+Size = Annotated[tuple[int, int], BeforeValidator(_size)]
+Pairs = Annotated[dict[str, Any], BeforeValidator(pairs)]
+Steps = Annotated[tuple[tuple[float, float], ...], BeforeValidator(_steps)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_several)]

@@ -1,0 +1,124 @@
+"""What a run would do, without doing it: images, steps, parameters, memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sized
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import default_collate
+
+from isnet.config import RunConfig
+from isnet.data import Example
+from isnet.loss import classification_loss
+from isnet.model import ISNet
+from isnet.runs.build import build_criterion, build_network
+from isnet.runs.data import RunData
+from isnet.training.distributed import World
+from isnet.training.steps import AUTOCAST, build_optimizer, require_trainable, require_validation
+
+_PROBED = 2  # images in the step that is measured
+
+
+class Plan(NamedTuple):
+    """What a run would do.
+
+    Attributes:
+        images: Their number by split.
+        classes: Names.
+        steps_per_epoch: Optimizer steps.
+        steps: Of the whole training.
+        tuning_steps: Before, to measure C1 and C2.
+        parameters: Numbers that are trained.
+        memory: Bytes that one process holds at the peak of a step, estimated: weights, gradients, optimizer and averages, and what a step
+            saves for its backward passes, measured on two images and scaled to a part of a batch. The allocator's and the libraries' own
+            memory come on top.
+    """
+
+    images: dict[str, int]
+    classes: tuple[str, ...]
+    steps_per_epoch: int
+    steps: int
+    tuning_steps: int
+    parameters: int
+    memory: int
+
+
+def plan_run(config: RunConfig, data: RunData, *, world: World | None = None, device: str = "cpu") -> Plan:
+    """The plan of a run on its data; one forward and backward pass of two images, on the CPU, and no file.
+
+    Raises:
+        ValueError: what :func:`isnet.runs.train_run` would refuse.
+    """
+    world = world or World()
+    require_validation(config, data.validation)
+    network = build_network(config)
+    isnet = network if isinstance(network, ISNet) else None
+    count = len(cast(Sized, data.train))
+    require_trainable(config, world, count, isnet, torch.device(device))
+    if config.is_isnet:
+        build_criterion(config)
+    per_epoch = count // config.train.batch_size
+    schedule = config.schedule
+    weights = sum(p.numel() * p.element_size() for p in network.parameters())
+    copies = 2 + {"sgd": int(config.train.momentum > 0), "adamw": 2}[config.train.optimizer]
+    part = config.train.batch_size // (world.size * config.train.accumulate)
+    examples = [data.train[index] for index in range(min(_PROBED, count))]
+    saved = _saved_bytes(config, network, default_collate(examples))
+    return Plan(
+        {"train": count, **{name: len(cast(Sized, part)) for name, part in {**data.validation, **data.tests}.items()}},
+        config.data.classes,
+        per_epoch,
+        (schedule.warmup + schedule.epochs) * per_epoch,
+        config.tuning_epochs * per_epoch,
+        sum(p.numel() for p in network.parameters() if p.requires_grad),
+        weights * (copies + (config.train.ema is not None)) + saved * part // len(examples),
+    )
+
+
+def _saved_bytes(config: RunConfig, network: nn.Module, batch: Example) -> int:
+    """Bytes that a training step of these images keeps for its backward passes."""
+    images, labels, masks = batch
+    held: dict[int, int] = {}
+    own = {p.untyped_storage().data_ptr() for p in network.parameters()}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            held[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    dtype = AUTOCAST.get(config.train.precision)
+    with (
+        torch.random.fork_rng(devices=[]),
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+        torch.autocast("cpu", torch.bfloat16 if dtype is not None else None, enabled=dtype is not None),
+    ):
+        network.train()
+        output: Any = network(images)
+        loss = (
+            build_criterion(config)(output, labels, masks).total
+            if config.is_isnet
+            else classification_loss(output, labels)
+        )
+    del loss
+    return sum(held.values())
+
+
+def plan_text(plan: Plan, config: RunConfig, device: str, world: World | None = None) -> str:
+    """The plan as lines."""
+    world, train = world or World(), config.train
+    images = ", ".join(f"{count} {name}" for name, count in plan.images.items())
+    shape = "x".join(str(side) for side in config.data.image_shape)
+    tuning = f", and {plan.tuning_steps} before to measure C1 and C2" if plan.tuning_steps else ""
+    processes = f" in each of {world.size} processes" if world.size > 1 else ""
+    return "\n".join(
+        [
+            f"device:  {device}{processes}",
+            f"images:  {images}; {shape}; classes {', '.join(plan.classes)}",
+            f"network: {config.network.arch}, {plan.parameters:,} parameters; {config.network.variant}",
+            f"steps:   {plan.steps} of {train.batch_size} images ({plan.steps_per_epoch} an epoch){tuning}",
+            f"memory:  about {plan.memory / 2**20:,.0f} MiB{processes}, beside PyTorch itself",
+        ]
+    )
