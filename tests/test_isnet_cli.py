@@ -21,13 +21,13 @@ from typer.testing import CliRunner
 
 from isnet import architectures, cli
 from isnet.cli import options
+from isnet.config import RunConfig
 from isnet.data import mnist
-from isnet.experiments.idx import encode_idx
 from isnet.experiments import demo
-from isnet.scoring.pictures import curves_figure
-from isnet.runs.report import Row
-from isnet.config.run import RunConfig
+from isnet.experiments.idx import encode_idx
 from isnet.runs import load_config, load_run
+from isnet.runs.report import Row
+from isnet.scoring.pictures import curves_figure
 
 SMALL = ["--canvas", "40", "--batch-size", "16", "--arch-arg", "block_inplanes=[4,4,8,8]", "--epochs", "1"]
 

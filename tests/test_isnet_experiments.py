@@ -15,10 +15,11 @@ from torch import nn
 from typer.testing import CliRunner
 
 from isnet import cli
-from isnet.training.checkpoints import CheckpointError
-from isnet.data import MNIST, BiasedMNIST
 from isnet.experiments import classes, mnist, xray
 from isnet.experiments.baselines import Altered, InputGradients, with_mask
+from isnet.experiments.biased_mnist import BiasedMNIST
+from isnet.experiments.mnist_files import MNIST
+from isnet.training.checkpoints import CheckpointError
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def digits(monkeypatch: pytest.MonkeyPatch) -> None:
 
     few = MNIST(*part(140), *part(40), source="test")
     monkeypatch.setattr(mnist, "load_mnist", lambda *_, **__: few)
-    monkeypatch.setattr("isnet.runs.data.load_mnist", lambda *_, **__: few)
+    monkeypatch.setattr("isnet.experiments.digits.load_mnist", lambda *_, **__: few)
 
 
 def toy(folder: Path, **changes: object) -> mnist.MNISTConfig:
@@ -71,7 +72,7 @@ def test_a_resumed_cell_counts_what_was_trained_before(
     digits: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ticks = itertools.count(100)
-    monkeypatch.setattr("isnet.training.time.process_time", lambda: float(next(ticks)))
+    monkeypatch.setattr("isnet.training.loop.time.process_time", lambda: float(next(ticks)))
     costs = []
     for name, killed in (("whole", False), ("killed", True)):
         config = toy(tmp_path / name, epochs=3)
@@ -109,7 +110,7 @@ def test_tables_are_means_over_seeds(tmp_path: Path) -> None:
     assert "| 60.0 ± 14.1 | 20.0 | 25.0 | 12.5 | 1.00 |" in mnist.table([row])
     assert mnist.run_experiment(config, progress=False) == [row]  # nothing is left to train
     with pytest.raises(
-        CheckpointError, match=r"other settings \(train.epochs: 2 there, 3 now\); choose another folder"
+        CheckpointError, match=r"other settings \(schedule.epochs: 2 there, 3 now\); choose another folder"
     ):
         mnist.run_experiment(dataclasses.replace(config, epochs=2), progress=False)
     with pytest.raises(ValueError, match="methods: no magic; there are"):
@@ -160,12 +161,13 @@ def test_hard_setting(digits: None, tmp_path: Path) -> None:
 def test_methods_set_what_they_are_called_after(tmp_path: Path) -> None:
     config = toy(tmp_path)
     settings = {name: mnist.run_config(config, mnist.Cell(name, "place", 0)) for name in mnist.methods(config)}
-    assert settings["selective after warm-up, automatic P"].train.balance == "auto"
+    assert settings["selective after warm-up, automatic P"].loss.balance == "auto"
     assert all(name in settings for name in mnist.PRESETS["quick"].methods if name != "selective after warm-up, K = 4")
-    swap = settings["selective with background swap, K = 4"].train
-    assert (swap.warmup, swap.warmup_background, swap.keep_replacing, swap.heatmap_every) == (1, "swap", True, 4)
-    assert not settings["dual after swap warm-up"].train.keep_replacing
-    assert settings["background noise"].train.warmup_background == "noise"
+    swap = settings["selective with background swap, K = 4"]
+    assert (swap.schedule.warmup, swap.schedule.warmup_background, swap.schedule.keep_replacing) == (1, "swap", True)
+    assert swap.loss.heatmap_every == 4
+    assert not settings["dual after swap warm-up"].schedule.keep_replacing
+    assert settings["background noise"].schedule.warmup_background == "noise"
 
 
 def test_input_gradients_are_penalised_outside_the_mask() -> None:

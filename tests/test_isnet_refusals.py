@@ -15,7 +15,7 @@ from torch import nn
 
 import isnet
 from isnet.architectures import ArchitectureError, build_architecture
-from isnet.data.files import FileRef, UnreadableFileError, read_image
+from isnet.data import FileRef, UnreadableFileError, read_image
 from isnet.training.ranges import load_ranges
 
 FITS = {"image_shape": (1, 8, 8), "num_classes": 3}

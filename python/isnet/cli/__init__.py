@@ -1,4 +1,4 @@
-"""Command line: train, tune, evaluate, compare, explain, report, data, experiment, demo; a command is a function in the file of its kind."""
+"""The command line: each command is a function in the file of its kind."""
 
 from __future__ import annotations
 

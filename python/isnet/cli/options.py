@@ -13,7 +13,7 @@ import torch
 import typer
 import yaml
 
-from isnet.config import GROUPS, RunConfig, changed, require_use
+from isnet.config import GROUPS, RunConfig, changed, flag, require_use
 from isnet.config.files import read_values
 from isnet.config.option import Option, bare, default_of, near, options_of
 from isnet.runs.folder import CONFIG_NAME, load_config
@@ -112,7 +112,7 @@ def _signature() -> inspect.Signature:
 
 
 def _parameter(name: str, kind: Any, info: Any, default: Any) -> inspect.Parameter:
-    annotation = Annotated[kind if default is not None else kind | None, info]
+    annotation: Any = Annotated[kind if default is not None else kind | None, info]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
@@ -191,7 +191,11 @@ def _request(
     values: dict[str, Any] = {}
     if resume and folder is not None and (folder / CONFIG_NAME).exists():
         values = load_config(folder).to_json()
-    elif resume and folder is not None and not (config or options.get("data__path") or "path" in overrides.get("data", {})):
+    elif (
+        resume
+        and folder is not None
+        and not (config or options.get("data__path") or "path" in overrides.get("data", {}))
+    ):
         raise ValueError(f"--resume: {folder} holds no run; to begin one there, name --data or --config")
     given = {key: dict(found) for key, found in overrides.items()}
     for parameter, value in options.items():
@@ -206,11 +210,25 @@ def _request(
         values["name"] = name
     if "path" in {**read.get("data", {}), **given.get("data", {})} and not resume:
         values["data"] = {k: v for k, v in values["data"].items() if k not in ("classes", "multi_label")}
-    settings = RunConfig.from_json(values)
     typed = [(key, option) for key, found in given.items() for option in found]
+    try:
+        settings = RunConfig.from_json(values)
+    except ValueError as error:
+        raise ValueError(_named(str(error), typed, read, config)) from error
     filed = [pair for pair in changed(settings) if pair[1] in read.get(pair[0], {})]
     require_use(settings, dict.fromkeys([*typed, *filed]))
     return Request(folder, settings, device, resume, overwrite, print_config, dry_run, quiet)
+
+
+def _named(text: str, typed: Sequence[tuple[str, str]], read: Mapping[str, Any], path: Path | None) -> str:
+    """An error's text that begins with GROUP.OPTION, with the name under which the option was given."""
+    found = re.match(r"(\w+)\.(\w+): ", text)
+    if found is None:
+        return text
+    key, name = found.groups()
+    if (key, name) in typed:
+        return f"{flag(name)}{text[found.end() - 2 :]}"
+    return f"{path}: {text}" if name in read.get(key, {}) else text
 
 
 def _split_arguments(arguments: Sequence[str]) -> tuple[Path | None, dict[str, dict[str, Any]]]:

@@ -36,7 +36,6 @@ def explain(
     device: Device = "cpu",
 ) -> None:
     """Draws a test image, its LRP heatmap and its foreground mask."""
-
     trained = load_run(run, device=device)
     data, classes = run_data(trained), trained.config.data.classes
     require_tests(data, run)
@@ -89,6 +88,5 @@ def report(
     title: Annotated[str, typer.Option(help="Its heading.")] = "ISNet",
 ) -> None:
     """Writes one self-contained HTML page: accuracies, heatmap gallery and training curves."""
-
     write_report(out, [load_run(folder) for folder in run], title=title)
     typer.echo(f"Report: {out}")

@@ -13,7 +13,7 @@ from isnet.cli.options import Device
 from isnet.runs.data import require_tests, run_data, same_images
 from isnet.runs.evaluate import evaluate_run
 from isnet.runs.folder import Run, load_run
-from isnet.runs.tables import mask_notes, markdown_table, score_rows, score_table
+from isnet.runs.tables import markdown_table, mask_notes, score_rows, score_table
 from isnet.scoring.evaluation import predict
 from isnet.scoring.paired import compare as paired_tests
 
@@ -28,7 +28,6 @@ def evaluate(
     device: Device = "cpu",
 ) -> None:
     """Scores runs on their tests: accuracy, macro F1, AUC with intervals, per source, and relevance in the background."""
-
     loaded = [load_run(folder, device=device) for folder in run]
     for trained in loaded:
         scores = evaluate_run(trained, resamples=resamples, sensitivity=sensitivity)
@@ -54,7 +53,6 @@ def compare(
     device: Device = "cpu",
 ) -> None:
     """Paired tests between two runs on the same test images: McNemar, and bootstrap of accuracy and AUC differences; by groups, if any."""
-
     a, b = (load_run(folder, device=device) for folder in (first, second))
     data_a, data_b = (run_data(run) for run in (a, b))
     require_tests(data_a, first)

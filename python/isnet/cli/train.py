@@ -10,7 +10,7 @@ import typer
 
 from isnet.cli.options import Request, is_first, takes_options
 from isnet.cli.scores import print_scores
-from isnet.config import RunConfig
+from isnet.config import ImagesConfig, RunConfig
 from isnet.config.files import to_yaml
 from isnet.runs.data import RunData, load_run_data, with_classes
 from isnet.runs.evaluate import evaluate_run
@@ -32,9 +32,7 @@ def _train(request: Request) -> None:
         config, data = _prepared(request, world, device)
         if data is None:
             return
-        trained = train_run(
-            folder, config, data=data, device=device, resume=request.resume, progress=not request.quiet
-        )
+        trained = train_run(folder, config, data=data, device=device, resume=request.resume, progress=not request.quiet)
     # Scoring may take longer than processes wait for each other: the others have left.
     if world.is_main and data.tests:
         evaluate_run(trained, data, progress=not request.quiet)
@@ -72,7 +70,8 @@ def _prepared(request: Request, world: World, device: str) -> tuple[RunConfig, R
     What cannot be used ends the run here, not in its last minute.
     """
     config = request.config
-    config = dataclasses.replace(config, data=with_classes(config.data))
+    if isinstance(config.data, ImagesConfig):
+        config = dataclasses.replace(config, data=with_classes(config.data))
     data = load_run_data(config, check=True, progress=world.is_main and not request.quiet)
     if data.dropped and world.is_main and not request.quiet:
         more = f"; and {len(data.dropped) - _NAMED} more" if len(data.dropped) > _NAMED else ""

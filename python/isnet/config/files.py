@@ -8,9 +8,8 @@ from typing import Any
 
 import yaml
 
-from isnet.config.option import options_of, to_json
+from isnet.config.option import near, options_of, to_json
 from isnet.config.run import GROUPS, RunConfig
-from isnet.config.option import near
 
 
 def read_values(path: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:

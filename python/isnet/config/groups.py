@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from isnet.config.option import Group, option
-from isnet.config.texts import Names, Pairs, Size, Steps, normalization
+from isnet.config.texts import Channels, Limit, Names, Pairs, Size, Steps, normalization
 from isnet.data import MaskPolicy, Resize, pixel_range
 from isnet.data.augmentation import check_strengths
 from isnet.data.backgrounds import WarmupBackground
@@ -30,7 +30,7 @@ class ImagesConfig(Group):
     masks: str | None = option(None, "Folder of the masks, of the images' shape; DATA/masks if left out.", common=True)
     labels: Names = option((), "Label column of a multi-label manifest; repeatable.", names=("--label",), common=True)
     size: Size = option((224, 224), "HEIGHTxWIDTH of the images for the network.", metavar="HxW", common=True)
-    channels: Literal[1, 3] = option(3, "Colour channels.", common=True)
+    channels: Channels = option(3, "Colour channels.", common=True)
     mask_policy: MaskPolicy = option("error", "The effect of an unusable mask.")
     segmenter: str | None = option(None, "package.module:callable that makes missing masks from images [C, H, W].")
     resize: Resize = option("stretch", "stretch, or pad to keep the aspect ratio.")
@@ -125,11 +125,20 @@ class LossConfig(Group):
     )
     balance: Balance = option("fixed", "P as set, or from the running means of both losses.", needs="isnet")
     heatmap_every: int = option(
-        1, "K: heatmap loss on every K-th step, weighted K.", ge=1, common=True, needs="isnet", resumable="after warm-up"
+        1,
+        "K: heatmap loss on every K-th step, weighted K.",
+        ge=1,
+        common=True,
+        needs="isnet",
+        resumable="after warm-up",
     )
     d: float = option(0.9, "GWRP decay.", names=("--decay",), ge=0, le=1, common=True, needs="isnet")
-    e: float = option(1.0, "E, the background score that costs log 2.", names=("--background-scale",), gt=0, needs="isnet")
-    c1: float | None = option(None, "Lower end of natural foreground relevance; measured if left out.", gt=0, needs="isnet")
+    e: float = option(
+        1.0, "E, the background score that costs log 2.", names=("--background-scale",), gt=0, needs="isnet"
+    )
+    c1: float | None = option(
+        None, "Lower end of natural foreground relevance; measured if left out.", gt=0, needs="isnet"
+    )
     c2: float | None = option(None, "Upper end; measured if left out.", gt=0, needs="isnet")
     tune: int = option(
         2, "Epochs of plain training from which C1 and C2 are measured.", ge=1, common=True, needs="measured"
@@ -171,11 +180,15 @@ class OptimizerConfig(Group):
     lr: float = option(3e-4, "Learning rate.", gt=0, common=True)
     momentum: float = option(0.9, "Of sgd.", ge=0, lt=1, needs="sgd")
     weight_decay: float = option(1e-2, "Of either optimizer.", ge=0)
-    clip_norm: float | None = option(1.0, "Largest norm of the gradient; none = no limit.", gt=0)
+    clip_norm: Limit = option(1.0, "Largest norm of the gradient; 0 or none = no limit.", gt=0)
     precision: Precision = option("float32", "Of the forward pass; the others run it under autocast.")
-    ema: float | None = option(None, "Decay of a moving average of the weights, which is then scored and kept.", gt=0, lt=1)
+    ema: float | None = option(
+        None, "Decay of a moving average of the weights, which is then scored and kept.", gt=0, lt=1
+    )
     sync_batch_norm: bool = option(False, "Batch norm over the images of all processes, each with a GPU.")
-    channels_last: bool = option(False, "Memory format of model and images.", names=("--channels-last/--channels-first",))
+    channels_last: bool = option(
+        False, "Memory format of model and images.", names=("--channels-last/--channels-first",)
+    )
     deterministic: bool = option(False, "Deterministic algorithms only; on a GPU, runs then repeat bit for bit.")
     workers: int = option(0, "Processes that load images; 0 = this one.", ge=0, resumable="always")
     seed: int = option(0, "Seed of every draw, of data and training.", ge=0, common=True)
@@ -190,7 +203,10 @@ class ScheduleConfig(Group):
         0, "Epochs before, with the background replaced and the classification loss alone.", ge=0, common=True
     )
     warmup_background: WarmupBackground = option(
-        "noise", "By what: white noise, noise of several scales, or another image's background.", common=True, needs="replaced"
+        "noise",
+        "By what: white noise, noise of several scales, or another image's background.",
+        common=True,
+        needs="replaced",
     )
     keep_replacing: bool = option(
         False, "Replace the background after the warm-up, too; without one: throughout.", resumable="after warm-up"
@@ -217,7 +233,10 @@ class ScheduleConfig(Group):
         0.1, "Factor on the learning rate at each milestone.", gt=0, le=1, needs="step", resumable="after warm-up"
     )
     monitor: Monitor | None = option(
-        "loss", "Validation score that chooses the best checkpoint; none keeps the last.", names=("--best-by",), common=True
+        "loss",
+        "Validation score that chooses the best checkpoint; none keeps the last.",
+        names=("--best-by",),
+        common=True,
     )
     patience: int | None = option(
         None, "Stop after so many epochs without a better score.", ge=1, common=True, resumable="always"

@@ -47,7 +47,7 @@ class Option:
 
 def option(default: Any, help: str, **more: Any) -> Any:
     """A field of a group; ``more``: the other attributes of :class:`Option`, and the bounds ``ge``, ``gt``, ``le``, ``lt``."""
-    bounds = {name: more.pop(name) for name in ("ge", "gt", "le", "lt") if name in more}
+    bounds: dict[str, float] = {name: more.pop(name) for name in ("ge", "gt", "le", "lt") if name in more}
     metadata = {_KEY: Option(help, bounds=bounds, **more)}
     if isinstance(default, dict):
         return dataclasses.field(default_factory=lambda: dict(default), metadata=metadata)
@@ -103,7 +103,8 @@ def default_of(group: type, name: str) -> Any:
 
 def to_json(value: Any) -> Any:
     """A configuration, or a part of it, as JSON values."""
-    return json.loads(json.dumps(dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value))
+    plain = dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
+    return json.loads(json.dumps(plain))
 
 
 def made(group: type[GroupT], values: Any, where: str) -> GroupT:
@@ -119,7 +120,7 @@ def made(group: type[GroupT], values: Any, where: str) -> GroupT:
     """
     if not isinstance(values, Mapping):
         raise ValueError(f"{where}: expected options with their values, got {values!r}")
-    known = [field.name for field in dataclasses.fields(group)]
+    known = [field.name for field, _ in fields_of(group)]
     for name in values:
         if name not in known:
             raise ValueError(f"{where}.{name}: no such option{near(str(name), known)}")
@@ -133,7 +134,7 @@ def made(group: type[GroupT], values: Any, where: str) -> GroupT:
 
 
 def near(name: str, known: Any) -> str:
-    """"; did you mean ...?", or nothing."""
+    """What a name may have meant, as the end of a sentence."""
     found = difflib.get_close_matches(name, list(known), n=2, cutoff=0.6)
     return f"; did you mean {' or '.join(found)}?" if found else f"; there are {', '.join(known)}"
 
@@ -146,26 +147,30 @@ def _checked(name: str, kind: Any, known: Option | None, value: Any) -> Any:
     """
     if known is not None and known.choices is not None and value not in known.choices():
         raise ValueError(f"{name}: expected {' or '.join(known.choices())}, got {value!r}")
+    if isinstance(value, str) and value.lower() == "none" and type(None) in get_args(_unannotated(kind)):
+        return None
     if isinstance(value, bool) and not _takes_bool(kind):
         raise ValueError(f"{name}: expected {_plain(kind)}, got {value!r}")
     bounds = tuple(sorted(known.bounds.items())) if known is not None else ()
     try:
         return _adapter(kind, bounds).validate_python(value)
     except ValidationError as error:
-        text = error.errors()[0]["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+        found = error.errors()[0]
+        text = found["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+        text = text.replace("'", "") if found["type"] == "literal_error" else text
         raise ValueError(f"{name}: expected {text}, got {value!r}") from error
 
 
 @functools.lru_cache(maxsize=512)
 def _cached_adapter(kind: Any, bounds: tuple[tuple[str, float], ...]) -> TypeAdapter[Any]:
-    return TypeAdapter(Annotated[kind, Field(**dict(bounds))] if bounds else kind)  # type: ignore[arg-type]
+    return TypeAdapter(Annotated[kind, Field(**dict(bounds))] if bounds else kind)
 
 
 def _adapter(kind: Any, bounds: tuple[tuple[str, float], ...]) -> TypeAdapter[Any]:
     try:
         return _cached_adapter(kind, bounds)
     except TypeError:  # a type that cannot be hashed
-        return TypeAdapter(Annotated[kind, Field(**dict(bounds))] if bounds else kind)  # type: ignore[arg-type]
+        return TypeAdapter(Annotated[kind, Field(**dict(bounds))] if bounds else kind)
 
 
 def bare(kind: Any) -> Any:
@@ -176,6 +181,10 @@ def bare(kind: Any) -> Any:
         kinds = [part for part in get_args(kind) if part is not type(None)]
         return bare(kinds[0]) if len(kinds) == 1 else kind
     return kind
+
+
+def _unannotated(kind: Any) -> Any:
+    return get_args(kind)[0] if get_origin(kind) is Annotated else kind
 
 
 def _takes_bool(kind: Any) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator
 
@@ -13,10 +13,7 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 def _size(value: Any) -> Any:
     """A side, ``HEIGHTxWIDTH``, or both in a list."""
-    if isinstance(value, list | tuple):
-        sides = [str(side) for side in value]
-    else:
-        sides = str(value).lower().split("x")
+    sides = [str(side) for side in value] if isinstance(value, list | tuple) else str(value).lower().split("x")
     if len(sides) not in (1, 2) or not all(side.isdigit() and int(side) for side in sides):
         raise ValueError("HEIGHTxWIDTH or a side")
     return int(sides[0]), int(sides[-1])
@@ -67,8 +64,7 @@ def normalization(text: str | None, channels: int) -> tuple[tuple[float, ...], t
     if text is None:
         return None
     if text == "imagenet":
-        mean, std = IMAGENET
-        return (mean, std) if channels == 3 else ((sum(mean) / 3,), (sum(std) / 3,))
+        return IMAGENET if channels == 3 else tuple((sum(values) / 3,) for values in IMAGENET)  # type: ignore[return-value]
     try:
         mean, std = (tuple(map(float, half.split(","))) for half in text.split("/"))
     except ValueError as error:
@@ -78,6 +74,17 @@ def normalization(text: str | None, channels: int) -> tuple[tuple[float, ...], t
     return mean, std
 
 
+def _limit(value: Any) -> Any:
+    """0 is no limit."""
+    return None if not isinstance(value, bool) and str(value) in ("0", "0.0") else value
+
+
+def _whole(value: Any) -> Any:
+    return int(value) if isinstance(value, str) and value.isdigit() else value
+
+
+Limit = Annotated[float | None, BeforeValidator(_limit)]
+Channels = Annotated[Literal[1, 3], BeforeValidator(_whole)]
 Size = Annotated[tuple[int, int], BeforeValidator(_size)]
 Pairs = Annotated[dict[str, Any], BeforeValidator(pairs)]
 Steps = Annotated[tuple[tuple[float, float], ...], BeforeValidator(_steps)]

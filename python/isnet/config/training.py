@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from isnet.config.groups import FilesConfig, LossConfig, OptimizerConfig, ScheduleConfig
-from isnet.config.option import Group, near, options_of, to_json
+from isnet.config.option import Group, default_of, near, options_of, to_json
 
 ConfigT = TypeVar("ConfigT", bound="TrainConfig")
 
@@ -57,7 +57,8 @@ class TrainConfig:
                 known = [option for group in groups.values() for option in options_of(type(group))]
                 raise ValueError(f"{name}: no such option{near(name, known)}")
             changes.setdefault(where, {})[name] = value
-        return dataclasses.replace(self, **{key: dataclasses.replace(groups[key], **new) for key, new in changes.items()})
+        new: dict[str, Any] = {key: dataclasses.replace(groups[key], **found) for key, found in changes.items()}  # type: ignore[type-var]
+        return dataclasses.replace(self, **new)
 
     def rate_factor(self, step: int, steps_per_epoch: int) -> float:
         """Learning rate of a step, counted from 0, over ``lr``."""
@@ -101,7 +102,7 @@ class TrainConfig:
         """What prevents a run with the settings ``saved`` from being continued with these, one text each.
 
         Options that change no weight may differ, and the number of epochs and what acts after the warm-up as far as the steps done do
-        not depend on it.
+        not depend on it. An option that a group of ``saved`` lacks counts as its default.
 
         Raises:
             ValueError: ``saved`` is an older version's.
@@ -109,7 +110,9 @@ class TrainConfig:
         found = []
         for key, ours in self.training_json().items():
             if not isinstance(saved.get(key), Mapping):
-                raise ValueError("the settings are an older version's, which this one cannot continue; train in a new folder")
+                raise ValueError(
+                    "the settings are an older version's, which this one cannot continue; train in a new folder"
+                )
             theirs, options = saved[key], options_of(type(getattr(self, key)))
             found += [f"{key}.{name}: {theirs[name]!r} there, not an option now" for name in theirs if name not in ours]
             for name, value in ours.items():
@@ -117,6 +120,7 @@ class TrainConfig:
                 free |= not past_warmup and options[name][0].resumable == "after warm-up"
                 if name == "epochs":  # the rates of a cosine depend on their number
                     free = not past_warmup or self.schedule.lr_schedule != "cosine"
-                if not free and theirs.get(name) != value:
-                    found.append(f"{key}.{name}: {theirs.get(name)!r} there, {value!r} now")
+                before = theirs[name] if name in theirs else to_json(default_of(type(getattr(self, key)), name))
+                if not free and before != value:
+                    found.append(f"{key}.{name}: {before!r} there, {value!r} now")
         return found

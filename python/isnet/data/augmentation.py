@@ -92,7 +92,7 @@ def check_strengths(strengths: Mapping[str, Any]) -> None:
         if name not in STRENGTHS:
             raise ValueError(f"expected {', '.join(STRENGTHS)}, got {name!r}")
         # Texts and booleans can come from the command line.
-        if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value <= STRENGTHS[name]:
+        if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) <= STRENGTHS[name]:
             raise ValueError(f"{name}: expected a number in [0, {STRENGTHS[name]}], got {value!r}")
 
 

@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from scipy import ndimage
 
 from isnet._files import write_bytes
-from isnet.experiments import downloads
 from isnet.data.table import DataError
+from isnet.experiments import downloads
 
 SPACING = 2.0  # mm, of the volumes
 _WATER = 0.2  # attenuation of water per cm at diagnostic energies

@@ -15,9 +15,9 @@ from rich.progress import track
 
 from isnet._files import atomic_path, write_json
 from isnet.architectures import build_architecture
+from isnet.experiments.trainings import NARROW_RESNET
 from isnet.loss import ISNetLoss
 from isnet.model import ISNet
-from isnet.experiments.trainings import NARROW_RESNET
 
 VARIANTS = ("original", "dual", "selective", "stochastic")
 

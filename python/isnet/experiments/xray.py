@@ -6,7 +6,6 @@ The reproducible set is semi-synthetic (:mod:`isnet.experiments.radiographs`), r
 
 from __future__ import annotations
 
-import dataclasses
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

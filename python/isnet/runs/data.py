@@ -27,8 +27,8 @@ from isnet.data import (
     with_validation,
 )
 from isnet.data.table import TRAIN, VALIDATION
-from isnet.training.distributed import World, current_world
 from isnet.runs.folder import Run
+from isnet.training.distributed import World, current_world
 
 
 class RunData(NamedTuple):

@@ -48,7 +48,9 @@ def open_run(folder: Path, config: RunConfig, resume: bool) -> Path:
     exists = world.from_main(path.exists())
     if exists:
         if not resume:
-            raise FileExistsError(f"{folder} holds a run: go on with --resume, replace it with --overwrite, or name another folder")
+            raise FileExistsError(
+                f"{folder} holds a run: go on with --resume, replace it with --overwrite, or name another folder"
+            )
         require_same_run(folder, config)
     world.barrier()
     if world.is_main:

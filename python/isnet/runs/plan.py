@@ -16,7 +16,7 @@ from isnet.model import ISNet
 from isnet.runs.build import build_criterion, build_network
 from isnet.runs.data import RunData
 from isnet.training.distributed import World
-from isnet.training.steps import AUTOCAST, build_optimizer, require_trainable, require_validation
+from isnet.training.steps import AUTOCAST, require_trainable, require_validation
 
 _PROBED = 2  # images in the step that is measured
 

@@ -51,9 +51,10 @@ def gallery(runs: Sequence[Run], dataset: Dataset[Example], count: int = 8) -> F
     maps: dict[str, Tensor] = {}
     captions: dict[str, list[str]] = {}
     for title, run in titled(runs).items():
-        network = run.config.network
-        device = next(run.model.parameters()).device
-        logits, found = heatmaps(run.model, images.to(device), eps=settings.eps, input_range=settings.input_range)
+        device, config = next(run.model.parameters()).device, run.config
+        logits, found = heatmaps(
+            run.model, images.to(device), eps=config.network.eps, input_range=config.data.pixel_range
+        )
         maps[title] = found.cpu()
         shares = background_share(maps[title], masks).tolist()
         logits = logits.cpu()

@@ -30,7 +30,7 @@ def train_run(
 ) -> Run:
     """Trains a run in ``folder`` and keeps settings, log and checkpoint there.
 
-    With an ISNet whose C1 and C2 are not set the natural range of relevance is measured first, as :func:`tune_run` does, unless the folder has it already. In
+    The natural range of an ISNet, unless it is set, is measured first, as :func:`tune_run` does, unless the folder has it already. In
     processes started by torchrun each calls this with the same arguments.
 
     Args:
@@ -125,9 +125,7 @@ def _measure(folder: Path, config: RunConfig, data: RunData, *, device: str, res
         first = config.replaced(epochs=0)
         fit(network, data.train, first, validation=data.validation, run_dir=folder, title=config.title, **options)
         after = config.replaced(lr=config.train.lr * config.schedule.lr_after_warmup)
-    ranges = tune(
-        network, data.train, after, epochs=config.tuning_epochs, run_dir=folder / TUNING_FOLDER, **options
-    )
+    ranges = tune(network, data.train, after, epochs=config.tuning_epochs, run_dir=folder / TUNING_FOLDER, **options)
     if world.is_main:
         save_ranges(folder / RANGES_NAME, ranges)
     world.barrier()

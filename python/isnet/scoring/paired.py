@@ -103,7 +103,8 @@ def compare(
     images = len(labels)
     found: dict[str, Any] = {
         f"{name}_difference": paired_difference(
-            *(partial(SCORES[name].value, answers) for answers in (answers_a, answers_b)),
+            partial(SCORES[name].value, answers_a),
+            partial(SCORES[name].value, answers_b),
             images,
             groups=groups,
             resamples=resamples,

@@ -78,7 +78,7 @@ class BlindSpot(NamedTuple):
         distance: Total variation distance between the class probabilities before and after, 1/2 sum |p - p'|; for several labels per
             image the mean of |p - p'|.
         background: Share of absolute relevance outside the mask, for the predicted class, mean of before and after. An image without any
-            relevance counts as 0, since its decision can still change (:func:`isnet.scoring.evaluation.background_attention` leaves it out).
+            relevance counts as 0, since its decision can still change (:func:`~isnet.scoring.evaluation.background_attention` skips it).
         score: Mean of distance x (1 - background) over the images. Near 0: the decision does not depend on the background, or the heatmap
             says that it does. Near 1: it does, and the heatmap is clean.
     """

@@ -131,9 +131,7 @@ class _Trainer:
         isnet = network if isinstance(network, ISNet) else None
         require_trainable(config, self.world, self.images_count, isnet, device)
         self.steps_per_epoch = self.images_count // config.train.batch_size
-        self.learner = Learner(
-            network, config, self.world, self.steps_per_epoch, run_dir=self.run_dir, **step_options
-        )
+        self.learner = Learner(network, config, self.world, self.steps_per_epoch, run_dir=self.run_dir, **step_options)
         schedule = config.schedule
         self.watch = None if schedule.monitor is None else scoring.Watch(schedule.monitor, schedule.patience)
         self.started = 0.0  # the processor time at which this process would have started the whole run
@@ -234,9 +232,7 @@ class _Trainer:
         size = train.batch_size // (self.world.size * train.accumulate)
         offsets = [self.learner.first_of(part) for part in range(train.accumulate)]
         first = self.learner.step - epoch * self.steps_per_epoch
-        starts = [
-            step * train.batch_size + offset for step in range(first, self.steps_per_epoch) for offset in offsets
-        ]
+        starts = [step * train.batch_size + offset for step in range(first, self.steps_per_epoch) for offset in offsets]
         rows = [order[start : start + size].tolist() for start in starts]
         return iter(DataLoader(self.train_set, batch_sampler=rows, num_workers=train.workers))
 

@@ -6,6 +6,7 @@ Source: arXiv 2401.08409 (hyper-parameters of the foreground loss); docs/method.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import math
 import os
@@ -19,13 +20,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from isnet._files import write_json
-from isnet.training.distributed import current_world
+from isnet.config import TrainConfig
 from isnet.data import Example
 from isnet.loss import classification_loss
 from isnet.model import ISNet, ISNetOutput
-from isnet.variants import VARIANTS
-from isnet.config import TrainConfig
+from isnet.training.distributed import current_world
 from isnet.training.loop import fit
+from isnet.variants import VARIANTS
 
 RANGES_NAME = "ranges.json"
 
@@ -185,7 +186,14 @@ def tune(
     if epochs < 1:
         raise ValueError(f"epochs: expected >= 1, got {epochs}")
     plain = config.replaced(
-        epochs=epochs, warmup=0, lr_schedule="constant", lr_rampup=0.0, ema=None, monitor=None, patience=None, keep_last=0
+        epochs=epochs,
+        warmup=0,
+        lr_schedule="constant",
+        lr_rampup=0.0,
+        ema=None,
+        monitor=None,
+        patience=None,
+        keep_last=0,
     )
     trained = ISNet(
         copy.deepcopy(network.model),

@@ -13,11 +13,11 @@ from safetensors.torch import save_file
 from torch import nn
 
 from isnet._files import atomic_path
-from isnet.training.distributed import World
+from isnet.config import TrainConfig
 from isnet.data import Example
 from isnet.loss import LayerLoss
 from isnet.model import ISNet, ISNetOutput
-from isnet.config import TrainConfig
+from isnet.training.distributed import World
 
 AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)

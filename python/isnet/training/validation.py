@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from isnet.training.distributed import World
+from isnet.config.groups import Monitor
 from isnet.data import Example
 from isnet.explanation import evaluation_mode
 from isnet.loss import ISNetLoss, classification_loss
 from isnet.model import ISNet
 from isnet.scoring.evaluation import predict, right_answers
-from isnet.config.groups import Monitor
+from isnet.training.distributed import World
 
 _SEED = 5  # of the Stochastic variant's choices, the same in each epoch
 
