@@ -94,16 +94,10 @@ def _sanitizer(tool: str) -> Callable[[Options], list[str] | None]:
         program = shutil.which("compute-sanitizer", path=f"{os.environ.get('PATH', '')}:/usr/local/cuda/bin")
         if program is None or options.device != "cuda":
             return None
-        return [
-            program,
-            "--tool",
-            tool,
-            "--error-exitcode",
-            "9",
-            "--print-limit",
-            "20",
-            *_measure("sanitized")(options),
-        ]
+        # What PyTorch asks CUDA in vain, and handles, is no error.
+        quiet = ["--report-api-errors", "no"] if tool == "memcheck" else []
+        watch = ["--tool", tool, *quiet, "--error-exitcode", "9", "--print-limit", "20"]
+        return [program, *watch, *_measure("sanitized")(options)]
 
     return command
 
@@ -159,6 +153,19 @@ STAGES = (
 _LEAST = 8.0  # seconds in which a stage could say anything
 
 
+def link_folder(options: Options) -> str:
+    """A folder with libcudart.so where a toolkit made of wheels has it under a version's name alone; "" if there is none."""
+    found = [path for folder in sys.path for path in Path(folder).glob("nvidia/*/lib/libcudart.so.*")]
+    if options.device != "cuda" or not found:
+        return ""
+    folder = ROOT / "build" / "gpu_link"
+    folder.mkdir(parents=True, exist_ok=True)
+    link = folder / "libcudart.so"
+    link.unlink(missing_ok=True)
+    link.symlink_to(found[0].resolve())
+    return str(folder)
+
+
 class Run:
     """All stages within a budget.
 
@@ -171,10 +178,13 @@ class Run:
     def __init__(self, options: Options, budget: float, clock: Callable[[], float] = time.monotonic) -> None:
         self.options, self.budget, self.clock = options, budget, clock
         self.begun = clock()
-        self.environment = {
-            **os.environ, "PYTHONUNBUFFERED": "1", "LRPKERNELS_CUDA": "1", "TORCH_CUDA_ARCH_LIST": options.arch,
-            "MAX_JOBS": str(os.cpu_count() or 1), "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}",
-        }  # fmt: skip
+        paths = {
+            name: os.pathsep.join(filter(None, (first, os.environ.get(name))))
+            for name, first in (("PATH", str(Path(sys.executable).parent)), ("LIBRARY_PATH", link_folder(options)))
+        }
+        cores = str(os.cpu_count() or 1)
+        self.environment = {**os.environ, **paths, "PYTHONUNBUFFERED": "1", "MAX_JOBS": cores}
+        self.environment.update(LRPKERNELS_CUDA="1", TORCH_CUDA_ARCH_LIST=options.arch)
         options.out.mkdir(parents=True, exist_ok=True)
         for path in (*options.out.glob("*.log"), options.rows):
             path.unlink(missing_ok=True)

@@ -74,6 +74,33 @@ def _spread(row: Row | None) -> str:
     return f"{row['ratio']:.2f} ({row['low']:.2f} - {row['high']:.2f})"
 
 
+def _memory(row: Row, base: Row) -> str:
+    if not row.get("peak_mib") or not base.get("peak_mib"):
+        return ""
+    return f" (memory {row['peak_mib'] / base['peak_mib']:.2f})"
+
+
+def _chosen(results: Results, network: str, precision: str) -> str:
+    """How many convolutions the tuner gave to the fused kernels."""
+    choices = _rows(results, what="choice", network=network, precision=precision)
+    fused = sum(row["path"] == "fused" for row in choices)
+    refused = sum(row["fused_ms"] is None for row in choices)
+    return f"{fused} of {len(choices)}{f', {refused} refused' if refused else ''}" if choices else ""
+
+
+def _kernel_lines(kernels: Sequence[Row]) -> Iterator[str]:
+    """One line per layer and dtype, then what failed and what is less exact than allowed."""
+    for layer, dtype in dict.fromkeys((row["layer"], row["dtype"]) for row in kernels):
+        rows = [row for row in kernels if (row["layer"], row["dtype"]) == (layer, dtype)]
+        texts = [f"{row['op']} {1 / row['ratio']:.1f}" if "ratio" in row else f"{row['op']} -" for row in rows]
+        yield f"eager over ours, {layer} {dtype}: {', '.join(texts)}"
+    for row in kernels:
+        if "error" in row:
+            yield f"kernel {row['op']} {row['layer']} {row['dtype']}: {_figure(row)}"
+        elif row["error_ratio"] > 1:
+            yield f"kernel {row['op']} {row['layer']} {row['dtype']}: error {row['error_ratio']:.2g} times its bound"
+
+
 def _groups(rows: Sequence[Row], *columns: str) -> dict[tuple[Any, ...], dict[str, Row]]:
     found: dict[tuple[Any, ...], dict[str, Row]] = {}
     for row in rows:
@@ -137,10 +164,7 @@ def _conv(results: Results) -> Iterator[str]:
     lines = []
     for what in ("conv step", "conv heatmap"):
         for (network, precision), by in _groups(_rows(results, what=what), "network", "precision").items():
-            choices = _rows(results, what="choice", network=network, precision=precision)
-            fused = sum(row["path"] == "fused" for row in choices)
-            refused = sum(row["fused_ms"] is None for row in choices)
-            chosen = f"{fused} of {len(choices)}{f', {refused} refused' if refused else ''}"
+            chosen = _chosen(results, network, precision) or "-"
             cells = [_spread(by.get(mode)) for mode in ("auto", "fused")]
             lines.append(
                 [what.removeprefix("conv "), network, precision, _figure(by.get("vendor"), "ms"), *cells, chosen]
@@ -207,7 +231,7 @@ def summary(results: Results) -> str:
     lines = ["", "=" * 100, verdict(results).replace("*", ""), *_environment(results)]
     for entry in results["stages"]:
         lines.append(f"  {entry['name']:<10} {entry['seconds']:5.0f} s  {_state(entry)[:110]}")
-    for what in (
+    whats = (
         "step",
         "heatmap",
         "graph step",
@@ -216,20 +240,20 @@ def summary(results: Results) -> str:
         "peer step",
         "peer heatmap",
         "compiled step",
-    ):
+    )
+    for what in whats:
         for key, by in _groups(_rows(results, what=what), "network", "precision", "composite").items():
             base = next(iter(by.values()))
-            rest = [f"{name} {_figure(row)[:40]}" for name, row in by.items() if row is not base]
+            rest = [f"{name} {_figure(row)[:40]}{_memory(row, base)}" for name, row in by.items() if row is not base]
             label = " ".join(str(part) for part in key if part)
-            lines.append(f"{what:<13} {label:<24} {base['by']} {_figure(base, 'ms')[:40]} ms: {'; '.join(rest)}")
-    slow = [row for row in _rows(results, what="kernel", by="lrpkernels") if row.get("ratio", 0) > 1 or "error" in row]
-    lines += [
-        f"kernel slower than eager: {row['op']} {row['layer']} {row['dtype']} {_figure(row)[:60]}" for row in slow[:16]
-    ]
+            chosen = _chosen(results, key[0], key[1]) if what == "conv step" else ""
+            text = f"{what:<13} {label:<24} {base['by']} {_figure(base, 'ms')[:40]} ms: {'; '.join(rest)}"
+            lines.append(f"{text}{'; chosen ' + chosen if chosen else ''}")
+    lines += _kernel_lines(_rows(results, what="kernel", by="lrpkernels"))
     lines += [f"sanitizer {row['stage']}: {row['summary']}" for row in _rows(results, what="sanitizer")]
     lines += [f"failed test: {row['test']} {row['error'][:80]}" for row in _rows(results, what="failed test")[:12]]
     lines += [f"fused convolutions, {line}" for line in decision(results)]
-    return "\n".join(line[:200] for line in lines)
+    return "\n".join(line[:600] for line in lines)
 
 
 def write(results: Results, path: Path = PAGE) -> None:

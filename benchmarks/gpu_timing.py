@@ -97,11 +97,11 @@ def measure(
                 del able[name], times[name]
     first = next(iter(runs))
     for name, values in times.items():
-        low, _, high = quantiles(values, n=4)
+        low, _, high = quantiles(values, n=4, method="inclusive")
         rows[name].update(ms=median(values), low_ms=low, high_ms=high, rounds=len(values))
         if first in times:
             ratios = [v / b for v, b in zip(values, times[first], strict=True)]
-            low, _, high = quantiles(ratios, n=4)
+            low, _, high = quantiles(ratios, n=4, method="inclusive")
             rows[name].update(ratio=median(ratios), low=low, high=high)
     return list(rows.values())
 

@@ -33,7 +33,7 @@ RULES: dict[str, Any] = {
     "gamma": lrp.Gamma(0.25),
 }
 # Relative to the largest value of a float64 result; a float32 network may differ where rounding reaches a kink of a rule.
-TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-3}
+TOLERANCES = {torch.float64: 1e-9, torch.float32: 2e-3}
 
 pytestmark = pytest.mark.parametrize("device", DEVICES)
 

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_emulated_ops import load_emulated_ops
 
 from benchmarks import gpu_page, gpu_stages
 from benchmarks.gpu_first_run import STAGES, Options, Run, Stage, read_doctor, read_sanitizer, read_tests
 from benchmarks.gpu_timing import measure
+from lrpkernels.testing import emulated_cuda
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -60,6 +62,21 @@ def test_stages(stage: str, tmp_path: Path) -> None:
         assert "| network |" in gpu_page.page({"rows": rows, "stages": [], "device": "cpu", "date": ""})
 
 
+def test_the_tuner_s_choices_are_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through the CUDA sources on the CPU, where convolutions have fused kernels."""
+    load_emulated_ops()
+    monkeypatch.setattr(gpu_stages, "CONV_NETWORKS", ("vgg16",))
+    path = tmp_path / "rows.jsonl"
+    with emulated_cuda():
+        gpu_stages.main(["conv", "--rows", str(path), "--device", "cpu", "--tiny"])
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    choices = [row for row in rows if row["what"] == "choice"]
+    assert choices and all(row["path"] in ("fused", "vendor") and row["key"] for row in choices)
+    fused = sum(row["path"] == "fused" for row in choices if row["precision"] == "fp32")
+    count = sum(row["precision"] == "fp32" for row in choices)
+    assert f"{fused} of {count}" in gpu_page.page({"rows": rows, "stages": [], "device": "cpu", "date": ""})
+
+
 def _stage(name: str, code: str, limit: float = 60, **more: Any) -> Stage:
     return Stage(name, "log", limit, lambda options: [sys.executable, "-c", code], **more)
 
@@ -83,8 +100,8 @@ def test_a_stage_that_takes_too_long_is_ended_with_its_children_and_keeps_its_ro
     results = run.results()
     assert results["stages"][0]["state"] == "out of time" and results["stages"][0]["seconds"] < 20
     assert {"what": "figure"} in results["rows"]
-    lines = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline")]
-    left = [line for line in lines if str(alive).encode() in line and line.startswith(b"sh")]
+    running = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout.splitlines()
+    left = [line for line in running if line.startswith("sh ") and str(alive) in line]
     assert not left
 
 
@@ -109,7 +126,7 @@ def _doctor(passed: bool, device: str = "cuda") -> list[dict[str, Any]]:
         {"device": device, "kernel": "ratio", "dtype": "float32", "max_error": 1e-7, "passed": True},
         {"device": device, "kernel": "affine", "dtype": "float32", "max_error": 1e-2, "passed": passed},
     ]
-    return read_doctor("a warning {\n" * 0 + json.dumps({"passed": passed, "checks": checks}, indent=2) + "\nthe end")
+    return read_doctor("a warning\n" + json.dumps({"passed": passed, "checks": checks}, indent=2) + "\nthe end")
 
 
 def _page(rows: list[dict[str, Any]]) -> str:
