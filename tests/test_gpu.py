@@ -102,11 +102,13 @@ def test_targets(device: str, target: Any) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("mode", ["vendor", "fused"])
+@pytest.mark.parametrize("rule", [lrp.Epsilon(1e-2), RULES["epsilon, z^B"]], ids=["epsilon", "epsilon, z^B"])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_half_precision(device: str, name: str, mode: Any, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_half_precision(
+    device: str, name: str, rule: Any, mode: Any, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if device == "cpu" and (mode == "fused" or dtype == torch.float16):
         pytest.skip("no such kernel on the CPU")
-    rule = lrp.Epsilon(1e-2)
     exact = _explained(name, rule, "cpu", torch.float64)[1]
     monkeypatch.setattr(tuner, "current", Tuner(mode))
     _, heatmap, gradients = _explained(name, rule, device, dtype)
