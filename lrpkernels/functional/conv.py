@@ -238,7 +238,7 @@ def conv_box(
         scaled: how s is made of G at the block's output, (T*B, C_out, ...).
         weight: W, dtype of the multiplier.
         input: x, (B, C_in, ...).
-        low, high: bounds of the pixels, (C_in,), float32 (float64 beside float64); None: 0.
+        low, high: bounds of the pixels, (C_in,); None: 0.
         geometry: of the convolution.
 
     Returns:
@@ -251,7 +251,7 @@ def conv_box(
     if conv_routes.picks_parts(weight, geometry):
         dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
         zero = torch.zeros(input.shape[1], dtype=dtype, device=input.device)
-        bounds = tuple(zero if bound is None else bound for bound in (low, high))
+        bounds = tuple(zero if bound is None else bound.to(dtype) for bound in (low, high))
         return call(_ConvPull, *scaled[:6], weight, input, scaled.eps, Weights.BOX, geometry, bounds)
     parts = [(input, weight)]
     for bound, clamp in ((low, {"min": 0}), (high, {"max": 0})):
