@@ -207,7 +207,7 @@ def test_scoring_begins_when_the_other_processes_have_left(tmp_path: Path, monke
     monkeypatch.setattr("isnet.cli.train.train_run", lambda *_, **__: order.append("trained"))
     monkeypatch.setattr("isnet.cli.train.evaluate_run", lambda *_, **__: order.append("scored"))
     monkeypatch.setattr("isnet.cli.train.print_scores", lambda *_: None)
-    assert CliRunner().invoke(cli.app, ["train", str(tmp_path / "run")]).exit_code == 0
+    assert CliRunner().invoke(cli.app, ["train", str(tmp_path / "run"), "--data", "not read"]).exit_code == 0
     assert order == ["trained", "left", "scored"]
 
 

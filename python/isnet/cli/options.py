@@ -123,9 +123,9 @@ def _option_parameter(key: str, name: str, option: Option, kind: Any, panel: str
         names = (f"{names[0]}/--no-{names[0][2:]}", *names[1:])
     info = typer.Option(
         *names,
-        help=option.help,
-        metavar=None if plain is bool else option.metavar or _metavar(option, plain),
-        show_default=_shown(default_of(GROUPS[key], name)) or False,
+        help=_help(option, plain, default_of(GROUPS[key], name)),
+        metavar=None if plain is bool else option.metavar or {int: "INTEGER", float: "NUMBER"}.get(plain, "TEXT"),
+        show_default=False,
         rich_help_panel=panel,
         hidden=not option.common,
         autocompletion=_completion(option, plain),
@@ -151,8 +151,12 @@ def _completion(option: Option, plain: Any) -> Callable[[str], list[str]] | None
     return lambda incomplete: [value for value in _choices(option, plain) if value.startswith(incomplete)]
 
 
-def _metavar(option: Option, plain: Any) -> str:
-    return "|".join(_choices(option, plain)) or {int: "INTEGER", float: "NUMBER"}.get(plain, "TEXT")
+def _help(option: Option, plain: Any, default: Any) -> str:
+    """The help, with the choices that it does not name, and the default."""
+    parts, choices, shown = [option.help], _choices(option, plain), _shown(default)
+    if not all(choice in option.help for choice in choices):
+        parts.append(f"One of {', '.join(choices)}.")
+    return " ".join([*parts, f"Default: {shown}."] if shown else parts)
 
 
 def _shown(value: Any) -> str:

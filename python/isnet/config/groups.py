@@ -47,8 +47,6 @@ class ImagesConfig(Group):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.path:
-            raise ValueError("data: name the image folder, manifest or shards to train on (--data PATH)")
         try:
             check_strengths(self.augment)
         except ValueError as error:
@@ -107,46 +105,33 @@ class NetworkConfig(Group):
     )
 
 
+def _of_isnet(default: Any, help: str, **more: Any) -> Any:
+    """An option of the heatmap loss, which acts after the warm-up."""
+    return option(default, help, **{"needs": "isnet", "resumable": "after warm-up", **more})
+
+
 @dataclass(frozen=True)
 class LossConfig(Group):
     """The heatmap loss and its share of the whole; see :class:`isnet.ISNetLoss`."""
 
-    p: float = option(0.7, "P: loss = (1 - P) classification + P heatmap.", ge=0, le=1, common=True, needs="isnet",
-                      resumable="after warm-up")  # fmt: skip
-    p_ramp: float = option(
-        0.0, "Epochs after the warm-up over which P rises from 0.", ge=0, needs="isnet", resumable="after warm-up"
+    p: float = _of_isnet(0.7, "P: loss = (1 - P) classification + P heatmap.", ge=0, le=1, common=True)
+    p_ramp: float = _of_isnet(0.0, "Epochs after the warm-up over which P rises from 0.", ge=0)
+    p_schedule: Steps = _of_isnet(
+        (), "P from that epoch after the warm-up on, 5=0.9 for example; repeatable.", metavar="EPOCH=P"
     )
-    p_schedule: Steps = option(
-        (),
-        "P from that epoch after the warm-up on, 5=0.9 for example; repeatable.",
-        metavar="EPOCH=P",
-        needs="isnet",
-        resumable="after warm-up",
-    )
-    balance: Balance = option("fixed", "P as set, or from the running means of both losses.", needs="isnet")
-    heatmap_every: int = option(
-        1,
-        "K: heatmap loss on every K-th step, weighted K.",
-        ge=1,
-        common=True,
-        needs="isnet",
-        resumable="after warm-up",
-    )
-    d: float = option(0.9, "GWRP decay.", names=("--decay",), ge=0, le=1, common=True, needs="isnet")
-    e: float = option(
-        1.0, "E, the background score that costs log 2.", names=("--background-scale",), gt=0, needs="isnet"
-    )
-    c1: float | None = option(
-        None, "Lower end of natural foreground relevance; measured if left out.", gt=0, needs="isnet"
-    )
-    c2: float | None = option(None, "Upper end; measured if left out.", gt=0, needs="isnet")
-    tune: int = option(
+    balance: Balance = _of_isnet("fixed", "P as set, or from the running means of both losses.")
+    heatmap_every: int = _of_isnet(1, "K: heatmap loss on every K-th step, weighted K.", ge=1, common=True)
+    d: float = _of_isnet(0.9, "GWRP decay.", names=("--decay",), ge=0, le=1, common=True)
+    e: float = _of_isnet(1.0, "E, the background score that costs log 2.", names=("--background-scale",), gt=0)
+    c1: float | None = _of_isnet(None, "Lower end of natural foreground relevance; measured if left out.", gt=0)
+    c2: float | None = _of_isnet(None, "Upper end; measured if left out.", gt=0)
+    tune: int = _of_isnet(
         2, "Epochs of plain training from which C1 and C2 are measured.", ge=1, common=True, needs="measured"
     )
-    foreground: Foreground = option("hybrid", "Right side of the foreground loss.", needs="isnet")
-    w_foreground: float = option(1.0, "Weight of the foreground loss.", ge=0, needs="isnet")
-    w_background: float = option(1.0, "Weight of the background loss.", ge=0, needs="isnet")
-    layer_decay: float = option(0.8, "GWRP decay over the supervised layers.", ge=0, le=1, needs="isnet")
+    foreground: Foreground = _of_isnet("hybrid", "Right side of the foreground loss.")
+    w_foreground: float = _of_isnet(1.0, "Weight of the foreground loss.", ge=0)
+    w_background: float = _of_isnet(1.0, "Weight of the background loss.", ge=0)
+    layer_decay: float = _of_isnet(0.8, "GWRP decay over the supervised layers.", ge=0, le=1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -180,7 +165,7 @@ class OptimizerConfig(Group):
     lr: float = option(3e-4, "Learning rate.", gt=0, common=True)
     momentum: float = option(0.9, "Of sgd.", ge=0, lt=1, needs="sgd")
     weight_decay: float = option(1e-2, "Of either optimizer.", ge=0)
-    clip_norm: Limit = option(1.0, "Largest norm of the gradient; 0 or none = no limit.", gt=0)
+    clip_norm: Limit = option(1.0, "Largest norm of the gradient; 0 or none = no limit.")
     precision: Precision = option("float32", "Of the forward pass; the others run it under autocast.")
     ema: float | None = option(
         None, "Decay of a moving average of the weights, which is then scored and kept.", gt=0, lt=1
@@ -218,7 +203,7 @@ class ScheduleConfig(Group):
     lr_schedule: LRSchedule = option(
         "constant",
         "constant; cosine, towards 0 at the end; step, by gamma at milestones.",
-        names=("--lr-schedule", "--schedule"),
+        names=("--schedule",),
         common=True,
         resumable="after warm-up",
     )

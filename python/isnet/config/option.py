@@ -158,7 +158,19 @@ def _checked(name: str, kind: Any, known: Option | None, value: Any) -> Any:
         found = error.errors()[0]
         text = found["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
         text = text.replace("'", "") if found["type"] == "literal_error" else text
+        if known is not None and known.bounds and found["type"].startswith(("greater_than", "less_than")):
+            text = _range(known.bounds)
         raise ValueError(f"{name}: expected {text}, got {value!r}") from error
+
+
+def _range(bounds: Mapping[str, float]) -> str:
+    """Bounds as one writes them."""
+    if len(bounds) == 1:
+        ((kind, number),) = bounds.items()
+        return f"{ {'ge': '>=', 'gt': '>', 'le': '<=', 'lt': '<'}[kind] } {number:g}"
+    low = next(f"{'[' if kind == 'ge' else '('}{bounds[kind]:g}" for kind in ("ge", "gt") if kind in bounds)
+    high = next(f"{bounds[kind]:g}{']' if kind == 'le' else ')'}" for kind in ("le", "lt") if kind in bounds)
+    return f"in {low}, {high}"
 
 
 @functools.lru_cache(maxsize=512)

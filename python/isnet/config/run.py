@@ -66,7 +66,7 @@ CONDITIONS: Mapping[str, Condition] = {
         lambda run: run.tuning_epochs > 0, "an ISNet whose C1 and C2 are measured (without --c1 and --c2)"
     ),
     "sgd": Condition(lambda run: run.train.optimizer == "sgd", "--optimizer sgd"),
-    "step": Condition(lambda run: run.schedule.lr_schedule == "step", "--lr-schedule step"),
+    "step": Condition(lambda run: run.schedule.lr_schedule == "step", "--schedule step"),
     "warmup": Condition(lambda run: run.schedule.warmup > 0, "--warmup"),
     "replaced": Condition(
         lambda run: bool(run.schedule.warmup or run.schedule.keep_replacing), "--warmup or --keep-replacing"

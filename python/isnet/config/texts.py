@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
@@ -83,7 +83,7 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, str) and value.isdigit() else value
 
 
-Limit = Annotated[float | None, BeforeValidator(_limit)]
+Limit = Annotated[Annotated[float, Field(gt=0)] | None, BeforeValidator(_limit)]
 Channels = Annotated[Literal[1, 3], BeforeValidator(_whole)]
 Size = Annotated[tuple[int, int], BeforeValidator(_size)]
 Pairs = Annotated[dict[str, Any], BeforeValidator(pairs)]

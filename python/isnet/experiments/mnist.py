@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import statistics
-from collections.abc import Callable, Mapping, Sequence, Sized
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,6 +28,7 @@ from isnet.experiments.baselines import Altered, InputGradients, segmented, with
 from isnet.experiments.biased_mnist import Bias, Mark
 from isnet.experiments.digits import DigitsConfig, digits_run, load_digits
 from isnet.experiments.mnist_files import load_mnist
+from isnet.experiments.mnist_table import rows_of, table
 from isnet.runs import RunData, build_criterion, build_isnet, build_model
 from isnet.scoring.evaluation import accuracy, background_attention
 from isnet.scoring.sensitivity import blind_spot
@@ -36,7 +36,6 @@ from isnet.training import fit
 from isnet.training.checkpoints import CheckpointError
 from isnet.training.log import flatten
 
-TESTS = ("biased", "unbiased", "deceiving")
 _GRADIENT_STRENGTH = 1.0
 _ATTENTION_IMAGES = 200
 _SWAP_LAZY = 4  # K of the Selective ISNet beside swapped backgrounds: the cheap one
@@ -316,56 +315,8 @@ def cell_data(run: RunConfig, method: Method) -> RunData:
 
 
 def table_rows(config: MNISTConfig, cells: Sequence[Cell]) -> list[dict[str, Any]]:
-    """Mean and standard deviation over the seeds, per mark and method; cost: processor time over that of the standard network."""
-    found = [json.loads(_path(Path(config.folder), cell).read_text()) for cell in cells]
-    rows = []
-    for mark in config.marks:
-        plain = _mean(found, "standard", mark, lambda result: result["cpu_seconds"] / result["steps"])
-        for name in dict.fromkeys(cell.method for cell in cells if cell.mark == mark):
-            row: dict[str, Any] = {"mark": mark, "method": name}
-            for test in TESTS:
-                row[test] = _mean(found, name, mark, partial(_percent, test))
-            row["background"] = _mean(found, name, mark, lambda result: 100 * result["background"])
-            for key in ("distance", "score"):
-                row[key] = _mean(found, name, mark, partial(_spot, key))
-            cost = _mean(found, name, mark, lambda result: result["cpu_seconds"] / result["steps"])
-            row["cost"] = None if plain is None or cost is None else cost[0] / plain[0]
-            rows.append(row)
-    return rows
-
-
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows in Markdown, mean ± standard deviation in per cent."""
-    lines = [
-        "| mark | method | biased | unbiased | deceiving | background relevance | decisions moved | blind spot | cost |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    for row in rows:
-        cells = [_cell(row[key]) for key in (*TESTS, "background", "distance", "score")]
-        cost = "-" if row["cost"] is None else f"{row['cost']:.2f}"
-        lines.append(f"| {row['mark']} | {row['method']} | {' | '.join(cells)} | {cost} |")
-    return "\n".join(lines) + "\n"
-
-
-def _cell(score: tuple[float, float] | None) -> str:
-    return "-" if score is None else f"{score[0]:.1f} ± {score[1]:.1f}" if score[1] else f"{score[0]:.1f}"
-
-
-def _mean(
-    results: Sequence[Mapping[str, Any]], method: str, mark: str, value: Callable[[Mapping[str, Any]], float]
-) -> tuple[float, float] | None:
-    values = [value(result) for result in results if result["method"] == method and result["mark"] == mark]
-    if not values:
-        return None
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
-
-
-def _percent(test: str, result: Mapping[str, Any]) -> float:
-    return 100 * float(result["accuracy"][test])
-
-
-def _spot(key: str, result: Mapping[str, Any]) -> float:
-    return 100 * float(result["blind_spot"][key])
+    """The rows of :func:`isnet.experiments.mnist_table.rows_of`, from the files of the cells."""
+    return rows_of([json.loads(_path(Path(config.folder), cell).read_text()) for cell in cells], config.marks)
 
 
 def _path(folder: Path, cell: Cell) -> Path:
