@@ -24,6 +24,7 @@ from typer.testing import CliRunner
 
 from isnet import architectures, cli, runs
 from isnet.config import GROUPS, ImagesConfig, RunConfig, flag
+from isnet.config.files import to_markdown
 from isnet.config.option import options_of
 from isnet.experiments import demo
 from isnet.experiments import mnist_files as mnist
@@ -412,6 +413,12 @@ def test_help_is_short_and_the_whole_of_it_names_every_option_and_default() -> N
         assert re.search(rf"{flag(name)}\b.*?Default: {re.escape(shown)}\.", re.sub(r"[│\s]+", " ", whole)), name
     for variant in ("standard", *VARIANTS):
         assert variant in short
+
+
+def test_the_page_of_options_is_current() -> None:
+    """Else: ``python -m isnet.config > docs/options.md``."""
+    page = Path(__file__).parents[1] / "docs" / "options.md"
+    assert page.read_text() == to_markdown()
 
 
 def test_completion_knows_the_choices() -> None:

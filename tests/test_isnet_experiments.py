@@ -19,6 +19,7 @@ from isnet.experiments import classes, mnist, xray
 from isnet.experiments.baselines import Altered, InputGradients, with_mask
 from isnet.experiments.biased_mnist import BiasedMNIST
 from isnet.experiments.mnist_files import MNIST
+from isnet.experiments.mnist_table import TESTS
 from isnet.training.checkpoints import CheckpointError
 
 
@@ -61,7 +62,7 @@ def test_every_method_gives_a_cell(digits: None, tmp_path: Path) -> None:
     rows = mnist.table_rows(config, cells)
     assert [row["method"] for row in rows] == list(mnist.methods(config))
     for row in rows:
-        assert all(0 <= row[key][0] <= 100 for key in (*mnist.TESTS, "distance", "score")) and row["cost"] > 0
+        assert all(0 <= row[key][0] <= 100 for key in (*TESTS, "distance", "score")) and row["cost"] > 0
     standard = next(row for row in rows if row["method"] == "standard")
     assert standard["cost"] == 1
     text = mnist.table(rows)
@@ -96,7 +97,7 @@ def test_tables_are_means_over_seeds(tmp_path: Path) -> None:
     for cell, value in zip(cells, (0.5, 0.7), strict=True):
         result = {
             **cell._asdict(),
-            "accuracy": dict.fromkeys(mnist.TESTS, value),
+            "accuracy": dict.fromkeys(TESTS, value),
             "background": 0.2,
             "blind_spot": {"changed": 0.1, "distance": 0.25, "background": 0.2, "score": 0.125},
             "cpu_seconds": 3,
@@ -155,7 +156,7 @@ def test_hard_setting(digits: None, tmp_path: Path) -> None:
     assert torch.equal(reference.train.masks, biased.train.masks)
     assert torch.equal(biased.train.marks, biased.train.labels)
     assert 0 < (reference.train.marks == reference.train.labels).float().mean() < 0.3
-    assert list(reference.tests) == list(mnist.TESTS)
+    assert list(reference.tests) == list(TESTS)
 
 
 def test_methods_set_what_they_are_called_after(tmp_path: Path) -> None:

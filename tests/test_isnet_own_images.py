@@ -25,6 +25,7 @@ from isnet.runs import Run, load_config, load_run, report
 from isnet.runs import data as run_data
 from isnet.training import validation
 from isnet.training.distributed import World
+from isnet.variants import VARIANTS
 
 runner = CliRunner()
 SIDE = 16
@@ -105,7 +106,7 @@ def test_from_images_to_report(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("layers", [[], ["first"]], ids=["input", "deep supervision"])
-@pytest.mark.parametrize("variant", ["selective", "stochastic", "original", "dual", "gradient_times_input"])
+@pytest.mark.parametrize("variant", list(VARIANTS))
 def test_every_variant_trains(folder: Path, tmp_path: Path, variant: str, layers: list[str]) -> None:
     chosen = [argument for layer in layers for argument in ("--layer", layer)]
     run("train", tmp_path / "run", "--data", folder, "--variant", variant, *TUNED, *chosen)
@@ -128,7 +129,7 @@ def test_the_layer_form_is_measured_and_validated_by(folder: Path, tmp_path: Pat
     assert validation._explained(Tiny(), ISNet(Tiny(), form="layerwise")).form == "layerwise"
 
 
-GUARDED = ("selective", "stochastic", "original", "dual", "gradient_times_input")
+GUARDED = tuple(VARIANTS)
 
 
 @pytest.mark.parametrize(

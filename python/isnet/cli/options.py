@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
+from typing import Annotated, Any, NamedTuple, get_args, get_origin
 
 import torch
 import typer
@@ -15,7 +15,7 @@ import yaml
 
 from isnet.config import GROUPS, RunConfig, changed, flag, require_use
 from isnet.config.files import read_values
-from isnet.config.option import Option, bare, default_of, near, options_of
+from isnet.config.option import Option, bare, choices_of, default_of, full_help, near, options_of
 from isnet.runs.folder import CONFIG_NAME, load_config
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the run.")]
@@ -139,24 +139,16 @@ def _is_several(kind: Any) -> bool:
     return get_origin(plain) is dict or (get_origin(plain) is tuple and get_args(plain)[-1] is Ellipsis)
 
 
-def _choices(option: Option, plain: Any) -> tuple[str, ...]:
-    if option.choices is not None:
-        return option.choices()
-    return tuple(str(value) for value in get_args(plain)) if get_origin(plain) is Literal else ()
-
-
 def _completion(option: Option, plain: Any) -> Callable[[str], list[str]] | None:
-    if not _choices(option, plain):
+    if not choices_of(option, plain):
         return None
-    return lambda incomplete: [value for value in _choices(option, plain) if value.startswith(incomplete)]
+    return lambda incomplete: [value for value in choices_of(option, plain) if value.startswith(incomplete)]
 
 
 def _help(option: Option, plain: Any, default: Any) -> str:
-    """The help, with the choices that it does not name, and the default."""
-    parts, choices, shown = [option.help], _choices(option, plain), _shown(default)
-    if not all(choice in option.help for choice in choices):
-        parts.append(f"One of {', '.join(choices)}.")
-    return " ".join([*parts, f"Default: {shown}."] if shown else parts)
+    """The help with the default."""
+    shown = _shown(default)
+    return f"{full_help(option, plain)} Default: {shown}." if shown else full_help(option, plain)
 
 
 def _shown(value: Any) -> str:

@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
-from isnet.config.option import near, options_of, to_json
-from isnet.config.run import GROUPS, RunConfig
+from isnet.config.option import default_of, full_help, near, options_of, to_json
+from isnet.config.run import GROUPS, RunConfig, flag
 
 
 def read_values(path: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
@@ -45,6 +45,23 @@ def to_yaml(config: RunConfig) -> str:
         lines += ["", f"# {(type(group).__doc__ or '').partition(chr(10))[0]}", f"{key}:"]
         for name, (option, _) in options_of(type(group)).items():
             lines.append(f"  {name}: {_value(getattr(group, name))}  # {option.help}")
+    return "\n".join(lines) + "\n"
+
+
+def to_markdown() -> str:
+    """The page of all options, docs/options.md."""
+    lines = [
+        "# Options of a run",
+        "",
+        "What `isnet train` and `isnet tune` take, by group: on the command line, as `GROUP.OPTION=VALUE` after it, or in a file",
+        "(`--config run.yaml`; `--print-config` prints one). Made by `python -m isnet.config` from `isnet/config/groups.py`.",
+    ]
+    for key, group in GROUPS.items():
+        lines += ["", f"## {key}", (group.__doc__ or "").partition("\n")[0], ""]
+        lines += ["| option | command line | default | meaning |", "| --- | --- | --- | --- |"]
+        for name, (option, kind) in options_of(group).items():
+            default, meaning = _value(default_of(group, name)), full_help(option, kind)
+            lines.append(f"| `{name}` | `{flag(name)}` | `{default}` | {meaning} |")
     return "\n".join(lines) + "\n"
 
 

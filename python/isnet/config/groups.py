@@ -24,7 +24,10 @@ STANDARD = "standard"
 
 @dataclass(frozen=True)
 class ImagesConfig(Group):
-    """Your own images; see :func:`isnet.data.read_table` and :class:`isnet.data.MaskedImages`."""
+    """Your own images.
+
+    See :func:`isnet.data.read_table` and :class:`isnet.data.MaskedImages`.
+    """
 
     path: str = option("", "Image folder, .csv/.tsv/.parquet manifest or .tar shards.", names=("--data",), common=True)
     masks: str | None = option(None, "Folder of the masks, of the images' shape; DATA/masks if left out.", common=True)
@@ -71,7 +74,10 @@ class ImagesConfig(Group):
 
 @dataclass(frozen=True)
 class NetworkConfig(Group):
-    """The classifier, and the ISNet around it; see :class:`isnet.ISNet`."""
+    """The classifier, and the ISNet around it.
+
+    See :class:`isnet.ISNet`.
+    """
 
     variant: str = option(
         STANDARD,
@@ -112,7 +118,10 @@ def _of_isnet(default: Any, help: str, **more: Any) -> Any:
 
 @dataclass(frozen=True)
 class LossConfig(Group):
-    """The heatmap loss and its share of the whole; see :class:`isnet.ISNetLoss`."""
+    """The heatmap loss and its share of the whole.
+
+    See :class:`isnet.ISNetLoss`.
+    """
 
     p: float = _of_isnet(0.7, "P: loss = (1 - P) classification + P heatmap.", ge=0, le=1, common=True)
     p_ramp: float = _of_isnet(0.0, "Epochs after the warm-up over which P rises from 0.", ge=0)

@@ -185,6 +185,21 @@ def _adapter(kind: Any, bounds: tuple[tuple[str, float], ...]) -> TypeAdapter[An
         return TypeAdapter(Annotated[kind, Field(**dict(bounds))] if bounds else kind)
 
 
+def choices_of(option: Option, kind: Any) -> tuple[str, ...]:
+    """The possible values of an option, as texts; empty if any of its type is one."""
+    if option.choices is not None:
+        return option.choices()
+    return tuple(str(value) for value in get_args(bare(kind))) if get_origin(bare(kind)) is Literal else ()
+
+
+def full_help(option: Option, kind: Any) -> str:
+    """The help, with the choices that it does not name."""
+    choices = choices_of(option, kind)
+    if all(choice in option.help for choice in choices):
+        return option.help
+    return f"{option.help} One of {', '.join(choices)}."
+
+
 def bare(kind: Any) -> Any:
     """A type without ``Annotated`` and without ``| None``."""
     if get_origin(kind) is Annotated:
