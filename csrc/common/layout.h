@@ -11,6 +11,10 @@
 
 #include "types.h"
 
+#ifndef STABLE_TORCH_ERROR_CODE_CHECK  // PyTorch 2.11 has it under its older name
+#define STABLE_TORCH_ERROR_CODE_CHECK TORCH_ERROR_CODE_CHECK
+#endif
+
 namespace lrpkernels {
 
 using torch::headeronly::MemoryFormat;
