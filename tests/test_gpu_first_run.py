@@ -16,7 +16,7 @@ from benchmarks import gpu_page, gpu_stages
 from benchmarks.gpu_cases import Case, make_case
 from benchmarks.gpu_first_run import STAGES, Options, Run, Stage, read_doctor, read_sanitizer, read_tests
 from benchmarks.gpu_timing import measure
-from lrpkernels.testing import emulated_cuda
+from lrpkernels.testing import CPU_OPS, emulated_cuda
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -49,18 +49,27 @@ def test_a_whole_run_leaves_at_most_eight_files() -> None:
     assert len({stage.log for stage in STAGES}) + len({"rows.jsonl", "results.json", "gpu.md"}) <= 8
 
 
-@pytest.mark.parametrize("stage", ["networks", "conv", "vit", "tf32", "graphs", "peers", "sanitized"])
+@pytest.mark.parametrize("stage", ["networks", "conv", "vit", "tf32", "graphs", "peers", "sanitized", "profile"])
 def test_stages(stage: str, tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     gpu_stages.main([stage, "--rows", str(path), "--device", "cpu", "--tiny"])
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    ours = [row for row in rows if row.get("by") in ("recorded", "static", "graph", "auto", "fused")]
+    by = ("recorded", "static", "graph", "auto", "fused")
+    ours = [row for row in rows if row.get("by") in by and not row["what"].startswith("profile")]
     assert all("error" not in row and row["ratio"] > 0 for row in ours)
+    page = gpu_page.page({"rows": rows, "stages": [], "device": "cpu", "date": ""})
     if stage == "sanitized":
-        assert rows[-1]["value"] > 50
+        assert 50 < rows[-1]["value"] <= rows[-1]["of"]
+    elif stage == "profile":
+        steps = [row for row in rows if row["what"] == "profile"]
+        assert [row["by"] for row in steps] == ["plain", "static", "recorded"] * 2
+        assert all(row["kernels"] > 100 and row["busy_ms"] > 0 for row in steps)
+        kernels = [row for row in rows if row["what"] == "profile kernel"]
+        assert len(kernels) == 15 * len(steps) and all(0 < row["share"] < 1 for row in kernels)
+        assert "GPU busy" in page and kernels[0]["kernel"] in page
     else:
         assert len(ours) >= 4
-        assert "| network |" in gpu_page.page({"rows": rows, "stages": [], "device": "cpu", "date": ""})
+        assert "| network |" in page
 
 
 @pytest.mark.filterwarnings("ignore::lrpkernels.functional.tuner.FusedKernelWarning")  # of tf32, beside a float32 bound
@@ -162,7 +171,13 @@ def test_counts_and_failures_of_tests_are_read() -> None:
         "tests/test_gpu.py::test_a[cpu] PASSED      [ 50%]\ntests/test_gpu.py::test_b PASSED [100%]\n"
     )
     assert (counts["passed"], counts["failed"]) == (2, 0)
-    assert read_sanitizer("x\n========= ERROR SUMMARY: 3 errors\n")[0]["summary"] == "ERROR SUMMARY: 3 errors"
+    (found,) = read_sanitizer("calls watched: value 387, of 408\n========= ERROR SUMMARY: 3 errors\n")
+    assert (found["summary"], found["watched"]) == ("ERROR SUMMARY: 3 errors", "387 of 408")
+
+
+def test_the_watched_calls_end_by_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    (row,) = gpu_stages.sanitized("cpu", True, seconds=0.0)
+    assert row["value"] == len(CPU_OPS) < row["of"]
 
 
 def _conv(auto: dict[str, float]) -> dict[str, Any]:
