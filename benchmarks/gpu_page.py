@@ -1,4 +1,7 @@
-"""The figures of a GPU's first run as a page: ``python -m benchmarks.gpu_page results.json`` writes them into docs/gpu.md."""
+"""The figures of a GPU's first run as a page: ``python -m benchmarks.gpu_page results.json`` writes them into docs/gpu.md.
+
+Of several files, of runs on the same card one after the other, a later one's stages replace an earlier one's.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.gpu_results import Results, Row, merged
+
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "gpu.md"
 BEGIN, END = "<!-- gpu figures: begin -->", "<!-- gpu figures: end -->"
 GAIN, NETWORKS_WANTED = 0.05, 2  # what fused convolutions must save of a step, and on how many of the networks
-Row = dict[str, Any]
-Results = dict[str, Any]
 
 
 def _rows(results: Results, **wanted: Any) -> list[Row]:
@@ -315,15 +318,15 @@ def write(results: Results, path: Path = PAGE) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("results", type=Path)
+    parser.add_argument("results", type=Path, nargs="+", help="of one run, or of several, the first one first")
     parser.add_argument("--print", action="store_true", help="print the page, write nothing")
     options = parser.parse_args(arguments)
-    results = json.loads(options.results.read_text())
-    if options.print:
-        print(page(results))
-        return
     try:
-        write(results)
+        results = merged(*(json.loads(path.read_text()) for path in options.results))
+        if options.print:
+            print(page(results))
+        else:
+            write(results)
     except ValueError as error:
         parser.error(str(error))
 

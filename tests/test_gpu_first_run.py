@@ -15,6 +15,7 @@ from test_emulated_ops import load_emulated_ops
 from benchmarks import gpu_page, gpu_stages
 from benchmarks.gpu_cases import Case, make_case
 from benchmarks.gpu_first_run import STAGES, Options, Run, Stage, read_doctor, read_sanitizer, read_tests
+from benchmarks.gpu_results import merged
 from benchmarks.gpu_timing import measure
 from lrpkernels.testing import CPU_OPS, emulated_cuda
 
@@ -212,6 +213,28 @@ def test_figures_go_between_the_marks_but_not_those_of_a_dry_run(tmp_path: Path)
     assert text.startswith("before\n") and text.endswith("after\n") and "Doctor passed" in text and "old" not in text
     page = gpu_page.PAGE.read_text()
     assert page.index(gpu_page.BEGIN) < page.index(gpu_page.END)
+
+
+def test_a_later_run_s_stages_replace_an_earlier_one_s() -> None:
+    def results(gpu: str = "H", **stages: str) -> dict[str, Any]:
+        rows = [{"stage": "config", "what": "config", "gpu": gpu, "torch": "2"}]
+        for name, state in stages.items():
+            networks = {"done": "ab", "out of time": "a"}.get(state, "")
+            rows += [{"stage": name, "what": name, "network": network, "run": str(len(stages))} for network in networks]
+        entries = [{"name": name, "state": state} for name, state in {"config": "done", **stages}.items()]
+        return {"device": "cuda", "date": str(len(stages)), "stages": entries, "rows": rows}
+
+    first = results(doctor="done", steps="done", graphs="done", conv="done")
+    found = merged(first, results(doctor="done", graphs="out of time", conv="dropped"))
+    runs = {(row["stage"], row["network"]): row["run"] for row in found["rows"] if "run" in row}
+    assert runs == {
+        **dict.fromkeys([("doctor", "a"), ("doctor", "b"), ("graphs", "a")], "3"),
+        **dict.fromkeys([("steps", "a"), ("steps", "b"), ("graphs", "b"), ("conv", "a"), ("conv", "b")], "4"),
+    }
+    assert {entry["name"]: entry["state"] for entry in found["stages"]}["conv"] == "done" and found["date"] == "3"
+    assert merged(first) == first
+    with pytest.raises(ValueError, match="expected runs on one card"):
+        merged(first, results("other", doctor="done"))
 
 
 def test_a_run_that_fails_is_a_row_beside_the_others() -> None:
