@@ -129,9 +129,11 @@ def read_tests(text: str) -> list[Row]:
 
 
 def read_sanitizer(text: str) -> list[Row]:
-    """The tool's summary."""
+    """The tool's summary, and how many of the planned calls it saw."""
     lines = [line.strip("= ").strip() for line in text.splitlines() if "SUMMARY" in line]
-    return [{"what": "sanitizer", "summary": lines[-1] if lines else "no summary"}]
+    watched = re.search(r"calls watched: value (\d+), of (\d+)", text)
+    row: Row = {"what": "sanitizer", "summary": lines[-1] if lines else "no summary"}
+    return [{**row, "watched": f"{watched[1]} of {watched[2]}"} if watched else row]
 
 
 STAGES = (
@@ -147,8 +149,9 @@ STAGES = (
     Stage("graphs", "timings", 50, _measure("graphs")),
     Stage("peers", "peers", 45, _measure("peers")),
     Stage("compile", "peers", 60, _measure("compile")),
-    Stage("memcheck", "sanitizer", 60, _sanitizer("memcheck"), read_sanitizer, "compute-sanitizer is not there"),
-    Stage("racecheck", "sanitizer", 60, _sanitizer("racecheck"), read_sanitizer, "compute-sanitizer is not there"),
+    Stage("memcheck", "sanitizer", 50, _sanitizer("memcheck"), read_sanitizer, "compute-sanitizer is not there"),
+    Stage("racecheck", "sanitizer", 50, _sanitizer("racecheck"), read_sanitizer, "compute-sanitizer is not there"),
+    Stage("profile", "timings", 30, _measure("profile")),
 )
 _LEAST = 8.0  # seconds in which a stage could say anything
 
@@ -312,10 +315,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--arch", default="9.0", help="compute capability to compile for")
     parser.add_argument("--budget", type=float, default=540, help="seconds in all")
-    parser.add_argument("--stages", nargs="+", choices=[stage.name for stage in STAGES], help="these alone")
+    parser.add_argument(
+        "--stages", nargs="+", choices=[stage.name for stage in STAGES], help="these alone, in this order"
+    )
     options = parser.parse_args(arguments)
     run = Run(Options(options.out.resolve(), options.device, options.arch), options.budget)
-    good = run.all([stage for stage in STAGES if options.stages is None or stage.name in options.stages])
+    by_name = {stage.name: stage for stage in STAGES}
+    good = run.all([by_name[name] for name in options.stages or by_name])
     print(gpu_page.summary(run.results()), flush=True)
     return 0 if good else 1
 

@@ -1,4 +1,7 @@
-"""The figures of a GPU's first run as a page: ``python -m benchmarks.gpu_page results.json`` writes them into docs/gpu.md."""
+"""The figures of a GPU's first run as a page: ``python -m benchmarks.gpu_page results.json`` writes them into docs/gpu.md.
+
+Of several files, of runs on the same card one after the other, a later one's stages replace an earlier one's.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.gpu_results import Results, Row, merged
+
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "gpu.md"
 BEGIN, END = "<!-- gpu figures: begin -->", "<!-- gpu figures: end -->"
 GAIN, NETWORKS_WANTED = 0.05, 2  # what fused convolutions must save of a step, and on how many of the networks
-Row = dict[str, Any]
-Results = dict[str, Any]
 
 
 def _rows(results: Results, **wanted: Any) -> list[Row]:
@@ -35,8 +38,9 @@ def verdict(results: Results) -> str:
         names = sorted(
             {f"{row['kernel']} ({row['device']}, {row['dtype']})" for row in _rows(results, what="wrong kernel")}
         )
-        return f"**Doctor FAILED: {len(names)} checks, {', '.join(names[:6])}. No figure below counts for them.**"
-    text = f"Doctor passed: {doctor[0]['checks']} checks on {', '.join(doctor[0]['devices'])}."
+        text = f"**Doctor FAILED: {len(names)} checks, {', '.join(names[:6])}. No figure below counts for them.**"
+    else:
+        text = f"Doctor passed: {doctor[0]['checks']} checks on {', '.join(doctor[0]['devices'])}."
     for row in tests:
         found = f" Tests marked `gpu`: {row['passed']} passed, {row['failed']} failed, {row['skipped']} skipped."
         text += f" **{found.strip()}**" if row["failed"] else found
@@ -119,16 +123,18 @@ def _passes(results: Results) -> Iterator[str]:
         graphs = _groups(_rows(results, what=f"graph {what}"), "network", "precision")
         groups = {**graphs, **_groups(_rows(results, what=what), "network", "precision")}
         for (network, precision), by in groups.items():
-            graphed = graphs.get((network, precision), {}).get("graph")
+            graphed = [graphs.get((network, precision), {}).get(name) for name in ("graph", f"{base}, graph")]
             plain, ours = by.get(base, {}), by.get(names[0], {})
             memory = "-"
             if plain.get("peak_mib") and ours.get("peak_mib"):
                 memory = f"{ours['peak_mib'] / plain['peak_mib']:.2f}"
             cells = [_spread(by.get(name)) for name in names]
-            lines.append([network, precision, _figure(by.get(base), "ms"), *cells, _spread(graphed), memory])
+            lines.append([network, precision, _figure(by.get(base), "ms"), *cells, *map(_spread, graphed), memory])
         if lines:
             yield f"### {what.capitalize()}s, as ratios to {'a plain step' if what == 'step' else base}, with quartiles"
-            yield from _table(["network", "precision", f"{base}, ms", *names, "graph", "peak memory"], lines)
+            yield from _table(
+                ["network", "precision", f"{base}, ms", *names, "graph", f"{base}, graph", "peak memory"], lines
+            )
 
 
 def gains(results: Results) -> dict[str, dict[str, float]]:
@@ -208,13 +214,44 @@ def _others(results: Results) -> Iterator[str]:
         yield from _table(["what", "network", "precision", "by", "ms", "ratio"], lines)
 
 
+def _profiles(results: Results) -> Iterator[str]:
+    """Steps under torch.profiler: how long the GPU is busy, and with what."""
+    steps = _rows(results, what="profile")
+    if not steps:
+        return
+    yield "### Where a step's time goes: torch.profiler, one step"
+    names = ("ms", "busy_ms", "kernels", "launches", "launch_ms")
+    lines = [
+        [row["network"], row["precision"], row["by"], *(_figure(row, name, 1 if "ms" in name else 0) for name in names)]
+        for row in steps
+    ]
+    heads = [
+        "network",
+        "precision",
+        "step",
+        "ms without profiler",
+        "GPU busy, ms",
+        "kernels",
+        "launch calls",
+        "in them, ms",
+    ]
+    yield from _table(heads, lines)
+    lines = [
+        [row["network"], row["by"], f"`{row['kernel'][:100].replace('|', '/')}`", str(row["calls"]),
+         f"{row['kernel_ms']:.2f}", f"{row['share']:.0%}"]
+        for row in _rows(results, what="profile kernel")
+    ]  # fmt: skip
+    yield from _table(["network", "step", "kernel", "calls", "ms", "share of busy"], lines)
+
+
 def page(results: Results) -> str:
     """Markdown of all figures; the first line says whether the kernels are right."""
     lines = [verdict(results), "", *_environment(results)]
-    for part in (_passes, _conv, _kernels, _others):
+    for part in (_passes, _conv, _kernels, _others, _profiles):
         lines += ["", *part(results)]
     for row in _rows(results, what="sanitizer"):
-        lines.append(f"compute-sanitizer, {row['stage']}: {row['summary']}")
+        watched = f" ({row['watched']} calls watched)" if row.get("watched") else ""
+        lines.append(f"compute-sanitizer, {row['stage']}: {row['summary']}{watched}")
     lines += [f"Failed: `{row['test']}` {row['error']}" for row in _rows(results, what="failed test")]
     stages = [
         [entry["name"], _state(entry).replace("|", "/"), f"{entry['seconds']:.0f}"] for entry in results["stages"]
@@ -249,6 +286,13 @@ def summary(results: Results) -> str:
             chosen = _chosen(results, key[0], key[1]) if what == "conv step" else ""
             text = f"{what:<13} {label:<24} {base['by']} {_figure(base, 'ms')[:40]} ms: {'; '.join(rest)}"
             lines.append(f"{text}{'; chosen ' + chosen if chosen else ''}")
+    for row in _rows(results, what="profile"):
+        figures = (
+            f"{row['ms']:.1f} ms, GPU busy {row['busy_ms']:.1f} ms with {row['kernels']} kernels; "
+            f"{row['launches']} launches take {row['launch_ms']:.1f} ms"
+        )
+        label = f"{row['network']} {row['precision']} {row['by']}"
+        lines.append(f"profile       {label}: {_figure(row) if 'error' in row else figures}")
     lines += _kernel_lines(_rows(results, what="kernel", by="lrpkernels"))
     lines += [f"sanitizer {row['stage']}: {row['summary']}" for row in _rows(results, what="sanitizer")]
     lines += [f"failed test: {row['test']} {row['error'][:80]}" for row in _rows(results, what="failed test")[:12]]
@@ -274,15 +318,15 @@ def write(results: Results, path: Path = PAGE) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("results", type=Path)
+    parser.add_argument("results", type=Path, nargs="+", help="of one run, or of several, the first one first")
     parser.add_argument("--print", action="store_true", help="print the page, write nothing")
     options = parser.parse_args(arguments)
-    results = json.loads(options.results.read_text())
-    if options.print:
-        print(page(results))
-        return
     try:
-        write(results)
+        results = merged(*(json.loads(path.read_text()) for path in options.results))
+        if options.print:
+            print(page(results))
+        else:
+            write(results)
     except ValueError as error:
         parser.error(str(error))
 

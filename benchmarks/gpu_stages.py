@@ -30,14 +30,15 @@ from benchmarks.gpu_cases import (
     step_runs,
     with_tuner,
 )
-from benchmarks.gpu_timing import first_line, measure, precision, synchronize
+from benchmarks.gpu_profile import profiles
+from benchmarks.gpu_timing import captured, first_line, measure, precision, synchronize
 from benchmarks.gradient_trick import autograd_heatmap, gradient_trick_step, modified_relus
 from benchmarks.kernel_inputs import Layer, arguments_of, eager
 from benchmarks.peer_steps import step_of
 from benchmarks.peers import captum_heatmap, zennit_heatmap
 from lrpkernels import show_config
 from lrpkernels.functional.tuner import Tuner, describe
-from lrpkernels.testing import CPU_OPS, OPS, SUM_MARGIN, SUMMING_OPS, error_ratio, reference, samples
+from lrpkernels.testing import CONV_OPS, CPU_OPS, OPS, accuracies, samples
 
 Row = dict[str, Any]
 Stage = Callable[[str, bool], Iterator[Row]]
@@ -143,15 +144,12 @@ def _kernel(op: str, layer: Layer, dtype: torch.dtype, device: str, columns: Row
 
 def _error(op: str, arguments: tuple[Any, ...], there: tuple[Any, ...], results: Any, device: str) -> float:
     """The largest error relative to what the dtype allows; at most 1 if the op is right."""
-    dtype = next(a.dtype for a in arguments if isinstance(a, torch.Tensor))
     try:
         with torch.device(device):  # the formulas in float64 are long on a processor
-            exact, plain = reference(op, there), reference(op, there, dtype)
+            found = accuracies(op, there, results)
     except (RuntimeError, TypeError):
-        exact, plain = reference(op, arguments), reference(op, arguments, dtype)
-        results = [result.cpu() for result in results]
-    margin = SUM_MARGIN if op in SUMMING_OPS else 1.0
-    return max(error_ratio(r, p, e) / margin for r, p, e in zip(results, plain, exact, strict=True))
+        found = accuracies(op, arguments, [result.cpu() for result in results])
+    return max(accuracy.ratio for accuracy in found)
 
 
 def vit(device: str, tiny: bool) -> Iterator[Row]:
@@ -168,7 +166,7 @@ def tf32(device: str, tiny: bool) -> Iterator[Row]:
 
 def graphs(device: str, tiny: bool) -> Iterator[Row]:
     """Static passes captured as CUDA graphs, beside the plain ones and the static ones."""
-    for name in ("fp32", "bf16"):
+    for name in ("bf16", "fp32"):
         for network in ("resnet50", "densenet121", "vit_b_16"):
             columns = {"network": network, "precision": name}
             with precision(name):
@@ -180,13 +178,18 @@ def graphs(device: str, tiny: bool) -> Iterator[Row]:
                         yield {"what": what, **columns, "by": "graph", "error": first_line(found)}
                         continue
                     if what == "graph step":
-                        runs = {"plain": plain_step(case), "static": isnet_step(case, static=True), "graph": replay}
+                        runs = {"plain": plain_step(case), "static": isnet_step(case, static=True)}
                     else:
                         runs = {
                             "forward + input gradient": gradient_run(case),
                             "static": heatmap_run(case, static=True),
                         }
-                        runs["graph"] = replay
+                    runs["graph"] = replay
+                    base = next(iter(runs))
+                    try:  # what is left of the ratio when nothing waits for the processor
+                        runs[f"{base}, graph"] = captured(runs[base], device)[0]
+                    except Exception as found:
+                        yield {"what": what, **columns, "by": f"{base}, graph", "error": first_line(found)}
                     for row in _measured(case, runs, tiny, what=what, **columns):
                         yield {**row, "difference": error} if row["by"] == "graph" else row
 
@@ -253,33 +256,56 @@ def compiled(device: str, tiny: bool) -> Iterator[Row]:
                 yield {**row, "seconds": time.perf_counter() - start}
 
 
-def sanitized(device: str, tiny: bool) -> Iterator[Row]:
-    """A few calls of every op, for compute-sanitizer to watch; results are not looked at."""
-    count = 0
+def sanitized(device: str, tiny: bool, seconds: float = 25.0) -> Iterator[Row]:
+    """Calls of every op, for compute-sanitizer to watch, ops in turn until the time is over; results are not looked at."""
+    begun, done, planned = time.perf_counter(), 0, 0
+    forms = [(dtype, layout) for dtype in (torch.float32, torch.bfloat16) for layout in ("contiguous", "offset")]
+    calls = []
     for op in OPS if device == "cuda" else CPU_OPS:
-        for dtype in (torch.float32, torch.bfloat16):
-            for layout in ("contiguous", "offset"):
-                for index, sample in enumerate(samples(op, dtype, layout, 3)):
-                    if index % 7 == 0 and index < (8 if tiny else 36):
-                        there = (a.to(device) if isinstance(a, torch.Tensor) else a for a in sample.arguments)
-                        getattr(torch.ops.lrpkernels, op)(*there)
-                        count += 1
-        synchronize(device)
-    yield {"what": "calls watched", "value": count}
+        found = [list(samples(op, dtype, layout, 3))[: 8 if tiny else 36 : 7] for dtype, layout in forms]
+        calls.append((op, [sample for turn in zip(*found, strict=True) for sample in turn]))  # every form early
+    for turn in range(max(len(chosen) for _, chosen in calls)):
+        for op, chosen in calls:
+            if turn >= len(chosen):
+                continue
+            planned += 1
+            if turn > 0 and time.perf_counter() - begun > seconds:  # once each, whatever it takes
+                continue
+            arguments = chosen[turn].arguments
+            if op in CONV_OPS:  # every other time, and another form each time, on tensor cores
+                arguments = (*arguments[:-1], (turn + turn // len(forms)) % 2 == 1)
+            there = (a.to(device) if isinstance(a, torch.Tensor) else a for a in arguments)
+            getattr(torch.ops.lrpkernels, op)(*there)
+            synchronize(device)
+            done += 1
+    yield {"what": "calls watched", "value": done, "of": planned}
 
 
 STAGES: dict[str, Stage] = {
     "config": config, "networks": main_networks, "conv": conv, "kernels": kernels, "vit": vit, "tf32": tf32, "graphs": graphs,
-    "peers": peers, "compile": compiled, "sanitized": sanitized,
+    "peers": peers, "compile": compiled, "sanitized": sanitized, "profile": profiles,
 }  # fmt: skip
+
+NUMBERS = (
+    "ms",
+    "ratio",
+    "peak_mib",
+    "value",
+    "difference",
+    "of",
+    "busy_ms",
+    "kernels",
+    "launches",
+    "launch_ms",
+    "kernel_ms",
+    "calls",
+)
 
 
 def _show(row: Row) -> str:
-    names = ("what", "op", "layer", "dtype", "network", "precision", "composite", "by", "unit")
+    names = ("what", "op", "layer", "dtype", "network", "precision", "composite", "by", "unit", "kernel")
     text = " ".join(str(row[name]) for name in names if row.get(name) is not None)
-    numbers = [
-        f"{name} {row[name]:.4g}" for name in ("ms", "ratio", "peak_mib", "value", "difference") if row.get(name)
-    ]
+    numbers = [f"{name} {row[name]:.4g}" for name in NUMBERS if row.get(name)]
     return f"{text}: {row['error'] if 'error' in row else ', '.join(numbers)}"
 
 

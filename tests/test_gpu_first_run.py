@@ -15,8 +15,9 @@ from test_emulated_ops import load_emulated_ops
 from benchmarks import gpu_page, gpu_stages
 from benchmarks.gpu_cases import Case, make_case
 from benchmarks.gpu_first_run import STAGES, Options, Run, Stage, read_doctor, read_sanitizer, read_tests
+from benchmarks.gpu_results import merged
 from benchmarks.gpu_timing import measure
-from lrpkernels.testing import emulated_cuda
+from lrpkernels.testing import CPU_OPS, emulated_cuda
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -49,18 +50,27 @@ def test_a_whole_run_leaves_at_most_eight_files() -> None:
     assert len({stage.log for stage in STAGES}) + len({"rows.jsonl", "results.json", "gpu.md"}) <= 8
 
 
-@pytest.mark.parametrize("stage", ["networks", "conv", "vit", "tf32", "graphs", "peers", "sanitized"])
+@pytest.mark.parametrize("stage", ["networks", "conv", "vit", "tf32", "graphs", "peers", "sanitized", "profile"])
 def test_stages(stage: str, tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     gpu_stages.main([stage, "--rows", str(path), "--device", "cpu", "--tiny"])
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    ours = [row for row in rows if row.get("by") in ("recorded", "static", "graph", "auto", "fused")]
+    by = ("recorded", "static", "graph", "auto", "fused")
+    ours = [row for row in rows if row.get("by") in by and not row["what"].startswith("profile")]
     assert all("error" not in row and row["ratio"] > 0 for row in ours)
+    page = gpu_page.page({"rows": rows, "stages": [], "device": "cpu", "date": ""})
     if stage == "sanitized":
-        assert rows[-1]["value"] > 50
+        assert 50 < rows[-1]["value"] <= rows[-1]["of"]
+    elif stage == "profile":
+        steps = [row for row in rows if row["what"] == "profile"]
+        assert [row["by"] for row in steps] == ["plain", "static", "recorded"] * 2
+        assert all(row["kernels"] > 100 and row["busy_ms"] > 0 for row in steps)
+        kernels = [row for row in rows if row["what"] == "profile kernel"]
+        assert len(kernels) == 15 * len(steps) and all(0 < row["share"] < 1 for row in kernels)
+        assert "GPU busy" in page and kernels[0]["kernel"] in page
     else:
         assert len(ours) >= 4
-        assert "| network |" in gpu_page.page({"rows": rows, "stages": [], "device": "cpu", "date": ""})
+        assert "| network |" in page
 
 
 @pytest.mark.filterwarnings("ignore::lrpkernels.functional.tuner.FusedKernelWarning")  # of tf32, beside a float32 bound
@@ -162,7 +172,13 @@ def test_counts_and_failures_of_tests_are_read() -> None:
         "tests/test_gpu.py::test_a[cpu] PASSED      [ 50%]\ntests/test_gpu.py::test_b PASSED [100%]\n"
     )
     assert (counts["passed"], counts["failed"]) == (2, 0)
-    assert read_sanitizer("x\n========= ERROR SUMMARY: 3 errors\n")[0]["summary"] == "ERROR SUMMARY: 3 errors"
+    (found,) = read_sanitizer("calls watched: value 387, of 408\n========= ERROR SUMMARY: 3 errors\n")
+    assert (found["summary"], found["watched"]) == ("ERROR SUMMARY: 3 errors", "387 of 408")
+
+
+def test_the_watched_calls_end_by_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    (row,) = gpu_stages.sanitized("cpu", True, seconds=0.0)
+    assert row["value"] == len(CPU_OPS) < row["of"]
 
 
 def _conv(auto: dict[str, float]) -> dict[str, Any]:
@@ -197,6 +213,28 @@ def test_figures_go_between_the_marks_but_not_those_of_a_dry_run(tmp_path: Path)
     assert text.startswith("before\n") and text.endswith("after\n") and "Doctor passed" in text and "old" not in text
     page = gpu_page.PAGE.read_text()
     assert page.index(gpu_page.BEGIN) < page.index(gpu_page.END)
+
+
+def test_a_later_run_s_stages_replace_an_earlier_one_s() -> None:
+    def results(gpu: str = "H", **stages: str) -> dict[str, Any]:
+        rows = [{"stage": "config", "what": "config", "gpu": gpu, "torch": "2"}]
+        for name, state in stages.items():
+            networks = {"done": "ab", "out of time": "a"}.get(state, "")
+            rows += [{"stage": name, "what": name, "network": network, "run": str(len(stages))} for network in networks]
+        entries = [{"name": name, "state": state} for name, state in {"config": "done", **stages}.items()]
+        return {"device": "cuda", "date": str(len(stages)), "stages": entries, "rows": rows}
+
+    first = results(doctor="done", steps="done", graphs="done", conv="done")
+    found = merged(first, results(doctor="done", graphs="out of time", conv="dropped"))
+    runs = {(row["stage"], row["network"]): row["run"] for row in found["rows"] if "run" in row}
+    assert runs == {
+        **dict.fromkeys([("doctor", "a"), ("doctor", "b"), ("graphs", "a")], "3"),
+        **dict.fromkeys([("steps", "a"), ("steps", "b"), ("graphs", "b"), ("conv", "a"), ("conv", "b")], "4"),
+    }
+    assert {entry["name"]: entry["state"] for entry in found["stages"]}["conv"] == "done" and found["date"] == "3"
+    assert merged(first) == first
+    with pytest.raises(ValueError, match="expected runs on one card"):
+        merged(first, results("other", doctor="done"))
 
 
 def test_a_run_that_fails_is_a_row_beside_the_others() -> None:

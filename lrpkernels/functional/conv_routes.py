@@ -1,7 +1,7 @@
 """Decides how a convolution is computed; nothing else does.
 
 The vendor's convolution (oneDNN, cuDNN) through ATen with our elementwise kernels around it; on CUDA tensors our fused kernel where
-:mod:`.tuner` found it to be faster.
+``LRPKERNELS_CONV`` asks for it, or for :mod:`.tuner` to find the faster.
 """
 
 from __future__ import annotations
@@ -34,8 +34,13 @@ NO_EPILOGUE = Epilogue()
 
 
 def picks_parts(weight: Tensor, geometry: ConvGeometry) -> bool:
-    """Whether kernels pick W+ and W- as they load W: fused ones, for one or two dimensions, not transposed."""
-    return ops.are_fused_for(weight) and not geometry.transposed and weight.dim() in (3, 4)
+    """Whether kernels may pick W+ and W- as they load W: fused ones where asked for, in one or two dimensions, not transposed."""
+    return (
+        tuner.current.mode != "vendor"
+        and ops.are_fused_for(weight)
+        and not geometry.transposed
+        and weight.dim() in (3, 4)
+    )
 
 
 def relevance(
