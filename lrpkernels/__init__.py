@@ -18,7 +18,9 @@ from .errors import (
 )
 from .rules import (
     AlphaBeta,
+    AttnLRP,
     Composite,
+    CPLRP,
     Epsilon,
     EpsilonAlpha2Beta1,
     EpsilonGammaBox,
@@ -30,6 +32,7 @@ from .rules import (
     Norm,
     Pass,
     Rule,
+    Uniform,
     WSquare,
     ZBox,
     ZPlus,
@@ -39,6 +42,8 @@ from .tape import Tape, record
 __all__ = [
     "LRP",
     "AlphaBeta",
+    "AttnLRP",
+    "CPLRP",
     "Composite",
     "Epsilon",
     "EpsilonAlpha2Beta1",
@@ -57,6 +62,7 @@ __all__ = [
     "Rule",
     "StaticCalls",
     "Tape",
+    "Uniform",
     "UnsupportedOperationError",
     "UnusedInputError",
     "WSquare",

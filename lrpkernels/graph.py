@@ -23,7 +23,7 @@ class Value:
         shape, dtype: of the tensor.
         consumers: how many recorded operations read it.
         nonnegative: known from the operations that made it to hold no negative number (lets z+ take its one-convolution path).
-        behind_input: the model's input, or what data movement and scaling by constants alone make of it.
+        behind_input: the model's input, or what operations that are seen through (``Node.sees_through``) make of it.
         history: the autograd node that made it; forgotten when recording ends.
         recipe: recomputes the tensor, where that is cheap and ``checkpoint`` is on.
     """
@@ -117,16 +117,19 @@ class Node:
     Attributes:
         kind: name of the operation in tables.
         is_linear: a convolution, dense layer or batch norm, which becomes part of a block.
-        moves_only: data movement, or scaling by constants: a first layer behind it still reads the model's input.
+        sees_through: data movement, scaling by constants, interpolation, averages, elementwise functions: a layer behind it still reads
+            the model's input, so that a composite's ``first`` is meant for it.
         is_gate: its output is a weight between 0 and 1; a product treats it as the gate, not as the signal.
         reads_inputs, reads_outputs: whether the relevance pass reads these tensors: always, never, or if the rule's ``reads`` has one of
             the names.
+        family: "attention", "product" or "norm": a composite's option of that name chooses its rule; None: a layer's rule.
         module_type: the module that does the same, for composites that select by type.
     """
 
     kind = "op"
+    family: str | None = None
     is_linear = False
-    moves_only = False
+    sees_through = False
     is_gate = False
     reads_inputs: bool | frozenset[str] = True
     reads_outputs: bool | frozenset[str] = True
@@ -171,16 +174,12 @@ class Node:
         """
         raise UnsupportedOperationError(f"{self.label()}: this operation has no rule; use another one in the model")
 
-    def propagate_relevance(self, relevances: Arrived) -> Multipliers:
-        """Relevance R itself at the inputs, for operations ahead of a first-layer rule.
+    def propagate_relevance(self, relevances: Arrived, rule: Rule) -> Multipliers | None:
+        """Relevance R itself at the inputs, given R at the outputs: ahead of a layer whose rule yields relevance (z^B, flat, ...).
 
-        Raises:
-            UnsupportedOperationError: R cannot follow the data through this operation.
+        None: R does not follow the data through this operation; the multiplier R / output goes through :meth:`propagate`.
         """
-        raise UnsupportedOperationError(
-            f"{self.kind}: a first-layer rule yields relevance behind this operation, which cannot be taken through it; move the "
-            "operation out of the model, or use a rule without `first`"
-        )
+        return None
 
     def release(self) -> None:
         """Let go of the forward values made here, once the walk has passed."""

@@ -195,7 +195,9 @@ def record(
         output = known.replay(recording)
         recording.finish()
         return Tape(recording, output, known.fused)
-    liveness = None if several is None else Liveness(model, [as_composite(c) for c in several], at)
+    composites = [as_composite(c) for c in several or ()]
+    whole = several is None or any(composite.yields_in_hidden_layers for composite in composites)
+    liveness = None if whole else Liveness(model, composites, at)
     recording = Recording(model, inputs, liveness, checkpoint)
     mode = RecordingMode(recording) if static is None else TracingMode(recording)
     try:

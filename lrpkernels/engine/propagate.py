@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import UnsupportedOperationError, UnusedInputError
-from ..functional import Scaled, times
+from ..errors import UnusedInputError
+from ..functional import Scaled, over_value, times
 from ..graph import Arrived, Multipliers, Node, Value
 from ..rules import Composite, Rule
 from . import recompute
@@ -96,36 +96,54 @@ class Walk:
     def _through_node(self, node: Node, rule: Rule) -> None:
         arrived = [self._take(v) for v in node.outputs]
         behind = [self._relevances.pop(v) for v in node.outputs]
+        for v, r in zip(node.outputs, behind, strict=True):
+            self._note(v, None, r)
         if any(g is not None for g in arrived):
-            _hand_on(node, self._through(node, arrived, rule), self._multipliers)
+            yields = rule.yields_relevance and node.family in rule.families
+            parts = self._through(node, arrived, rule)
+            _hand_on(node, parts, self._relevances if yields else self._multipliers)
         if any(r is not None for r in behind):
-            _hand_on(node, node.propagate_relevance(behind), self._relevances)
+            self._relevance_through(node, behind, rule)
+
+    def _relevance_through(self, node: Node, behind: Arrived, rule: Rule) -> None:
+        """What a rule that yields relevance has left at the outputs: R follows the data, or is a multiplier again from here on."""
+        parts = node.propagate_relevance(behind, rule)
+        if parts is not None:
+            _hand_on(node, parts, self._relevances)
+            return
+        pairs = zip(behind, node.outputs, strict=True)
+        multipliers = [None if r is None else over_value(r, value.tensor) for r, value in pairs]
+        _hand_on(node, self._through(node, multipliers, rule), self._multipliers)
 
     def _through_block(self, block: Node, rule: Rule) -> None:
         value = block.output
-        if self._relevances.pop(value) is not None:
-            raise UnsupportedOperationError(
-                f"{type(block.module).__name__} ({block.label()}): a rule that yields relevance itself (ZBox, Flat, WSquare, Pass) "
-                "stands behind this layer; such rules belong at the layers that read the input"
-            )
+        contributions = self._relevances if rule.yields_relevance else self._multipliers
+        behind = self._relevances.pop(value)
+        if behind is not None:
+            self._note(value, None, behind)
+            parts = block.propagate_relevance((behind,), rule)
+            assert parts is not None
+            _hand_on(block, parts, contributions)
         if id(value) in self._wanted:
             total = self._take(value)
             g = None if total is None else Scaled(total)
         else:
             g = self._multipliers.pop_scaled(value)
         if g is not None:
-            _hand_on(
-                block,
-                self._through(block, (g,), rule),
-                self._relevances if rule.yields_relevance else self._multipliers,
-            )
+            _hand_on(block, self._through(block, (g,), rule), contributions)
 
     def _take(self, value: Value) -> Tensor | None:
         """All multipliers that arrived at ``value``; its relevance is noted if it is requested."""
         total = self._multipliers.pop(value)
-        if id(value) in self._wanted and total is not None:
-            self.found[id(value)] = _at_value(value, total, None)
+        self._note(value, total, None)
         return total
+
+    def _note(self, value: Value, multiplier: Tensor | None, relevance: Tensor | None) -> None:
+        """Relevance that has arrived at a value, if it is requested."""
+        key = id(value)
+        if key in self._wanted and not (multiplier is None and relevance is None):
+            found, so_far = _at_value(value, multiplier, relevance), self.found[key]
+            self.found[key] = found if so_far is None else so_far + found
 
 
 def _propagate(node: Node, multipliers: Arrived, rule: Rule) -> Multipliers:

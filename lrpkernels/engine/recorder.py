@@ -77,7 +77,7 @@ class Recording:
 
     def add(self, node: Node, *outputs: Tensor, nonnegative: bool = False) -> None:
         node.module = self.modules[-1] if self.modules else self.model
-        behind_input = node.moves_only
+        behind_input = node.sees_through
         for value in node.inputs:
             value.consumers += 1
             behind_input = behind_input and value.behind_input

@@ -19,9 +19,13 @@ class Relu(Node):
     kind = "relu"
     reads_inputs = False
     module_type = nn.ReLU
+    sees_through = True
 
     def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
         return (rule.relu(self, multipliers[0]),)
+
+    def propagate_relevance(self, relevances: Arrived, rule: Rule) -> Multipliers:
+        return (relevances[0],)
 
 
 @records(F.relu, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_)
@@ -39,6 +43,7 @@ class Activation(Node):
     """Any other elementwise a = f(z): R_z = R_a, so that the multiplier is scaled by f(z) / z. Sigmoid and its kin are gates."""
 
     kind = "activation"
+    sees_through = True
 
     def __init__(self, input: Value, name: str, gate: bool = False) -> None:
         super().__init__(input)
@@ -49,6 +54,9 @@ class Activation(Node):
 
     def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
         return (rule.activation(self, multipliers[0]),)
+
+    def propagate_relevance(self, relevances: Arrived, rule: Rule) -> Multipliers:
+        return (relevances[0],)
 
 
 # The function that runs -> all its names; in-place forms are replaced by it.

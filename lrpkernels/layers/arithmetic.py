@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..functional import ratio
 from ..graph import Arrived, Multipliers, Node, Value
 from ..rules import Rule
 from .registry import Recorder, bind, records
@@ -35,14 +37,14 @@ class Add(Node):
     def __init__(self, inputs: tuple[Value, ...], signs: tuple[float, ...]) -> None:
         super().__init__(*inputs)
         self.signs = signs
-        self.moves_only = len(inputs) == 1
+        self.sees_through = len(inputs) == 1
 
     def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
         return rule.add(self, multipliers[0])
 
-    def propagate_relevance(self, relevances: Arrived) -> Multipliers:
+    def propagate_relevance(self, relevances: Arrived, rule: Rule) -> Multipliers | None:
         if len(self.inputs) > 1:
-            return super().propagate_relevance(relevances)
+            return None
         return (reduce_to(relevances[0], self.inputs[0].shape, self.output.shape),)
 
     @property
@@ -64,7 +66,7 @@ class Scale(Node):
     """t = c * x with a constant c: a diagonal linear map."""
 
     kind = "scale"
-    moves_only = True
+    sees_through = True
     reads_inputs = reads_outputs = False
 
     def __init__(self, input: Value, factor: Tensor | float) -> None:
@@ -75,7 +77,7 @@ class Scale(Node):
         g = _times(multipliers[0], self.factor, self.output)
         return (reduce_to(g, self.inputs[0].shape, self.output.shape),)
 
-    def propagate_relevance(self, relevances: Arrived) -> Multipliers:
+    def propagate_relevance(self, relevances: Arrived, rule: Rule) -> Multipliers:
         return (reduce_to(relevances[0], self.inputs[0].shape, self.output.shape),)
 
 
@@ -87,23 +89,26 @@ def _times(multiplier: Tensor, factor: Tensor | float, output: Value) -> Tensor:
 
 
 class Gate(Node):
-    """t = x * y of two branches. The signal takes all relevance, the gate none (as in squeeze-and-excite); see docs/rules.md.
-
-    The gate is the smaller (broadcast) operand, or the one that a sigmoid, its kin or a softmax made; of two similar operands each gets
-    half (the uniform rule of AttnLRP, arXiv 2402.05602).
-    """
+    """t = x * y of two branches. The gate is the smaller (broadcast) operand, or the one that a sigmoid, its kin or a softmax made."""
 
     kind = "gate"
+    family = "product"
     reads_outputs = False
 
     def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
+        return rule.product(self, multipliers[0])
+
+    @property
+    def gates(self) -> tuple[bool, ...]:
+        x, y = (value.shape.numel() for value in self.inputs)
+        return (x < y, y < x) if x != y else tuple(map(made_by_gate, self.inputs))
+
+    @property
+    def activated(self) -> tuple[bool, ...]:
+        return tuple(map(made_by_activation, self.inputs))
+
+    def back(self, g: Tensor, shares: Sequence[float]) -> Multipliers:
         x, y = self.inputs
-        g = multipliers[0]
-        shares = (0.5, 0.5)
-        if x.shape.numel() != y.shape.numel():
-            shares = (1.0, 0.0) if x.shape.numel() > y.shape.numel() else (0.0, 1.0)
-        elif _is_gate(x) != _is_gate(y):
-            shares = (0.0, 1.0) if _is_gate(x) else (1.0, 0.0)
         results: list[Tensor | None] = []
         for share, own, other in zip(shares, (x, y), (y, x), strict=True):
             if share == 0:
@@ -114,14 +119,22 @@ class Gate(Node):
         return tuple(results)
 
 
-def _is_gate(value: Value) -> bool:
+def made_by_activation(value: Value) -> bool:
+    """Whether an activation function made this value, or data movement behind one."""
+    op = value.producer
+    while op is not None and len(op.inputs) == 1 and op.kind in ("reshape", "movement", "cast"):
+        op = op.inputs[0].producer
+    return op is not None and op.kind in ("activation", "relu")
+
+
+def made_by_gate(value: Value) -> bool:
     """Whether this value is a gate-like activation, a softmax, or one after data movement, a constant factor or constant added."""
     op = value.producer
     while op is not None and len(op.inputs) == 1:
         if op.is_gate or _is_hard_sigmoid(op):
             return True
         constant = (isinstance(op, Scale) and not isinstance(op.factor, Tensor)) or op.kind == "add"
-        if not constant and op.kind not in ("reshape", "movement", "cast"):
+        if not constant and op.kind not in ("reshape", "movement", "cast", "dropout"):
             return False
         op = op.inputs[0].producer
     return False
@@ -134,20 +147,28 @@ def _is_hard_sigmoid(op: Node) -> bool:
 
 
 class GLU(Node):
-    """a * sigmoid(b) of the two halves of one tensor: a takes all, as the signal of a gate."""
+    """a * sigmoid(b) of the two halves of one tensor: signal and gate."""
 
     kind = "glu"
+    family = "product"
     reads_outputs = False
+    gates, activated = (False, True), (False, True)
 
     def __init__(self, input: Value, dim: int) -> None:
         super().__init__(input)
         self.dim = dim
 
     def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
-        x = self.inputs[0].tensor
-        gate = x.chunk(2, self.dim)[1].sigmoid()
-        signal = _times(multipliers[0], gate, self.output)
-        return (torch.cat([signal, torch.zeros_like(signal)], self.dim),)
+        return rule.product(self, multipliers[0])
+
+    def back(self, g: Tensor, shares: Sequence[float]) -> Multipliers:
+        a, b = self.inputs[0].tensor.chunk(2, self.dim)
+        gate = b.sigmoid()
+        signal = _times(g * shares[0], gate, self.output)
+        if shares[1] == 0:
+            return (torch.cat([signal, torch.zeros_like(signal)], self.dim),)
+        behind = _times(g * shares[1], a, self.output)  # and on through the sigmoid, which leaves R unchanged
+        return (torch.cat([signal, ratio(behind, gate, b.contiguous(), epsilon=1e-6)], self.dim),)
 
 
 class Quotient(Node):

@@ -1,4 +1,4 @@
-"""Products of two branches in transformers: matrix products, softmax, attention, by the rules of AttnLRP (arXiv 2402.05602)."""
+"""Products of two branches in transformers: matrix products, softmax, attention, whose rules composites choose."""
 
 from __future__ import annotations
 
@@ -15,37 +15,70 @@ from ..graph import Arrived, Multipliers, Node, Value
 from ..rules import Rule
 from .linear import Linear
 from .registry import Recorder, bind, leaves, recorded, records
-from .replayed import Replayed
+from .arithmetic import made_by_activation, made_by_gate
+from .replayed import Place, Replayed
 
 
 class Taylor(Replayed):
     """A function that follows its first-order Taylor term, R = x * gradient: softmax (AttnLRP, eq. 7), Lp pooling (homogeneous).
 
-    The weights of a softmax sum to 1: they are a gate.
+    Written out by PyTorch's derivative.
     """
 
     kind = "taylor"
     linear = False
 
 
+class Softmax(Taylor):
+    """Weights that sum to 1: a product treats them as a gate."""
+
+    kind = "softmax"
+    family = "attention"
+    is_gate = True
+
+    def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
+        return (rule.softmax(self, multipliers[0]),)
+
+    def pull(self, g: Tensor) -> Tensor | None:
+        return self._vjp([g])[0]
+
+
 class Product(Replayed):
-    """A product of two branches: each operand gets half of the relevance (the uniform rule, AttnLRP, eq. 8)."""
+    """A matrix product of branches, or of one with itself."""
 
     kind = "product"
+    family = "attention"
     linear = False
 
     def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
-        halves = [None if g is None else g * 0.5 for g in multipliers]
-        return self._vjp(halves)
+        return rule.matmul(self, multipliers[0])
+
+    @property
+    def operands(self) -> list[Value]:
+        """The inputs as often as they occur."""
+        return [self.inputs[leaf.index] for leaf in leaves(self._call) if isinstance(leaf, Place)]
+
+    @property
+    def gates(self) -> tuple[bool, ...]:
+        return tuple(made_by_gate(value) for value in self.operands)
+
+    @property
+    def activated(self) -> tuple[bool, ...]:
+        return tuple(made_by_activation(value) for value in self.operands)
+
+    def back(self, g: Tensor, shares: Sequence[float]) -> Multipliers:
+        if len(set(shares)) == 1:
+            return self._vjp([g * shares[0]])
+        share_of = {id(value): share for value, share in zip(self.operands, shares, strict=True)}
+        pulled = zip(self._vjp([g]), (share_of[id(value)] for value in self.inputs), strict=True)
+        return tuple(None if part is None or share == 0 else part * share for part, share in pulled)
 
 
 class Attention(Node):
-    """softmax(Q K^T scale + mask) V: a product of two branches shares relevance uniformly, softmax follows its Taylor term.
-
-    Some of Q, K and V may be constants (learned queries): the other operand of their product then takes all.
-    """
+    """softmax(Q K^T scale + mask) V. Some of Q, K and V may be constants (learned queries)."""
 
     kind = "attention"
+    family = "attention"
     reads_outputs = False
 
     def __init__(self, operands: Sequence[Value | Tensor], mask: Tensor | None, causal: bool, scale: float) -> None:
@@ -53,22 +86,30 @@ class Attention(Node):
         self.operands, self.mask, self.causal, self.scale = operands, mask, causal, scale
 
     def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
-        q, k, v = (operand if isinstance(operand, Tensor) else operand.tensor for operand in self.operands)
-        live_q, live_k, live_v = (not isinstance(operand, Tensor) for operand in self.operands)
-        g = multipliers[0].unflatten(0, (-1, self.output.shape[0]))  # [T, B, ...]
-        p = _attention_weights(q, k, self.mask, self.causal, self.scale)
-        parts = []
-        if live_q or live_k:
-            g_p = g @ v.transpose(-2, -1) * (0.5 if live_v else 1.0)
+        return rule.attention(self, multipliers[0])
+
+    @property
+    def live(self) -> tuple[bool, bool, bool]:
+        q, k, v = (not isinstance(operand, Tensor) for operand in self.operands)
+        return q, k, v
+
+    def back(self, g: Tensor, q: float, k: float, v: float) -> Multipliers:
+        share_q, share_k, share_v = (share if live else None for share, live in zip((q, k, v), self.live, strict=True))
+        query, key, value = (operand if isinstance(operand, Tensor) else operand.tensor for operand in self.operands)
+        g = g.unflatten(0, (-1, self.output.shape[0]))  # [T, B, ...]
+        p = _attention_weights(query, key, self.mask, self.causal, self.scale)
+        parts: list[Tensor | None] = []
+        g_s = None
+        if share_q or share_k:
+            g_p = g @ value.transpose(-2, -1)
             g_s = p * (g_p - (p * g_p).sum(-1, keepdim=True)) * self.scale
-            half = 0.5 if live_q and live_k else 1.0
-            if live_q:
-                parts.append(half * (g_s @ k))
-            if live_k:
-                parts.append(half * (g_s.transpose(-2, -1) @ q))
-        if live_v:
-            parts.append((0.5 if live_q or live_k else 1.0) * (p.transpose(-2, -1) @ g))
-        return tuple(part.flatten(0, 1) for part in parts)
+        if share_q is not None:
+            parts.append(share_q * (g_s @ key) if g_s is not None else None)
+        if share_k is not None:
+            parts.append(share_k * (g_s.transpose(-2, -1) @ query) if g_s is not None else None)
+        if share_v is not None:
+            parts.append(share_v * (p.transpose(-2, -1) @ g) if share_v else None)
+        return tuple(None if part is None else part.flatten(0, 1) for part in parts)
 
 
 def _attention_weights(q: Tensor, k: Tensor, mask: Tensor | None, causal: bool, scale: float) -> Tensor:
@@ -140,9 +181,8 @@ def _addmm(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
 @records(F.softmax, torch.softmax, Tensor.softmax, F.log_softmax, F.lp_pool1d, F.lp_pool2d, F.lp_pool3d)
 def _taylor(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
     out = func(*args, **kwargs)
-    op = Taylor(recorded(rec, args, kwargs), func, args, kwargs)
-    op.is_gate = func in (F.softmax, torch.softmax, Tensor.softmax)
-    rec.add(op, out, nonnegative=op.is_gate)
+    kind = Softmax if func in (F.softmax, torch.softmax, Tensor.softmax) else Taylor
+    rec.add(kind(recorded(rec, args, kwargs), func, args, kwargs), out, nonnegative=kind.is_gate)
     return out
 
 

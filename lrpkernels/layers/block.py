@@ -56,6 +56,15 @@ class Block(Node):
         finally:
             self._parts.clear()
 
+    def propagate_relevance(self, relevances: Arrived, rule: Rule) -> Multipliers:
+        relevance = relevances[0]
+        # A ReLU passes R on unchanged; from there on R takes the place of G z.
+        block = self if self.relu is None else Block(self.linear, self.norm, None)
+        try:
+            return (rule.linear(block, Scaled.of_relevance(relevance, block.value)),)
+        finally:
+            block._parts.clear()
+
     # -- what rules see: rules/views.py ------------------------------------------------------------------------------------------
 
     @property
@@ -118,6 +127,8 @@ class Block(Node):
         return self.linear.apply(a, self._part(part), None if b is None else part(b))
 
     def pull(self, s: Scaled, part: PartOf) -> Tensor:
+        if s.carrier is not None:
+            s = Scaled(s.total())
         if part == WHOLE and s.denominator is None:  # k scales s, and W is unchanged
             if self.norm is not None:
                 s = Scaled(s.multiplier, s.addend, s.output, self.norm.scale(), None, None, s.eps)
@@ -126,7 +137,7 @@ class Block(Node):
 
     def share(self, g: Scaled, part: Part, eps: float, bias: bool = True, by_output: bool = False) -> Tensor:
         if by_output and self.relu is None:  # behind a ReLU only z > 0 carries relevance
-            return self._share_of_signs(Scaled(g.total()), part, eps, bias)
+            return self._share_of_signs(g.joined(), part, eps, bias)
         return self._share(g, part, eps, bias, self.value)
 
     def box(self, s: Scaled, low: Tensor | None, high: Tensor | None) -> Tensor:
@@ -136,7 +147,7 @@ class Block(Node):
 
     def _share(self, g: Scaled, part: Part, eps: float, bias: bool, value: Tensor) -> Tensor:
         if isinstance(self.linear, BatchNorm):
-            return self.linear.share(g.total(), value, self.a, self._bias() if bias else None, part, eps)
+            return self.linear.share(*g.carried(value), self.a, self._bias() if bias else None, part, eps)
         if part == WHOLE and (self.norm or self.linear).output.is_held:
             return self.pull(g.over(value, self.preactivation(bias), eps), part)
         if part == WHOLE or self.is_nonnegative:
@@ -147,15 +158,14 @@ class Block(Node):
 
     def _share_of_signs(self, g: Scaled, part: Part, eps: float, bias: bool) -> Tensor:
         """Outputs above zero by this part, those below by the mirrored one."""
-        z, parts = self.value, (part, part.mirrored)
-        values = (z.clamp(min=0), z.clamp(max=0))
+        halves, parts = g.by_sign(self.value), (part, part.mirrored)
         if isinstance(self.linear, BatchNorm) or not self.is_nonnegative:
-            up, down = (self._share(g, p, eps, bias, value) for p, value in zip(parts, values, strict=True))
+            up, down = (self._share(g, p, eps, bias, value) for p, (g, value) in zip(parts, halves, strict=True))
             return up + down
         # z = a W + b is known, so the mirrored sum needs no convolution: d+ + d- = (2 whole + positive) (a W + b).
         d = self.apply(self.a, part, bias)
         other = (2 * part.whole + part.positive) * self.preactivation(bias) - d
-        s = [g.over(value, t, eps).tensor() for value, t in zip(values, (d, other), strict=True)]
+        s = [g.over(value, t, eps).tensor() for (g, value), t in zip(halves, (d, other), strict=True)]
         return self.linear.pull_sum(s, [self._part(p) for p in parts])
 
     def _part(self, part: PartOf) -> Any:

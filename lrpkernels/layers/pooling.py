@@ -23,6 +23,7 @@ class MaxPool(Node):
     """
 
     kind = "max_pool"
+    sees_through = True
     reads_inputs = reads_outputs = frozenset({"pool"})
 
     def __init__(self, input: Value, indices: Tensor, arguments: tuple[Any, ...] | None) -> None:
@@ -37,6 +38,9 @@ class MaxPool(Node):
     def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
         return (rule.max_pool(self, multipliers[0]),)
 
+    def propagate_relevance(self, relevances: Arrived, rule: Rule) -> Multipliers:
+        return (self.winner(relevances[0]),)
+
 
 class AveragePool(Node):
     """A parameter-free linear map with non-negative weights: average pooling, adaptive average pooling, mean over positions.
@@ -47,6 +51,7 @@ class AveragePool(Node):
     """
 
     kind = "avg_pool"
+    sees_through = True
     reads_inputs = reads_outputs = frozenset({"pool"})
 
     def __init__(self, input: Value, map: Callable[[Tensor], Tensor], windows: tuple[Any, ...] | None = None) -> None:
@@ -65,6 +70,13 @@ class AveragePool(Node):
 
     def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
         return (rule.average_pool(self, multipliers[0]),)
+
+    def propagate_relevance(self, relevances: Arrived, rule: Rule) -> Multipliers | None:
+        if not self.input.behind_input:
+            return None
+        # Ahead of the first layer there is relevance where pixels are 0: the weights alone share it out, as data movement would.
+        total = self.apply(torch.ones_like(self.input.form()[:1]))
+        return (self.pull(functional.over_value(relevances[0], total)),)
 
 
 _MAX_POOLS: dict[Any, tuple[int, bool]] = {

@@ -16,7 +16,7 @@ from ..rules import Rule
 from .registry import leaves, map_leaves
 
 
-class _Place:
+class Place:
     """Where an operation's input goes in its call."""
 
     def __init__(self, index: int) -> None:
@@ -38,7 +38,7 @@ class Replayed(Node):
         self.func = func
         device = inputs[0].tensor.device.type
         self._autocast = (device, torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else None
-        places = {id(value.tensor): _Place(index) for index, value in enumerate(inputs)}
+        places = {id(value.tensor): Place(index) for index, value in enumerate(inputs)}
         self._call = map_leaves(lambda leaf: places.get(id(leaf), leaf), (args, kwargs))
 
     @property
@@ -58,7 +58,7 @@ class Replayed(Node):
         return tensors
 
     def _run(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        args, kwargs = map_leaves(lambda leaf: tensors[leaf.index] if type(leaf) is _Place else leaf, self._call)
+        args, kwargs = map_leaves(lambda leaf: tensors[leaf.index] if type(leaf) is Place else leaf, self._call)
         # The relevance pass itself runs without autocast; a function that mixed dtypes under it would fail here.
         autocast = nullcontext() if self._autocast is None else torch.autocast(*self._autocast, cache_enabled=False)
         with autocast:

@@ -20,10 +20,11 @@ class Normalization(Node):
 
     The deviation takes no relevance, as in AttnLRP (arXiv 2402.05602): it is a number that x is divided by. The mean is subtracted by a
     linear map, whose adjoint subtracts the multiplier's mean. Deviation and w are live, so that a loss on the heatmap has its exact
-    gradient. All rules treat it the same way.
+    gradient.
     """
 
     kind = "normalization"
+    family = "norm"
     reads_outputs = False
 
     def __init__(
@@ -33,7 +34,12 @@ class Normalization(Node):
         self.grouped, self.weight, self.eps, self.centred = grouped, weight, eps, centred
 
     def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
-        g: Tensor = multipliers[0]
+        return (rule.norm(self, multipliers[0]),)
+
+    def propagate_relevance(self, relevances: Arrived, rule: Rule) -> Multipliers | None:
+        return (relevances[0],) if rule.yields_relevance and "norm" in rule.families else None
+
+    def pull(self, g: Tensor) -> Tensor:
         x = self.inputs[0].tensor
         groups = x.reshape(self.grouped)
         dims = tuple(range(2, len(self.grouped)))
@@ -44,7 +50,7 @@ class Normalization(Node):
         if self.centred:
             dims = tuple(d + 1 for d in dims)
             scaled = scaled - scaled.mean(dims, keepdim=True)
-        return (scaled.reshape(g.shape).to(g.dtype),)
+        return scaled.reshape(g.shape).to(g.dtype)
 
 
 def _per_channel(weight: Tensor | None, x: Tensor) -> Tensor | None:

@@ -22,14 +22,14 @@ class Reshape(Node):
     """The same numbers in the same order under another shape."""
 
     kind = "reshape"
-    moves_only = True
+    sees_through = True
     reads_inputs = reads_outputs = False
 
     def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
         g, shape = multipliers[0], self.inputs[0].shape
         return (g.reshape(g.numel() // max(1, shape[1:].numel()), *shape[1:]),)
 
-    def propagate_relevance(self, relevances: Arrived) -> Multipliers:
+    def propagate_relevance(self, relevances: Arrived, rule: Rule) -> Multipliers:
         return (relevances[0].reshape(-1, *self.inputs[0].shape[1:]),)
 
 
@@ -37,7 +37,7 @@ class Cat(Node):
     """Concatenation along a dimension other than the batch's."""
 
     kind = "cat"
-    moves_only = True
+    sees_through = True
     reads_inputs = reads_outputs = False
 
     def __init__(
@@ -50,7 +50,7 @@ class Cat(Node):
     def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
         return functional.uncat(multipliers[0], self.dim, self.places)
 
-    def propagate_relevance(self, relevances: Arrived) -> Multipliers:
+    def propagate_relevance(self, relevances: Arrived, rule: Rule) -> Multipliers:
         return functional.uncat(relevances[0], self.dim, self.places)
 
     def recipe(self) -> Callable[[], Tensor]:
@@ -78,9 +78,19 @@ class Movement(Replayed):
     """Any other data movement: every output element is a copy of one input element (or zero)."""
 
     kind = "movement"
-    moves_only = True
+    sees_through = True
 
-    def propagate_relevance(self, relevances: Arrived) -> Multipliers:
+    def propagate_relevance(self, relevances: Arrived, rule: Rule) -> Multipliers:
+        return self._vjp(relevances)
+
+
+class Interpolation(Replayed):
+    """Resampling: every output element is a weighted mean of input elements, whose weights share its relevance out."""
+
+    kind = "interpolation"
+    sees_through = True
+
+    def propagate_relevance(self, relevances: Arrived, rule: Rule) -> Multipliers:
         return self._vjp(relevances)
 
 
@@ -88,13 +98,13 @@ class Cast(Node):
     """A copy, possibly in another dtype; the walk casts multipliers to each value's dtype by itself."""
 
     kind = "cast"
-    moves_only = True
+    sees_through = True
     reads_inputs = reads_outputs = False
 
     def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
         return (multipliers[0],)
 
-    def propagate_relevance(self, relevances: Arrived) -> Multipliers:
+    def propagate_relevance(self, relevances: Arrived, rule: Rule) -> Multipliers:
         return (relevances[0],)
 
 
@@ -102,7 +112,7 @@ class Dropout(Scale):
     """Dropout in training mode: a product with the mask that was drawn."""
 
     kind = "dropout"
-    moves_only = False
+    sees_through = False
 
 
 def _getter(name: str) -> Any:
@@ -182,7 +192,8 @@ def _linear_function(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     if rec.value(how) is not None or (func is F.grid_sample and rec.value(where) is not None):
         return rec.unknown(func, args, kwargs)  # a product of what is sampled and where
     out = func(*args, **kwargs)
-    rec.add(Replayed(inputs, func, args, kwargs), out, nonnegative=False)
+    kind = Interpolation if func in (F.interpolate, F.upsample, F.grid_sample) else Replayed
+    rec.add(kind(inputs, func, args, kwargs), out, nonnegative=False)
     return out
 
 

@@ -1,7 +1,8 @@
 """The rules, one small class each, and composites, which assign them to layers."""
 
 from .alpha_beta import AlphaBeta, ZPlus
-from .base import Rule
+from .attn_lrp import AttnLRP, CPLRP, Uniform
+from .base import OperationRule, Rule
 from .composite import (
     Composite,
     EpsilonAlpha2Beta1,

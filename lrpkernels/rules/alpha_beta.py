@@ -46,7 +46,7 @@ class AlphaBeta(Rule):
             raise ValueError(f"alpha - beta must be 1, got alpha={self.alpha!r}, beta={self.beta!r}")
 
     def linear(self, layer: Layer, g: Scaled) -> Tensor:
-        g = Scaled(g.total())  # once for both shares
+        g = g.joined()  # once for both shares
         up = layer.share(g, POSITIVE, self.eps, self.bias)
         if self.beta == 0:
             return up * self.alpha

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite
 
 from torch import Tensor
 
 from ..functional import Scaled, epsilon_scale, ratio
-from .views import Activation, Average, Layer, Maximum, Sum
+from .views import Activation, Attention, Average, Layer, Maximum, Norm, Product, Softmax, Sum
 
 # The forward values that a rule's methods may read: `a`, `value` and `preactivation` of a layer; terms and value of a sum; input and
 # output of a pooling layer. What ReLUs and other activations read is always kept.
@@ -28,17 +29,31 @@ def reads_of(rule: Rule) -> frozenset[str]:
     return found
 
 
+def equal_shares(operands: int) -> tuple[float, ...]:
+    """The same share of the relevance for each operand."""
+    return (1 / operands,) * operands
+
+
+def shares_without(constants: Sequence[bool]) -> tuple[float, ...]:
+    """Equal shares for the operands that are not constants, 0 for those that are; equal ones for all if that leaves none."""
+    live = len(constants) - sum(constants)
+    return tuple((0.0 if constant else 1 / live) for constant in constants) if live else equal_shares(len(constants))
+
+
 @dataclass(frozen=True)
 class Rule(ABC):
     """Base of all rules. A rule works on multipliers G (R = a * G); what it does not define passes G on unchanged.
 
     Attributes:
-        yields_relevance: :meth:`linear` returns R at the input instead of G (rules for the first layer).
+        yields_relevance: :meth:`linear` (and what :attr:`families` names) returns R at the input instead of G.
+        families: of "attention", "product", "norm": those operations that it may be chosen for, by a composite's option of that name or
+            by a selector. What a composite chooses for none of these follows the layers' rule, which is AttnLRP's below.
         reads: which forward values its methods read, of ``EVERYTHING`` above: others need not be kept. A subclass sets its own.
     """
 
     yields_relevance = False
     reads = EVERYTHING
+    families = frozenset[str]()
 
     @property
     def first(self) -> Rule | None:
@@ -77,6 +92,42 @@ class Rule(ABC):
         """Through a maximum: the winner takes all."""
         return layer.winner(g)
 
+    # -- operations on several branches, and norms: AttnLRP (Achtibat et al. 2024) ------------------------------------------------
+
+    def attention(self, layer: Attention, g: Tensor) -> tuple[Tensor | None, ...]:
+        """Through attention in one operation: as the matrix products and the softmax that it is made of."""
+        q, k, v = layer.live
+        value = 1 / (v + (q or k))
+        score = value / max(1, q + k)
+        return layer.back(g, score, score, value)
+
+    def softmax(self, layer: Softmax, g: Tensor) -> Tensor | None:
+        """Through a softmax: R = x * gradient, its first-order Taylor term (AttnLRP, Proposition 3.1)."""
+        return layer.pull(g)
+
+    def matmul(self, layer: Product, g: Tensor) -> tuple[Tensor | None, ...]:
+        """Through a matrix product of branches: the same share for each operand (the uniform rule, Proposition 3.3)."""
+        return layer.back(g, equal_shares(len(layer.gates)))
+
+    def product(self, layer: Product, g: Tensor) -> tuple[Tensor | None, ...]:
+        """Through an elementwise product: a gate takes nothing; operands of the same kind share equally (Proposition 3.2)."""
+        return layer.back(g, shares_without(layer.gates))
+
+    def norm(self, layer: Norm, g: Tensor) -> Tensor:
+        """Through a norm: the deviation is a constant (Proposition 3.4), centring a linear map."""
+        return layer.pull(g)
+
     def passes(self, nonnegative: bool) -> float:
         """Passes of a linear layer's size that :meth:`linear` needs at least, beside one forward pass (docs/method.md)."""
         return 1.0
+
+
+class OperationRule(Rule):
+    """Base of the rules for attention, products and norms alone: a composite's options of these names take them, and its selectors."""
+
+    families = frozenset({"attention", "product", "norm"})
+    reads = frozenset[str]()
+
+    def linear(self, layer: Layer, g: Scaled) -> Tensor:
+        """Not for layers with weights; no composite asks for it."""
+        raise TypeError(f"{type(self).__name__} is a rule of attention, products and norms, not of layers with weights")

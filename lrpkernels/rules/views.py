@@ -7,7 +7,7 @@ rule never needs to know which.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from torch import Tensor, nn
@@ -23,10 +23,13 @@ class Recorded(Protocol):
     Attributes:
         kind: "block" for a linear layer, else the name of the operation.
         module: the module that ran it.
+        family: "attention" (softmax and matrix products included), "product" or "norm" for operations whose rule a composite chooses
+            by that option; None for all others.
         module_type: the module that does the same, for functional calls; None: there is none.
     """
 
     kind: str
+    family: str | None
 
     @property
     def module(self) -> nn.Module | None: ...
@@ -51,6 +54,10 @@ class Layer(Recorded, Protocol):
     @property
     def activation(self) -> Tensor | None:
         """The output of the ReLU; None without one."""
+
+    @property
+    def channel_dim(self) -> int:
+        """The dimension of ``a`` that holds the input channels: 1, or -1 for a dense layer."""
 
     def preactivation(self, bias: bool = True) -> Tensor:
         """z, (B, C_out, ...), with b detached, or without it."""
@@ -133,3 +140,56 @@ class Activation(Recorded, Protocol):
     @property
     def value(self) -> Tensor:
         """f(z), (B, ...)."""
+
+
+class Product(Recorded, Protocol):
+    """t = x * y or x @ y of branches (einsum: of any number): linear in each operand.
+
+    Attributes:
+        gates: which operands are weights: made by a sigmoid, its kin or a softmax, or (of an elementwise product) broadcast.
+        activated: which operands an activation function made.
+    """
+
+    @property
+    def gates(self) -> tuple[bool, ...]: ...
+    @property
+    def activated(self) -> tuple[bool, ...]: ...
+
+    def back(self, g: Tensor, shares: Sequence[float]) -> tuple[Tensor | None, ...]:
+        """Multipliers at the operands, each of which gets its share of the relevance: share * G * dt/dx; None for a share of 0."""
+
+
+class Attention(Recorded, Protocol):
+    """softmax(Q K^T scale + mask) V in one operation.
+
+    Attributes:
+        live: which of Q, K and V depend on the model's input.
+    """
+
+    @property
+    def live(self) -> tuple[bool, bool, bool]: ...
+
+    def back(self, g: Tensor, q: float, k: float, v: float) -> tuple[Tensor | None, ...]:
+        """Multipliers at those of Q, K and V that are live: the share times the gradient, softmax by its own derivative."""
+
+
+class Softmax(Recorded, Protocol):
+    """p = softmax(x)."""
+
+    def pull(self, g: Tensor) -> Tensor | None:
+        """p (G - sum p G): its first-order Taylor term, R = x * gradient."""
+
+
+class Norm(Recorded, Protocol):
+    """Layer, group, instance or RMS norm, y = w (x - mean) / deviation + b."""
+
+    @property
+    def a(self) -> Tensor:
+        """x, (B, ...)."""
+
+    @property
+    def value(self) -> Tensor:
+        """y, (B, ...)."""
+
+    def pull(self, g: Tensor) -> Tensor:
+        """Through w / deviation, a constant factor, and the subtraction of the mean, a linear map."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..functional import Scaled, times
 from .base import Rule, positive
-from .views import Layer, PartOf
+from .views import Layer, Norm, PartOf
 
 
 def _spread(layer: Layer, g: Scaled, part: PartOf, bias: bool, eps: float) -> Tensor:
@@ -71,7 +71,7 @@ class Flat(Rule):
 
 @dataclass(frozen=True)
 class Pass(Rule):
-    """R_j = R_k: relevance unchanged, for layers whose output has the shape of their input.
+    """R_j = R_k: relevance unchanged, for layers whose output has the shape of their input, and for norms.
 
     Raises:
         ValueError: (when applied) the shapes differ.
@@ -79,6 +79,10 @@ class Pass(Rule):
 
     yields_relevance = True
     reads = frozenset({"input", "output"})
+    families = frozenset({"norm"})
+
+    def norm(self, layer: Norm, g: Tensor) -> Tensor:
+        return times(g, layer.value)
 
     def linear(self, layer: Layer, g: Scaled) -> Tensor:
         if layer.a.shape != layer.value.shape:
@@ -86,4 +90,4 @@ class Pass(Rule):
                 f"Pass: a layer of input shape {tuple(layer.a.shape)} and output shape {tuple(layer.value.shape)} cannot pass relevance "
                 "on unchanged; give it another rule"
             )
-        return times(g.total(), layer.value)
+        return g.relevance(layer.value)
