@@ -24,17 +24,23 @@ class Value:
         consumers: how many recorded operations read it.
         nonnegative: known from the operations that made it to hold no negative number (lets z+ take its one-convolution path).
         behind_input: the model's input, or what operations that are seen through (``Node.sees_through``) make of it.
+        unlayered: no layer with weights stands between the model's input and it.
         history: the autograd node that made it; forgotten when recording ends.
         recipe: recomputes the tensor, where that is cheap and ``checkpoint`` is on.
     """
 
     __slots__ = (
         "_device", "_holders", "_strides", "_strong", "_weak", "behind_input", "consumers", "dtype", "history", "is_input",
-        "nonnegative", "producer", "recipe", "shape",
+        "nonnegative", "producer", "recipe", "shape", "unlayered",
     )  # fmt: skip
 
     def __init__(
-        self, tensor: Tensor, producer: Node | None, nonnegative: bool = False, behind_input: bool = False
+        self,
+        tensor: Tensor,
+        producer: Node | None,
+        nonnegative: bool = False,
+        behind_input: bool = False,
+        unlayered: bool = False,
     ) -> None:
         self._strong: Tensor | None = tensor
         self._weak: weakref.ref[Tensor] | None = None
@@ -45,6 +51,7 @@ class Value:
         self.is_input = producer is None
         self.nonnegative = nonnegative
         self.behind_input = behind_input
+        self.unlayered = unlayered
         self.consumers = 0
         self.history: Any = tensor.grad_fn
         self.recipe: Callable[[], Tensor] | None = None

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .engine import propagate
+from .engine.assignment import assign
 from .engine.fusion import Fuse, fused
 from .engine.liveness import Liveness
 from .engine.recorder import Recording, RecordingMode
@@ -74,7 +75,7 @@ class Tape:
             composite: as in :meth:`relevance`.
             keep: values that must stay visible, so that nothing merges across them.
         """
-        return propagate.with_rules(self._recording, self._fuse(self.nodes, keep), as_composite(composite))
+        return assign(self._recording, self._fuse, as_composite(composite), keep)
 
     def module_output(self, name: str) -> Value:
         """The recorded output of the submodule called ``name``.

@@ -10,6 +10,7 @@ from ..layers import Block, can_merge
 from ..layers.activation import Relu
 from ..layers.batch_norm import BatchNorm
 from ..layers.linear import LinearNode
+from ..rules import Composite
 
 Fuse = Callable[[Sequence[Node], Sequence[Value]], list[Node]]
 # For each fused operation the places of its parts: (linear, norm, relu), -1 for none; (node,).
@@ -62,3 +63,28 @@ def make_blocks(nodes: Sequence[Node], plan: Plan) -> list[Node]:
             linear, norm, relu = (None if place < 0 else nodes[place] for place in places)
             found.append(Block(cast(LinearNode, linear), cast("BatchNorm | None", norm), cast("Relu | None", relu)))
     return found
+
+
+def kept_apart(nodes: Sequence[Node], composite: Composite, names: dict[int, str]) -> list[Value]:
+    """The inputs of those batch norms and ReLUs that do not merge into the layer ahead, as the composite names them for another rule."""
+    roots: dict[int, Node] = {}  # a value -> the layer that it belongs to
+    found = []
+    for node in nodes:
+        root = roots.get(id(node.input)) if isinstance(node, (BatchNorm, Relu)) else None
+        if root is not None and separates(composite, node, root, names):
+            found.append(node.input)
+            root = None
+        if root is not None or node.is_linear:
+            roots[id(node.output)] = root or node
+    return found
+
+
+def separates(composite: Composite, node: Node, root: Node, names: dict[int, str]) -> bool:
+    """Whether a composite names a batch norm or ReLU for another rule than that of ``root``, the layer that it would merge with."""
+    name = names.get(id(node.module), "")
+    if name not in composite.layers:
+        return False
+    layer = composite.first if root.input.behind_input else None
+    return composite.rule_for(node, name, False) != (
+        layer or composite.rule_for(root, names.get(id(root.module), ""), False)
+    )

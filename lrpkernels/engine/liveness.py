@@ -14,6 +14,7 @@ from ..layers.batch_norm import BatchNorm
 from ..layers.linear import LinearNode
 from ..rules import Composite, Rule
 from ..rules.base import reads_of
+from .fusion import separates
 
 
 class Liveness:
@@ -50,6 +51,8 @@ class Liveness:
         kind = type(node)
         merges = kind is BatchNorm or kind is Relu
         root, wanted = self._root_behind(node) if merges else _NOTHING
+        if root is not None and self._names and any(separates(c, node, root, self._names) for c in self._composites):
+            root = None  # for that composite; it may merge for others, so what they read is held as well
         if root is None or kind is BatchNorm:
             # Also those of a merged batch norm: if its input turns out to have a second consumer, it is a block of its own after all.
             wanted |= self._reads(node)

@@ -13,11 +13,11 @@ from ..functional import Scaled, over_value, times
 from ..graph import Arrived, Multipliers, Node, Value
 from ..rules import Composite, Rule
 from . import recompute
+from .assignment import Planned, assign
 from .fusion import Fuse
 from .recorder import Recording
 from .target import Target, select_logits, start
 
-Planned = list[tuple[Node, Rule]]
 Through = Callable[[Node, Arrived, Rule], Multipliers]
 
 
@@ -164,19 +164,6 @@ def _hand_on(node: Node, parts: Sequence[Tensor | None], contributions: _Contrib
             contributions.add(value, part)
 
 
-def with_rules(recording: Recording, blocks: list[Node], composite: Composite) -> Planned:
-    """Each operation with its rule."""
-    names: dict[int, str] = {}
-    if composite.reads_names():  # walking over all modules costs as much as a small layer
-        names = {id(module): name or "(model)" for name, module in recording.model.named_modules()}
-    choose = composite.chooser()
-    return [(node, choose(node, names.get(id(node.module), ""), _reads_input(node))) for node in blocks]
-
-
-def _reads_input(node: Node) -> bool:
-    return any(value.behind_input for value in node.inputs)
-
-
 def relevance(
     recording: Recording,
     fuse: Fuse,
@@ -212,7 +199,7 @@ def relevance(
         parts = [seed] if memory_budget is None or targets is None else _chunks(recording, seed, targets, memory_budget)
         walks = []
         for part in parts:
-            walk = Walk(with_rules(recording, fuse(recording.nodes, (value, *wanted)), composite), wanted, through)
+            walk = Walk(assign(recording, fuse, composite, (value, *wanted)), wanted, through)
             last = release and part is parts[-1]
             if last:
                 recording.nodes = []

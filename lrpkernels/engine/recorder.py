@@ -56,7 +56,7 @@ class Recording:
         self.inputs = tuple(inputs)
         self.liveness = liveness
         self.nodes: list[Node] = []
-        self.values: dict[int, Value] = {id(t): Value(t, producer=None, behind_input=True) for t in self.inputs}
+        self.values: dict[int, Value] = {id(t): Value(t, producer=None, behind_input=True, unlayered=True) for t in self.inputs}
         self.input_values = tuple(self.values[id(tensor)] for tensor in self.inputs)
         self.modules: list[nn.Module] = []
         self.returned: dict[int, list[Value]] = {}
@@ -77,13 +77,14 @@ class Recording:
 
     def add(self, node: Node, *outputs: Tensor, nonnegative: bool = False) -> None:
         node.module = self.modules[-1] if self.modules else self.model
-        behind_input = node.sees_through
+        behind_input, unlayered = node.sees_through, not node.is_linear
         for value in node.inputs:
             value.consumers += 1
             behind_input = behind_input and value.behind_input
+            unlayered = unlayered and value.unlayered
         registry, made = self.values, []
         for out in outputs:
-            registry[id(out)] = value = Value(out, node, nonnegative, behind_input)
+            registry[id(out)] = value = Value(out, node, nonnegative, behind_input, unlayered)
             made.append(value)
             if out._is_view():
                 self.aliases.note_view(out)

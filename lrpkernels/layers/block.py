@@ -90,6 +90,10 @@ class Block(Node):
                 value.nonnegative = bool(x.detach().amin() >= 0)
         return value.nonnegative
 
+    @property
+    def channel_dim(self) -> int:
+        return -1 if self.linear.kind == "linear" else 1
+
     def bias(self, part: PartOf) -> Tensor | None:
         b = self._bias()
         return None if b is None else self._per_output(part(b))

@@ -58,12 +58,12 @@ class LinearNode(Node, ABC):
         return self.pull(Scaled(s[0]), weights[0]) + self.pull(Scaled(s[1]), weights[1])
 
     def box(self, s: Scaled, scale: Tensor | None, a: Tensor, low: Tensor | None, high: Tensor | None) -> Tensor:
-        """a * W^T s - low * W+^T s - high * W-^T s; bounds are broadcast against a."""
+        """a * W^T s - low * W+^T s - high * W-^T s; bounds have a's dimensions and are broadcast against it."""
         made = Scaled(s.tensor())
         total = functional.times(self.pull(made, self.part(functional.WHOLE, scale, a.dtype)), a)
         for bound, part in ((low, functional.POSITIVE), (high, functional.NEGATIVE)):
             if bound is not None:
-                total = total - self.pull(made, self.part(part, scale, a.dtype)) * bound
+                total = total - functional.times(self.pull(made, self.part(part, scale, a.dtype)), bound)
         return total
 
 
@@ -103,6 +103,8 @@ class Conv(LinearNode):
         return functional.conv_pull_sum(s, weights, self.input.form(), self.geometry)
 
     def box(self, s: Scaled, scale: Tensor | None, a: Tensor, low: Tensor | None, high: Tensor | None) -> Tensor:
+        if any(bound is not None and bound.numel() > bound.shape[1] for bound in (low, high)):  # one for each pixel or image
+            return super().box(s, scale, a, low, high)
         weight = self.part(functional.WHOLE, scale, a.dtype).weight
         low, high = (None if bound is None else bound.flatten().expand(a.shape[1]) for bound in (low, high))
         return functional.conv_box(s, weight, a, low, high, self.geometry)

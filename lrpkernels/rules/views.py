@@ -79,7 +79,7 @@ class Layer(Recorded, Protocol):
         """
 
     def box(self, s: Scaled, low: Tensor | None, high: Tensor | None) -> Tensor:
-        """Relevance x * W^T s - low * W+^T s - high * W-^T s; the bounds broadcast against the input, None is 0."""
+        """Relevance x * W^T s - low * W+^T s - high * W-^T s; the bounds have its dimensions, None is 0."""
 
 
 class Sum(Recorded, Protocol):

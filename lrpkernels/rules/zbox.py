@@ -1,4 +1,4 @@
-"""The z^B (box) rule for a first layer that reads pixels of known range."""
+"""The z^B (box) rule for a layer that reads pixels of known range."""
 
 from __future__ import annotations
 
@@ -11,28 +11,32 @@ from ..functional import NEGATIVE, POSITIVE, Scaled
 from .base import Rule, positive
 from .views import Layer
 
+Bound = float | tuple[float, ...] | list[float] | Tensor
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False, repr=False)
 class ZBox(Rule):
     """R_x = x * W^T s - l * W+^T s - h * W-^T s,  s = R_h / z,  z = W x + b - l (W+ 1 + b+) - h (W- 1 + b-), stabilized.
 
-    W and b are the first layer merged with its batch norm, b detached; R_h = h * G_h at the first ReLU's output h, that ReLU's own
-    factor not applied; the image of ones gets the layer's zero padding as the input does.
+    W and b are the layer merged with its batch norm; R_h = h * G_h at the ReLU's output h, that ReLU's own factor not applied. With
+    bounds per channel or pixel W+ 1 and W- 1 become W+ l and W- h, and b+ and b- count with the mean bound of the image.
 
     Args:
-        low: l, the smallest pixel value: a number, or one per channel.
-        high: h, the largest pixel value, likewise; low < high.
+        low: l, the smallest value of the layer's input: a number; one per channel (a tuple, list or 1-d tensor; channels are the last
+            dimension ahead of a dense layer, else the second); or a tensor that broadcasts to that input, (C, 1, 1), (C, H, W),
+            (B, C, H, W), .... A constant for gradients.
+        high: h, the largest value, likewise; low < high.
         eps: stabilizer, >= 0.
-        bias: whether b takes part in z, as above; without it z = W x - l W+ 1 - h W- 1 (what zennit's box rule comes to).
+        bias: whether b takes part in z, as above; without it z = W x - W+ l - W- h (what zennit's box rule comes to).
 
     Raises:
-        ValueError: low is not below high, or a length that is not the number of input channels.
+        ValueError: low is not below high; bounds that do not fit together or, when applied, the layer's input.
 
     Source: Montavon et al. 2017 and 2019 (z^B rule); docs/method.md section 1.
     """
 
-    low: float | tuple[float, ...] = 0.0
-    high: float | tuple[float, ...] = 1.0
+    low: Bound = 0.0
+    high: Bound = 1.0
     eps: float = 1e-2
     bias: bool = True
 
@@ -41,42 +45,101 @@ class ZBox(Rule):
 
     def __post_init__(self) -> None:
         positive("eps", self.eps)
-        low, high = _numbers(self.low), _numbers(self.high)
-        if len(low) > 1 and len(high) > 1 and len(low) != len(high):
+        low, high = (_tensor(bound) for bound in (self.low, self.high))
+        if low.dim() == high.dim() == 1 and low.numel() > 1 and high.numel() > 1 and len(low) != len(high):
             raise ValueError(f"low and high must have the same length, got {len(low)} and {len(high)}")
-        lows, highs = low * max(1, len(high) // len(low)), high * max(1, len(low) // len(high))
-        if any(not a < b for a, b in zip(lows, highs, strict=True)):
-            raise ValueError(f"low must be below high, got low={self.low!r}, high={self.high!r}")
+        if low.dim() == 1 < high.dim() or high.dim() == 1 < low.dim():
+            return  # one per channel beside one per pixel: which dimension has the channels is known when the rule is applied
+        try:
+            below = low < high.to(low.device)
+        except RuntimeError:
+            raise ValueError(
+                f"low and high must broadcast against each other, got shapes {tuple(low.shape)} and {tuple(high.shape)}"
+            ) from None
+        if not bool(below.all()):
+            raise ValueError(f"low must be below high, got low={_text(self.low)}, high={_text(self.high)}")
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, ZBox)
+            and (type(self), self.eps, self.bias) == (type(other), other.eps, other.bias)
+            and _same(self.low, other.low)
+            and _same(self.high, other.high)
+        )
+
+    def __hash__(self) -> int:
+        return hash((type(self), self.eps, self.bias))
+
+    def __repr__(self) -> str:
+        bounds = f"low={_text(self.low)}, high={_text(self.high)}"
+        return f"{type(self).__name__}({bounds}, eps={self.eps!r}, bias={self.bias!r})"
 
     def linear(self, layer: Layer, g: Scaled) -> Tensor:
-        low, high = self._bound("low", self.low, layer.a), self._bound("high", self.high, layer.a)
+        low, high = _bound("low", self.low, layer), _bound("high", self.high, layer)
         z = layer.preactivation(self.bias)
-        for bound, numbers, part in ((low, self.low, POSITIVE), (high, self.high, NEGATIVE)):
+        for bound, given, part in ((low, self.low, POSITIVE), (high, self.high, NEGATIVE)):
             if bound is None:
                 continue
-            # The same for every image, so one image of the bound's value will do. The bias counts with the mean bound.
-            z = z - layer.apply(bound.expand(1, *layer.a.shape[1:]).contiguous(), part)
+            # One image of the bounds will do where they are the same for every image.
+            z = z - layer.apply(bound.expand(bound.shape[0], *layer.a.shape[1:]).contiguous(), part)
             b = layer.bias(part) if self.bias else None
             if b is not None:
-                z = z - sum(_numbers(numbers)) / len(_numbers(numbers)) * b
+                z = z - _mean(given, bound, z.dim()) * b
         return layer.box(g.over(layer.value, z, self.eps), low, high)
 
     def passes(self, nonnegative: bool) -> float:
-        return 3.0  # W, W+ and W- are each applied to s; their denominators come from one image of constants
+        return 3.0  # W, W+ and W- are each applied to s; their denominators come from one image of bounds
 
-    def _bound(self, name: str, bound: float | tuple[float, ...], x: Tensor) -> Tensor | None:
-        """The bound, (1, C or 1, 1, ...); None if it is zero everywhere and drops out."""
-        numbers = _numbers(bound)
-        if not any(numbers):
-            return None
-        if len(numbers) > 1 and (x.dim() < 2 or len(numbers) != x.shape[1]):
-            raise ValueError(
-                f"ZBox: {name} has {len(numbers)} values, the first layer's input has {x.shape[1]} channels"
-            )
+
+def _bound(name: str, bound: Bound, layer: Layer) -> Tensor | None:
+    """A bound with the dimensions of the layer's input, 1 where it does not vary; None if it is zero everywhere and drops out."""
+    x = layer.a
+    if isinstance(bound, Tensor):
+        found = bound.detach().to(x)
+    elif not any(_numbers(bound)):
+        return None
+    else:
         # As torch.tensor, but filled on the device: a copy from the host cannot be captured in a CUDA graph.
-        filled = torch.cat([torch.full((1,), number, dtype=x.dtype, device=x.device) for number in numbers])
-        return filled.view(1, -1, *(1,) * (x.dim() - 2))
+        found = torch.cat([torch.full((1,), number, dtype=x.dtype, device=x.device) for number in _numbers(bound)])
+    if found.dim() <= 1:
+        channels = x.shape[layer.channel_dim]
+        if found.numel() not in (1, channels):
+            raise ValueError(f"ZBox: {name} has {found.numel()} values, the layer's input has {channels} channels")
+        shape = [1] * x.dim()
+        shape[layer.channel_dim] = found.numel()
+        return found.view(shape)
+    fits = found.dim() <= x.dim() and all(
+        own in (1, size) for own, size in zip(found.shape[::-1], x.shape[::-1], strict=False)
+    )
+    if not fits:
+        raise ValueError(
+            f"ZBox: {name} of shape {tuple(found.shape)} does not broadcast to the layer's input of shape {tuple(x.shape)}; bounds are "
+            "those of what the layer reads, behind any data movement"
+        )
+    return found.view(*(1,) * (x.dim() - found.dim()), *found.shape)
 
 
-def _numbers(bound: float | tuple[float, ...]) -> tuple[float, ...]:
+def _mean(given: Bound, bound: Tensor, dimensions: int) -> float | Tensor:
+    """The mean bound of each image, to be broadcast against the layer's output; a number if that is given by numbers."""
+    if not isinstance(given, Tensor):
+        return sum(_numbers(given)) / len(_numbers(given))
+    return bound.flatten(1).mean(1).view(-1, *(1,) * (dimensions - 1))
+
+
+def _numbers(bound: Bound) -> tuple[float, ...]:
     return tuple(float(v) for v in bound) if isinstance(bound, (tuple, list)) else (float(bound),)
+
+
+def _tensor(bound: Bound) -> Tensor:
+    return bound.detach() if isinstance(bound, Tensor) else torch.tensor(_numbers(bound), dtype=torch.float64)
+
+
+def _same(bound: Bound, other: Bound) -> bool:
+    if isinstance(bound, Tensor) or isinstance(other, Tensor):
+        both = isinstance(bound, Tensor) and isinstance(other, Tensor)
+        return bound is other or (both and bound.device == other.device and torch.equal(bound, other))  # type: ignore[arg-type, union-attr]
+    return _numbers(bound) == _numbers(other)
+
+
+def _text(bound: Bound) -> str:
+    return f"<tensor of shape {tuple(bound.shape)}>" if isinstance(bound, Tensor) else repr(bound)
