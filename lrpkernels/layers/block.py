@@ -56,6 +56,16 @@ class Block(Node):
         finally:
             self._parts.clear()
 
+    def gradient(self, multipliers: Arrived, rule: Rule) -> Multipliers:
+        norm = self.linear if isinstance(self.linear, BatchNorm) else self.norm
+        if norm is None or norm.batch_eps is None:
+            return self.propagate(multipliers, rule)
+        g = multipliers[0].at_relu(self.activation, 0.0).tensor()
+        (normed,) = norm.gradient((g,), rule)
+        if norm is self.linear or normed is None:
+            return (normed,)
+        return (self.linear.pull(Scaled(normed), self.linear.part(WHOLE, None, normed.dtype)),)
+
     # -- what rules see: rules/views.py ------------------------------------------------------------------------------------------
 
     @property
