@@ -181,6 +181,14 @@ class Node:
         """
         raise UnsupportedOperationError(f"{self.label()}: this operation has no rule; use another one in the model")
 
+    def gradient(self, multipliers: Arrived, rule: Rule) -> Multipliers:
+        """The exact vector-Jacobian product (:class:`lrpkernels.Gradient`); here for operations that hand on no other one."""
+        return self.propagate(multipliers, rule)
+
+    def through(self, multipliers: Arrived, rule: Rule) -> Multipliers:
+        """:meth:`propagate` or :meth:`gradient`, whichever the rule asks for."""
+        return self.gradient(multipliers, rule) if rule.is_gradient else self.propagate(multipliers, rule)
+
     def propagate_relevance(self, relevances: Arrived, rule: Rule) -> Multipliers | None:
         """Relevance R itself at the inputs, given R at the outputs: ahead of a layer whose rule yields relevance (z^B, flat, ...).
 

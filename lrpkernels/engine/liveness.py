@@ -62,6 +62,8 @@ class Liveness:
                     value.hold()
         else:
             self._merged.add(id(node.inputs[0]))
+            if kind is BatchNorm and "statistics" in wanted & cast(BatchNorm, node).reads_inputs:
+                node.inputs[0].hold()
             if _reads(root.reads_outputs, wanted) and not (kind is Relu and "preactivation" in wanted):
                 node.inputs[0].let_go()
         if _reads(node.reads_outputs, wanted):

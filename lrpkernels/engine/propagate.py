@@ -147,7 +147,7 @@ class Walk:
 
 
 def _propagate(node: Node, multipliers: Arrived, rule: Rule) -> Multipliers:
-    return node.propagate(multipliers, rule)
+    return node.through(multipliers, rule)
 
 
 def _at_value(value: Value, multiplier: Tensor | None, relevance: Tensor | None) -> Tensor | None:

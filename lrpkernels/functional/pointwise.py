@@ -175,7 +175,7 @@ class Scaled(NamedTuple):
     def at_relu(self, output: Tensor | None, eps: float) -> Scaled:
         """(G + G2) m(u), u the ReLU's output (None: there is no ReLU, m = 1); of R itself R / (z + eps sgn z)."""
         if self.carrier is not None:
-            return self.over(self.carrier, self.carrier, eps)
+            return self.over(self.carrier, self.carrier, eps) if eps else Scaled(self.total())
         return Scaled(self.multiplier, self.addend, output, None, None, None, eps)
 
     def over(self, value: Tensor, denominator: Tensor, eps: float) -> Scaled:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 
 from ..graph import Arrived, Multipliers, Node, Value
 from ..rules import Rule
+from .gradients import pull_back
 from .registry import Recorder, bind, records
 
 
@@ -40,20 +43,27 @@ def _relu(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
 
 
 class Activation(Node):
-    """Any other elementwise a = f(z): R_z = R_a, so that the multiplier is scaled by f(z) / z. Sigmoid and its kin are gates."""
+    """Any other elementwise a = f(z): R_z = R_a, so that the multiplier is scaled by f(z) / z. Sigmoid and its kin are gates.
+
+    Attributes:
+        function: f; a random one draws the same numbers again.
+    """
 
     kind = "activation"
     sees_through = True
 
-    def __init__(self, input: Value, name: str, gate: bool = False) -> None:
+    def __init__(self, input: Value, name: str, function: Callable[[Tensor], Tensor], gate: bool = False) -> None:
         super().__init__(input)
-        self.name, self.is_gate = name, gate
+        self.name, self.function, self.is_gate = name, function, gate
 
     def label(self) -> str:
         return self.name
 
     def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
         return (rule.activation(self, multipliers[0]),)
+
+    def gradient(self, multipliers: Arrived, rule: Rule) -> Multipliers:
+        return pull_back(self.function, (self.a,), multipliers[0])
 
     def propagate_relevance(self, relevances: Arrived, rule: Rule) -> Multipliers:
         return (relevances[0],)
@@ -117,16 +127,53 @@ def _activation(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
     # The flag may be positional (F.relu6(x, True)); every function here has it last.
     flagged = bool(args) and isinstance(args[-1], bool) and function not in _RANDOM
     inplace = kwargs.get("inplace", flagged and args[-1]) or func.__name__.endswith("_")
-    out = function(*(args[:-1] if flagged else args), **options)
+    options.pop("input", None)
+    rest = args[1:-1] if flagged else args[1:]
+    draws = _Draws(x) if function in _RANDOM or (function is F.rrelu and _is_training(rest, options)) else None
+    out = function(x, *rest, **options)
     if out is x:
         return out
     low, high = _bounds(function, args, kwargs)
     gate = function in (torch.sigmoid, F.hardsigmoid) or (low, high) == (0, 1)
-    node = Activation(rec.known(x), function.__name__, gate)
+    node = Activation(rec.known(x), function.__name__, _again(function, rest, options, draws), gate)
     rec.add(node, out, nonnegative=function in _NON_NEGATIVE or (isinstance(low, (int, float)) and low >= 0))
     if inplace:
         rec.replace(x, out)
     return out
+
+
+def _again(function: Any, rest: Any, options: Any, draws: _Draws | None = None) -> Callable[[Tensor], Tensor]:
+    """f of z alone, holding nothing of the pass but what ``rest`` and ``options`` do."""
+
+    def again(z: Tensor) -> Tensor:
+        if draws is None:
+            return function(z, *rest, **options)
+        with draws.once_more():
+            return function(z, *rest, **options)
+
+    return again
+
+
+class _Draws:
+    """The state of PyTorch's generators, ahead of a function that draws."""
+
+    def __init__(self, x: Tensor) -> None:
+        self._devices = [x.device] if x.device.type == "cuda" else []
+        self._cpu = torch.get_rng_state()
+        self._cuda = [torch.cuda.get_rng_state(device) for device in self._devices]
+
+    @contextmanager
+    def once_more(self) -> Iterator[None]:
+        """Draw the same numbers again; the generators are afterwards where they were."""
+        with torch.random.fork_rng(self._devices):
+            torch.set_rng_state(self._cpu)
+            for device, state in zip(self._devices, self._cuda, strict=True):
+                torch.cuda.set_rng_state(state, device)
+            yield
+
+
+def _is_training(rest: Any, options: Any) -> bool:
+    return bool(options.get("training", len(rest) > 2 and rest[2]))
 
 
 def _bounds(function: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
@@ -151,5 +198,6 @@ def _power(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
     if out.shape != x.shape:
         return rec.unknown(func, args, kwargs)
     even = isinstance(other, int) and other % 2 == 0 and func.__name__.endswith(("pow", "pow__"))
-    rec.add(Activation(value, func.__name__.strip("_")), out, nonnegative=value.nonnegative or even)
+    node = Activation(value, func.__name__.strip("_"), _again(func, (other,), {}))
+    rec.add(node, out, nonnegative=value.nonnegative or even)
     return out

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from ..functional import ratio
 from ..graph import Arrived, Multipliers, Node, Value
 from ..rules import Rule
+from .gradients import pull_back
 from .registry import Recorder, bind, records
 
 
@@ -88,6 +89,32 @@ def _times(multiplier: Tensor, factor: Tensor | float, output: Value) -> Tensor:
     return (multiplier.unflatten(0, (targets, -1)) * factor).flatten(0, 1).to(multiplier.dtype)
 
 
+class Normalized(Scale):
+    """t = x over a number made of x itself, which is a constant of the relevance pass.
+
+    Attributes:
+        function: t of x.
+    """
+
+    kind = "normalization"
+    family = "norm"
+    sees_through = False
+    reads_inputs = True
+
+    def __init__(self, input: Value, factor: Tensor, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__(input, factor)
+        self.function = function
+
+    def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
+        return (rule.norm(self, multipliers[0]),)
+
+    def pull(self, g: Tensor) -> Tensor:
+        return _times(g, self.factor, self.output)
+
+    def gradient(self, multipliers: Arrived, rule: Rule) -> Multipliers:
+        return pull_back(self.function, (self.a,), multipliers[0])
+
+
 class Gate(Node):
     """t = x * y of two branches. The gate is the smaller (broadcast) operand, or the one that a sigmoid, its kin or a softmax made."""
 
@@ -117,6 +144,11 @@ class Gate(Node):
             part = _times(g if share == 1 else g * share, other.tensor, self.output)
             results.append(reduce_to(part, own.shape, self.output.shape))
         return tuple(results)
+
+    def gradient(self, multipliers: Arrived, rule: Rule) -> Multipliers:
+        x, y = self.inputs
+        parts = (_times(multipliers[0], other.tensor, self.output) for other in (y, x))
+        return tuple(reduce_to(part, own.shape, self.output.shape) for part, own in zip(parts, (x, y), strict=True))
 
 
 def made_by_activation(value: Value) -> bool:
@@ -170,6 +202,9 @@ class GLU(Node):
         behind = _times(g * shares[1], a, self.output)  # and on through the sigmoid, which leaves R unchanged
         return (torch.cat([signal, ratio(behind, gate, b.contiguous(), epsilon=1e-6)], self.dim),)
 
+    def gradient(self, multipliers: Arrived, rule: Rule) -> Multipliers:
+        return pull_back(lambda x: F.glu(x, self.dim), (self.a,), multipliers[0])
+
 
 class Quotient(Node):
     """t = x / y of two branches: the divisor is a constant of the relevance pass (a normalization), x takes all."""
@@ -181,6 +216,12 @@ class Quotient(Node):
         x, y = self.inputs
         g = _times(multipliers[0], y.tensor.reciprocal(), self.output)
         return reduce_to(g, x.shape, self.output.shape), None
+
+    def gradient(self, multipliers: Arrived, rule: Rule) -> Multipliers:
+        x, y = self.inputs
+        g = _times(multipliers[0], y.tensor.reciprocal(), self.output)
+        of_y = -_times(g, x.tensor / y.tensor, self.output)
+        return reduce_to(g, x.shape, self.output.shape), reduce_to(of_y, y.shape, self.output.shape)
 
 
 @records(F.glu)
@@ -197,7 +238,7 @@ def _normalize(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
     x, p, dim, eps = bind(args, kwargs, "input", "p", "dim", "eps", p=2.0, dim=1, eps=1e-12)
     out = func(x, p, dim, eps)
     norm = x.norm(p, dim, keepdim=True).clamp_min(eps)
-    rec.add(Scale(rec.known(x), norm.reciprocal()), out)
+    rec.add(Normalized(rec.known(x), norm.reciprocal(), lambda z: func(z, p, dim, eps)), out)
     return out
 
 
@@ -209,7 +250,8 @@ def _local_response_norm(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Te
     out = func(x, size, alpha, beta, k)
     square = F.pad(x.square().flatten(2).unsqueeze(1), (0, 0, size // 2, (size - 1) // 2))
     mean = F.avg_pool2d(square, (size, 1), stride=1).view_as(x)
-    rec.add(Scale(rec.known(x), (k + alpha * mean).pow(-beta)), out)
+    factor = (k + alpha * mean).pow(-beta)
+    rec.add(Normalized(rec.known(x), factor, lambda z: func(z, size, alpha, beta, k)), out)
     return out
 
 

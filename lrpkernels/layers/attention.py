@@ -13,6 +13,7 @@ from torch import Tensor
 from ..errors import UnsupportedOperationError
 from ..graph import Arrived, Multipliers, Node, Value
 from ..rules import Rule
+from .gradients import pull_back
 from .linear import Linear
 from .registry import Recorder, bind, leaves, recorded, records
 from .arithmetic import made_by_activation, made_by_gate
@@ -110,6 +111,14 @@ class Attention(Node):
         if share_v is not None:
             parts.append(share_v * (p.transpose(-2, -1) @ g) if share_v else None)
         return tuple(None if part is None else part.flatten(0, 1) for part in parts)
+
+    def gradient(self, multipliers: Arrived, rule: Rule) -> Multipliers:
+        def attend(*live: Tensor) -> Tensor:
+            given = iter(live)
+            q, k, v = (operand if isinstance(operand, Tensor) else next(given) for operand in self.operands)
+            return _attention_weights(q, k, self.mask, self.causal, self.scale) @ v
+
+        return pull_back(attend, [value.tensor for value in self.inputs], multipliers[0])
 
 
 def _attention_weights(q: Tensor, k: Tensor, mask: Tensor | None, causal: bool, scale: float) -> Tensor:

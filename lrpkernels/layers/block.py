@@ -56,14 +56,21 @@ class Block(Node):
         finally:
             self._parts.clear()
 
+    def gradient(self, multipliers: Arrived, rule: Rule) -> Multipliers:
+        norm = self.linear if isinstance(self.linear, BatchNorm) else self.norm
+        if norm is None or norm.batch_eps is None:
+            return self.propagate(multipliers, rule)
+        g = multipliers[0].total() if self.relu is None else rule.relu(self.relu, multipliers[0].total())
+        (normed,) = norm.gradient((g,), rule)
+        if norm is self.linear or normed is None:
+            return (normed,)
+        return (self.linear.pull(Scaled(normed), self.linear.part(WHOLE, None, normed.dtype)),)
+
     def propagate_relevance(self, relevances: Arrived, rule: Rule) -> Multipliers:
         relevance = relevances[0]
         # A ReLU passes R on unchanged; from there on R takes the place of G z.
         block = self if self.relu is None else Block(self.linear, self.norm, None)
-        try:
-            return (rule.linear(block, Scaled.of_relevance(relevance, block.value)),)
-        finally:
-            block._parts.clear()
+        return block.through((Scaled.of_relevance(relevance, block.value),), rule)
 
     # -- what rules see: rules/views.py ------------------------------------------------------------------------------------------
 

@@ -93,6 +93,9 @@ class Replayed(Node):
     def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
         return self._vjp(multipliers)
 
+    def gradient(self, multipliers: Arrived, rule: Rule) -> Multipliers:
+        return self._vjp(multipliers)
+
 
 class Unknown(Replayed):
     """A function that no recorder knows. Smooth ones follow their vector-Jacobian product (gradient times input)."""
@@ -120,7 +123,7 @@ class Unknown(Replayed):
                 )
         return results
 
-    def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
+    def gradient(self, multipliers: Arrived, rule: Rule) -> Multipliers:
         if any(len(value.shape) == 0 for value in self.outputs):
             raise UnsupportedOperationError(
                 f"{self.path}: {self.name} mixes the images of a batch into one number, which relevance cannot be followed through; "
@@ -137,6 +140,10 @@ class Unknown(Replayed):
                 f"{self.path}: {self.name} is not differentiable, so no relevance can flow through it; detach its result if it is "
                 "meant as a constant, or replace the function"
             )
+        return result
+
+    def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
+        result = self.gradient(multipliers, rule)
         warnings.warn(
             f"lrpkernels has no rule for {self.name} ({self.path}): its gradient is used, as in gradient times input",
             FallbackWarning,

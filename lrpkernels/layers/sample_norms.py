@@ -12,6 +12,7 @@ from ..functional import per_channel
 from ..graph import Arrived, Multipliers, Node, Value
 from ..rules import Rule
 from .batch_norm import BatchNorm, Variance
+from .gradients import pull_back
 from .registry import Recorder, bind, records
 
 
@@ -51,6 +52,19 @@ class Normalization(Node):
             dims = tuple(d + 1 for d in dims)
             scaled = scaled - scaled.mean(dims, keepdim=True)
         return scaled.reshape(g.shape).to(g.dtype)
+
+    def gradient(self, multipliers: Arrived, rule: Rule) -> Multipliers:
+        return pull_back(self._normalized, (self.a,), multipliers[0])
+
+    def _normalized(self, x: Tensor) -> Tensor:
+        """y, without its b."""
+        groups = x.reshape(self.grouped)
+        dims = tuple(range(2, len(self.grouped)))
+        if self.centred:
+            groups = groups - groups.mean(dims, keepdim=True)
+        groups = groups * torch.rsqrt(groups.square().mean(dims, keepdim=True) + self.eps)
+        normalized = groups.reshape(x.shape)
+        return normalized if self.weight is None else normalized * self.weight
 
 
 def _per_channel(weight: Tensor | None, x: Tensor) -> Tensor | None:

@@ -13,6 +13,7 @@ from .composite import (
 )
 from .epsilon import Epsilon
 from .gamma import Gamma
+from .gradient import Gradient
 from .layerwise import EpsilonLayerwise, Norm
 from .weights_only import Flat, Pass, WSquare
 from .zbox import ZBox

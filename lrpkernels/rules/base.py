@@ -13,8 +13,8 @@ from ..functional import Scaled, epsilon_scale, ratio
 from .views import Activation, Attention, Average, Layer, Maximum, Norm, Product, Softmax, Sum
 
 # The forward values that a rule's methods may read: `a`, `value` and `preactivation` of a layer; terms and value of a sum; input and
-# output of a pooling layer. What ReLUs and other activations read is always kept.
-EVERYTHING = frozenset({"input", "output", "preactivation", "summands", "sum", "pool"})
+# output of a pooling layer; what a batch norm took its batch statistics of. What ReLUs and other activations read is always kept.
+EVERYTHING = frozenset({"input", "output", "preactivation", "summands", "sum", "pool", "statistics"})
 
 
 def positive(name: str, value: float) -> None:
@@ -46,12 +46,14 @@ class Rule(ABC):
 
     Attributes:
         yields_relevance: :meth:`linear` (and what :attr:`families` names) returns R at the input instead of G.
+        is_gradient: operations hand on their exact vector-Jacobian product, whatever the methods below say (:class:`Gradient`).
         families: of "attention", "product", "norm": those operations that it may be chosen for, by a composite's option of that name or
             by a selector. What a composite chooses for none of these follows the layers' rule, which is AttnLRP's below.
         reads: which forward values its methods read, of ``EVERYTHING`` above: others need not be kept. A subclass sets its own.
     """
 
     yields_relevance = False
+    is_gradient = False
     reads = EVERYTHING
     families = frozenset[str]()
 
