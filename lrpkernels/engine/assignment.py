@@ -58,7 +58,7 @@ def _check_names(composite: Composite, model: nn.Module, ran: set[str]) -> None:
             continue
         found = [name for name in modules if name == selector or fnmatchcase(name, selector)]
         if not found:
-            near = difflib.get_close_matches(selector, [name for name in modules], n=3, cutoff=0.3)
+            near = difflib.get_close_matches(selector, list(modules), n=3, cutoff=0.3)
             raise ValueError(
                 f"composite: the model has no module {selector!r}, so its rule {composite.layers[selector]!r} would not be used; near "
                 f"matches: {', '.join(near) or 'none'}"

@@ -58,6 +58,7 @@ class Walk:
         planned: the fused operations in order, each with its rule; consumed on the way.
         wanted: values whose relevance is requested.
         through: :meth:`Node.propagate`, or a form of it that saves less.
+        times_values: False: what is found are the multipliers G, in place of R = a * G.
     """
 
     def __init__(
@@ -65,8 +66,9 @@ class Walk:
         planned: Planned,
         wanted: Sequence[Value],
         through: Through,
+        times_values: bool = True,
     ) -> None:
-        self._planned, self._through = planned, through
+        self._planned, self._through, self._times_values = planned, through, times_values
         self._wanted = {id(v) for v in wanted}
         self._multipliers, self._relevances = _Contributions(), _Contributions()
         self.found: dict[int, Tensor | None] = {id(v): None for v in wanted}
@@ -90,7 +92,7 @@ class Walk:
             for node, _ in self._planned if release else ():
                 node.release()
         for v in inputs:
-            self.found[id(v)] = _at_value(v, self._multipliers.pop(v), self._relevances.pop(v))
+            self.found[id(v)] = self._at_value(v, self._multipliers.pop(v), self._relevances.pop(v))
         return self.found
 
     def _through_node(self, node: Node, rule: Rule) -> None:
@@ -142,20 +144,19 @@ class Walk:
         """Relevance that has arrived at a value, if it is requested."""
         key = id(value)
         if key in self._wanted and not (multiplier is None and relevance is None):
-            found, so_far = _at_value(value, multiplier, relevance), self.found[key]
-            self.found[key] = found if so_far is None else so_far + found
+            found, so_far = self._at_value(value, multiplier, relevance), self.found[key]
+            self.found[key] = found if so_far is None or found is None else so_far + found
+
+    def _at_value(self, value: Value, multiplier: Tensor | None, relevance: Tensor | None) -> Tensor | None:
+        """R = a * G (+ R that a rule yielded)."""
+        if multiplier is None or not self._times_values:
+            return relevance if multiplier is None else multiplier
+        product = times(multiplier, value.tensor)
+        return product if relevance is None else relevance + product
 
 
 def _propagate(node: Node, multipliers: Arrived, rule: Rule) -> Multipliers:
     return node.through(multipliers, rule)
-
-
-def _at_value(value: Value, multiplier: Tensor | None, relevance: Tensor | None) -> Tensor | None:
-    """R = a * G (+ R that a first-layer rule yielded)."""
-    if multiplier is not None:
-        product = times(multiplier, value.tensor)
-        relevance = product if relevance is None else relevance + product
-    return relevance
 
 
 def _hand_on(node: Node, parts: Sequence[Tensor | None], contributions: _Contributions) -> None:
@@ -199,7 +200,8 @@ def relevance(
         parts = [seed] if memory_budget is None or targets is None else _chunks(recording, seed, targets, memory_budget)
         walks = []
         for part in parts:
-            walk = Walk(assign(recording, fuse, composite, (value, *wanted)), wanted, through)
+            planned = assign(recording, fuse, composite, (value, *wanted))
+            walk = Walk(planned, wanted, through, composite.multiply_by_inputs)
             last = release and part is parts[-1]
             if last:
                 recording.nodes = []

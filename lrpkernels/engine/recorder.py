@@ -56,7 +56,9 @@ class Recording:
         self.inputs = tuple(inputs)
         self.liveness = liveness
         self.nodes: list[Node] = []
-        self.values: dict[int, Value] = {id(t): Value(t, producer=None, behind_input=True, unlayered=True) for t in self.inputs}
+        self.values: dict[int, Value] = {
+            id(t): Value(t, producer=None, behind_input=True, unlayered=True) for t in self.inputs
+        }
         self.input_values = tuple(self.values[id(tensor)] for tensor in self.inputs)
         self.modules: list[nn.Module] = []
         self.returned: dict[int, list[Value]] = {}

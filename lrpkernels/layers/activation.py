@@ -20,7 +20,7 @@ class Relu(Node):
     """u = max(z, 0)."""
 
     kind = "relu"
-    reads_inputs = False
+    reads_inputs = frozenset({"relu"})
     module_type = nn.ReLU
     sees_through = True
 

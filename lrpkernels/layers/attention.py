@@ -13,10 +13,10 @@ from torch import Tensor
 from ..errors import UnsupportedOperationError
 from ..graph import Arrived, Multipliers, Node, Value
 from ..rules import Rule
+from .arithmetic import made_by_activation, made_by_gate
 from .gradients import pull_back
 from .linear import Linear
 from .registry import Recorder, bind, leaves, recorded, records
-from .arithmetic import made_by_activation, made_by_gate
 from .replayed import Place, Replayed
 
 

@@ -103,7 +103,8 @@ class Conv(LinearNode):
         return functional.conv_pull_sum(s, weights, self.input.form(), self.geometry)
 
     def box(self, s: Scaled, scale: Tensor | None, a: Tensor, low: Tensor | None, high: Tensor | None) -> Tensor:
-        if any(bound is not None and bound.numel() > bound.shape[1] for bound in (low, high)):  # one for each pixel or image
+        varies = [bound is not None and bound.numel() > bound.shape[1] for bound in (low, high)]
+        if any(varies):  # by pixel or image
             return super().box(s, scale, a, low, high)
         weight = self.part(functional.WHOLE, scale, a.dtype).weight
         low, high = (None if bound is None else bound.flatten().expand(a.shape[1]) for bound in (low, high))

@@ -13,8 +13,9 @@ from ..functional import Scaled, epsilon_scale, ratio
 from .views import Activation, Attention, Average, Layer, Maximum, Norm, Product, Softmax, Sum
 
 # The forward values that a rule's methods may read: `a`, `value` and `preactivation` of a layer; terms and value of a sum; input and
-# output of a pooling layer; what a batch norm took its batch statistics of. What ReLUs and other activations read is always kept.
-EVERYTHING = frozenset({"input", "output", "preactivation", "summands", "sum", "pool", "statistics"})
+# output of a pooling layer; what a batch norm took its batch statistics of; the input of a ReLU that stands alone. The outputs of ReLUs and
+# what other activations read are always kept.
+EVERYTHING = frozenset({"input", "output", "preactivation", "summands", "sum", "pool", "statistics", "relu"})
 
 
 def positive(name: str, value: float) -> None:

@@ -14,9 +14,10 @@ from .base import OperationRule, Rule
 from .epsilon import Epsilon
 from .gamma import Gamma
 from .layerwise import EpsilonLayerwise, Norm
+from .modified_gradients import ReLUBetaSmooth, ReLUDeconvNet, ReLUGuidedBackprop
 from .views import Recorded
 from .weights_only import Flat
-from .zbox import ZBox
+from .zbox import Bound, ZBox
 
 Selector = str | type[nn.Module] | Callable[[str, nn.Module], bool]
 
@@ -83,7 +84,9 @@ class Composite:
             if rule is not None and not (isinstance(rule, Rule) and family in rule.families):
                 got = repr(rule) if isinstance(rule, Rule) else type(rule).__name__
                 raise TypeError(f"{family} must be a rule of this operation (AttnLRP, CPLRP, ...) or None, got {got}")
-        if not self.multiply_by_inputs and (self.yields_in_hidden_layers or (self.first or self.default).yields_relevance):
+        if not self.multiply_by_inputs and (
+            self.yields_in_hidden_layers or (self.first or self.default).yields_relevance
+        ):
             raise ValueError(
                 "multiply_by_inputs=False asks for the modified gradient G, but a rule of this composite yields relevance itself (ZBox, "
                 "Flat, WSquare, Pass); leave it out"
@@ -196,9 +199,14 @@ def EpsilonAlpha2Beta1(eps: float = 1e-6, *, first: Rule | None = None, stabiliz
     return _preset(AlphaBeta(2.0, 1.0, stabilizer), EpsilonLayerwise(eps), first, stabilizer)
 
 
+def EpsilonAlpha2Beta1Flat(eps: float = 1e-6, *, stabilizer: float = 1e-6) -> Composite:
+    """:func:`EpsilonAlpha2Beta1` with the flat rule at the input. Source: zennit's preset of that name."""
+    return EpsilonAlpha2Beta1(eps, first=Flat(stabilizer), stabilizer=stabilizer)
+
+
 def EpsilonGammaBox(
-    low: float | tuple[float, ...] = 0.0,
-    high: float | tuple[float, ...] = 1.0,
+    low: Bound = 0.0,
+    high: Bound = 1.0,
     eps: float = 1e-6,
     *,
     gamma: float = 0.25,
@@ -206,3 +214,36 @@ def EpsilonGammaBox(
 ) -> Composite:
     """gamma for convolutions, epsilon (layer form) for dense layers, z^B at the input. Source: Montavon et al. 2019."""
     return _preset(Gamma(gamma, stabilizer), EpsilonLayerwise(eps), ZBox(low, high, stabilizer, bias=False), stabilizer)
+
+
+def ExcitationBackprop(stabilizer: float = 1e-6, *, first: Rule | None = None) -> Composite:
+    """z+ for every layer with weights. Source: Zhang et al. 2016; zennit's preset of that name.
+
+    Args:
+        stabilizer: of z+, sums and averages.
+        first: rule of the layers that read the input.
+    """
+    plus = ZPlus(stabilizer)
+    return _preset(plus, plus, first, stabilizer)
+
+
+def DeconvNet() -> Composite:
+    """Gradients with :class:`ReLUDeconvNet` at ReLUs; the heatmap is the modified gradient. Source: Zeiler and Fergus 2014; zennit."""
+    return Composite(default=ReLUDeconvNet(), multiply_by_inputs=False)
+
+
+def GuidedBackprop() -> Composite:
+    """Gradients with :class:`ReLUGuidedBackprop` at ReLUs; the heatmap is the modified gradient.
+
+    Source: Springenberg et al. 2015; zennit.
+    """
+    return Composite(default=ReLUGuidedBackprop(), multiply_by_inputs=False)
+
+
+def BetaSmooth(beta_smooth: float = 10.0) -> Composite:
+    """Gradients with :class:`ReLUBetaSmooth` at ReLUs; the heatmap is the modified gradient. Source: Dombrowski et al. 2019; zennit.
+
+    Args:
+        beta_smooth: softplus' beta.
+    """
+    return Composite(default=ReLUBetaSmooth(beta_smooth), multiply_by_inputs=False)

@@ -29,8 +29,9 @@ class Recorded(Protocol):
     """
 
     kind: str
-    family: str | None
 
+    @property
+    def family(self) -> str | None: ...
     @property
     def module(self) -> nn.Module | None: ...
     @property
