@@ -96,8 +96,6 @@ def _bound(name: str, bound: Bound, layer: Layer) -> Tensor | None:
     x = layer.a
     if isinstance(bound, Tensor):
         found = bound.detach().to(x)
-    elif not any(_numbers(bound)):
-        return None
     else:
         # As torch.tensor, but filled on the device: a copy from the host cannot be captured in a CUDA graph.
         found = torch.cat([torch.full((1,), number, dtype=x.dtype, device=x.device) for number in _numbers(bound)])
@@ -107,7 +105,8 @@ def _bound(name: str, bound: Bound, layer: Layer) -> Tensor | None:
             raise ValueError(f"ZBox: {name} has {found.numel()} values, the layer's input has {channels} channels")
         shape = [1] * x.dim()
         shape[layer.channel_dim] = found.numel()
-        return found.view(shape)
+        zero = not isinstance(bound, Tensor) and not any(_numbers(bound))
+        return None if zero else found.view(shape)
     fits = found.dim() <= x.dim() and all(
         own in (1, size) for own, size in zip(found.shape[::-1], x.shape[::-1], strict=False)
     )
