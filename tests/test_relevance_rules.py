@@ -116,6 +116,17 @@ def test_bounds_that_do_not_fit_the_input_are_refused(low: Any) -> None:
         lrp.LRP(build(VGGLike), lrp.Composite(first=lrp.ZBox(low, 2.0)))(torch.rand(2, 3, 12, 12, dtype=D), 1)
 
 
+def test_bounds_by_channel_and_by_pixel_are_compared_when_the_layer_is_known() -> None:
+    net, x = nn.Conv2d(3, 2, 3).double(), torch.rand(2, 3, 4, 4, dtype=D)
+    high = torch.full((3, 4, 4), 0.5, dtype=D)
+    with torch.no_grad():
+        mixed = lrp.LRP(net, lrp.ZBox((-1.0, -2.0, 0.0), high, EPS))(x, 1)[1]
+        low = torch.tensor([-1.0, -2.0, 0.0], dtype=D).view(3, 1, 1)
+        torch.testing.assert_close(mixed, lrp.LRP(net, lrp.ZBox(low, high, EPS))(x, 1)[1])
+        with pytest.raises(ValueError, match="low must be below high"):
+            lrp.LRP(net, lrp.ZBox((-1.0, -2.0, 0.5), high))(x, 1)
+
+
 def test_box_rules_are_equal_where_their_bounds_are() -> None:
     a, b = (lrp.ZBox(torch.zeros(3, 1, 1), 1.0) for _ in range(2))
     assert (

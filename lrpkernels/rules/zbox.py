@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..functional import NEGATIVE, POSITIVE, Scaled
+from ..functional import NEGATIVE, POSITIVE, Scaled, is_capturing
 from .base import Rule, positive
 from .views import Layer
 
@@ -45,18 +45,10 @@ class ZBox(Rule):
 
     def __post_init__(self) -> None:
         positive("eps", self.eps)
-        low, high = (_tensor(bound) for bound in (self.low, self.high))
-        if low.dim() == high.dim() == 1 and low.numel() > 1 and high.numel() > 1 and len(low) != len(high):
-            raise ValueError(f"low and high must have the same length, got {len(low)} and {len(high)}")
-        if low.dim() == 1 < high.dim() or high.dim() == 1 < low.dim():
-            return  # one per channel beside one per pixel: which dimension has the channels is known when the rule is applied
-        try:
-            below = low < high.to(low.device)
-        except RuntimeError:
-            raise ValueError(
-                f"low and high must broadcast against each other, got shapes {tuple(low.shape)} and {tuple(high.shape)}"
-            ) from None
-        if not bool(below.all()):
+        self._check(_are_below(self.low, self.high))
+
+    def _check(self, below: bool) -> None:
+        if not below:
             raise ValueError(f"low must be below high, got low={_text(self.low)}, high={_text(self.high)}")
 
     def __eq__(self, other: object) -> bool:
@@ -76,6 +68,8 @@ class ZBox(Rule):
 
     def linear(self, layer: Layer, g: Scaled) -> Tensor:
         low, high = _bound("low", self.low, layer), _bound("high", self.high, layer)
+        if _are_mixed(self.low, self.high) and low is not None and high is not None and not is_capturing(low.device):
+            self._check(bool((low < high).all()))
         z = layer.preactivation(self.bias)
         for bound, given, part in ((low, self.low, POSITIVE), (high, self.high, NEGATIVE)):
             if bound is None:
@@ -129,8 +123,37 @@ def _numbers(bound: Bound) -> tuple[float, ...]:
     return tuple(float(v) for v in bound) if isinstance(bound, (tuple, list)) else (float(bound),)
 
 
-def _tensor(bound: Bound) -> Tensor:
-    return bound.detach() if isinstance(bound, Tensor) else torch.tensor(_numbers(bound), dtype=torch.float64)
+def _are_below(low: Bound, high: Bound) -> bool:
+    """Whether low < high everywhere.
+
+    Raises:
+        ValueError: they do not fit together.
+    """
+    if not isinstance(low, Tensor) and not isinstance(
+        high, Tensor
+    ):  # without tensors: a rule may be made at every step
+        lows, highs = _numbers(low), _numbers(high)
+        if len(lows) > 1 and len(highs) > 1 and len(lows) != len(highs):
+            raise ValueError(f"low and high must have the same length, got {len(lows)} and {len(highs)}")
+        pairs = zip(lows * max(1, len(highs) // len(lows)), highs * max(1, len(lows) // len(highs)), strict=True)
+        return all(a < b for a, b in pairs)
+    tensors = (
+        b.detach() if isinstance(b, Tensor) else torch.tensor(_numbers(b), dtype=torch.float64) for b in (low, high)
+    )
+    below, above = tensors
+    if _are_mixed(low, high):
+        return True
+    try:
+        return bool((below.to(above.device) < above).all())
+    except RuntimeError:
+        shapes = f"{tuple(below.shape)} and {tuple(above.shape)}"
+        raise ValueError(f"low and high must broadcast against each other, got shapes {shapes}") from None
+
+
+def _are_mixed(low: Bound, high: Bound) -> bool:
+    """Whether one is a bound per channel, the other one per pixel: which dimension is the channels' is known when the rule is applied."""
+    dims = [bound.dim() if isinstance(bound, Tensor) else int(len(_numbers(bound)) > 1) for bound in (low, high)]
+    return min(dims) == 1 < max(dims)
 
 
 def _same(bound: Bound, other: Bound) -> bool:
