@@ -300,3 +300,53 @@ def test_rules_that_do_not_fit_their_option_are_refused(make: Callable[[], objec
 def test_modified_gradients_refuse_rules_that_yield_relevance() -> None:
     with pytest.raises(ValueError, match="multiply_by_inputs"):
         lrp.Composite({"0": lrp.Flat()}, multiply_by_inputs=False)
+
+
+class WrittenOut(nn.Module):
+    """RMS norm as language models write it, or squeeze-and-excite."""
+
+    def __init__(self, excite: bool) -> None:
+        super().__init__()
+        self.a, self.b, self.squeeze, self.excite = nn.Linear(5, 6), nn.Linear(6, 3), nn.Linear(6, 6), excite
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        if self.excite:
+            return self.b(x * torch.sigmoid(self.squeeze(x).mean(-1, keepdim=True)))
+        return self.b(x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-5))
+
+
+def test_a_norm_that_is_written_out_follows_the_rule_of_norms() -> None:
+    torch.manual_seed(8)
+    net, x = WrittenOut(excite=False).double(), torch.randn(3, 5, dtype=D)
+
+    def found(net: nn.Module, **choices: lrp.Rule) -> Tensor:
+        composite = lrp.Composite(default=lrp.Epsilon(0.0), **choices)
+        with torch.no_grad():
+            heatmap: Tensor = lrp.LRP(net, composite)(x, 1)[1]
+        return heatmap
+
+    usual = found(net)
+    torch.testing.assert_close(found(net, product=lrp.Uniform()), usual)
+    torch.testing.assert_close(found(net, norm=lrp.Pass()), usual)
+    excite = WrittenOut(excite=True).double()
+    assert float((found(excite, product=lrp.Uniform()) - found(excite)).abs().max()) > 1e-3
+
+
+def test_types_of_modules_choose_for_what_they_call() -> None:
+    net, _ = _pair(False, nn.LayerNorm, F.silu, "CPLRP")
+    x = torch.randn(2, 5, 6, dtype=D)
+    default = lrp.Epsilon(0.0)
+    same = [
+        ({Block: lrp.CPLRP()}, {"*": lrp.CPLRP()}),
+        ({nn.LayerNorm: lrp.Pass()}, {"norm*": lrp.Pass()}),
+        ({nn.LayerNorm: lrp.Gradient()}, {"norm*": lrp.Gradient()}),
+    ]
+    with torch.no_grad():
+        usual = lrp.LRP(net, default)(x, 1)[1]
+        for by_type, by_name in same:
+            found, other = (
+                lrp.LRP(net, lrp.Composite(rules, default=default))(x, 1)[1] for rules in (by_type, by_name)
+            )
+            torch.testing.assert_close(found, other)
+            assert float((found - usual).abs().max()) > 1e-3

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..functional import ratio
 from ..graph import Arrived, Multipliers, Node, Value
@@ -116,14 +116,36 @@ class Normalized(Scale):
 
 
 class Gate(Node):
-    """t = x * y of two branches. The gate is the smaller (broadcast) operand, or the one that a sigmoid, its kin or a softmax made."""
+    """t = x * y of two branches. The gate is the smaller (broadcast) operand, or the one that a sigmoid, its kin or a softmax made.
+
+    A factor that is made of the signal without weights, as 1 / deviation is, makes it a norm that is written out.
+    """
 
     kind = "gate"
-    family = "product"
     reads_outputs = False
 
+    def __init__(self, x: Value, y: Value) -> None:
+        super().__init__(x, y)
+        smaller = self.gates.index(True) if self.gates in ((True, False), (False, True)) else None
+        is_norm = smaller is not None and _is_statistic(self.inputs[smaller], self.inputs[1 - smaller])
+        self.family = "norm" if is_norm else "product"
+
     def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
-        return rule.product(self, multipliers[0])
+        if self.family == "product":
+            return rule.product(self, multipliers[0])
+        return self._of_signal(rule.norm(self, multipliers[0]))
+
+    def propagate_relevance(self, relevances: Arrived, rule: Rule) -> Multipliers | None:
+        passes = self.family == "norm" and rule.yields_relevance and "norm" in rule.families
+        return self._of_signal(relevances[0]) if passes else None
+
+    def pull(self, g: Tensor) -> Tensor:
+        """Through a norm: its factor is a constant."""
+        factor = self.inputs[self.gates.index(True)]
+        return _times(g, factor.tensor, self.output)
+
+    def _of_signal(self, part: Tensor) -> Multipliers:
+        return tuple(None if gate else part for gate in self.gates)
 
     @property
     def gates(self) -> tuple[bool, ...]:
@@ -149,6 +171,21 @@ class Gate(Node):
         x, y = self.inputs
         parts = (_times(multipliers[0], other.tensor, self.output) for other in (y, x))
         return tuple(reduce_to(part, own.shape, self.output.shape) for part, own in zip(parts, (x, y), strict=True))
+
+
+def _is_statistic(factor: Value, signal: Value) -> bool:
+    """Whether a factor is a reduced and elementwise function of the signal it multiplies: x * rsqrt(mean(x ** 2) + eps)."""
+    value, reduced = factor, False
+    while value is not signal:
+        op = value.producer
+        if op is None or len(op.inputs) != 1 or op.is_gate or op.kind not in _STATISTIC:
+            return False
+        reduced = reduced or op.kind == "avg_pool"
+        value = op.inputs[0]
+    return reduced
+
+
+_STATISTIC = frozenset({"activation", "avg_pool", "add", "scale", "cast", "reshape", "movement"})
 
 
 def made_by_activation(value: Value) -> bool:
@@ -183,6 +220,7 @@ class GLU(Node):
 
     kind = "glu"
     family = "product"
+    module_type = nn.GLU
     reads_outputs = False
     gates, activated = (False, True), (False, True)
 

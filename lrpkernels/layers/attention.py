@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import UnsupportedOperationError
 from ..graph import Arrived, Multipliers, Node, Value
@@ -35,6 +35,7 @@ class Softmax(Taylor):
 
     kind = "softmax"
     family = "attention"
+    module_type = nn.Softmax
     is_gate = True
 
     def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:

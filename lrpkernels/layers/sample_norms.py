@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..functional import per_channel
 from ..graph import Arrived, Multipliers, Node, Value
@@ -29,9 +29,16 @@ class Normalization(Node):
     reads_outputs = False
 
     def __init__(
-        self, input: Value, grouped: tuple[int, ...], weight: Tensor | None, eps: float, centred: bool = True
+        self,
+        input: Value,
+        module_type: type[nn.Module],
+        grouped: tuple[int, ...],
+        weight: Tensor | None,
+        eps: float,
+        centred: bool = True,
     ) -> None:
         super().__init__(input)
+        self.module_type = module_type
         self.grouped, self.weight, self.eps, self.centred = grouped, weight, eps, centred
 
     def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
@@ -78,7 +85,7 @@ def _layer_norm(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
         return rec.unknown(func, args, kwargs)
     out = func(*args, **kwargs)
     samples = x.shape[: x.dim() - len(shape)].numel()
-    rec.add(Normalization(rec.known(x), (1, samples, *shape), weight, eps), out)
+    rec.add(Normalization(rec.known(x), nn.LayerNorm, (1, samples, *shape), weight, eps), out)
     return out
 
 
@@ -90,7 +97,7 @@ def _rms_norm(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
     out = func(*args, **kwargs)
     eps = torch.finfo(x.dtype).eps if eps is None else eps
     samples = x.shape[: x.dim() - len(shape)].numel()
-    rec.add(Normalization(rec.known(x), (1, samples, *shape), weight, eps, centred=False), out)
+    rec.add(Normalization(rec.known(x), nn.RMSNorm, (1, samples, *shape), weight, eps, centred=False), out)
     return out
 
 
@@ -101,7 +108,7 @@ def _group_norm(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
         return rec.unknown(func, args, kwargs)
     out = func(*args, **kwargs)
     grouped = (x.shape[0], groups, x.shape[1:].numel() // groups)
-    rec.add(Normalization(rec.known(x), grouped, _per_channel(weight, x), eps), out)
+    rec.add(Normalization(rec.known(x), nn.GroupNorm, grouped, _per_channel(weight, x), eps), out)
     return out
 
 
@@ -118,5 +125,7 @@ def _instance_norm(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
         rec.add(BatchNorm(rec.known(x), weight, bias, mean.detach(), Variance(var.detach(), eps)), out)
         return out
     grouped = (x.shape[0], x.shape[1], x.shape[2:].numel())
-    rec.add(Normalization(rec.known(x), grouped, _per_channel(weight, x), eps), out)
+    rec.add(
+        Normalization(rec.known(x), nn.modules.instancenorm._InstanceNorm, grouped, _per_channel(weight, x), eps), out
+    )
     return out

@@ -29,7 +29,9 @@ class Composite:
     Args:
         layers: selector -> rule. A selector is, from the most to the least specific: a module's dotted name ("layer1.0.conv1"); a
             glob of names ("layer1.*"; the longest matching one wins); a function (name, module) -> bool; a module type
-            (``nn.Conv2d``; of several, the most derived). Functional calls count as the module type that does the same.
+            (``nn.Conv2d``; of several, the most derived). Functional calls count as the module type that does the same, attention,
+            products and norms also as that of the module that calls them. A batch norm or ReLU that would merge into the layer ahead is
+            a layer of its own where its own name has another rule than that layer.
         first: rule of the layers that read the model's input, whatever ``layers`` says; None: like any other layer.
         default: rule of everything else, sums, pooling and stand-alone ReLUs included.
         attention: rule of attention: of softmax, matrix products of branches, and attention in one operation
@@ -148,7 +150,8 @@ def _specificity(selector: Any, op: Recorded, name: str) -> tuple[int, int]:
         return (3, len(selector)) if fnmatchcase(name, selector) else (0, 0)
     if isinstance(selector, type):
         for kind in (type(op.module), op.module_type):
-            if kind is not None and issubclass(kind, selector) and op.module_type is not None:
+            listed = op.module_type is not None or op.family is not None
+            if kind is not None and issubclass(kind, selector) and listed:
                 return 1, len(selector.__mro__)
         return 0, 0
     return (2, 0) if selector(name, op.module) else (0, 0)
