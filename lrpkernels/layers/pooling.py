@@ -129,7 +129,13 @@ _ADAPTIVE_POOLS: dict[Any, int] = {F.adaptive_avg_pool1d: 1, F.adaptive_avg_pool
 @records(*_AVERAGE_POOLS)
 def _average_pool(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
     names = ("input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
-    x, kernel, stride, padding, _, include, divisor = bind(args, kwargs, *names, padding=0, count_include_pad=True)
+    x, kernel, stride, padding, ceil, include, divisor = bind(
+        args, kwargs, *names, padding=0, ceil_mode=False, count_include_pad=True
+    )
+    if (
+        divisor is not None and divisor < 0 and rec.value(x) is not None
+    ):  # the average has weights >= 0; the sign is a factor
+        return rec.call(torch.neg, rec.call(func, x, kernel, stride, padding, ceil, include, -divisor))
     spatial = _AVERAGE_POOLS[func]
     kernel = per_dimension(kernel, spatial)
     stride = per_dimension(stride, spatial) if stride else kernel

@@ -13,6 +13,8 @@ from .views import Activation, Average, Layer, Maximum, Sum
 
 # The forward values that a rule's methods may read: `a`, `value` and `preactivation` of a layer; terms and value of a sum; input and
 # output of a pooling layer. What ReLUs and other activations read is always kept.
+SMALLEST = 1e-15  # stabilizer of activations under rules without any: f(0) / 0 has to be a number
+
 EVERYTHING = frozenset({"input", "output", "preactivation", "summands", "sum", "pool"})
 
 
@@ -33,10 +35,14 @@ class Rule(ABC):
     """Base of all rules. A rule works on multipliers G (R = a * G); what it does not define passes G on unchanged.
 
     Attributes:
+        eps: the rule's stabilizer.
+        detach_bias: gradients of a heatmap do not reach biases through the denominators that these take part in.
         yields_relevance: :meth:`linear` returns R at the input instead of G (rules for the first layer).
         reads: which forward values its methods read, of ``EVERYTHING`` above: others need not be kept. A subclass sets its own.
     """
 
+    eps = 1e-6
+    detach_bias = False
     yields_relevance = False
     reads = EVERYTHING
 
@@ -62,8 +68,11 @@ class Rule(ABC):
         return epsilon_scale(g, layer.value, epsilon=0.0)
 
     def activation(self, layer: Activation, g: Tensor) -> Tensor:
-        """Through any other activation a = f(z): R is unchanged, so G is multiplied by a / z (stabilized by 1e-6 around z = 0)."""
-        return ratio(g, layer.value, layer.a, epsilon=1e-6)
+        """Through any other activation a = f(z): R is unchanged, so G is multiplied by a / z.
+
+        The stabilizer only keeps the quotient finite around z = 0: eps, and never more than 1e-6 of it.
+        """
+        return ratio(g, layer.value, layer.a, epsilon=max(min(self.eps, 1e-6), SMALLEST))
 
     def add(self, layer: Sum, g: Tensor) -> tuple[Tensor, ...]:
         """Through a sum of branches: shares u / (u + v), so G is the same for both."""

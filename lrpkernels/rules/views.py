@@ -52,11 +52,18 @@ class Layer(Recorded, Protocol):
     def activation(self) -> Tensor | None:
         """The output of the ReLU; None without one."""
 
+    @property
+    def channel_dim(self) -> int:
+        """The dimension of the input that holds its channels."""
+
+    def ones(self) -> Tensor:
+        """1 for every element of the input, (1 or B, C_in, ...); 0 where data movement ahead of the layer wrote constants (padding)."""
+
     def preactivation(self, bias: bool = True) -> Tensor:
-        """z, (B, C_out, ...), with b detached, or without it."""
+        """z, (B, C_out, ...), or z without b. With the rule's ``detach_bias`` b is a constant here and below."""
 
     def bias(self, part: PartOf) -> Tensor | None:
-        """V of b, detached, shaped to be added to the output; None if the layer has none."""
+        """V of b, shaped to be added to the output; None if the layer has none."""
 
     def apply(self, a: Tensor, part: PartOf, bias: bool = False) -> Tensor:
         """V a, plus the same part of b with ``bias``."""

@@ -16,7 +16,7 @@ from .views import Layer
 class ZBox(Rule):
     """R_x = x * W^T s - l * W+^T s - h * W-^T s,  s = R_h / z,  z = W x + b - l (W+ 1 + b+) - h (W- 1 + b-), stabilized.
 
-    W and b are the first layer merged with its batch norm, b detached; R_h = h * G_h at the first ReLU's output h, that ReLU's own
+    W and b are the first layer merged with its batch norm; R_h = h * G_h at the first ReLU's output h, that ReLU's own
     factor not applied; the image of ones gets the layer's zero padding as the input does.
 
     Args:
@@ -24,6 +24,7 @@ class ZBox(Rule):
         high: h, the largest pixel value, likewise; low < high.
         eps: stabilizer, >= 0.
         bias: whether b takes part in z, as above; without it z = W x - l W+ 1 - h W- 1 (what zennit's box rule comes to).
+        detach_bias: gradients of a heatmap leave the bias in the denominator out, as in the public code of ISNet.
 
     Raises:
         ValueError: low is not below high, or a length that is not the number of input channels.
@@ -35,6 +36,7 @@ class ZBox(Rule):
     high: float | tuple[float, ...] = 1.0
     eps: float = 1e-2
     bias: bool = True
+    detach_bias: bool = False
 
     yields_relevance = True
     reads = frozenset({"input", "output", "preactivation"})
@@ -49,13 +51,13 @@ class ZBox(Rule):
             raise ValueError(f"low must be below high, got low={self.low!r}, high={self.high!r}")
 
     def linear(self, layer: Layer, g: Scaled) -> Tensor:
-        low, high = self._bound("low", self.low, layer.a), self._bound("high", self.high, layer.a)
+        low, high = self._bound("low", self.low, layer), self._bound("high", self.high, layer)
         z = layer.preactivation(self.bias)
         for bound, numbers, part in ((low, self.low, POSITIVE), (high, self.high, NEGATIVE)):
             if bound is None:
                 continue
-            # The same for every image, so one image of the bound's value will do. The bias counts with the mean bound.
-            z = z - layer.apply(bound.expand(1, *layer.a.shape[1:]).contiguous(), part)
+            # One image of the bound's value, where the layer reads pixels. The bias counts with the mean bound.
+            z = z - layer.apply(bound * layer.ones(), part)
             b = layer.bias(part) if self.bias else None
             if b is not None:
                 z = z - sum(_numbers(numbers)) / len(_numbers(numbers)) * b
@@ -64,18 +66,22 @@ class ZBox(Rule):
     def passes(self, nonnegative: bool) -> float:
         return 3.0  # W, W+ and W- are each applied to s; their denominators come from one image of constants
 
-    def _bound(self, name: str, bound: float | tuple[float, ...], x: Tensor) -> Tensor | None:
-        """The bound, (1, C or 1, 1, ...); None if it is zero everywhere and drops out."""
-        numbers = _numbers(bound)
+    def _bound(self, name: str, bound: float | tuple[float, ...], layer: Layer) -> Tensor | None:
+        """The bound, to be broadcast against the input; None if it is zero everywhere and drops out."""
+        numbers, x = _numbers(bound), layer.a
         if not any(numbers):
             return None
-        if len(numbers) > 1 and (x.dim() < 2 or len(numbers) != x.shape[1]):
-            raise ValueError(
-                f"ZBox: {name} has {len(numbers)} values, the first layer's input has {x.shape[1]} channels"
-            )
+        shape = [1] * x.dim()
+        if len(numbers) > 1:
+            channels = layer.channel_dim
+            if len(numbers) != x.shape[channels]:
+                raise ValueError(
+                    f"ZBox: {name} has {len(numbers)} values, the first layer's input has {x.shape[channels]} channels"
+                )
+            shape[channels] = -1
         # As torch.tensor, but filled on the device: a copy from the host cannot be captured in a CUDA graph.
         filled = torch.cat([torch.full((1,), number, dtype=x.dtype, device=x.device) for number in numbers])
-        return filled.view(1, -1, *(1,) * (x.dim() - 2))
+        return filled.view(shape)
 
 
 def _numbers(bound: float | tuple[float, ...]) -> tuple[float, ...]:
