@@ -28,48 +28,33 @@ class Taylor(Replayed):
 
 
 class Attention(Node):
-    """softmax(Q K^T scale + mask) V: a product of two branches shares relevance uniformly, softmax follows its Taylor term.
-
-    Some of Q, K and V may be constants (learned queries): the other operand of their product then takes all.
-    """
+    """softmax(Q K^T scale + mask) V: a product of two branches shares relevance uniformly, softmax follows its Taylor term."""
 
     kind = "attention"
     reads_outputs = False
 
-    def __init__(self, operands: Sequence[Value | Tensor], mask: Tensor | None, causal: bool, scale: float) -> None:
-        super().__init__(*(operand for operand in operands if not isinstance(operand, Tensor)))
-        self.qkv, self.mask, self.causal, self.scale = operands, mask, causal, scale
+    def __init__(self, qkv: Sequence[Value], mask: Tensor | None, scale: float) -> None:
+        super().__init__(*qkv)
+        self.mask, self.scale = mask, scale
 
     def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
-        q, k, v = (operand if isinstance(operand, Tensor) else operand.tensor for operand in self.qkv)
-        live_q, live_k, live_v = (not isinstance(operand, Tensor) for operand in self.qkv)
+        q, k, v = (value.tensor for value in self.inputs)
         g = multipliers[0].unflatten(0, (-1, self.output.shape[0]))  # [T, B, ...]
-        p = _attention_weights(q, k, self.mask, self.causal, self.scale)
-        parts = []
-        if live_q or live_k:
-            g_p = g @ v.transpose(-2, -1) * (0.5 if live_v else 1.0)
-            g_s = p * (g_p - (p * g_p).sum(-1, keepdim=True)) * self.scale
-            half = 0.5 if live_q and live_k else 1.0
-            if live_q:
-                parts.append(half * (g_s @ k))
-            if live_k:
-                parts.append(half * (g_s.transpose(-2, -1) @ q))
-        if live_v:
-            parts.append((0.5 if live_q or live_k else 1.0) * (p.transpose(-2, -1) @ g))
+        p = _attention_weights(q, k, self.mask, self.scale)
+        g_p = 0.5 * (g @ v.transpose(-2, -1))
+        g_s = 0.5 * self.scale * p * (g_p - (p * g_p).sum(-1, keepdim=True))
+        parts = (g_s @ k, g_s.transpose(-2, -1) @ q, 0.5 * (p.transpose(-2, -1) @ g))
         return tuple(part.flatten(0, 1) for part in parts)
 
 
-def _attention_weights(q: Tensor, k: Tensor, mask: Tensor | None, causal: bool, scale: float) -> Tensor:
+def _attention_weights(q: Tensor, k: Tensor, mask: Tensor | None, scale: float) -> Tensor:
     scores = q @ k.transpose(-2, -1) * scale
-    if causal:
-        keep = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-        scores = scores.masked_fill(~keep, -torch.inf)
     if mask is None:
         return scores.softmax(-1)
     scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
     empty = scores.isneginf().all(
         -1, keepdim=True
-    )  # rows that see nothing (padding) make zeros, not NaN, and hand nothing on
+    )  # rows that see nothing (padding) are zeros, not NaN, and hand nothing on
     return scores.masked_fill(empty, 0.0).softmax(-1).masked_fill(empty, 0.0)
 
 
@@ -87,7 +72,9 @@ def _attention(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
     if kwargs.get("enable_gqa"):  # each head of K and V serves several of Q, one after the other
         heads = q.shape[-3]
         k, v = (t if t.shape[-3] == heads else rec.call(_repeat, t, heads // t.shape[-3], -3) for t in (k, v))
-    if rec.value(mask) is not None:
+    if causal:
+        mask = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device).tril()
+    if rec.value(mask) is not None or any(rec.value(t) is None for t in (q, k, v)):
         return _in_parts(rec, q, k, v, mask, scale)
     leading = torch.broadcast_shapes(*(t.shape[:-2] for t in (q, k, v)))
     shapes = [(*leading, *t.shape[-2:]) for t in (q, k, v)]
@@ -95,18 +82,24 @@ def _attention(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
         t if t.shape == shape else rec.call(Tensor.expand, t, shape) for t, shape in zip((q, k, v), shapes, strict=True)
     ]
     out = func(*args, **kwargs)
-    rec.add(Attention([rec.value(t) or t for t in spread], mask, causal, scale), out)
+    rec.add(Attention([rec.known(t) for t in spread], mask, scale), out)
     return out
 
 
 _repeat = Tensor.repeat_interleave
 
 
-def _in_parts(rec: Recorder, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tensor:
-    """Attention whose mask depends on the input, too: a sum of two branches ahead of the softmax."""
+def _in_parts(rec: Recorder, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """Attention with constant operands, whose products are linear maps, or with a mask that depends on the input, a branch of a sum."""
     scores = rec.call(torch.mul, rec.call(torch.matmul, q, rec.call(torch.transpose, k, -2, -1)), scale)
-    weights: Tensor = rec.call(torch.matmul, rec.call(torch.softmax, rec.call(torch.add, scores, mask), -1), v)
-    return weights
+    if mask is None:
+        return rec.call(torch.matmul, rec.call(torch.softmax, scores, -1), v)
+    if mask.dtype == torch.bool:
+        mask = torch.zeros(mask.shape, dtype=scores.dtype, device=mask.device).masked_fill(~mask, -torch.inf)
+    empty = mask.detach().isneginf().all(-1, keepdim=True)
+    scores = rec.call(torch.masked_fill, rec.call(torch.add, scores, mask), empty, 0.0)
+    weights = rec.call(torch.masked_fill, rec.call(torch.softmax, scores, -1), empty, 0.0)
+    return rec.call(torch.matmul, weights, v)
 
 
 @records(F.softmax, torch.softmax, Tensor.softmax, F.log_softmax, F.lp_pool1d, F.lp_pool2d, F.lp_pool3d)

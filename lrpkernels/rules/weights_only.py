@@ -15,6 +15,7 @@ from .views import Layer, PartOf
 def _spread(layer: Layer, g: Scaled, part: PartOf, bias: bool, eps: float) -> Tensor:
     """R_j = sum_k v_jk R_k / (sum_i v_ik + eps) for non-negative weights v, whatever the input."""
     d = layer.apply(layer.ones(), part, bias)
+    d = torch.where(d == 0, 1.0, d)  # it sees padding alone, and has nobody to hand anything on to
     return layer.pull(g.over(layer.value, d.expand_as(layer.value).contiguous(), eps), part)
 
 
