@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,6 +15,7 @@ from .rules import Rule
 
 Multipliers = tuple["Tensor | None", ...]
 Arrived = Sequence[Any]  # one multiplier per output, None where nothing arrived
+EVERYTHING = (-math.inf, math.inf)
 
 
 class Value:
@@ -126,7 +128,10 @@ class Node:
         is_linear: a convolution, dense layer or batch norm, which becomes part of a block.
         sees_through: data movement, scaling by constants, interpolation, averages, elementwise functions: a layer behind it still reads
             the model's input, so that a composite's ``first`` is meant for it.
-        is_gate: its output is a weight between 0 and 1; a product treats it as the gate, not as the signal.
+        bounds: between which numbers its outputs lie, whatever goes in.
+        line: (c, d) of an output c x + d with numbers c and d.
+        is_elementwise: where its operands have the output's shape, an element of the output depends on theirs in the same place alone.
+        source: what its output is an elementwise function of, once known (see ``lrpkernels.layers.elementwise``).
         reads_inputs, reads_outputs: whether the relevance pass reads these tensors: always, never, or if the rule's ``reads`` has one of
             the names.
         family: "attention", "product" or "norm": a composite's option of that name chooses its rule; None: a layer's rule.
@@ -137,7 +142,10 @@ class Node:
     family: str | None = None
     is_linear = False
     sees_through = False
-    is_gate = False
+    bounds = EVERYTHING
+    line: tuple[float, float] | None = None
+    is_elementwise = False
+    source: tuple[Value | None] | None = None
     reads_inputs: bool | frozenset[str] = True
     reads_outputs: bool | frozenset[str] = True
     module_type: type[nn.Module] | None = None
@@ -154,6 +162,11 @@ class Node:
     @property
     def output(self) -> Value:
         return self.outputs[0]
+
+    @property
+    def operands(self) -> tuple[Value, ...]:
+        """The values that the operation itself read; relevance may go past them, to others among the inputs."""
+        return self.inputs
 
     @property
     def a(self) -> Tensor:
@@ -196,7 +209,24 @@ class Node:
         """
         return None
 
+    def marks(self, given: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+        """Marks of the outputs, given those of the inputs; see :func:`marks`. None: every element is marked."""
+        return [None if given[0] is None else given[0].expand(value.shape) for value in self.outputs]
+
     def release(self) -> None:
         """Let go of the forward values made here, once the walk has passed."""
         for value in self.outputs:
             value.release()
+
+
+def marks(value: Value) -> Tensor | None:
+    """1 where data movement ahead of this value copied an element, 0 where it wrote a constant, as padding does.
+
+    None: 1 everywhere. Constants that movement wrote are no part of the data: rules that look at weights or bounds alone leave them out, so
+    that a padded tensor means what a layer's own padding does.
+    """
+    node = value.producer
+    if node is None or not node.sees_through:
+        return None
+    given = [marks(v) for v in node.inputs]
+    return next(mark for out, mark in zip(node.outputs, node.marks(given), strict=True) if out is value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..graph import Arrived, Multipliers, Node, Value
+from ..graph import EVERYTHING, Arrived, Multipliers, Node, Value
 from ..rules import Rule
+from .elementwise import argument, value_range
 from .gradients import pull_back
 from .registry import Recorder, bind, records
 
@@ -20,6 +22,8 @@ class Relu(Node):
     """u = max(z, 0)."""
 
     kind = "relu"
+    is_elementwise = True
+    bounds = (0.0, math.inf)
     reads_inputs = frozenset({"relu"})
     module_type = nn.ReLU
     sees_through = True
@@ -43,30 +47,55 @@ def _relu(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
 
 
 class Activation(Node):
-    """Any other elementwise a = f(z): R_z = R_a, so that the multiplier is scaled by f(z) / z. Sigmoid and its kin are gates.
+    """Any other elementwise a = f(z): R_z = R_a, so that the multiplier is scaled by f(z) / z.
 
-    Attributes:
-        function: f; a random one draws the same numbers again.
+    Where a model writes f out in several operations, this is the last of them, and relevance goes past the others to z.
+
+    Args:
+        source: z.
+        name: of the operation in tables.
+        function: the operation itself, of its operands; a random one draws the same numbers again.
+        bounds, line: see :class:`lrpkernels.graph.Node`.
+        operands: what the operation reads; none: z.
     """
 
     kind = "activation"
+    is_elementwise = True
     sees_through = True
 
-    def __init__(self, input: Value, name: str, function: Callable[[Tensor], Tensor], gate: bool = False) -> None:
-        super().__init__(input)
-        self.name, self.function, self.is_gate = name, function, gate
+    def __init__(
+        self,
+        source: Value,
+        name: str,
+        function: Callable[..., Tensor],
+        bounds: tuple[float, float] = EVERYTHING,
+        operands: tuple[Value, ...] = (),
+        line: tuple[float, float] | None = None,
+    ) -> None:
+        given = operands or (source,)
+        super().__init__(*{id(value): value for value in (source, *given)}.values())
+        self.name, self.function, self.bounds, self.line, self._operands = name, function, bounds, line, given
+
+    @property
+    def operands(self) -> tuple[Value, ...]:
+        return self._operands
 
     def label(self) -> str:
         return self.name
 
     def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
-        return (rule.activation(self, multipliers[0]),)
+        return rule.activation(self, multipliers[0]), *(None,) * (len(self.inputs) - 1)
 
     def gradient(self, multipliers: Arrived, rule: Rule) -> Multipliers:
-        return pull_back(self.function, (self.a,), multipliers[0])
+        given = [value.tensor for value in self.operands]
+        pulled: dict[int, Tensor] = {}
+        for value, part in zip(self.operands, pull_back(self.function, given, multipliers[0]), strict=True):
+            if part is not None:
+                pulled[id(value)] = pulled[id(value)] + part if id(value) in pulled else part
+        return tuple(pulled.get(id(value)) for value in self.inputs)
 
     def propagate_relevance(self, relevances: Arrived, rule: Rule) -> Multipliers:
-        return (relevances[0],)
+        return relevances[0], *(None,) * (len(self.inputs) - 1)
 
 
 # The function that runs -> all its names; in-place forms are replaced by it.
@@ -108,13 +137,20 @@ _ACTIVATIONS: dict[Any, tuple[Any, ...]] = {
     torch.log: (Tensor.log, Tensor.log_),
     torch.log1p: (Tensor.log1p, torch.special.log1p),
     torch.erf: (Tensor.erf, torch.special.erf),
+    torch.erfc: (Tensor.erfc, torch.special.erfc),
+    torch.special.ndtr: (),
+    torch.exp2: (Tensor.exp2, torch.special.exp2),
+    torch.log2: (Tensor.log2,),
+    torch.log10: (Tensor.log10,),
+    torch.sinh: (Tensor.sinh,),
+    torch.cosh: (Tensor.cosh,),
+    torch.asinh: (Tensor.asinh, torch.arcsinh),
     torch.sin: (Tensor.sin,),
     torch.cos: (Tensor.cos,),
     torch.atan: (Tensor.atan, torch.arctan),
 }  # fmt: skip
 _CANONICAL = {alias: function for function, aliases in _ACTIVATIONS.items() for alias in (function, *aliases)}
 _RANDOM = (F.alpha_dropout, F.feature_alpha_dropout)
-_NON_NEGATIVE = {F.relu6, torch.sigmoid, F.hardsigmoid, F.softplus, torch.abs, torch.square, torch.sqrt, torch.exp}
 
 
 @records(*_CANONICAL)
@@ -133,10 +169,13 @@ def _activation(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
     out = function(x, *rest, **options)
     if out is x:
         return out
-    low, high = _bounds(function, args, kwargs)
-    gate = function in (torch.sigmoid, F.hardsigmoid) or (low, high) == (0, 1)
-    node = Activation(rec.known(x), function.__name__, _again(function, rest, options, draws), gate)
-    rec.add(node, out, nonnegative=function in _NON_NEGATIVE or (isinstance(low, (int, float)) and low >= 0))
+    source = rec.known(x)
+    bounds = _bounds(function, args, kwargs)
+    if function is torch.reciprocal:
+        bounds = over(1.0, source)
+    again = _again(function, rest, options, draws)
+    node = Activation(argument(rec, source), function.__name__, again, bounds, (source,))
+    rec.add(node, out, nonnegative=bounds[0] >= 0)
     if inplace:
         rec.replace(x, out)
     return out
@@ -176,28 +215,70 @@ def _is_training(rest: Any, options: Any) -> bool:
     return bool(options.get("training", len(rest) > 2 and rest[2]))
 
 
-def _bounds(function: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
-    """The range of outputs that the call itself asks for, (None, None) for most."""
+# What comes out, whatever goes in.
+_RANGES: dict[Any, tuple[float, float]] = {
+    **dict.fromkeys((torch.sigmoid, F.hardsigmoid, torch.special.ndtr), (0.0, 1.0)),
+    **dict.fromkeys((torch.tanh, torch.erf, F.softsign, torch.sin, torch.cos), (-1.0, 1.0)),
+    **dict.fromkeys(
+        (torch.abs, torch.square, torch.sqrt, torch.rsqrt, torch.exp, torch.exp2, torch.cosh), (0.0, math.inf)
+    ),
+    F.relu6: (0.0, 6.0),
+    torch.erfc: (0.0, 2.0),
+    F.logsigmoid: (-math.inf, 0.0),
+}
+
+
+def _bounds(function: Any, args: Any, kwargs: Any) -> tuple[float, float]:
+    """The range of outputs, as far as the function and the numbers of its call tell."""
+    low: Any = None
+    high: Any = None
     if function is F.hardtanh:
-        return tuple(bind(args, kwargs, "input", "min_val", "max_val", min_val=-1.0, max_val=1.0)[1:3])
-    if function is torch.clamp:
-        return tuple(bind(args, kwargs, "input", "min", "max")[1:3])
-    if function is torch.clamp_min:
-        return bind(args, kwargs, "input", "min")[1], None
-    return None, None
+        low, high = bind(args, kwargs, "input", "min_val", "max_val", min_val=-1.0, max_val=1.0)[1:3]
+    elif function is torch.clamp:
+        low, high = bind(args, kwargs, "input", "min", "max")[1:3]
+    elif function is torch.clamp_min:
+        low = bind(args, kwargs, "input", "min")[1]
+    elif function is torch.clamp_max:
+        high = bind(args, kwargs, "input", "max")[1]
+    elif function is F.softplus:
+        return (0.0, math.inf) if bind(args, kwargs, "input", "beta", beta=1.0)[1] > 0 else EVERYTHING
+    else:
+        return _RANGES.get(function, EVERYTHING)
+    if isinstance(low, Tensor) or isinstance(high, Tensor):
+        return EVERYTHING
+    low, high = -math.inf if low is None else low, math.inf if high is None else high
+    return min(low, high), high  # PyTorch clamps from above last
 
 
-@records(torch.pow, Tensor.pow, Tensor.__pow__, Tensor.__rtruediv__, Tensor.__rdiv__)
+@records(torch.pow, Tensor.pow, Tensor.__pow__, Tensor.__rpow__, Tensor.__rtruediv__, Tensor.__rdiv__)
 def _power(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
-    """x ** p and c / x with constants p, c: elementwise functions of x like any other."""
+    """x ** p, c ** x and c / x with constants p, c: elementwise functions of x like any other."""
     x, other = bind(args, kwargs, "input" if "input" in kwargs else "self", "exponent")
-    value = rec.value(x)
-    if value is None or rec.value(other) is not None:
+    power, first = func in (torch.pow, Tensor.pow, Tensor.__pow__), True
+    if power and rec.value(x) is None:
+        x, other, power, first = other, x, False, False
+    if rec.value(x) is None or rec.value(other) is not None:
+        return rec.unknown(func, args, kwargs)
+    if isinstance(other, Tensor) and torch.broadcast_shapes(other.shape, x.shape) != x.shape:
         return rec.unknown(func, args, kwargs)
     out = func(*args, **kwargs)
-    if out.shape != x.shape:
-        return rec.unknown(func, args, kwargs)
-    even = isinstance(other, int) and other % 2 == 0 and func.__name__.endswith(("pow", "pow__"))
-    node = Activation(value, func.__name__.strip("_"), _again(func, (other,), {}))
-    rec.add(node, out, nonnegative=value.nonnegative or even)
+    value, number, bounds = rec.known(x), not isinstance(other, Tensor), EVERYTHING
+    if power:
+        even = isinstance(other, int) and other % 2 == 0
+        bounds = (0.0, math.inf) if value.nonnegative or even else EVERYTHING
+    elif func in (Tensor.__rtruediv__, Tensor.__rdiv__):
+        bounds = over(other, value) if number else EVERYTHING
+    elif number and other >= 0:
+        bounds = (0.0, math.inf)
+    again = _again(func, (other,), {}) if first else lambda z: torch.pow(other, z)
+    node = Activation(argument(rec, value), func.__name__.strip("_"), again, bounds, (value,))
+    rec.add(node, out, nonnegative=bounds[0] >= 0)
     return out
+
+
+def over(number: float, value: Value) -> tuple[float, float]:
+    """Between which numbers ``number / value`` lies."""
+    low, high = value_range(value)
+    if number < 0 or low < 0:
+        return (0.0, math.inf) if number >= 0 and value.nonnegative else EVERYTHING
+    return number / high, number / low if low > 0 else math.inf

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from ..functional import ratio
 from ..graph import Arrived, Multipliers, Node, Value
 from ..rules import Rule
+from .activation import Activation
+from .elementwise import argument, common_source, is_gate
 from .gradients import pull_back
 from .registry import Recorder, bind, records
 
@@ -29,16 +31,32 @@ def reduce_to(multiplier: Tensor, shape: torch.Size, output: torch.Size) -> Tens
 
 
 class Add(Node):
-    """t = x + y or x - y of two branches, or of a branch and a constant (which keeps its share, like a bias)."""
+    """t = x + y or x - y of two branches, or of a branch and a constant (which keeps its share, like a bias).
+
+    Args:
+        inputs: the branches.
+        signs: their factors.
+        constant: with its factor, if there is one branch.
+    """
 
     kind = "add"
+    is_elementwise = True
     reads_inputs = frozenset({"summands"})
     reads_outputs = frozenset({"sum"})
 
-    def __init__(self, inputs: tuple[Value, ...], signs: tuple[float, ...]) -> None:
+    def __init__(self, inputs: tuple[Value, ...], signs: tuple[float, ...], constant: Any = None) -> None:
         super().__init__(*inputs)
         self.signs = signs
         self.sees_through = len(inputs) == 1
+        if isinstance(constant, (int, float)):
+            self.line = (signs[0], float(constant))
+        self._mask = constant if isinstance(constant, Tensor) else None
+
+    @property
+    def value(self) -> Tensor:
+        """t; 1 where an added mask is infinite: behind the softmax that follows nothing is left there to be shared."""
+        total = self.output.tensor
+        return total if self._mask is None else torch.where(self._mask.isinf(), 1.0, total)
 
     def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
         return rule.add(self, multipliers[0])
@@ -67,12 +85,14 @@ class Scale(Node):
     """t = c * x with a constant c: a diagonal linear map."""
 
     kind = "scale"
-    sees_through = True
+    sees_through = is_elementwise = True
     reads_inputs = reads_outputs = False
 
     def __init__(self, input: Value, factor: Tensor | float) -> None:
         super().__init__(input)
         self.factor = factor
+        if not isinstance(factor, Tensor):
+            self.line = (float(factor), 0.0)
 
     def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
         g = _times(multipliers[0], self.factor, self.output)
@@ -150,7 +170,7 @@ class Gate(Node):
     @property
     def gates(self) -> tuple[bool, ...]:
         x, y = (value.shape.numel() for value in self.inputs)
-        return (x < y, y < x) if x != y else tuple(map(made_by_gate, self.inputs))
+        return (x < y, y < x) if x != y else tuple(map(is_gate, self.inputs))
 
     @property
     def activated(self) -> tuple[bool, ...]:
@@ -178,7 +198,7 @@ def _is_statistic(factor: Value, signal: Value) -> bool:
     value, reduced = factor, False
     while value is not signal:
         op = value.producer
-        if op is None or len(op.inputs) != 1 or op.is_gate or op.kind not in _STATISTIC:
+        if op is None or len(op.inputs) != 1 or op.bounds == (0.0, 1.0) or op.kind not in _STATISTIC:
             return False
         reduced = reduced or op.kind == "avg_pool"
         value = op.inputs[0]
@@ -196,23 +216,12 @@ def made_by_activation(value: Value) -> bool:
     return op is not None and op.kind in ("activation", "relu")
 
 
-def made_by_gate(value: Value) -> bool:
-    """Whether this value is a gate-like activation, a softmax, or one after data movement, a constant factor or constant added."""
-    op = value.producer
-    while op is not None and len(op.inputs) == 1:
-        if op.is_gate or _is_hard_sigmoid(op):
-            return True
-        constant = (isinstance(op, Scale) and not isinstance(op.factor, Tensor)) or op.kind == "add"
-        if not constant and op.kind not in ("reshape", "movement", "cast", "dropout"):
-            return False
-        op = op.inputs[0].producer
-    return False
-
-
-def _is_hard_sigmoid(op: Node) -> bool:
-    """relu6(x + 3), as in a hard sigmoid that is written out."""
-    source = op.inputs[0].producer
-    return getattr(op, "name", "") == "relu6" and isinstance(source, Add) and len(source.inputs) == 1
+def _written_out(name: str, function: Any, out: Tensor, *operands: Value) -> Activation | None:
+    """The last operation of a function of one value that the model writes out, such as x * sigmoid(x); None: of several values."""
+    source = common_source(*operands) if all(value.shape == out.shape for value in operands) else None
+    return (
+        None if source is None or source.dtype != out.dtype else Activation(source, name, function, operands=operands)
+    )
 
 
 class GLU(Node):
@@ -245,7 +254,10 @@ class GLU(Node):
 
 
 class Quotient(Node):
-    """t = x / y of two branches: the divisor is a constant of the relevance pass (a normalization), x takes all."""
+    """t = x / y of two branches: the divisor is a constant of the relevance pass (a normalization), x takes all.
+
+    Two functions of one value are an activation of it, as for products.
+    """
 
     kind = "quotient"
     reads_outputs = False
@@ -347,7 +359,17 @@ def _add(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
     values = (rec.value(x), rec.value(y))
     pairs = [(value, sign) for value, sign in zip(values, (left, right), strict=True) if value is not None]
     nonnegative = len(pairs) == 2 and all(value.nonnegative and sign > 0 for value, sign in pairs)
-    op = Add(tuple(value for value, _ in pairs), tuple(sign for _, sign in pairs))
+    constant = None if len(pairs) == 2 else y if values[1] is None else x
+    if isinstance(constant, (int, float)):
+        constant *= right if values[1] is None else left
+    op: Node = Add(tuple(value for value, _ in pairs), tuple(sign for _, sign in pairs), constant)
+    if op.line is not None and pairs[0][0].shape == out.shape:
+        (value, _), *_ = pairs
+        source = argument(rec, value, op.line[1])
+        if source is not value:
+            line: tuple[float, float] = op.line
+            on_line = lambda v: v * line[0] + line[1]  # noqa: E731
+            op = Activation(source, func.__name__.strip("_"), on_line, operands=(value,), line=line)
     return _finish(rec, func, op, x, out, nonnegative)
 
 
@@ -359,7 +381,9 @@ def _mul(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
         return rec.unknown(func, args, kwargs)
     out = torch.mul(x, y)
     if left is not None and right is not None:
-        return _finish(rec, func, Gate(left, right), x, out, left.nonnegative and right.nonnegative)
+        nonnegative = left is right or (left.nonnegative and right.nonnegative)
+        node = _written_out("mul", torch.mul, out, left, right) or Gate(left, right)
+        return _finish(rec, func, node, x, out, nonnegative)
     value, factor = (left, y) if left is not None else (rec.known(y), x)
     positive = not isinstance(factor, Tensor) and factor >= 0
     return _finish(rec, func, Scale(value, factor), x, out, value.nonnegative and positive)
@@ -368,13 +392,16 @@ def _mul(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
 @records(*_DIVS)
 def _div(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
     x, y = _operands(args, kwargs)
-    value = rec.value(x)
-    if value is None or kwargs.get("rounding_mode") is not None:
+    value, divisor = rec.value(x), rec.value(y)
+    if kwargs.get("rounding_mode") is not None or (value is None and (divisor is None or func in _IN_PLACE)):
         return rec.unknown(func, args, kwargs)
+    if value is None:
+        return rec.call(Tensor.__rtruediv__, y, x)
     out = torch.div(x, y)
-    divisor = rec.value(y)
     if divisor is not None:
-        return _finish(rec, func, Quotient(value, divisor), x, out)
+        return _finish(
+            rec, func, _written_out("div", torch.div, out, value, divisor) or Quotient(value, divisor), x, out
+        )
     positive = not isinstance(y, Tensor) and y > 0
     factor = y.reciprocal() if isinstance(y, Tensor) else 1.0 / y
     return _finish(rec, func, Scale(value, factor), x, out, value.nonnegative and positive)

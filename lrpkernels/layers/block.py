@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .. import functional
 from ..functional import WHOLE, Part, Scaled
-from ..graph import Arrived, Multipliers, Node
+from ..graph import Arrived, Multipliers, Node, marks
 from ..rules import Rule
 from ..rules.views import PartOf
 from .activation import Relu
@@ -34,6 +34,7 @@ class Block(Node):
         self.outputs = (relu or norm or linear).outputs
         self.module = linear.module
         self._parts: dict[PartOf, Any] = {}  # made for the current rule
+        self._detaches = False  # whether the current rule cuts biases off from gradients
 
     @property
     def module_type(self) -> type[nn.Module] | None:  # type: ignore[override]
@@ -51,6 +52,7 @@ class Block(Node):
             node.release()
 
     def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
+        self._detaches = rule.detach_bias
         try:
             return (rule.linear(self, multipliers[0]),)
         finally:
@@ -83,6 +85,14 @@ class Block(Node):
         return None if self.relu is None else self.value
 
     @property
+    def channel_dim(self) -> int:
+        return self.linear.channel_dim
+
+    def ones(self) -> Tensor:
+        mark, a = marks(self.input), self.a
+        return torch.ones_like(a[:1]) if mark is None else mark.to(a.dtype)
+
+    @property
     def is_nonnegative(self) -> bool:
         """Whether the input holds no negative number: known from the operations ahead of it, or seen in the model's own input.
 
@@ -97,16 +107,12 @@ class Block(Node):
                 value.nonnegative = bool(x.detach().amin() >= 0)
         return value.nonnegative
 
-    @property
-    def channel_dim(self) -> int:
-        return -1 if self.linear.kind == "linear" else 1
-
     def bias(self, part: PartOf) -> Tensor | None:
         b = self._bias()
         return None if b is None else self._per_output(part(b))
 
     def preactivation(self, bias: bool = True) -> Tensor:
-        """z = W a + b with b detached (or without it): the forward pass's own numbers and, for the weight, its own graph.
+        """z = W a + b (or without b): the forward pass's own numbers and, for the weight, its own graph.
 
         So the loss on the heatmap and the classification share the layer's backward pass.
         """
@@ -116,7 +122,7 @@ class Block(Node):
         if not torch.is_grad_enabled():
             return known if bias or b is None else known - self._per_output(b)
         if norm is None:
-            if b is None:
+            if b is None or (bias and not self._detaches):
                 return known
             live = self._bias(detach=False)
             assert live is not None
@@ -127,10 +133,11 @@ class Block(Node):
             z = self.linear.apply(self.a, self._part(WHOLE), b, known.detach())
             return z if bias or b is None else z - self._per_output(b)
         own = self.linear.bias
-        if norm is not self.linear and own is not None:
+        if norm is not self.linear and own is not None and self._detaches:
             product = product - self._per_output((own - own.detach()).to(product.dtype))
         slope = norm.scale()
-        z = functional.affine_known(known, product, slope, norm.mean.to(slope.dtype))
+        shift = None if norm.beta is None or self._detaches else norm.beta
+        z = functional.affine_known(known, product, slope, norm.mean.to(slope.dtype), shift)
         return z if bias or b is None else z - self._per_output(b)
 
     def apply(self, a: Tensor, part: PartOf, bias: bool = False) -> Tensor:
@@ -186,8 +193,9 @@ class Block(Node):
             self._parts[part] = self.linear.part(part, scale, self.output.dtype)
         return self._parts[part]
 
-    def _bias(self, detach: bool = True) -> Tensor | None:
-        """k * b + c, (C,); ``detach`` cuts b and beta off from gradients while k stays live. None: no bias at all."""
+    def _bias(self, detach: bool | None = None) -> Tensor | None:
+        """k * b + c, (C,); ``detach`` (the rule's wish) cuts b and beta off from gradients, k stays live. None: no bias at all."""
+        detach = self._detaches if detach is None else detach
         bias = self.linear.bias
         if bias is not None and detach:
             bias = self.linear.shift(detach=True) if isinstance(self.linear, BatchNorm) else bias.detach()
@@ -202,7 +210,7 @@ class Block(Node):
 
     def _per_output(self, vector: Tensor) -> Tensor:
         """A vector over output channels, to be broadcast against the block's output."""
-        return vector if self.linear.kind == "linear" else functional.per_channel(vector, len(self.output.shape))
+        return self.linear.per_output(vector)
 
 
 def can_merge(linear: LinearNode, norm: BatchNorm) -> bool:

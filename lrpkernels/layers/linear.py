@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .. import functional
 from ..functional import ConvGeometry, ConvWeight, Scaled
 from ..graph import Node, Value
-from .registry import Recorder, bind, per_dimension, records
+from .registry import Recorder, per_dimension, records
 
 
 class LinearNode(Node, ABC):
@@ -23,9 +23,11 @@ class LinearNode(Node, ABC):
     Attributes:
         weight: as recorded, in its own dtype.
         bias: b, (channels,), or None.
+        channel_dim: the dimension of the input that holds its channels.
     """
 
     is_linear = True
+    channel_dim = 1
     reads_inputs = frozenset({"input"})
     reads_outputs = frozenset({"output", "preactivation"})
     weight: Tensor
@@ -39,6 +41,10 @@ class LinearNode(Node, ABC):
     @abstractmethod
     def part(self, part: Any, scale: Tensor | None, dtype: torch.dtype) -> Any:
         """V, the part of k W, in the form that the methods below take; k is over output channels."""
+
+    def per_output(self, vector: Tensor) -> Tensor:
+        """A vector over output channels, to be broadcast against the output."""
+        return functional.per_channel(vector, len(self.output.shape))
 
     @abstractmethod
     def apply(self, a: Tensor, weight: Any, bias: Tensor | None, known: Tensor | None = None) -> Tensor:
@@ -137,6 +143,7 @@ class Linear(LinearNode):
 
     kind = "linear"
     module_type = nn.Linear
+    channel_dim = -1
 
     def __init__(self, input: Value, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__(input)
@@ -158,6 +165,9 @@ class Linear(LinearNode):
     def pull(self, s: Scaled, weight: Tensor) -> Tensor:
         return s.tensor() @ weight
 
+    def per_output(self, vector: Tensor) -> Tensor:
+        return vector
+
 
 @lru_cache(maxsize=1024)
 def _geometry(
@@ -171,8 +181,8 @@ def _record_conv(rec: Recorder, func: Any, args: Any, kwargs: Any, spatial: int,
         # What nn.ConvNd calls: no need to look at every form.
         x, weight, bias, *slide = args
         plain = type(slide[0]) is tuple and type(slide[1]) is tuple and type(slide[2]) is tuple
-        value = rec.value(x)
-        if plain and value is not None and rec.value(weight) is None and x.dim() == spatial + 2:
+        value, constant = rec.value(x), rec.value(weight) is None and rec.value(bias) is None
+        if plain and value is not None and constant and x.dim() == spatial + 2:
             out = func(*args)
             rec.add(Conv(value, weight, bias, _geometry(*slide)), out)
             return out
@@ -182,6 +192,9 @@ def _record_conv(rec: Recorder, func: Any, args: Any, kwargs: Any, spatial: int,
     options = {**defaults, "bias": None, **given, **kwargs}
     x, weight, bias, stride, padding = (options[name] for name in ("input", "weight", "bias", "stride", "padding"))
     dilation, groups, output_padding = options["dilation"], options["groups"], options["output_padding"]
+    if rec.value(bias) is not None:  # it depends on the input: a branch that is added
+        without = rec.call(func, **{**options, "bias": None})
+        return rec.call(torch.add, without, rec.call(Tensor.view, bias, -1, *(1,) * spatial))
     if rec.value(x) is None or rec.value(weight) is not None:
         return rec.unknown(func, args, kwargs)
     if x.dim() == spatial + 1:  # PyTorch's unbatched form
@@ -224,13 +237,3 @@ for _spatial, _plain, _transposed in (
 ):
     records(_plain)(partial(_record_conv, spatial=_spatial, transposed=False))
     records(_transposed)(partial(_record_conv, spatial=_spatial, transposed=True))
-
-
-@records(F.linear)
-def _linear(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
-    x, weight, bias = bind(args, kwargs, "input", "weight", "bias")
-    if rec.value(x) is None or rec.value(weight) is not None or x.dim() < 2:
-        return rec.unknown(func, args, kwargs)
-    out = func(x, weight, bias)
-    rec.add(Linear(rec.known(x), weight, bias), out)
-    return out

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -41,6 +41,9 @@ class MaxPool(Node):
     def propagate_relevance(self, relevances: Arrived, rule: Rule) -> Multipliers:
         return (self.winner(relevances[0]),)
 
+    def marks(self, given: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+        return [None]
+
 
 class AveragePool(Node):
     """A parameter-free linear map with non-negative weights: average pooling, adaptive average pooling, mean over positions.
@@ -77,6 +80,9 @@ class AveragePool(Node):
         # Ahead of the first layer there is relevance where pixels are 0: the weights alone share it out, as data movement would.
         total = self.apply(torch.ones_like(self.input.form()[:1]))
         return (self.pull(functional.over_value(relevances[0], total)),)
+
+    def marks(self, given: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+        return [None]
 
 
 _MAX_POOLS: dict[Any, tuple[int, bool]] = {
@@ -141,7 +147,13 @@ _ADAPTIVE_POOLS: dict[Any, int] = {F.adaptive_avg_pool1d: 1, F.adaptive_avg_pool
 @records(*_AVERAGE_POOLS)
 def _average_pool(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
     names = ("input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
-    x, kernel, stride, padding, _, include, divisor = bind(args, kwargs, *names, padding=0, count_include_pad=True)
+    x, kernel, stride, padding, ceil, include, divisor = bind(
+        args, kwargs, *names, padding=0, ceil_mode=False, count_include_pad=True
+    )
+    if (
+        divisor is not None and divisor < 0 and rec.value(x) is not None
+    ):  # the average has weights >= 0; the sign is a factor
+        return rec.call(torch.neg, rec.call(func, x, kernel, stride, padding, ceil, include, -divisor))
     spatial = _AVERAGE_POOLS[func]
     kernel = per_dimension(kernel, spatial)
     stride = per_dimension(stride, spatial) if stride else kernel

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from typing import Any, Protocol, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..graph import Node, Value
 
@@ -20,9 +20,11 @@ class Recorder(Protocol):
     """A forward pass that is being recorded (:class:`lrpkernels.engine.recorder.Recording`).
 
     Attributes:
+        modules: those running, the innermost last.
         recomputes: whether less is saved for backward and recomputed there.
     """
 
+    modules: list[nn.Module]
     recomputes: bool
 
     def value(self, tensor: object) -> Value | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -32,6 +32,9 @@ class Reshape(Node):
     def propagate_relevance(self, relevances: Arrived, rule: Rule) -> Multipliers:
         return (relevances[0].reshape(-1, *self.inputs[0].shape[1:]),)
 
+    def marks(self, given: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+        return [None if given[0] is None else given[0].reshape(self.output.shape)]
+
 
 class Cat(Node):
     """Concatenation along a dimension other than the batch's."""
@@ -52,6 +55,15 @@ class Cat(Node):
 
     def propagate_relevance(self, relevances: Arrived, rule: Rule) -> Multipliers:
         return functional.uncat(relevances[0], self.dim, self.places)
+
+    def marks(self, given: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+        whole = sum(length for _, length in self.places) == self.output.shape[self.dim]
+        if whole and all(mark is None for mark in given):
+            return [None]
+        made = self.output.form().new_zeros(self.output.shape)
+        for (start, length), mark in zip(self.places, given, strict=True):
+            made.narrow(self.dim, start, length).copy_(1 if mark is None else mark)  # type: ignore[arg-type]
+        return [made]
 
     def recipe(self) -> Callable[[], Tensor]:
         assert self._tensors is not None
@@ -75,13 +87,28 @@ class Concatenation:
 
 
 class Movement(Replayed):
-    """Any other data movement: every output element is a copy of one input element (or zero)."""
+    """Any other data movement: every output element is a copy of one input element, or a constant."""
 
     kind = "movement"
     sees_through = True
 
     def propagate_relevance(self, relevances: Arrived, rule: Rule) -> Multipliers:
         return self._vjp(relevances)
+
+    def marks(self, given: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+        with torch.enable_grad():
+            tensors = self._inputs()
+            live = [i for i, tensor in enumerate(tensors) if tensor.requires_grad]
+            wanted = [tensors[i] for i in live]
+            marked = [torch.ones_like(t) if given[i] is None else given[i] for i, t in zip(live, wanted, strict=True)]
+            results = self._run(tensors)
+            ys = [y for y in results if y.requires_grad]
+            # A vector-Jacobian product is linear in its vector; the derivative for that is the Jacobian-vector product.
+            seeds = [torch.zeros_like(y, requires_grad=True) for y in ys]
+            pulled = torch.autograd.grad(ys, wanted, seeds, create_graph=True)
+            made = iter(torch.autograd.grad(pulled, seeds, marked))
+        # Windows that overlap (fold) add up.
+        return [next(made).clamp(max=1) if y.requires_grad else None for y in results]
 
 
 class Interpolation(Replayed):
@@ -93,12 +120,15 @@ class Interpolation(Replayed):
     def propagate_relevance(self, relevances: Arrived, rule: Rule) -> Multipliers:
         return self._vjp(relevances)
 
+    def marks(self, given: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+        return [None]
+
 
 class Cast(Node):
     """A copy, possibly in another dtype; the walk casts multipliers to each value's dtype by itself."""
 
     kind = "cast"
-    sees_through = True
+    sees_through = is_elementwise = True
     reads_inputs = reads_outputs = False
 
     def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
@@ -180,8 +210,38 @@ def _movement(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     if any(t.dim() == 0 for t in outputs):  # for example the maximum of a whole batch
         return rec.unknown(func, args, kwargs)
     inputs = recorded(rec, args, kwargs)
-    rec.add(Movement(inputs, func, args, kwargs), *outputs, nonnegative=all(v.nonnegative for v in inputs))
+    nonnegative = all(v.nonnegative for v in inputs) and _writes_nothing_negative(rec, func, args, kwargs)
+    rec.add(Movement(inputs, func, args, kwargs), *outputs, nonnegative=nonnegative)
     return out
+
+
+# The numbers that a function may write, by position and name; any other number is an index or a size.
+_WRITTEN: dict[Any, tuple[tuple[int, str], ...]] = {
+    F.pad: ((3, "value"),),
+    torch.where: ((1, "input"), (1, "self"), (2, "other")),
+    Tensor.where: ((2, "other"),),
+    **dict.fromkeys((torch.masked_fill, Tensor.masked_fill), ((2, "value"),)),
+    **dict.fromkeys((torch.index_fill, Tensor.index_fill), ((3, "value"),)),
+    **dict.fromkeys((torch.scatter, Tensor.scatter), ((3, "value"), (3, "src"))),
+    **dict.fromkeys((torch.nan_to_num, Tensor.nan_to_num), ((1, "nan"), (2, "posinf"))),
+}
+# Whose tensors all hold data, none an index.
+_JOINS = {
+    torch.cat, torch.concat, torch.concatenate, torch.stack, torch.hstack, torch.vstack, torch.dstack, torch.column_stack,
+    torch.slice_scatter, torch.select_scatter, torch.min, Tensor.min, torch.minimum, Tensor.minimum,
+}  # fmt: skip
+_LARGEST = (torch.max, Tensor.max, torch.maximum, Tensor.maximum)
+
+
+def _writes_nothing_negative(rec: Recorder, func: Any, args: Any, kwargs: Any) -> bool:
+    """Whether the constants among the arguments leave a result of non-negative inputs non-negative, as far as the call tells."""
+    if func in _LARGEST:
+        return True
+    constants = [t for t in leaves((args, kwargs)) if isinstance(t, Tensor) and rec.value(t) is None]
+    if any(t.is_floating_point() or func in _JOINS for t in constants):
+        return False  # their numbers are not looked at: the host would wait for the device
+    written = [args[place] if place < len(args) else kwargs.get(name) for place, name in _WRITTEN.get(func, ())]
+    return all(rec.value(it) is not None or it is None or (not isinstance(it, Tensor) and it >= 0) for it in written)
 
 
 @records(torch.cumsum, Tensor.cumsum, F.interpolate, F.upsample, F.grid_sample, torch.lerp, Tensor.lerp)

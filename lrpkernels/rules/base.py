@@ -17,6 +17,8 @@ from .views import Activation, Attention, Average, Layer, Maximum, Norm, Product
 # what other activations read are always kept.
 EVERYTHING = frozenset({"input", "output", "preactivation", "summands", "sum", "pool", "statistics", "relu"})
 
+SMALLEST = 1e-15  # stabilizer of activations under rules without any: f(0) / 0 has to be a number
+
 
 def positive(name: str, value: float) -> None:
     """Raise ValueError unless ``value`` is a finite number >= 0."""
@@ -46,6 +48,8 @@ class Rule(ABC):
     """Base of all rules. A rule works on multipliers G (R = a * G); what it does not define passes G on unchanged.
 
     Attributes:
+        eps: the rule's stabilizer.
+        detach_bias: gradients of a heatmap do not reach biases through the denominators that these take part in.
         yields_relevance: :meth:`linear` (and what :attr:`families` names) returns R at the input instead of G.
         is_gradient: operations hand on their exact vector-Jacobian product, whatever the methods below say (:class:`Gradient`).
         families: of "attention", "product", "norm": those operations that it may be chosen for, by a composite's option of that name or
@@ -53,6 +57,8 @@ class Rule(ABC):
         reads: which forward values its methods read, of ``EVERYTHING`` above: others need not be kept. A subclass sets its own.
     """
 
+    eps = 1e-6
+    detach_bias = False
     yields_relevance = False
     is_gradient = False
     reads = EVERYTHING
@@ -80,8 +86,11 @@ class Rule(ABC):
         return epsilon_scale(g, layer.value, epsilon=0.0)
 
     def activation(self, layer: Activation, g: Tensor) -> Tensor:
-        """Through any other activation a = f(z): R is unchanged, so G is multiplied by a / z (stabilized by 1e-6 around z = 0)."""
-        return ratio(g, layer.value, layer.a, epsilon=1e-6)
+        """Through any other activation a = f(z): R is unchanged, so G is multiplied by a / z.
+
+        The stabilizer only keeps the quotient finite around z = 0: eps, and never more than 1e-6 of it.
+        """
+        return ratio(g, layer.value, layer.a, epsilon=max(min(self.eps, 1e-6), SMALLEST))
 
     def add(self, layer: Sum, g: Tensor) -> tuple[Tensor, ...]:
         """Through a sum of branches: shares u / (u + v), so G is the same for both."""
@@ -99,10 +108,7 @@ class Rule(ABC):
 
     def attention(self, layer: Attention, g: Tensor) -> tuple[Tensor | None, ...]:
         """Through attention in one operation: as the matrix products and the softmax that it is made of."""
-        q, k, v = layer.live
-        value = 1 / (v + (q or k))
-        score = value / max(1, q + k)
-        return layer.back(g, score, score, value)
+        return layer.back(g, 0.25, 0.25, 0.5)
 
     def softmax(self, layer: Softmax, g: Tensor) -> Tensor | None:
         """Through a softmax: R = x * gradient, its first-order Taylor term (AttnLRP, Proposition 3.1)."""

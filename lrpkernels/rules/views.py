@@ -60,11 +60,14 @@ class Layer(Recorded, Protocol):
     def channel_dim(self) -> int:
         """The dimension of ``a`` that holds the input channels: 1, or -1 for a dense layer."""
 
+    def ones(self) -> Tensor:
+        """1 for every element of the input, (1 or B, C_in, ...); 0 where data movement ahead of the layer wrote constants (padding)."""
+
     def preactivation(self, bias: bool = True) -> Tensor:
-        """z, (B, C_out, ...), with b detached, or without it."""
+        """z, (B, C_out, ...), or z without b. With the rule's ``detach_bias`` b is a constant here and below."""
 
     def bias(self, part: PartOf) -> Tensor | None:
-        """V of b, detached, shaped to be added to the output; None if the layer has none."""
+        """V of b, shaped to be added to the output; None if the layer has none."""
 
     def apply(self, a: Tensor, part: PartOf, bias: bool = False) -> Tensor:
         """V a, plus the same part of b with ``bias``."""
@@ -161,17 +164,10 @@ class Product(Recorded, Protocol):
 
 
 class Attention(Recorded, Protocol):
-    """softmax(Q K^T scale + mask) V in one operation.
-
-    Attributes:
-        live: which of Q, K and V depend on the model's input.
-    """
-
-    @property
-    def live(self) -> tuple[bool, bool, bool]: ...
+    """softmax(Q K^T scale + mask) V in one operation, whose operands depend on the model's input."""
 
     def back(self, g: Tensor, q: float, k: float, v: float) -> tuple[Tensor | None, ...]:
-        """Multipliers at those of Q, K and V that are live: the share times the gradient, softmax by its own derivative."""
+        """Multipliers at Q, K and V: the share times the gradient, softmax by its own derivative; None for shares of 0."""
 
 
 class Softmax(Recorded, Protocol):

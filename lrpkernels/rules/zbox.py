@@ -28,6 +28,7 @@ class ZBox(Rule):
         high: h, the largest value, likewise; low < high.
         eps: stabilizer, >= 0.
         bias: whether b takes part in z, as above; without it z = W x - W+ l - W- h (what zennit's box rule comes to).
+        detach_bias: gradients of a heatmap leave the bias in the denominator out, as in the public code of ISNet.
 
     Raises:
         ValueError: low is not below high; bounds that do not fit together or, when applied, the layer's input.
@@ -39,6 +40,7 @@ class ZBox(Rule):
     high: Bound = 1.0
     eps: float = 1e-2
     bias: bool = True
+    detach_bias: bool = False
 
     yields_relevance = True
     reads = frozenset({"input", "output", "preactivation"})
@@ -54,7 +56,8 @@ class ZBox(Rule):
     def __eq__(self, other: object) -> bool:
         return (
             isinstance(other, ZBox)
-            and (type(self), self.eps, self.bias) == (type(other), other.eps, other.bias)
+            and (type(self), self.eps, self.bias, self.detach_bias)
+            == (type(other), other.eps, other.bias, other.detach_bias)
             and _same(self.low, other.low)
             and _same(self.high, other.high)
         )
@@ -64,7 +67,9 @@ class ZBox(Rule):
 
     def __repr__(self) -> str:
         bounds = f"low={_text(self.low)}, high={_text(self.high)}"
-        return f"{type(self).__name__}({bounds}, eps={self.eps!r}, bias={self.bias!r})"
+        return (
+            f"{type(self).__name__}({bounds}, eps={self.eps!r}, bias={self.bias!r}, detach_bias={self.detach_bias!r})"
+        )
 
     def linear(self, layer: Layer, g: Scaled) -> Tensor:
         low, high = _bound("low", self.low, layer), _bound("high", self.high, layer)
@@ -74,8 +79,8 @@ class ZBox(Rule):
         for bound, given, part in ((low, self.low, POSITIVE), (high, self.high, NEGATIVE)):
             if bound is None:
                 continue
-            # One image of the bounds will do where they are the same for every image.
-            z = z - layer.apply(bound.expand(bound.shape[0], *layer.a.shape[1:]).contiguous(), part)
+            # One image of bounds that are the same for every image, where the layer reads pixels.
+            z = z - layer.apply(bound * layer.ones(), part)
             b = layer.bias(part) if self.bias else None
             if b is not None:
                 z = z - _mean(given, bound, z.dim()) * b

@@ -25,7 +25,7 @@ class Explained:
 
 
 def _first(eps: float, input_range: tuple[Any, Any] | None) -> lrp.Rule | None:
-    return None if input_range is None else lrp.ZBox(*input_range, eps=eps)
+    return None if input_range is None else lrp.ZBox(*input_range, eps=eps, detach_bias=True)
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Variant(ABC):
         """Epsilon in the form of LRP-Flex or of LRP-Block, z^B at the input if its range is known."""
         first = _first(self.eps, self.input_range)
         if self.form == "layerwise":
-            return lrp.EpsilonLayerwise(self.eps, first=first)
+            return lrp.EpsilonLayerwise(self.eps, first=first, detach_bias=True)
         return lrp.Epsilon(self.eps, first=first)
 
     def composites(self) -> list[lrp.Composite | lrp.Rule]:
@@ -138,7 +138,7 @@ class Dual(Variant):
 
     def _zplus(self, logits: Tensor | None) -> lrp.Rule:
         first, pools = _first(self.eps, self.input_range), self.form == "layerwise"
-        return PositiveEvidence(self.eps, first=first, logits=logits, pools=pools)
+        return PositiveEvidence(self.eps, first=first, logits=logits, pools=pools, detach_bias=True)
 
 
 class GradientTimesInput(Variant):
@@ -167,7 +167,7 @@ def ISNetComposite(eps: float = 1e-2, low: Any = 0.0, high: Any = 1.0) -> lrp.Co
 
 def ISNetDualComposite(eps: float = 1e-2, low: Any = 0.0, high: Any = 1.0) -> lrp.Composite:
     """z+ everywhere, z^B at the input: the rules of the Dual ISNet's z+ map, started from any target. Source: arXiv 2401.08409."""
-    return lrp.Composite(first=_first(eps, (low, high)), default=lrp.ZPlus(eps))
+    return lrp.Composite(first=_first(eps, (low, high)), default=lrp.ZPlus(eps, detach_bias=True))
 
 
 def logit_sum(logits: Tensor) -> Tensor:
