@@ -364,3 +364,45 @@ def test_a_named_batch_norm_follows_its_rule_in_every_form_of_a_pass() -> None:
     with torch.no_grad(), lrp.record(net, x, composite=both) as tape:
         torch.testing.assert_close(tape.relevance(1, both[1]), expected.detach())
         torch.testing.assert_close(tape.relevance(1, both[0]), lrp.LRP(net, both[0])(x, 1)[1])
+
+
+TRAINED: dict[str, lrp.Composite] = {
+    "bounds by image": lrp.Composite(first=lrp.ZBox(-torch.rand(2, 3, 12, 12, dtype=D), 1.5, EPS), default=lrp.ZPlus(EPS)),
+    "bounds by pixel, unbiased": lrp.Composite(first=lrp.ZBox(-torch.ones(12, 12, dtype=D), 1.5, EPS, bias=False), default=lrp.ZPlus(EPS)),
+    "flat": lrp.EpsilonAlpha2Beta1Flat(EPS, stabilizer=EPS),
+    "excitation": lrp.ExcitationBackprop(EPS),
+    "deconvnet": lrp.DeconvNet(),
+    "guided": lrp.GuidedBackprop(),
+    "smooth": lrp.BetaSmooth(2.0),
+    "pass": lrp.Composite({"layer1.1.conv1": lrp.Pass(), "bn1": lrp.Pass()}, default=lrp.ZPlus(EPS)),
+    "a batch norm alone": lrp.Composite({"layer2.0.bn1": lrp.Gamma(0.3, EPS)}, default=lrp.EpsilonLayerwise(EPS)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_training_through_a_residual_network_has_exact_gradients(name: str) -> None:
+    net, composite = build(Residual), TRAINED[name]
+    x = torch.rand(2, 3, 12, 12, dtype=D, requires_grad=True)
+    weights = torch.randn(2, 3, 12, 12, dtype=D)
+
+    def loss(**options: bool) -> Tensor:
+        return (lrp.LRP(net, composite, **options)(x, 1)[1] * weights).sum()
+
+    wanted = {"x": x, **dict(net.named_parameters())}
+    grads = torch.autograd.grad(loss(), list(wanted.values()), allow_unused=True)
+    for options in ({"checkpoint": True}, {"static": True}):
+        for grad, other in zip(
+            grads, torch.autograd.grad(loss(**options), list(wanted.values()), allow_unused=True), strict=True
+        ):
+            torch.testing.assert_close(other, grad)
+    for (key, p), grad in zip(wanted.items(), grads, strict=True):
+        direction = torch.randn_like(p)
+        with torch.no_grad():
+            p.add_(direction, alpha=1e-7)
+            up = loss().item()
+            p.add_(direction, alpha=-2e-7)
+            down = loss().item()
+            p.add_(direction, alpha=1e-7)
+        slope = (up - down) / 2e-7
+        got = 0.0 if grad is None else (grad * direction).sum().item()
+        assert abs(got - slope) <= 1e-4 * max(1.0, abs(slope)), f"{key}: {got} against {slope}"
