@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from .engine import propagate
 from .engine.fusion import Fuse, fused
 from .engine.liveness import Liveness
+from .engine.places import Place, values_at
 from .engine.recorder import Recording, RecordingMode
 from .engine.replay import StaticCalls, TracingMode
 from .engine.target import Target
@@ -67,47 +67,40 @@ class Tape:
         """Dotted name of a module, '(model)' for the model itself."""
         return self._recording.module_path(module)
 
-    def plan(self, composite: Composite | Rule | None = None, keep: Sequence[Value] = ()) -> list[tuple[Node, Rule]]:
+    def plan(self, composite: Composite | Rule | None = None) -> list[tuple[Node, Rule]]:
         """The operations in order, layers merged into blocks, each with the rule that it would follow.
 
         Args:
             composite: as in :meth:`relevance`.
-            keep: values that must stay visible, so that nothing merges across them.
         """
-        return propagate.with_rules(self._recording, self._fuse(self.nodes, keep), as_composite(composite))
+        return propagate.with_rules(self._recording, self._fuse(self.nodes), as_composite(composite))
 
-    def module_output(self, name: str) -> Value:
-        """The recorded output of the submodule called ``name``.
+    def values_at(self, place: str | Place) -> tuple[Value, ...]:
+        """The recorded values at a place: what a module returns, or reads.
 
         Raises:
-            ValueError: no such module, or it did not run exactly once, or its output is not a recorded tensor.
+            ValueError: no such module or call, or no tensor there that depends on the model's input.
         """
-        modules = dict(self.model.named_modules())
-        if name not in modules:
-            near = difflib.get_close_matches(name, [n for n in modules if n], n=3, cutoff=0.3)
-            raise ValueError(f"at: the model has no module {name!r}; near matches: {', '.join(near) or 'none'}")
-        calls = self._recording.returned.get(id(modules[name]), [])
-        if len(calls) != 1:
-            raise ValueError(
-                f"at: module {name!r} must give one recorded tensor in a forward pass, it gave {len(calls)}"
-            )
-        return calls[0]
+        return values_at(self.model, self._recording.calls, place)
 
     def relevance(
         self,
         target: Target = None,
         composite: Composite | Rule | None = None,
-        at: Sequence[str] | None = None,
+        at: Sequence[str | Place] | None = None,
         output: Callable[[Any], Tensor] | None = None,
         memory_budget: int | None = None,
         release: bool = False,
     ) -> Any:
-        """Relevance at the model's input, and at the output of named modules.
+        """Relevance at the model's input, and at the output or input of its modules.
 
         Args:
             target: what is explained, as in :class:`lrpkernels.LRP`.
             composite: which rule each layer follows; default :class:`lrpkernels.Epsilon` with eps 1e-2.
-            at: module names. None: only the input's relevance is returned.
+            at: places in the model: a module's name stands for its output, :func:`lrpkernels.input_of` for its input. What is asked
+                for never changes the pass. Between a convolution and the batch norm merged with it, or ahead of the ReLU behind both,
+                relevance is what the operations behind that place hand on by the block's rule. None: only the input's relevance is
+                returned.
             output: picks the logits out of the model's output, if that is not a tensor.
             memory_budget: rough limit in bytes for the multipliers of the targets of one pass; the others follow in turn. None: all
                 at once.
@@ -115,10 +108,10 @@ class Tape:
 
         Returns:
             R at the input, the input's shape; with several targets [B, T, ...] (targets after the batch dimension). A tuple if the
-            model has several inputs. With ``at`` a dict: {"input": R, name: R at that module's output, ...}.
+            model has several inputs. With ``at`` a dict: {"input": R, place: R there, ...}, a tuple for a place of several tensors.
 
         Raises:
-            ValueError: a target or a module name does not fit this model.
+            ValueError: a target or a place does not fit this model, or the rule there defines no relevance at that place.
             UnusedInputError: the output does not depend on the input.
             UnsupportedOperationError: an operation on the way has no rule.
         """
@@ -130,7 +123,7 @@ class Tape:
             raise RuntimeError(
                 "tape: an earlier relevance(..., release=True) has let its values go; leave `release` out there"
             )
-        hidden = None if at is None else {name: self.module_output(name) for name in at}
+        hidden = None if at is None else {place: self.values_at(place) for place in at}
         release = release and not self._recording.recomputes  # whose backward reads the values again
         chosen = as_composite(composite)
         self._released = release
@@ -156,7 +149,7 @@ def record(
     x: Tensor | tuple[Tensor, ...],
     *,
     composite: Composite | Rule | Sequence[Composite | Rule] | None = None,
-    at: Sequence[str] = (),
+    at: Sequence[str | Place] = (),
     checkpoint: bool = False,
     static: StaticCalls | None = None,
     **kwargs: Any,
@@ -171,7 +164,7 @@ def record(
         x: a floating-point tensor, or a tuple of them for a model with several inputs; relevance is attributed to them.
         composite: the rules that the relevance passes to come will follow, one composite or several: only what these read is kept of
             the forward pass. None: everything is.
-        at: module names that they will ask for; counts beside ``composite``.
+        at: places that they will ask for or start from, as in :meth:`Tape.relevance`; counts beside ``composite``.
         checkpoint: when gradients are on, save less for backward and make it again there (lrpkernels.engine.recompute); the same numbers.
         static: for models that always make the same PyTorch calls, see :class:`lrpkernels.StaticCalls`: the calls of the first pass
             are run again in later ones, without the model's Python code. None: the model runs.

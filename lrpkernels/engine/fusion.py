@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
-from ..graph import Node, Value
+from ..graph import Node
 from ..layers import Block, can_merge
 from ..layers.activation import Relu
 from ..layers.batch_norm import BatchNorm
 from ..layers.linear import LinearNode
 
-Fuse = Callable[[Sequence[Node], Sequence[Value]], list[Node]]
+Fuse = Callable[[Sequence[Node]], list[Node]]
 # For each fused operation the places of its parts: (linear, norm, relu), -1 for none; (node,).
 Plan = list[tuple[int, ...]]
 
 
-def plan_blocks(nodes: Sequence[Node], keep: Collection[Value]) -> Plan:
-    """Which neighbours merge: those whose intermediate value no other operation reads.
+def plan_blocks(nodes: Sequence[Node]) -> Plan:
+    """Which of the nodes of a recording, in order, merge: those whose intermediate value no other operation reads.
 
-    Args:
-        nodes: of a recording, in order.
-        keep: values that must stay visible (the explained output, requested hidden layers).
+    What is asked of the relevance pass has no say: the walk reads, and starts from, the values inside a block, too.
     """
-    kept = {id(value) for value in keep}
     reader = {id(value): place for place, node in enumerate(nodes) for value in node.inputs}
 
     def follower(place: int, kind: type[Node]) -> int:
         value = nodes[place].output
-        if value.consumers != 1 or id(value) in kept:
+        if value.consumers != 1:
             return -1
         reads = reader.get(id(value), -1)
         return reads if reads >= 0 and type(nodes[reads]) is kind else -1
@@ -47,9 +44,9 @@ def plan_blocks(nodes: Sequence[Node], keep: Collection[Value]) -> Plan:
     return [blocks.get(place, (place,)) for place in range(len(nodes)) if place in blocks or place not in merged]
 
 
-def fused(nodes: Sequence[Node], keep: Collection[Value]) -> list[Node]:
-    """The nodes in order as blocks, ``keep`` as for :func:`plan_blocks`."""
-    return make_blocks(nodes, plan_blocks(nodes, keep))
+def fused(nodes: Sequence[Node]) -> list[Node]:
+    """The nodes in order as blocks."""
+    return make_blocks(nodes, plan_blocks(nodes))
 
 
 def make_blocks(nodes: Sequence[Node], plan: Plan) -> list[Node]:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import cast
 
 from torch import nn
 
-from ..graph import Node, Value
+from ..graph import Node
 from ..layers import can_merge
 from ..layers.activation import Relu
 from ..layers.batch_norm import BatchNorm
 from ..layers.linear import LinearNode
 from ..rules import Composite, Rule
 from ..rules.base import reads_of
+from .places import ModuleCall, Place, as_place
 
 
 class Liveness:
@@ -24,10 +25,10 @@ class Liveness:
     Args:
         model: the one that is recorded.
         composites: the rules that each layer will follow; several for several relevance passes.
-        at: names of modules whose output's relevance will be requested.
+        at: places whose relevance will be requested.
     """
 
-    def __init__(self, model: nn.Module, composites: Sequence[Composite], at: Collection[str]) -> None:
+    def __init__(self, model: nn.Module, composites: Sequence[Composite], at: Sequence[str | Place]) -> None:
         self._composites = composites
         self._choosers = [composite.chooser() for composite in composites]
         named = any(composite.reads_names() for composite in composites)
@@ -36,7 +37,10 @@ class Liveness:
         self._everywhere = None if chosen else _read_by(composite.default for composite in composites)
         self._at_input = _read_by(composite.first or composite.default for composite in composites)
         self._names = {id(m): name or "(model)" for name, m in model.named_modules()} if named else {}
-        self._hidden = {id(m) for name, m in model.named_modules() if name in at} if at else set()
+        self._hidden: set[tuple[int, bool]] = set()
+        if at:
+            modules = dict(model.named_modules())
+            self._hidden = {(id(modules.get(place.module)), place.reads) for place in map(as_place, at)}
         # A value -> the linear layer that made it, maybe with a batch norm merged into it, and what the rules of both read.
         self._roots: dict[int, tuple[LinearNode, frozenset[str]]] = {}
         self._merged: set[int] = set()  # values inside a block, read only if they have a second consumer
@@ -67,11 +71,13 @@ class Liveness:
         if node.is_linear:
             self._roots[id(node.outputs[0])] = (root or cast(LinearNode, node), wanted)
 
-    def module_left(self, module: nn.Module, value: Value) -> None:
-        """A module has returned this value."""
-        if id(module) in self._hidden:
-            value.hold()
-            self._roots.pop(id(value), None)  # it stays visible: nothing merges with it
+    def module_left(self, module: nn.Module, call: ModuleCall) -> None:
+        """A module has returned: what was asked for stays."""
+        if self._hidden:
+            for reads, values in ((True, call.inputs), (False, call.outputs)):
+                if (id(module), reads) in self._hidden:
+                    for value in values:
+                        value.hold()
 
     def _root_behind(self, node: Node) -> tuple[LinearNode | None, frozenset[str]]:
         """The linear layer with which a batch norm or ReLU will be one block (see lrpkernels.engine.fusion), and what is read of it."""
@@ -118,4 +124,4 @@ class Kept(Liveness):
             if next(self._kept):
                 value.hold()
 
-    def module_left(self, module: nn.Module, value: Value) -> None: ...
+    def module_left(self, module: nn.Module, call: ModuleCall) -> None: ...

@@ -11,9 +11,11 @@ from torch import Tensor
 from ..errors import UnsupportedOperationError, UnusedInputError
 from ..functional import Scaled, times
 from ..graph import Arrived, Multipliers, Node, Value
+from ..layers import Block
 from ..rules import Composite, Rule
 from . import recompute
 from .fusion import Fuse
+from .places import Place
 from .recorder import Recording
 from .target import Target, select_logits, start
 
@@ -77,10 +79,11 @@ class Walk:
         ``release`` lets go of every operation, and of the forward values that it made, behind the walk.
         """
         self._multipliers.add(logits, seed)
+        self._stops = self._wanted | {id(logits)}  # values inside a block count only if they are among these
         try:
             while self._planned:
                 node, rule = self._planned.pop()
-                if node.kind == "block":
+                if isinstance(node, Block):
                     self._through_block(node, rule)
                 else:
                     self._through_node(node, rule)
@@ -90,42 +93,64 @@ class Walk:
             for node, _ in self._planned if release else ():
                 node.release()
         for v in inputs:
-            self.found[id(v)] = _at_value(v, self._multipliers.pop(v), self._relevances.pop(v))
+            self.found[id(v)] = _at_value(v, *self._take(v))
         return self.found
 
     def _through_node(self, node: Node, rule: Rule) -> None:
         arrived = [self._take(v) for v in node.outputs]
-        behind = [self._relevances.pop(v) for v in node.outputs]
-        if any(g is not None for g in arrived):
-            _hand_on(node, self._through(node, arrived, rule), self._multipliers)
-        if any(r is not None for r in behind):
-            _hand_on(node, node.propagate_relevance(behind), self._relevances)
+        multipliers, relevances = [g for g, _ in arrived], [r for _, r in arrived]
+        if any(g is not None for g in multipliers):
+            _hand_on(node, self._through(node, multipliers, rule), self._multipliers)
+        if any(r is not None for r in relevances):
+            _hand_on(node, node.propagate_relevance(relevances), self._relevances)
 
-    def _through_block(self, block: Node, rule: Rule) -> None:
-        value = block.output
-        if self._relevances.pop(value) is not None:
+    def _through_block(self, block: Block, rule: Rule) -> None:
+        if self._relevances.pop(block.output) is not None:
             raise UnsupportedOperationError(
                 f"{type(block.module).__name__} ({block.label()}): a rule that yields relevance itself (ZBox, Flat, WSquare, Pass) "
                 "stands behind this layer; such rules belong at the layers that read the input"
             )
-        if id(value) in self._wanted:
-            total = self._take(value)
-            g = None if total is None else Scaled(total)
-        else:
-            g = self._multipliers.pop_scaled(value)
-        if g is not None:
-            _hand_on(
-                block,
-                self._through(block, (g,), rule),
-                self._relevances if rule.yields_relevance else self._multipliers,
-            )
+        behind = self._relevances if rule.yields_relevance else self._multipliers
+        if any(id(value) in self._stops for value in block.made()):
+            for part, g in self._inside(block, rule):
+                _hand_on(part, self._through(part, (Scaled(g),), rule), behind)
+            return
+        scaled = self._multipliers.pop_scaled(block.output)
+        if scaled is not None:
+            _hand_on(block, self._through(block, (scaled,), rule), behind)
 
-    def _take(self, value: Value) -> Tensor | None:
-        """All multipliers that arrived at ``value``; its relevance is noted if it is requested."""
-        total = self._multipliers.pop(value)
-        if id(value) in self._wanted and total is not None:
-            self.found[id(value)] = _at_value(value, total, None)
-        return total
+    def _inside(self, block: Block, rule: Rule) -> list[tuple[Block, Tensor]]:
+        """What starts inside a block or at its output, as the part of the block that it passes; the wanted relevance is noted.
+
+        The block itself stays whole. Relevance inside it is what the operations behind that value, as a block of their own under the
+        same rule, hand on to it: through a ReLU alone, or through a batch norm alone.
+        """
+        parts: list[tuple[Block, Tensor]] = []
+        for value in reversed(block.made()):
+            g = self._multipliers.pop(value)
+            if g is not None:
+                parts.append((block.until(value), g))
+            if id(value) in self._wanted and parts:
+                self.found[id(value)] = _at_value(
+                    value, _sum([self._at(value, part, g, rule) for part, g in parts]), None
+                )
+        return parts
+
+    def _at(self, value: Value, part: Block, g: Tensor, rule: Rule) -> Tensor:
+        """The multiplier at a value inside a block, given that at the end of it."""
+        beyond = part.beyond(value)
+        if beyond is None:
+            return g
+        (found,) = self._through(beyond, (Scaled(g) if beyond.kind == "block" else g,), rule)
+        assert found is not None
+        return found
+
+    def _take(self, value: Value) -> tuple[Tensor | None, Tensor | None]:
+        """All multipliers and all relevance that arrived at ``value``; their sum is noted if it is requested."""
+        g, r = self._multipliers.pop(value), self._relevances.pop(value)
+        if id(value) in self._wanted:
+            self.found[id(value)] = _at_value(value, g, r)
+        return g, r
 
 
 def _propagate(node: Node, multipliers: Arrived, rule: Rule) -> Multipliers:
@@ -163,7 +188,7 @@ def relevance(
     recording: Recording,
     fuse: Fuse,
     output: Any,
-    hidden: dict[str, Value] | None,
+    hidden: dict[str | Place, tuple[Value, ...]] | None,
     *,
     target: Target,
     composite: Composite,
@@ -175,9 +200,9 @@ def relevance(
 
     Args:
         recording: a finished one.
-        fuse: the recorded nodes as blocks, given the values that must stay visible.
+        fuse: the recorded nodes as blocks.
         output: what the model returned.
-        hidden: values whose relevance is requested, by name; None: only that of the inputs is returned.
+        hidden: values whose relevance is requested, by place; None: only that of the inputs is returned.
         target, composite, memory_budget: what is explained, and how.
         pick: picks the logits out of the model's output.
         release: let go of forward values behind the (last) walk.
@@ -187,14 +212,16 @@ def relevance(
     name = type(recording.model).__name__
     if value is None:
         raise UnusedInputError(f"{name}: its output does not depend on its input through recorded operations")
-    wanted = list((hidden or {}).values())
+    wanted = [v for values in (hidden or {}).values() for v in values]
     through = recompute.propagate if recording.recomputes else _propagate
     with torch.autocast(logits.device.type, enabled=False):
         seed, targets = start(target, logits)
         parts = [seed] if memory_budget is None or targets is None else _chunks(recording, seed, targets, memory_budget)
         walks = []
         for part in parts:
-            walk = Walk(with_rules(recording, fuse(recording.nodes, (value, *wanted)), composite), wanted, through)
+            planned = with_rules(recording, fuse(recording.nodes), composite)
+            _refuse_inside(recording, planned, hidden or {})
+            walk = Walk(planned, wanted, through)
             last = release and part is parts[-1]
             if last:
                 recording.nodes = []
@@ -210,11 +237,28 @@ def relevance(
             relevance = torch.zeros((batch, *at_value.shape[1:]), dtype=at_value.dtype, device=seed.device)
         return relevance if targets is None else relevance.unflatten(0, (targets, -1)).movedim(0, 1)
 
-    heatmaps = tuple(shaped(r, v) for r, v in zip(inputs, recording.input_values, strict=True))
-    heatmap = heatmaps[0] if len(heatmaps) == 1 else heatmaps
-    if hidden is None:
-        return heatmap
-    return {"input": heatmap, **{name: shaped(found[id(v)], v) for name, v in hidden.items()}}
+    def maps(values: tuple[Value, ...]) -> Any:
+        made = tuple(shaped(found[id(v)], v) for v in values)
+        return made[0] if len(made) == 1 else made
+
+    heatmap = maps(recording.input_values)
+    return heatmap if hidden is None else {"input": heatmap, **{place: maps(v) for place, v in hidden.items()}}
+
+
+def _refuse_inside(recording: Recording, planned: Planned, hidden: dict[str | Place, tuple[Value, ...]]) -> None:
+    """Refuse places between a convolution and its batch norm where the block's rule knows nothing of them."""
+    inside = {
+        id(node.linear.output): (node, node.norm, rule)
+        for node, rule in (planned if hidden else ())
+        if isinstance(node, Block) and node.norm is not None and rule.yields_relevance
+    }
+    for place, values in hidden.items():
+        for node, norm, rule in (inside[id(v)] for v in values if id(v) in inside):
+            remedy = recording.module_path(norm.module or recording.model)
+            raise ValueError(
+                f"at: {place!r} lies inside {node.label()}, which {type(rule).__name__} takes as one layer from its output to the model's "
+                f"input, so no relevance is defined there; ask for the batch norm's output, {remedy!r}"
+            )
 
 
 def _chunks(recording: Recording, seed: Tensor, targets: int, budget: int) -> Sequence[Tensor]:

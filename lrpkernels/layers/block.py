@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .. import functional
 from ..functional import WHOLE, Part, Scaled
-from ..graph import Arrived, Multipliers, Node
+from ..graph import Arrived, Multipliers, Node, Value
 from ..rules import Rule
 from ..rules.views import PartOf
 from .activation import Relu
@@ -45,6 +45,25 @@ class Block(Node):
     def nodes(self) -> list[Node]:
         """The one to three operations that this block is made of."""
         return [node for node in (self.linear, self.norm, self.relu) if node is not None]
+
+    def made(self) -> list[Value]:
+        """The values that its operations made, in order; the last is the block's output."""
+        return [node.outputs[0] for node in self.nodes()]
+
+    def until(self, value: Value) -> Block:
+        """The part of this block that ends in ``value``, the output of one of its operations."""
+        if value is self.output:
+            return self
+        norm = self.norm
+        return Block(self.linear, norm if norm is not None and value is norm.output else None, None)
+
+    def beyond(self, value: Value) -> Node | None:
+        """The part of this block that reads ``value``, the output of one of its operations; None: it is the block's."""
+        if value is self.output:
+            return None
+        if self.norm is not None and value is self.linear.output:
+            return Block(self.norm, None, self.relu)
+        return self.relu
 
     def release(self) -> None:
         for node in self.nodes():
