@@ -54,17 +54,16 @@ class Liveness:
         kind = type(node)
         merges = kind is BatchNorm or kind is Relu
         root, wanted = self._root_behind(node) if merges else _NOTHING
-        if root is None or kind is BatchNorm:
-            # Also those of a merged batch norm: if its input turns out to have a second consumer, it is a block of its own after all.
-            wanted |= self._reads(node)
-        if root is None:
-            if _reads(node.reads_inputs, wanted):
-                for value in node.inputs:
-                    value.hold()
-        else:
+        if root is not None:
             self._merged.add(id(node.inputs[0]))
             if _reads(root.reads_outputs, wanted) and not (kind is Relu and "preactivation" in wanted):
                 node.inputs[0].let_go()
+        if root is None or kind is BatchNorm:
+            # Also those of a merged batch norm: if its input turns out to have a second consumer, it is a block of its own after all.
+            wanted |= self._reads(node)
+        if root is None and _reads(node.reads_inputs, wanted):
+            for value in node.inputs:
+                value.hold()
         if _reads(node.reads_outputs, wanted):
             for value in node.outputs:
                 value.hold()
