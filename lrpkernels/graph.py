@@ -118,6 +118,7 @@ class Node:
         kind: name of the operation in tables.
         is_linear: a convolution, dense layer or batch norm, which becomes part of a block.
         moves_only: data movement, or scaling by constants: a first layer behind it still reads the model's input.
+        yields_relevance: :meth:`propagate` returns R at the inputs instead of G.
         is_gate: its output is a weight between 0 and 1; a product treats it as the gate, not as the signal.
         reads_inputs, reads_outputs: whether the relevance pass reads these tensors: always, never, or if the rule's ``reads`` has one of
             the names.
@@ -127,6 +128,7 @@ class Node:
     kind = "op"
     is_linear = False
     moves_only = False
+    yields_relevance = False
     is_gate = False
     reads_inputs: bool | frozenset[str] = True
     reads_outputs: bool | frozenset[str] = True

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from ..errors import UnsupportedOperationError, UnusedInputError
+from ..errors import UnsupportedOperationError
 from ..functional import Scaled, times
 from ..graph import Arrived, Multipliers, Node, Value
 from ..layers import Block
 from ..rules import Composite, Rule
-from . import recompute
-from .fusion import Fuse
-from .places import Place
+from .conditions import Mask
 from .recorder import Recording
-from .target import Target, select_logits, start
 
 Planned = list[tuple[Node, Rule]]
+Seeds = list[tuple[Value, Tensor]]
 Through = Callable[[Node, Arrived, Rule], Multipliers]
 
 
@@ -28,25 +25,54 @@ class _Contributions:
 
     def __init__(self) -> None:
         self._parts: dict[int, list[Tensor]] = {}
+        self._batches: dict[int, int] = {}
 
     def add(self, value: Value, part: Tensor) -> None:
-        if part.dtype != value.dtype:
+        if part.dtype != value.dtype and value.dtype.is_floating_point:
             part = part.to(value.dtype)
-        self._parts.setdefault(id(value), []).append(part)
+        parts = self._parts.get(id(value))
+        if parts is None:
+            self._parts[id(value)], self._batches[id(value)] = [part], value.shape[0] if value.shape else 1
+        else:
+            parts.append(part)
 
     def pop(self, value: Value) -> Tensor | None:
         parts = self._parts.pop(id(value), None) if self._parts else None
         return None if parts is None else _sum(parts)
+
+    def drop(self, listed: Sequence[bool]) -> None:
+        """Let go of all that has arrived so far of the targets that are listed."""
+        if all(listed):
+            self._parts.clear()
+            return
+        for key, parts in self._parts.items():
+            for i, part in enumerate(parts):
+                others = torch.tensor([not drop for drop in listed], device=part.device).view(-1, *(1,) * part.dim())
+                rows = part.unflatten(0, (-1, self._batches[key]))  # one for each target, or one for all
+                parts[i] = torch.where(others, rows, torch.zeros_like(rows)).flatten(0, 1)
 
     def pop_scaled(self, value: Value) -> Scaled | None:
         """The contributions as at most two summands: blocks add the second in their own elementwise pass."""
         parts = self._parts.pop(id(value), None)
         if parts is None:
             return None
-        return Scaled(parts[0]) if len(parts) == 1 else Scaled(_sum(parts[:-1]), parts[-1])
+        if len(parts) == 1:
+            return Scaled(parts[0])
+        parts = alike(parts)
+        return Scaled(_sum(parts[:-1]), parts[-1])
+
+
+def alike(parts: list[Tensor]) -> list[Tensor]:
+    """Multipliers of one value, of all targets where one of them is: those that the targets still share are repeated."""
+    rows = parts[0].shape[0]
+    if all(part.shape[0] == rows for part in parts):
+        return parts
+    most = max(part.shape[0] for part in parts)
+    return [p if p.shape[0] == most else p.repeat(most // p.shape[0], *(1,) * (p.dim() - 1)) for p in parts]
 
 
 def _sum(parts: list[Tensor]) -> Tensor:
+    parts = alike(parts)
     total = parts[0]
     for part in parts[1:]:
         total = total + part
@@ -59,7 +85,9 @@ class Walk:
     Args:
         planned: the fused operations in order, each with its rule; consumed on the way.
         wanted: values whose relevance is requested.
-        through: :meth:`Node.propagate`, or a form of it that saves less.
+        through: :func:`propagate`, or a form of it that saves less.
+        masks: what conditions keep of the multiplier at some values, by the value's id.
+        exclude_parallel: of a target with a condition, drop what passes by the value that the condition names.
     """
 
     def __init__(
@@ -67,19 +95,27 @@ class Walk:
         planned: Planned,
         wanted: Sequence[Value],
         through: Through,
+        masks: Mapping[int, Mask] | None = None,
+        exclude_parallel: bool = True,
     ) -> None:
         self._planned, self._through = planned, through
+        self._masks, self._exclude_parallel = masks or {}, exclude_parallel
         self._wanted = {id(v) for v in wanted}
         self._multipliers, self._relevances = _Contributions(), _Contributions()
         self.found: dict[int, Tensor | None] = {id(v): None for v in wanted}
 
-    def run(self, logits: Value, seed: Tensor, inputs: Sequence[Value], release: bool) -> dict[int, Tensor | None]:
+    def run(self, seeds: Seeds, inputs: Sequence[Value], release: bool) -> dict[int, Tensor | None]:
         """Relevance at the inputs and the wanted values, by id of the value (None: nothing arrived).
 
-        ``release`` lets go of every operation, and of the forward values that it made, behind the walk.
+        Args:
+            seeds: the multipliers to start from.
+            inputs: of the model.
+            release: let go of every operation, and of the forward values that it made, behind the walk.
         """
-        self._multipliers.add(logits, seed)
-        self._stops = self._wanted | {id(logits)}  # values inside a block count only if they are among these
+        self._stops = {*self._wanted, *self._masks}  # values inside a block count only if they are among these
+        for value, seed in seeds:
+            self._multipliers.add(value, seed)
+            self._stops.add(id(value))
         try:
             while self._planned:
                 node, rule = self._planned.pop()
@@ -100,9 +136,14 @@ class Walk:
         arrived = [self._take(v) for v in node.outputs]
         multipliers, relevances = [g for g, _ in arrived], [r for _, r in arrived]
         if any(g is not None for g in multipliers):
-            _hand_on(node, self._through(node, multipliers, rule), self._multipliers)
+            multipliers = _for_all_targets(multipliers)
+            _hand_on(
+                node,
+                self._through(node, multipliers, rule),
+                self._relevances if node.yields_relevance else self._multipliers,
+            )
         if any(r is not None for r in relevances):
-            _hand_on(node, node.propagate_relevance(relevances), self._relevances)
+            _hand_on(node, node.propagate_relevance(_for_all_targets(relevances)), self._relevances)
 
     def _through_block(self, block: Block, rule: Rule) -> None:
         if self._relevances.pop(block.output) is not None:
@@ -130,6 +171,12 @@ class Walk:
             g = self._multipliers.pop(value)
             if g is not None:
                 parts.append((block.until(value), g))
+            mask = self._masks.get(id(value))
+            if (
+                mask is not None
+            ):  # batch norm and ReLU keep places and channels: a mask ahead of them is one behind them
+                self._passes(mask, bool(parts))
+                parts = [(part, mask.apply(g, value)) for part, g in parts]
             if id(value) in self._wanted and parts:
                 self.found[id(value)] = _at_value(
                     value, _sum([self._at(value, part, g, rule) for part, g in parts]), None
@@ -148,19 +195,47 @@ class Walk:
     def _take(self, value: Value) -> tuple[Tensor | None, Tensor | None]:
         """All multipliers and all relevance that arrived at ``value``; their sum is noted if it is requested."""
         g, r = self._multipliers.pop(value), self._relevances.pop(value)
+        mask = self._masks.get(id(value)) if self._masks else None
+        if mask is not None:
+            self._passes(mask, g is not None or r is not None)
+            g, r = (part if part is None else mask.apply(part, value) for part in (g, r))
         if id(value) in self._wanted:
             self.found[id(value)] = _at_value(value, g, r)
         return g, r
 
+    def _passes(self, mask: Mask, arrived: bool) -> None:
+        """Relevance passes a value that conditions name; of those conditions, all else is dropped if asked for.
 
-def _propagate(node: Node, multipliers: Arrived, rule: Rule) -> Multipliers:
+        Raises:
+            ValueError: none arrives.
+        """
+        if not arrived:
+            raise ValueError(
+                f"conditions: no relevance reaches {mask.place!r}; it must stand between the input and what the pass starts from"
+            )
+        if self._exclude_parallel:
+            self._multipliers.drop(mask.listed)
+            self._relevances.drop(mask.listed)
+
+
+def _for_all_targets(parts: list[Tensor | None]) -> list[Tensor | None]:
+    """Multipliers at the outputs of one operation, of all targets where one of them is."""
+    if len(parts) < 2:
+        return parts
+    found = iter(alike([part for part in parts if part is not None]))
+    return [None if part is None else next(found) for part in parts]
+
+
+def propagate(node: Node, multipliers: Arrived, rule: Rule) -> Multipliers:
+    """:meth:`Node.propagate` as it is."""
     return node.propagate(multipliers, rule)
 
 
 def _at_value(value: Value, multiplier: Tensor | None, relevance: Tensor | None) -> Tensor | None:
     """R = a * G (+ R that a first-layer rule yielded)."""
     if multiplier is not None:
-        product = times(multiplier, value.tensor)
+        a = value.tensor
+        product = times(multiplier, a if a.is_floating_point() else a.to(multiplier.dtype))
         relevance = product if relevance is None else relevance + product
     return relevance
 
@@ -182,94 +257,3 @@ def with_rules(recording: Recording, blocks: list[Node], composite: Composite) -
 
 def _reads_input(node: Node) -> bool:
     return any(value.behind_input for value in node.inputs)
-
-
-def relevance(
-    recording: Recording,
-    fuse: Fuse,
-    output: Any,
-    hidden: dict[str | Place, tuple[Value, ...]] | None,
-    *,
-    target: Target,
-    composite: Composite,
-    pick: Callable[[Any], Tensor] | None,
-    memory_budget: int | None,
-    release: bool,
-) -> Any:
-    """See :meth:`lrpkernels.tape.Tape.relevance`.
-
-    Args:
-        recording: a finished one.
-        fuse: the recorded nodes as blocks.
-        output: what the model returned.
-        hidden: values whose relevance is requested, by place; None: only that of the inputs is returned.
-        target, composite, memory_budget: what is explained, and how.
-        pick: picks the logits out of the model's output.
-        release: let go of forward values behind the (last) walk.
-    """
-    logits = select_logits(output, pick)
-    value = recording.value(logits)
-    name = type(recording.model).__name__
-    if value is None:
-        raise UnusedInputError(f"{name}: its output does not depend on its input through recorded operations")
-    wanted = [v for values in (hidden or {}).values() for v in values]
-    through = recompute.propagate if recording.recomputes else _propagate
-    with torch.autocast(logits.device.type, enabled=False):
-        seed, targets = start(target, logits)
-        parts = [seed] if memory_budget is None or targets is None else _chunks(recording, seed, targets, memory_budget)
-        walks = []
-        for part in parts:
-            planned = with_rules(recording, fuse(recording.nodes), composite)
-            _refuse_inside(recording, planned, hidden or {})
-            walk = Walk(planned, wanted, through)
-            last = release and part is parts[-1]
-            if last:
-                recording.nodes = []
-            walks.append(walk.run(value, part, recording.input_values, last))
-    found = {key: _joined([walk[key] for walk in walks]) for key in walks[0]}
-    inputs = [found[id(v)] for v in recording.input_values]
-    if all(r is None for r in inputs):
-        raise UnusedInputError(f"{name}: no relevance reaches its input; the output does not depend on it")
-
-    def shaped(relevance: Tensor | None, at_value: Value) -> Tensor:
-        if relevance is None:
-            batch = seed.shape[0] // logits.shape[0] * at_value.shape[0]
-            relevance = torch.zeros((batch, *at_value.shape[1:]), dtype=at_value.dtype, device=seed.device)
-        return relevance if targets is None else relevance.unflatten(0, (targets, -1)).movedim(0, 1)
-
-    def maps(values: tuple[Value, ...]) -> Any:
-        made = tuple(shaped(found[id(v)], v) for v in values)
-        return made[0] if len(made) == 1 else made
-
-    heatmap = maps(recording.input_values)
-    return heatmap if hidden is None else {"input": heatmap, **{place: maps(v) for place, v in hidden.items()}}
-
-
-def _refuse_inside(recording: Recording, planned: Planned, hidden: dict[str | Place, tuple[Value, ...]]) -> None:
-    """Refuse places between a convolution and its batch norm where the block's rule knows nothing of them."""
-    inside = {
-        id(node.linear.output): (node, node.norm, rule)
-        for node, rule in (planned if hidden else ())
-        if isinstance(node, Block) and node.norm is not None and rule.yields_relevance
-    }
-    for place, values in hidden.items():
-        for node, norm, rule in (inside[id(v)] for v in values if id(v) in inside):
-            remedy = recording.module_path(norm.module or recording.model)
-            raise ValueError(
-                f"at: {place!r} lies inside {node.label()}, which {type(rule).__name__} takes as one layer from its output to the model's "
-                f"input, so no relevance is defined there; ask for the batch norm's output, {remedy!r}"
-            )
-
-
-def _chunks(recording: Recording, seed: Tensor, targets: int, budget: int) -> Sequence[Tensor]:
-    """The targets' seeds in groups whose multipliers fit the budget: about four of the largest value's size are alive at a time."""
-    if budget <= 0:
-        raise ValueError(f"memory_budget must be a positive number of bytes, got {budget!r}")
-    largest = max(value.shape.numel() * value.dtype.itemsize for node in recording.nodes for value in node.outputs)
-    together = max(1, min(targets, budget // (4 * largest)))
-    return seed.split(together * (seed.shape[0] // targets))
-
-
-def _joined(parts: list[Tensor | None]) -> Tensor | None:
-    present = [part for part in parts if part is not None]
-    return None if not present else present[0] if len(present) == 1 else torch.cat(present)

@@ -40,6 +40,7 @@ class Recording:
 
     Attributes:
         model, inputs: what runs on what.
+        names: the keywords that the inputs are given as; None: they are positional.
         nodes: the recorded operations in the order they ran.
         values: the recorded values by the id of their tensor.
         input_values: those of the inputs.
@@ -51,9 +52,15 @@ class Recording:
     """
 
     def __init__(
-        self, model: nn.Module, inputs: Sequence[Tensor], liveness: Liveness | None = None, recompute: bool = False
+        self,
+        model: nn.Module,
+        inputs: Sequence[Tensor],
+        liveness: Liveness | None = None,
+        recompute: bool = False,
+        names: tuple[str, ...] | None = None,
     ) -> None:
         self.model = model
+        self.names = names
         self.inputs = tuple(inputs)
         self.liveness = liveness
         self.nodes: list[Node] = []

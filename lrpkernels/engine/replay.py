@@ -55,6 +55,7 @@ class StaticCalls:
         composites: Sequence[Composite | Rule] | None,
         at: Sequence[str | Place],
         recompute: bool,
+        names: tuple[str, ...] | None = None,
     ) -> Any:
         """Everything that the calls, and what is kept of them, depend on.
 
@@ -75,7 +76,7 @@ class StaticCalls:
         autocast = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
         forms = [(x.shape, x.stride(), x.dtype, x.device, x.requires_grad) for x in inputs]
         training = [module.training for module in self._modules]
-        state = (torch.is_grad_enabled(), autocast, recompute)
+        state = (torch.is_grad_enabled(), autocast, recompute, names)
         given = [(name, type(value), value) for name, value in sorted(kwargs.items())]
         return (*forms, *training, *state, *given, _liveness_key(composites, at))
 

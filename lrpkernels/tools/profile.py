@@ -178,7 +178,7 @@ def _run(model: nn.Module, x: Tensor, composite: Composite, target: Target, read
 
         relevance_start = reading()
         seed, _ = start(target, logits)
-        Walk(planned, (), through).run(value, seed, tape.input_values, release=False)
+        Walk(planned, (), through).run([(value, seed)], tape.input_values, release=False)
         return _Run(described, spent, middle - begin, reading() - relevance_start)
 
 
