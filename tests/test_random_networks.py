@@ -9,8 +9,10 @@ import torch
 
 import lrpkernels as lrp
 from benchmarks.random_networks import __main__ as command
-from benchmarks.random_networks.check import Rules, draw_case, failure, shrunk
-from benchmarks.random_networks.reference import RuleSpec
+from benchmarks.random_networks.case import Rules, draw_case
+from benchmarks.random_networks.check import failure
+from benchmarks.random_networks.formulas import RuleSpec
+from benchmarks.random_networks.shrink import shrunk
 from benchmarks.random_networks.steps import KINDS
 
 # Kinds of steps whose faults are known.

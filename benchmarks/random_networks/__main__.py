@@ -8,9 +8,11 @@ from collections.abc import Sequence
 
 import torch
 
-from .check import Case, Rules, draw_case, failure, shrunk
+from .case import Case, Rules, draw_case
+from .check import failure
+from .formulas import RuleSpec
 from .network import Plan, Planned
-from .reference import RuleSpec
+from .shrink import shrunk
 from .steps import KINDS
 
 FAMILIES = sorted({kind.family for kind in KINDS.values()} - {""})
@@ -21,6 +23,7 @@ def main(argv: Sequence[str] | None = None) -> list[Case]:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.random_networks", description=__doc__)
     parser.add_argument("--count", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0, help="of the first network")
+    parser.add_argument("--failures", type=int, default=20, help="stop after so many")
     parser.add_argument("--only", nargs="*", default=[], choices=sorted(KINDS), help="these kinds of steps only")
     parser.add_argument("--without", nargs="*", default=[], choices=FAMILIES, help="leave these families of steps out")
     parser.add_argument("--live-bias", action="store_true", help="biases in denominators have gradients")
@@ -42,6 +45,8 @@ def main(argv: Sequence[str] | None = None) -> list[Case]:
             failed.append(small)
             steps = " ".join(f"{s.kind}{s.reads}{s.options.get('form', '')}" for s in small.plan.steps)
             print(f"network {seed}: {failure(small)}\n  {steps}, {small.rules}\n  --case {str(small)!r}", flush=True)
+            if len(failed) == options.failures:
+                break
     print(f"{options.count} networks, {len(failed)} failures")
     return failed
 

@@ -78,7 +78,8 @@ class Activation(Step):
         return _ACTIVATIONS[self.options["form"]](x)
 
     def mean(self, ref: Reference, x: int) -> int:
-        return ref.activation(x, _ACTIVATIONS[self.options["form"]])
+        form = self.options["form"]
+        return ref.activation(x, _ACTIVATIONS[form], gate=form in ("sigmoid", "hardsigmoid"))
 
 
 class PRelu(Step):
@@ -248,7 +249,7 @@ class Gate(Step):
         if form == "squeeze":
             dims = tuple(range(2, len(self.shape) + 1))
             y = ref.average(y, lambda v: v.mean(dims, keepdim=True))
-        return ref.gate(x, ref.activation(y, F.hardsigmoid if form == "hardsigmoid" else torch.sigmoid))
+        return ref.product(x, ref.activation(y, F.hardsigmoid if form == "hardsigmoid" else torch.sigmoid, gate=True))
 
 
 class ProductOfTwo(Step):
@@ -261,8 +262,7 @@ class ProductOfTwo(Step):
         return x * torch.tanh(y)
 
     def mean(self, ref: Reference, x: int, y: int) -> int:
-        t = ref.activation(y, torch.tanh)
-        return ref.vjp([x, t], torch.mul, "product", 0.5)
+        return ref.product(x, ref.activation(y, torch.tanh))
 
 
 class Quotient(Step):

@@ -13,20 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .formulas import LAYERWISE, WEIGHTS_ONLY, RuleSpec, relu_factor, stabilized, through_linear
+
 Function = Callable[..., Tensor]
-
-
-@dataclass(frozen=True)
-class RuleSpec:
-    """A rule by its name and numbers."""
-
-    name: str
-    eps: float = 1e-2
-    alpha: float = 2.0
-    gamma: float = 0.25
-    bias: bool = True
-    low: float = 0.0
-    high: float = 1.0
 
 
 @dataclass
@@ -41,10 +30,6 @@ class Primitive:
     owner: str = ""
 
 
-def stabilized(d: Tensor, eps: float) -> Tensor:
-    return d + torch.where(d >= 0, eps, -eps)
-
-
 class Reference:
     """Primitives in order and the values between them. Steps write to it through its methods, which return the number of a value.
 
@@ -57,6 +42,7 @@ class Reference:
         self.values: list[Tensor] = list(inputs)
         self.inputs = list(range(len(inputs)))
         self.nodes: list[Primitive] = []
+        self.gates: set[int] = set()  # weights between 0 and 1, also moved, scaled by a number, with a constant added
         self.owner = ""
         self.detach_bias, self.activation_eps = detach_bias, activation_eps
 
@@ -93,21 +79,45 @@ class Reference:
     def relu(self, x: int) -> int:
         return self._add("relu", [x], self.values[x].clamp(min=0))
 
-    def activation(self, x: int, function: Function) -> int:
-        return self._add("activation", [x], function(self.values[x]), function)
+    def activation(self, x: int, function: Function, gate: bool = False) -> int:
+        out: int = self._add("activation", [x], function(self.values[x]), function)
+        self.gates |= {out} if gate else set()
+        return out
 
     def add(self, terms: Sequence[tuple[int, float]], constant: Tensor | float = 0.0) -> int:
         out: Any = constant
         for x, sign in terms:
             out = out + sign * self.values[x]
-        return self._add("add", [x for x, _ in terms], out, signs=[sign for _, sign in terms])
+        place: int = self._add("add", [x for x, _ in terms], out, signs=[sign for _, sign in terms])
+        self.gates |= {place} if len(terms) == 1 and terms[0][0] in self.gates else set()
+        return place
 
     def vjp(self, inputs: Sequence[int], function: Function, kind: str = "vjp", share: float = 1.0, **data: Any) -> Any:
         """Follows its vector-Jacobian product: data movement ("move"), products of branches (``share`` each), softmax."""
-        return self._add(kind, inputs, function(*(self.values[i] for i in inputs)), function, share=share, **data)
+        out = self._add(kind, inputs, function(*(self.values[i] for i in inputs)), function, share=share, **data)
+        if kind == "move" and len(inputs) == 1 and inputs[0] in self.gates:
+            self.gates |= {out} if isinstance(out, int) else set(out)
+        return out
+
+    def softmax(self, x: int, dim: int) -> int:
+        out: int = self.vjp([x], lambda v: torch.softmax(v, dim))
+        self.gates.add(out)
+        return out
+
+    def product(self, x: int, y: int) -> int:
+        """Of a signal and a gate the signal takes all; the gate is the broadcast one, or what a sigmoid or softmax made. Else half each."""
+        sizes = self.values[x].numel(), self.values[y].numel()
+        if sizes[0] != sizes[1]:
+            return self.gate(x, y) if sizes[0] > sizes[1] else self.gate(y, x)
+        if (x in self.gates) != (y in self.gates):
+            return self.gate(y, x) if x in self.gates else self.gate(x, y)
+        out: int = self.vjp([x, y], torch.mul, "product", 0.5)
+        return out
 
     def scale(self, x: int, factor: Tensor | float, drawn: bool = False) -> int:
-        return self._add("drawn" if drawn else "scale", [x], self.values[x] * factor, lambda v: v * factor)
+        out: int = self._add("drawn" if drawn else "scale", [x], self.values[x] * factor, lambda v: v * factor)
+        self.gates |= {out} if x in self.gates and not isinstance(factor, Tensor) else set()
+        return out
 
     def gate(self, signal: int, gate: int) -> int:
         return self._add("gate", [signal, gate], self.values[signal] * self.values[gate])
@@ -129,21 +139,29 @@ class Reference:
     # -- relevance -----------------------------------------------------------------------------------------------------------------
 
     def relevance(
-        self, logits: int, seed: Tensor, rule_of: Callable[[str], RuleSpec], first: RuleSpec | None
-    ) -> dict[int, Tensor]:
-        """R at every value that it reaches, by number."""
-        consumers = [0] * len(self.values)
-        for node in self.nodes:
-            for i in node.inputs:
-                consumers[i] += 1
+        self,
+        begin: int,
+        seed: Tensor,
+        rule_of: Callable[[str], RuleSpec],
+        first: RuleSpec | None,
+        masks: dict[int, Tensor] | None = None,
+    ) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
+        """R at every value that it reaches, by number, and the multipliers where they are all of it.
+
+        Args:
+            begin, seed: where it starts, with which multiplier.
+            rule_of: the rule of a step's primitives, by its name.
+            first: that of the layers that read the input.
+            masks: factors of the multiplier at the ends of blocks.
+        """
         near = set(self.inputs)  # the input, behind data movement and constant factors at most
         for node in self.nodes:
             if (node.kind in ("move", "scale") or (node.kind == "add" and len(node.inputs) == 1)) and near.issuperset(
                 node.inputs
             ):
                 near.update(node.outputs)
-        blocks, inside = self._blocks(consumers)
-        g: dict[int, Tensor] = {logits: seed}
+        blocks, inside = self._blocks(self._consumers())
+        g: dict[int, Tensor] = {begin: seed}
         r: dict[int, Tensor] = {}
         found: dict[int, Tensor] = {}
 
@@ -156,6 +174,8 @@ class Reference:
             whole = blocks.get(id(node), [node])
             rule = rule_of(whole[0].owner)
             for place in node.outputs:
+                if masks and place in masks and place in g:
+                    g[place] = g[place] * masks[place]
                 for kind, source in (("g", g), ("r", r)):
                     if place in source:
                         part = source[place] * self.values[place] if kind == "g" else source[place]
@@ -182,7 +202,22 @@ class Reference:
             for kind, source in (("g", g), ("r", r)):
                 if place in source:
                     give(found, place, source[place] * self.values[place] if kind == "g" else source[place])
-        return found
+        return found, {place: part for place, part in g.items() if place not in r}
+
+    def end_of_block(self, place: int) -> int:
+        """The output of the block that a value is inside of; the value itself if it is in none."""
+        blocks, _ = self._blocks(self._consumers())
+        for whole in blocks.values():
+            if any(place in node.outputs for node in whole):
+                return whole[-1].outputs[0]
+        return place
+
+    def _consumers(self) -> list[int]:
+        counts = [0] * len(self.values)
+        for node in self.nodes:
+            for i in node.inputs:
+                counts[i] += 1
+        return counts
 
     def _blocks(self, consumers: list[int]) -> tuple[dict[int, list[Primitive]], set[int]]:
         """Linear layers with the batch norm and the ReLU that alone read them, by the last primitive; and those inside."""
@@ -305,14 +340,6 @@ class Reference:
         return list(torch.autograd.grad(ys, free, gs, create_graph=True, allow_unused=True))
 
 
-LAYERWISE = ("EpsilonLayerwise", "Norm")
-WEIGHTS_ONLY = ("ZBox", "WSquare", "Flat")
-
-
-def relu_factor(u: Tensor, rule: RuleSpec) -> Tensor:
-    return u / (u + rule.eps) if rule.name == "Epsilon" else (u > 0).to(u.dtype)
-
-
 def _spread(vector: Tensor, shape: torch.Size) -> Tensor:
     """Per channel (the first dimension) to per output."""
     return vector.view(-1, *(1,) * (len(shape) - 1)).expand(shape).reshape(-1)
@@ -320,41 +347,3 @@ def _spread(vector: Tensor, shape: torch.Size) -> Tensor:
 
 def _sum_to(g: Tensor, shape: torch.Size) -> Tensor:
     return g.sum_to_size(shape) if g.shape != shape else g
-
-
-def through_linear(
-    rule: RuleSpec, a: Tensor, W: Tensor, b: Tensor | None, pattern: Tensor, v: Tensor, u: Tensor | None, g: Tensor
-) -> Tensor:
-    """G at the input (R itself for rules that yield it): a [B, N], W [N, M], b [M], v = output, u = ReLU's output or None, g [B, M]."""
-    up, down, ap, an = W.clamp(min=0), W.clamp(max=0), a.clamp(min=0), a.clamp(max=0)
-    zero = torch.zeros(W.shape[1], dtype=W.dtype)
-    full = zero if b is None else b
-    b = full if rule.bias else zero
-    own = a >= 0
-
-    def share(same: Tensor, other: Tensor, bias: Tensor, value: Tensor) -> Tensor:
-        s = g * value / stabilized(ap @ same + an @ other + bias, rule.eps)
-        return torch.where(own, s @ same.T, s @ other.T)
-
-    if rule.name == "Epsilon":
-        return (g if u is None else g * relu_factor(u, rule)) @ W.T
-    if rule.name in LAYERWISE:
-        return (g * v / stabilized(a @ W + b, rule.eps)) @ W.T
-    if rule.name == "ZPlus":
-        return share(up, down, b.clamp(min=0), v)
-    if rule.name == "AlphaBeta":
-        beta = rule.alpha - 1
-        return rule.alpha * share(up, down, b.clamp(min=0), v) - beta * share(down, up, b.clamp(max=0), v)
-    if rule.name == "Gamma":
-        more, less = W + rule.gamma * up, W + rule.gamma * down
-        found = share(more, less, b + rule.gamma * b.clamp(min=0), v.clamp(min=0))
-        return found if u is not None else found + share(less, more, b + rule.gamma * b.clamp(max=0), v.clamp(max=0))
-    if rule.name == "ZBox":
-        low, high = torch.full_like(a, rule.low), torch.full_like(a, rule.high)
-        z = a @ W + b - low @ up - high @ down - rule.low * b.clamp(min=0) - rule.high * b.clamp(max=0)
-        s = g * v / stabilized(z, rule.eps)
-        return a * (s @ W.T) - low * (s @ up.T) - high * (s @ down.T)
-    if rule.name == "WSquare":
-        return (g * v / ((W.square()).sum(0) + b.square() + rule.eps)) @ W.square().T
-    assert rule.name == "Flat", rule.name
-    return (g * v / (pattern.sum(0) + rule.eps)) @ pattern.T

@@ -236,7 +236,7 @@ def _at_value(value: Value, multiplier: Tensor | None, relevance: Tensor | None)
     if multiplier is not None:
         a = value.tensor
         product = times(multiplier, a if a.is_floating_point() else a.to(multiplier.dtype))
-        relevance = product if relevance is None else relevance + product
+        relevance = product if relevance is None else _sum([relevance, product])
     return relevance
 
 
