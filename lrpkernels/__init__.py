@@ -7,6 +7,7 @@
 from . import heatmap
 from .attribution import LRP
 from .config import __version__, show_config
+from .engine.places import input_of, output_of
 from .engine.replay import StaticCalls
 from .errors import (
     FallbackWarning,
@@ -90,6 +91,8 @@ __all__ = [
     "ZPlus",
     "__version__",
     "heatmap",
+    "input_of",
+    "output_of",
     "record",
     "show_config",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -50,7 +50,7 @@ class LRP:
 
     def __call__(
         self,
-        x: Tensor | tuple[Tensor, ...],
+        x: Tensor | tuple[Tensor, ...] | Mapping[str, Tensor],
         target: Target = None,
         *,
         output: Callable[[Any], Tensor] | None = None,
@@ -60,18 +60,21 @@ class LRP:
         """Logits and heatmap of a batch.
 
         Args:
-            x: what the model takes, usually one float tensor (B, C, H, W); a tuple if it takes several.
-            target: what is explained, per image: a class index for all images; a LongTensor [B]; a list of T of these (the heatmap
-                gains a dimension, [B, T, ...]; the forward pass is shared); "all" classes; a callable from the logits to one
-                scalar per image; None: the highest logit. Of a dense output [B, K, H, W] an index means channel K summed over
-                positions; a regression output [B] needs no target.
+            x: what the model takes, usually one float tensor (B, C, H, W); a tuple if it takes several, a dict for keyword inputs
+                ({"inputs_embeds": e}); token ids are explained through the embeddings that they look up.
+            target: what is explained, per image: a class index for all images; a LongTensor [B]; "all" classes; a callable from the
+                logits to one scalar per image; a list of T targets (the heatmap gains a dimension, [B, T, ...]; the forward pass is
+                shared), where a tuple names one entry of the output: [(-1, 7)] is token 7 at the last position; None: the highest
+                logit. Of a dense output [B, K, H, W] an index means channel K summed over positions; a regression output [B] needs
+                no target.
             output: picks the logits out of the model's output, if that is not a tensor.
             memory_budget: rough limit in bytes for the targets of one pass; the others follow in turn. None: all at once.
             kwargs: passed on to the model.
 
         Returns:
-            The model's output, and R at its input (a tuple for several), its shape and dtype, in units of the explained score. Both are
-            differentiable (the heatmap once) when gradients are on; use ``torch.no_grad()`` for pictures only.
+            The model's output, and R at its input (a tuple for several, a dict for keyword inputs; R per token of token ids), its shape
+            and dtype, in units of the explained score. Both are differentiable (the heatmap once) when gradients are on; use
+            ``torch.no_grad()`` for pictures only.
 
         Raises:
             TypeError, ValueError: an input or target that does not fit.
@@ -103,7 +106,9 @@ class LRP:
 
 
 def _is_finite(heatmap: Any) -> bool:
-    maps = heatmap if isinstance(heatmap, tuple) else (heatmap,)
+    maps = (
+        heatmap if isinstance(heatmap, tuple) else tuple(heatmap.values()) if isinstance(heatmap, dict) else (heatmap,)
+    )
     if any(is_capturing(m.device) for m in maps):
         return True  # no value can be read while a graph is captured
     return all(bool(torch.isfinite(m.detach().sum())) or bool(torch.isfinite(m.detach()).all()) for m in maps)

@@ -132,6 +132,7 @@ class Node:
         line: (c, d) of an output c x + d with numbers c and d.
         is_elementwise: where its operands have the output's shape, an element of the output depends on theirs in the same place alone.
         source: what its output is an elementwise function of, once known (see ``lrpkernels.layers.elementwise``).
+        yields_relevance: :meth:`propagate` returns R at the inputs instead of G.
         reads_inputs, reads_outputs: whether the relevance pass reads these tensors: always, never, or if the rule's ``reads`` has one of
             the names.
         family: "attention", "product" or "norm": a composite's option of that name chooses its rule; None: a layer's rule.
@@ -146,6 +147,7 @@ class Node:
     line: tuple[float, float] | None = None
     is_elementwise = False
     source: tuple[Value | None] | None = None
+    yields_relevance = False
     reads_inputs: bool | frozenset[str] = True
     reads_outputs: bool | frozenset[str] = True
     module_type: type[nn.Module] | None = None

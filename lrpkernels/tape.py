@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from .engine import propagate
 from .engine.assignment import assign
+from .engine.conditions import Condition
+from .engine.explain import Question, Start, relevance
 from .engine.fusion import Fuse, fused
 from .engine.liveness import Liveness
+from .engine.places import Place, values_at
 from .engine.recorder import Recording, RecordingMode
 from .engine.replay import StaticCalls, TracingMode
 from .engine.target import Target
@@ -68,58 +69,66 @@ class Tape:
         """Dotted name of a module, '(model)' for the model itself."""
         return self._recording.module_path(module)
 
-    def plan(self, composite: Composite | Rule | None = None, keep: Sequence[Value] = ()) -> list[tuple[Node, Rule]]:
+    def plan(self, composite: Composite | Rule | None = None) -> list[tuple[Node, Rule]]:
         """The operations in order, layers merged into blocks, each with the rule that it would follow.
 
         Args:
             composite: as in :meth:`relevance`.
-            keep: values that must stay visible, so that nothing merges across them.
         """
-        return assign(self._recording, self._fuse, as_composite(composite), keep)
+        return assign(self._recording, self._fuse, as_composite(composite))
 
-    def module_output(self, name: str) -> Value:
-        """The recorded output of the submodule called ``name``.
+    def values_at(self, place: str | Place) -> tuple[Value, ...]:
+        """The recorded values at a place: what a module returns, or reads.
 
         Raises:
-            ValueError: no such module, or it did not run exactly once, or its output is not a recorded tensor.
+            ValueError: no such module or call, or no tensor there that depends on the model's input.
         """
-        modules = dict(self.model.named_modules())
-        if name not in modules:
-            near = difflib.get_close_matches(name, [n for n in modules if n], n=3, cutoff=0.3)
-            raise ValueError(f"at: the model has no module {name!r}; near matches: {', '.join(near) or 'none'}")
-        calls = self._recording.returned.get(id(modules[name]), [])
-        if len(calls) != 1:
-            raise ValueError(
-                f"at: module {name!r} must give one recorded tensor in a forward pass, it gave {len(calls)}"
-            )
-        return calls[0]
+        return values_at(self.model, self._recording.calls, place)
 
     def relevance(
         self,
         target: Target = None,
         composite: Composite | Rule | None = None,
-        at: Sequence[str] | None = None,
+        at: Sequence[str | Place] | None = None,
         output: Callable[[Any], Tensor] | None = None,
         memory_budget: int | None = None,
         release: bool = False,
+        *,
+        start: Start | None = None,
+        conditions: Sequence[Condition] | None = None,
+        exclude_parallel: bool = True,
     ) -> Any:
-        """Relevance at the model's input, and at the output of named modules.
+        """Relevance at the model's input, and at the output or input of its modules.
 
         Args:
             target: what is explained, as in :class:`lrpkernels.LRP`.
             composite: which rule each layer follows; default :class:`lrpkernels.Epsilon` with eps 1e-2.
-            at: module names. None: only the input's relevance is returned.
+            at: places in the model: a module's name stands for its output, :func:`lrpkernels.input_of` for its input. What is asked
+                for never changes the pass. Between a convolution and the batch norm merged with it, or ahead of the ReLU behind both,
+                relevance is what the operations behind that place hand on by the block's rule. None: only the input's relevance is
+                returned.
             output: picks the logits out of the model's output, if that is not a tensor.
             memory_budget: rough limit in bytes for the multipliers of the targets of one pass; the others follow in turn. None: all
                 at once.
             release: let go of each forward value as soon as the pass has read it; there can be no further pass.
+            start: relevance to start from, in place of a target: R at the output, of its shape, or {place: R there, ...}, each [B, ...]
+                or [B, T, ...]; 0 where the value is 0.
+            conditions: a list of T dicts from places to what relevance may pass there, each for a heatmap of its own: a channel or a
+                list of channels (dimension 1), or a bool or float mask that broadcasts against the value. With one target for all,
+                or a list of T targets, one for each.
+            exclude_parallel: of relevance, only what passes the places of its condition counts; False: what goes by them in parallel
+                branches, as a shortcut, counts as well.
 
         Returns:
-            R at the input, the input's shape; with several targets [B, T, ...] (targets after the batch dimension). A tuple if the
-            model has several inputs. With ``at`` a dict: {"input": R, name: R at that module's output, ...}.
+            R at the input, the input's shape; with several targets or conditions [B, T, ...] (targets after the batch dimension). A
+            tuple if the model has several inputs, a dict if they are keyword inputs; of token ids R per token. With ``at`` a dict:
+            {"input": R, place: R there, ...}, a tuple for a place of several tensors; behind a condition's place, and at it, what it keeps.
+
+        Source of conditions: Achtibat et al. 2023, "From attribution maps to human-understandable explanations through Concept
+        Relevance Propagation"; they mask the same places as zennit-crp does.
 
         Raises:
-            ValueError: a target or a module name does not fit this model.
+            ValueError: a target or a place does not fit this model, or the rule there defines no relevance at that place.
             UnusedInputError: the output does not depend on the input.
             UnsupportedOperationError: an operation on the way has no rule.
         """
@@ -131,14 +140,13 @@ class Tape:
             raise RuntimeError(
                 "tape: an earlier relevance(..., release=True) has let its values go; leave `release` out there"
             )
-        hidden = None if at is None else {name: self.module_output(name) for name in at}
         release = release and not self._recording.recomputes  # whose backward reads the values again
-        chosen = as_composite(composite)
+        asked = Question(
+            target, as_composite(composite), at, output, start, conditions, exclude_parallel, memory_budget, release
+        )
+        found = relevance(self._recording, self._fuse, self.output, asked)
         self._released = release
-        return propagate.relevance(
-            self._recording, self._fuse, self.output, hidden, target=target, composite=chosen, pick=output,
-            memory_budget=memory_budget, release=release,
-        )  # fmt: skip
+        return found
 
     def clear(self) -> None:
         """Release every recorded tensor, now and not when Python's garbage collector comes round."""
@@ -154,10 +162,10 @@ class Tape:
 
 def record(
     model: nn.Module,
-    x: Tensor | tuple[Tensor, ...],
+    x: Tensor | tuple[Tensor, ...] | Mapping[str, Tensor],
     *,
     composite: Composite | Rule | Sequence[Composite | Rule] | None = None,
-    at: Sequence[str] = (),
+    at: Sequence[str | Place] = (),
     checkpoint: bool = False,
     static: StaticCalls | None = None,
     **kwargs: Any,
@@ -169,10 +177,12 @@ def record(
 
     Args:
         model: any ``nn.Module`` made of PyTorch functions.
-        x: a floating-point tensor, or a tuple of them for a model with several inputs; relevance is attributed to them.
+        x: a tensor, or a tuple of them for a model with several inputs, or a dict of them by the model's keywords
+            ({"inputs_embeds": e}); relevance is attributed to them. Of an integer tensor (token ids), relevance is that of the rows of
+            the embeddings that it looks up.
         composite: the rules that the relevance passes to come will follow, one composite or several: only what these read is kept of
             the forward pass. None: everything is.
-        at: module names that they will ask for; counts beside ``composite``.
+        at: places that they will ask for or start from, as in :meth:`Tape.relevance`; counts beside ``composite``.
         checkpoint: when gradients are on, save less for backward and make it again there (lrpkernels.engine.recompute); the same numbers.
         static: for models that always make the same PyTorch calls, see :class:`lrpkernels.StaticCalls`: the calls of the first pass
             are run again in later ones, without the model's Python code. None: the model runs.
@@ -182,28 +192,30 @@ def record(
         A :class:`Tape`. Use it in a ``with`` statement, so that its tensors are released.
 
     Raises:
-        TypeError: an input is not a floating-point tensor.
+        TypeError: an input is not a tensor of numbers.
         UnusedInputError: the model called no PyTorch function on its input.
         InPlaceError, UnsupportedOperationError: see lrpkernels.errors.
         ValueError: ``static`` belongs to another model.
     """
-    inputs = _checked(x)
+    inputs, names = _checked(model, x, kwargs)
     several = [composite] if isinstance(composite, (Composite, Rule)) else composite
-    key = None if static is None else static.key(model, inputs, kwargs, several, at, checkpoint)
+    key = None if static is None else static.key(model, inputs, kwargs, several, at, checkpoint, names)
     known = None if static is None else static.find(key)
     if known is not None:
-        recording = Recording(model, inputs, None, checkpoint)
+        recording = Recording(model, inputs, None, checkpoint, names)
         output = known.replay(recording)
         recording.finish()
         return Tape(recording, output, known.fused)
     composites = [as_composite(c) for c in several or ()]
     whole = several is None or any(composite.yields_in_hidden_layers for composite in composites)
     liveness = None if whole else Liveness(model, composites, at)
-    recording = Recording(model, inputs, liveness, checkpoint)
+    recording = Recording(model, inputs, liveness, checkpoint, names)
     mode = RecordingMode(recording) if static is None else TracingMode(recording)
     try:
         with recording.running(mode):
-            output = model(*inputs, **kwargs)
+            output = (
+                model(*inputs, **kwargs) if names is None else model(**dict(zip(names, inputs, strict=True)), **kwargs)
+            )
     except BaseException:
         recording.clear()  # now, and not when Python's garbage collector comes round
         raise
@@ -223,18 +235,29 @@ def record(
     return Tape(recording, output)
 
 
-def _checked(x: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    inputs = x if isinstance(x, tuple) else (x,)
+def _checked(model: nn.Module, x: Any, kwargs: Mapping[str, Any]) -> tuple[tuple[Tensor, ...], tuple[str, ...] | None]:
+    """The input tensors, and the keywords that they are given as, if they are."""
+    names = tuple(x) if isinstance(x, Mapping) else None
+    inputs = tuple(x.values()) if isinstance(x, Mapping) else x if isinstance(x, tuple) else (x,)
     if not inputs:
-        raise TypeError("record: the model needs at least one input tensor, got an empty tuple")
+        raise TypeError(f"record: the model needs at least one input tensor, got an empty {type(x).__name__}")
     for index, tensor in enumerate(inputs):
-        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
-            got = f"dtype {tensor.dtype}" if isinstance(tensor, Tensor) else type(tensor).__name__
+        if isinstance(tensor, Tensor) and tensor.is_floating_point():
+            continue
+        got = f"dtype {tensor.dtype}" if isinstance(tensor, Tensor) else type(tensor).__name__
+        integers = isinstance(tensor, Tensor) and tensor.dtype in (torch.int64, torch.int32)
+        if not integers or not any(isinstance(module, nn.Embedding) for module in model.modules()):
             raise TypeError(
-                f"record: input {index} must be a floating-point tensor, got {got}; integer inputs (token ids) have no "
-                "relevance of their own: start at their embedding, or pass them as keyword arguments"
+                f"record: input {index if names is None else repr(names[index])} must be a floating-point tensor, got {got}; integers "
+                "(token ids) are explained through the nn.Embedding modules that look them up; pass what is not explained as a "
+                "keyword argument"
             )
-    return inputs
+    twice = {*(names or ())} & {*kwargs}
+    if twice:
+        raise TypeError(
+            f"record: {', '.join(sorted(twice))} is given both as an input to explain and as a keyword argument"
+        )
+    return inputs, names
 
 
 def _map_tensors(function: Callable[[Any], Any], output: Any) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
 from torch import nn
@@ -17,27 +16,27 @@ from .recorder import Recording
 Planned = list[tuple[Node, Rule]]
 
 
-def assign(recording: Recording, fuse: Fuse, composite: Composite, keep: Sequence[Value]) -> Planned:
+def assign(recording: Recording, fuse: Fuse, composite: Composite) -> Planned:
     """The operations in order, layers merged into blocks, each with its rule.
 
     Args:
         recording: a finished one.
-        fuse: its nodes as blocks, given the values that must stay visible.
+        fuse: its nodes as blocks, given the values across which nothing merges.
         composite: which layer follows which rule.
-        keep: values that must stay visible.
 
     Raises:
         ValueError: a name or glob of the composite that no layer has.
         UnsupportedOperationError: the composite's ``first`` does not reach a first layer.
     """
     names: dict[int, str] = {}
+    apart: list[Value] = []
     if composite.reads_names():  # walking over all modules costs as much as a small layer
         names = {id(module): name or "(model)" for name, module in recording.model.named_modules()}
         _check_names(composite, recording.model, {names.get(id(node.module), "") for node in recording.nodes})
-        keep = (*keep, *kept_apart(recording.nodes, composite, names))
+        apart = kept_apart(recording.nodes, composite, names)
     choose = composite.chooser()
     planned = []
-    for node in fuse(recording.nodes, keep):
+    for node in fuse(recording.nodes, apart):
         reads_input = any(value.behind_input for value in node.inputs)
         if composite.first is not None and node.kind == "block" and node.input.unlayered and not reads_input:
             raise UnsupportedOperationError(_out_of_reach(recording, node, composite.first))

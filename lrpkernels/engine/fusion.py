@@ -17,19 +17,21 @@ Fuse = Callable[[Sequence[Node], Sequence[Value]], list[Node]]
 Plan = list[tuple[int, ...]]
 
 
-def plan_blocks(nodes: Sequence[Node], keep: Collection[Value]) -> Plan:
-    """Which neighbours merge: those whose intermediate value no other operation reads.
+def plan_blocks(nodes: Sequence[Node], apart: Collection[Value]) -> Plan:
+    """Which of the nodes of a recording, in order, merge: those whose intermediate value no other operation reads.
+
+    What is asked of the relevance pass has no say: the walk reads, and starts from, the values inside a block, too.
 
     Args:
         nodes: of a recording, in order.
-        keep: values that must stay visible (the explained output, requested hidden layers).
+        apart: values across which nothing merges (see :func:`kept_apart`).
     """
-    kept = {id(value) for value in keep}
+    split = {id(value) for value in apart}
     reader = {id(value): place for place, node in enumerate(nodes) for value in node.inputs}
 
     def follower(place: int, kind: type[Node]) -> int:
         value = nodes[place].output
-        if value.consumers != 1 or id(value) in kept:
+        if value.consumers != 1 or id(value) in split:
             return -1
         reads = reader.get(id(value), -1)
         return reads if reads >= 0 and type(nodes[reads]) is kind else -1
@@ -48,9 +50,9 @@ def plan_blocks(nodes: Sequence[Node], keep: Collection[Value]) -> Plan:
     return [blocks.get(place, (place,)) for place in range(len(nodes)) if place in blocks or place not in merged]
 
 
-def fused(nodes: Sequence[Node], keep: Collection[Value]) -> list[Node]:
-    """The nodes in order as blocks, ``keep`` as for :func:`plan_blocks`."""
-    return make_blocks(nodes, plan_blocks(nodes, keep))
+def fused(nodes: Sequence[Node], apart: Collection[Value]) -> list[Node]:
+    """The nodes in order as blocks, ``apart`` as for :func:`plan_blocks`."""
+    return make_blocks(nodes, plan_blocks(nodes, apart))
 
 
 def make_blocks(nodes: Sequence[Node], plan: Plan) -> list[Node]:

@@ -26,6 +26,7 @@ from ..layers.registry import leaves, map_leaves, record_of
 from ..layers.replayed import Unknown
 from .aliases import Aliases
 from .liveness import Liveness
+from .places import ModuleCall
 from .recompute import without_saving
 
 is_grad_enabled = torch.is_grad_enabled  # saves a lookup for every operation
@@ -39,20 +40,27 @@ class Recording:
 
     Attributes:
         model, inputs: what runs on what.
+        names: the keywords that the inputs are given as; None: they are positional.
         nodes: the recorded operations in the order they ran.
         values: the recorded values by the id of their tensor.
         input_values: those of the inputs.
         modules: those running, the innermost last.
-        returned: the recorded values that each module returned, by its id.
+        calls: what each module read and returned, call by call, by its id.
         liveness: holds the forward values that will be read; None: all are held.
         recomputes: whether less is saved for backward and recomputed there.
         watches: False: the caller removes values from the registry when their tensors go.
     """
 
     def __init__(
-        self, model: nn.Module, inputs: Sequence[Tensor], liveness: Liveness | None = None, recompute: bool = False
+        self,
+        model: nn.Module,
+        inputs: Sequence[Tensor],
+        liveness: Liveness | None = None,
+        recompute: bool = False,
+        names: tuple[str, ...] | None = None,
     ) -> None:
         self.model = model
+        self.names = names
         self.inputs = tuple(inputs)
         self.liveness = liveness
         self.nodes: list[Node] = []
@@ -61,7 +69,7 @@ class Recording:
         }
         self.input_values = tuple(self.values[id(tensor)] for tensor in self.inputs)
         self.modules: list[nn.Module] = []
-        self.returned: dict[int, list[Value]] = {}
+        self.calls: dict[int, list[ModuleCall]] = {}
         self.live = torch.is_grad_enabled()
         self.recomputes = recompute and self.live
         self.watches = True
@@ -198,25 +206,29 @@ class Recording:
         The hooks see this thread only and are gone afterwards.
         """
         thread, modules = get_ident(), self.modules
+        entered: list[tuple[tuple[Value, ...], int]] = []
 
         def enter(module: nn.Module, args: Any) -> None:
             if get_ident() == thread:
                 modules.append(module)
+                entered.append((self._values_in(args), len(self.nodes)))
                 if isinstance(module, torch.jit.ScriptModule) and any(self.value(arg) is not None for arg in args):
                     raise UnsupportedOperationError(
                         f"{self.path()}: a TorchScript module hides its operations; use the nn.Module it was made from"
                     )
 
-        def leave(module: nn.Module, args: Any, output: Any) -> None:
+        def leave(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             if get_ident() == thread:
                 modules.pop()
-                value = self.values.get(id(self.aliases.replaced.get(id(output), output)))
-                if value is not None:
-                    self.returned.setdefault(id(module), []).append(value)
-                    if self.liveness is not None:
-                        self.liveness.module_left(module, value)
+                read, before = entered.pop()
+                if kwargs:  # which PyTorch shows to this hook only
+                    read += self._values_in(kwargs, before)
+                call = ModuleCall(read, self._values_in(output))
+                self.calls.setdefault(id(module), []).append(call)
+                if self.liveness is not None:
+                    self.liveness.module_left(module, call)
 
-        handles = (register_module_forward_pre_hook(enter), register_module_forward_hook(leave))
+        handles = (register_module_forward_pre_hook(enter), register_module_forward_hook(leave, with_kwargs=True))
         try:
             with mode:
                 yield
@@ -224,6 +236,22 @@ class Recording:
             for handle in handles:
                 handle.remove()
             modules.clear()
+
+    def _values_in(self, tree: Any, before: int | None = None) -> tuple[Value, ...]:
+        """The recorded floating-point values in a module's arguments or results, as they were when ``before`` nodes had run."""
+        replaced, found = self.aliases.replaced, []
+        later = () if before is None or not replaced else self.nodes[before:]
+        for leaf in (tree,) if isinstance(tree, Tensor) else leaves(tree):
+            tensor, value = leaf, self.values.get(id(leaf))
+            while id(tensor) in replaced:
+                tensor = replaced[id(tensor)]
+                fresh = self.values.get(id(tensor))
+                if fresh is None or fresh.producer in later:
+                    break
+                value = fresh
+            if value is not None and value.dtype.is_floating_point:
+                found.append(value)
+        return tuple(found)
 
     def finish(self) -> None:
         """Forget what only recording needs: histories would keep the autograd graph, replaced tensors their numbers."""
@@ -266,7 +294,7 @@ class Recording:
         self.liveness = None
         self.nodes, self.constants = [], []
         self.values.clear()  # the watcher of a value refers to it
-        self.returned = {}
+        self.calls = {}
 
 
 class RecordingMode(TorchFunctionMode):

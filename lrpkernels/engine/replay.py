@@ -21,6 +21,7 @@ from ..layers.registry import leaves, map_leaves, record_of
 from ..rules import Composite, Rule, as_composite
 from .fusion import Plan, make_blocks, plan_blocks
 from .liveness import Kept
+from .places import ModuleCall, Place
 from .recorder import Recording, RecordingMode, in_custom_function
 
 # Functions that read numbers: the calls that follow may depend on them.
@@ -52,8 +53,9 @@ class StaticCalls:
         inputs: Sequence[Tensor],
         kwargs: Mapping[str, Any],
         composites: Sequence[Composite | Rule] | None,
-        at: Sequence[str],
+        at: Sequence[str | Place],
         recompute: bool,
+        names: tuple[str, ...] | None = None,
     ) -> Any:
         """Everything that the calls, and what is kept of them, depend on.
 
@@ -74,7 +76,7 @@ class StaticCalls:
         autocast = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
         forms = [(x.shape, x.stride(), x.dtype, x.device, x.requires_grad) for x in inputs]
         training = [module.training for module in self._modules]
-        state = (torch.is_grad_enabled(), autocast, recompute)
+        state = (torch.is_grad_enabled(), autocast, recompute, names)
         given = [(name, type(value), value) for name, value in sorted(kwargs.items())]
         return (*forms, *training, *state, *given, _liveness_key(composites, at))
 
@@ -87,7 +89,7 @@ class StaticCalls:
         self._traces[key] = trace
 
 
-def _liveness_key(composites: Sequence[Composite | Rule] | None, at: Sequence[str]) -> Any:
+def _liveness_key(composites: Sequence[Composite | Rule] | None, at: Sequence[str | Place]) -> Any:
     """What the values to keep depend on; rules without selectors are equal where their settings are."""
     if composites is None:
         return None
@@ -110,6 +112,10 @@ def _settings(rule: Rule | None) -> Any:
 def _is_plain(value: Any) -> bool:
     """Whether a value can be compared with that of another call."""
     return value is None or isinstance(value, (int, float, bool, str, torch.dtype, torch.device))
+
+
+# Where values come from: (-1, an input) or (a node, one of its outputs).
+_Origins = tuple[tuple[int, int], ...]
 
 
 class _Slot:
@@ -206,7 +212,7 @@ class Trace:
         self._owners = _tensors_of(recording.model)
         self._guards: dict[int, tuple[dict[str, Any], str, Tensor]] = {}
         self._output: Any = None
-        self._returned: dict[int, list[tuple[int, int]]] = {}
+        self._module_calls: dict[int, list[tuple[_Origins, _Origins]]] = {}
         self._kept: tuple[bool, ...] | None = None
         self._plans: dict[Any, Plan] = {}
         for tensor in recording.inputs:
@@ -260,13 +266,13 @@ class Trace:
             drops.setdefault(i, []).append(index)
         for i, call in enumerate(self._calls):
             call.drop = tuple(drops.get(i, ()))
-        places = {id(node): place for place, node in enumerate(recording.nodes)}
-        for module, values in recording.returned.items():
-            self._returned[module] = [
-                (-1, recording.input_values.index(v))
-                if v.producer is None
-                else (places[id(v.producer)], v.producer.outputs.index(v))
-                for v in values
+        origins = {id(value): (-1, i) for i, value in enumerate(recording.input_values)}
+        for place, node in enumerate(recording.nodes):
+            origins |= {id(value): (place, i) for i, value in enumerate(node.outputs)}
+        for module, calls in recording.calls.items():
+            self._module_calls[module] = [
+                (tuple(origins[id(v)] for v in call.inputs), tuple(origins[id(v)] for v in call.outputs))
+                for call in calls
             ]
         if recording.liveness is not None:
             self._kept = tuple(value.is_held for node in recording.nodes for value in node.outputs)
@@ -350,17 +356,19 @@ class Trace:
                 registry.pop(id(tensors[index]), None)
                 tensors[index] = None
         modules.clear()
-        for module, places in self._returned.items():
-            recording.returned[module] = [
-                recording.input_values[place] if i < 0 else recording.nodes[i].outputs[place] for i, place in places
-            ]
+
+        def values(origins: _Origins) -> tuple[Value, ...]:
+            return tuple(recording.input_values[i] if n < 0 else recording.nodes[n].outputs[i] for n, i in origins)
+
+        for module, calls in self._module_calls.items():
+            recording.calls[module] = [ModuleCall(values(inputs), values(outputs)) for inputs, outputs in calls]
         return _filled(self._output, tensors)
 
-    def fused(self, nodes: Sequence[Node], keep: Sequence[Value]) -> list[Node]:
-        """The nodes of a replayed recording, merged into blocks; what merges is found once for each ``keep``."""
-        places = tuple(-1 if value.producer is None else nodes.index(value.producer) for value in keep)
+    def fused(self, nodes: Sequence[Node], apart: Sequence[Value]) -> list[Node]:
+        """The nodes of a replayed recording, merged into blocks; what merges is found once for each ``apart``."""
+        places = tuple(-1 if value.producer is None else nodes.index(value.producer) for value in apart)
         if places not in self._plans:
-            self._plans[places] = plan_blocks(nodes, keep)
+            self._plans[places] = plan_blocks(nodes, apart)
         return make_blocks(nodes, self._plans[places])
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .. import functional
 from ..functional import WHOLE, Part, Scaled
-from ..graph import Arrived, Multipliers, Node, marks
+from ..graph import Arrived, Multipliers, Node, Value, marks
 from ..rules import Rule
 from ..rules.views import PartOf
 from .activation import Relu
@@ -47,6 +47,25 @@ class Block(Node):
         """The one to three operations that this block is made of."""
         return [node for node in (self.linear, self.norm, self.relu) if node is not None]
 
+    def made(self) -> list[Value]:
+        """The values that its operations made, in order; the last is the block's output."""
+        return [node.outputs[0] for node in self.nodes()]
+
+    def until(self, value: Value) -> Block:
+        """The part of this block that ends in ``value``, the output of one of its operations."""
+        if value is self.output:
+            return self
+        norm = self.norm
+        return Block(self.linear, norm if norm is not None and value is norm.output else None, None)
+
+    def beyond(self, value: Value) -> Node | None:
+        """The part of this block that reads ``value``, the output of one of its operations; None: it is the block's."""
+        if value is self.output:
+            return None
+        if self.norm is not None and value is self.linear.output:
+            return Block(self.norm, None, self.relu)
+        return self.relu
+
     def release(self) -> None:
         for node in self.nodes():
             node.release()
@@ -68,11 +87,10 @@ class Block(Node):
             return (normed,)
         return (self.linear.pull(Scaled(normed), self.linear.part(WHOLE, None, normed.dtype)),)
 
-    def propagate_relevance(self, relevances: Arrived, rule: Rule) -> Multipliers:
-        relevance = relevances[0]
-        # A ReLU passes R on unchanged; from there on R takes the place of G z.
+    def behind_relu(self, relevance: Tensor) -> tuple[Block, Scaled]:
+        """R at the output, as R at z of the block without its ReLU, which leaves it unchanged; from there on it takes the place of G z."""
         block = self if self.relu is None else Block(self.linear, self.norm, None)
-        return block.through((Scaled.of_relevance(relevance, block.value),), rule)
+        return block, Scaled.of_relevance(relevance, block.value)
 
     # -- what rules see: rules/views.py ------------------------------------------------------------------------------------------
 

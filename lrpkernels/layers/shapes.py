@@ -273,12 +273,17 @@ def _reshape_in_place(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
 
 @records(
     Tensor.contiguous, torch.clone, Tensor.clone, Tensor.to, Tensor.float, Tensor.double, Tensor.half, Tensor.bfloat16,
-    Tensor.type_as, Tensor.type,
+    Tensor.type_as, Tensor.type, Tensor.long, Tensor.int,
 )  # fmt: skip
 def _cast(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     out = func(*args, **kwargs)
     value = rec.value(args[0])
-    if not isinstance(out, Tensor) or out is args[0] or value is None or not out.is_floating_point():
+    if (
+        not isinstance(out, Tensor)
+        or out is args[0]
+        or value is None
+        or (value.dtype.is_floating_point and not out.is_floating_point())
+    ):
         return out
     rec.add(Cast(value), out, nonnegative=value.nonnegative)
     return out
