@@ -29,6 +29,10 @@ def failure(case: Case) -> str | None:
             wrong = _compare(case, net)
         except lrp.InPlaceError:
             return None  # refused by name: a view of a recorded tensor that is changed in place
+        except lrp.UnsupportedOperationError as error:
+            if "does not reach this layer" not in str(error):
+                return f"{type(error).__name__}: {error}".splitlines()[0][:200]
+            return None  # refused by name: a rule for the first layer behind what is not seen through
         except Exception as error:
             return f"{type(error).__name__}: {error}".splitlines()[0][:200]
     return None if wrong and "differs by" in wrong and _is_ill_conditioned(case, net) else wrong

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from .case import Case
+from .case import made as rule_of
 from .network import Network
-from .reference import Reference
+from .reference import Primitive, Reference
 
 
 @dataclass
@@ -55,6 +56,13 @@ def expectation(case: Case, net: Network, xs: Sequence[Tensor]) -> Expected:
     ref = Reference(xs, **dict(case.conventions))
     torch.manual_seed(0)
     logits, steps = net.written(ref)
+
+    def stands_alone(node: Primitive, ahead: Primitive) -> bool:
+        first = rules.first if ref.near().issuperset(ahead.inputs) else None
+        named = node.named and node.owner in dict(rules.steps)
+        return named and rule_of(rules.of(node.owner)) != rule_of(first or rules.of(ahead.owner))
+
+    ref.stands_alone = stands_alone
 
     def passed(begin: int, seed: Tensor, masks: dict[int, Tensor] | None = None) -> Any:
         return ref.relevance(begin, seed, rules.of, rules.first, masks)

@@ -132,12 +132,12 @@ class Network(nn.Module):
         """The number of the logits in the reference, and those of the values that each step made."""
         numbers, made = list(ref.inputs), []
         for k, (planned, step) in enumerate(zip(self.plan.steps, self.steps, strict=True)):
-            ref.owner = f"steps.{k}"
             assert isinstance(step, Step)
+            ref.owner, ref.named = f"steps.{k}", step.options.get("form") not in ("module", "in place")
             out = step.mean(ref, *(numbers[i] for i in planned.reads))
             made.append([out] if isinstance(out, int) else list(out))
             numbers += made[-1]
-        ref.owner = ""
+        ref.owner, ref.named = "", False
         parts = [
             ref.vjp([numbers[i]], lambda v: v.flatten(1), "move") if ref.values[numbers[i]].dim() > 2 else numbers[i]
             for i in self.loose

@@ -28,6 +28,11 @@ class Primitive:
     function: Function | None = None
     data: dict[str, Any] = field(default_factory=dict)
     owner: str = ""
+    named: bool = False  # a module of the owner's own name runs it, and not one inside of it
+
+
+# What may stand between the model's input and its first layer.
+SEEN_THROUGH = ("move", "scale", "drawn", "relu", "activation", "average", "winner", "resampling")
 
 
 class Reference:
@@ -43,7 +48,9 @@ class Reference:
         self.inputs = list(range(len(inputs)))
         self.nodes: list[Primitive] = []
         self.gates: set[int] = set()  # weights between 0 and 1, also moved, scaled by a number, with a constant added
-        self.owner = ""
+        self.owner, self.named = "", False
+        # Whether a batch norm or ReLU is a layer of its own, and does not merge into the layer ahead.
+        self.stands_alone: Callable[[Primitive, Primitive], bool] = lambda node, ahead: False
         self.detach_bias, self.activation_eps = detach_bias, activation_eps
 
     def _add(
@@ -52,7 +59,7 @@ class Reference:
         made = [out] if isinstance(out, Tensor) else list(out)
         places = list(range(len(self.values), len(self.values) + len(made)))
         self.values += made
-        self.nodes.append(Primitive(kind, list(inputs), places, function, data, self.owner))
+        self.nodes.append(Primitive(kind, list(inputs), places, function, data, self.owner, self.named))
         return places[0] if isinstance(out, Tensor) else places
 
     # -- what steps write ----------------------------------------------------------------------------------------------------------
@@ -154,12 +161,7 @@ class Reference:
             first: that of the layers that read the input.
             masks: factors of the multiplier at the ends of blocks.
         """
-        near = set(self.inputs)  # the input, behind data movement and constant factors at most
-        for node in self.nodes:
-            if (node.kind in ("move", "scale") or (node.kind == "add" and len(node.inputs) == 1)) and near.issuperset(
-                node.inputs
-            ):
-                near.update(node.outputs)
+        near = self.near()
         blocks, inside = self._blocks(self._consumers())
         g: dict[int, Tensor] = {begin: seed}
         r: dict[int, Tensor] = {}
@@ -204,6 +206,15 @@ class Reference:
                     give(found, place, source[place] * self.values[place] if kind == "g" else source[place])
         return found, {place: part for place, part in g.items() if place not in r}
 
+    def near(self) -> set[int]:
+        """The inputs, and what is made of them behind what is seen through at most."""
+        near = set(self.inputs)
+        for node in self.nodes:
+            single_sum = node.kind == "add" and len(node.inputs) == 1
+            if (node.kind in SEEN_THROUGH or single_sum) and near.issuperset(node.inputs):
+                near.update(node.outputs)
+        return near
+
     def end_of_block(self, place: int) -> int:
         """The output of the block that a value is inside of; the value itself if it is in none."""
         blocks, _ = self._blocks(self._consumers())
@@ -234,7 +245,7 @@ class Reference:
                 behind = reader.get(out) if consumers[out] == 1 else None
                 if behind is None or behind.kind != kind or (kind == "batch_norm" and node.kind == "batch_norm"):
                     continue
-                if kind == "batch_norm" and node.data["channel"] != 1:
+                if (kind == "batch_norm" and node.data["channel"] != 1) or self.stands_alone(behind, node):
                     continue
                 whole.append(behind)
             blocks[id(whole[-1])] = whole
@@ -285,8 +296,13 @@ class Reference:
         values = [self.values[i] for i in node.inputs]
         out, g, kind = self.values[node.outputs[0]], arrived[0], node.kind
         if is_relevance:  # behind a rule that yields relevance: it follows the data
-            if kind in ("scale", "add"):
+            if kind in ("scale", "drawn", "add"):
                 return [_sum_to(g, values[0].shape)]
+            if kind in ("relu", "activation"):
+                return [g]
+            if kind == "average":  # by the weights alone
+                assert node.function is not None
+                arrived = [g / node.function(torch.ones_like(values[0]))]
             return self._vjp(node, values, arrived)
         if kind == "relu":
             return [g * relu_factor(out, rule)]

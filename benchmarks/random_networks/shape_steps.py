@@ -213,4 +213,4 @@ class LinearFunction(Step):
         return x.cumsum(-1) if form == "cumsum" else F.interpolate(x, scale_factor=2, mode=form)
 
     def mean(self, ref: Reference, x: int) -> int:
-        return ref.vjp([x], self.forward)
+        return ref.vjp([x], self.forward, "vjp" if self.options["form"] == "cumsum" else "resampling")

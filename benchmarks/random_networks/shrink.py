@@ -39,7 +39,9 @@ def _smaller(case: Case) -> Iterator[Case]:
     if len(plan.steps) > 1:
         made_by_last = plan.made()[-1]
         last = plan.steps[-1]
-        yield replace(case, plan=replace(plan, steps=plan.steps[:-1])) if made_by_last and last else case
+        named = tuple((name, spec) for name, spec in rules.steps if name != f"steps.{len(plan.steps) - 1}")
+        shorter = replace(case, plan=replace(plan, steps=plan.steps[:-1]), rules=replace(rules, steps=named))
+        yield shorter if made_by_last and last else case
     if rules.steps:
         yield replace(case, rules=replace(rules, steps=()))
     for n in range(len(rules.steps)):
