@@ -112,7 +112,6 @@ class Dropout(Scale):
     """Dropout in training mode: a product with the mask that was drawn."""
 
     kind = "dropout"
-    sees_through = False
 
 
 def _getter(name: str) -> Any:
