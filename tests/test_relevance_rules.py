@@ -250,6 +250,7 @@ SEEN_THROUGH: dict[str, Callable[[Tensor], Tensor]] = {
         x, F.affine_grid(torch.eye(2, 3, dtype=D)[None].repeat(2, 1, 1) * 0.5, [2, 2, 5, 5], align_corners=False), align_corners=False
     ),
     "flipped": lambda x: x.flip(-1).transpose(2, 3),
+    "dropout": lambda x: F.dropout(x, 0.3, training=True),
 }  # fmt: skip
 
 
@@ -262,7 +263,9 @@ def test_what_stands_ahead_of_the_first_layer_is_seen_through(ahead: str, rule: 
     x[:, :, :3] = 0.0
     composite = lrp.Composite(first=rule, default=lrp.ZPlus(1e-9))
     with torch.no_grad():
+        torch.manual_seed(0)
         heatmap = lrp.LRP(net, composite)(x, 1)[1]
+        torch.manual_seed(0)
         inner = net.ahead(x)
         net.ahead = lambda x: x
         at_layer = lrp.LRP(net, composite)(inner, 1)[1]
