@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import VGGLike, build
+from networks import Residual, VGGLike, build
 from torch import Tensor, nn
 
 import lrpkernels as lrp
