@@ -52,6 +52,19 @@ def test_a_wrong_gradient_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "gradient of" in (failure(case) or "")
 
 
+@pytest.mark.parametrize("layout", ["transposed", "channels-last"])
+def test_dropout_draws_what_an_unrecorded_run_draws(layout: str) -> None:
+    """Found by a random network: the mask followed the order of the shape, not that of the memory."""
+    net = torch.nn.Dropout(0.4)
+    x = torch.rand(2, 3, 4, 5)
+    x = x.mT if layout == "transposed" else x.contiguous(memory_format=torch.channels_last)
+    torch.manual_seed(0)
+    expected = net(x)
+    torch.manual_seed(0)
+    with lrp.record(net, x) as tape:
+        assert torch.equal(tape.output, expected)
+
+
 def test_a_printed_case_runs_again(capsys: pytest.CaptureFixture[str]) -> None:
     case = draw_case(5, list(KINDS), ())
     command.main(["--case", repr(case)])
