@@ -16,7 +16,7 @@ from .case import Case
 from .expected import TARGETS, Expected, expectation
 from .network import Network
 
-TOLERANCE = 1e-6  # of the largest value, and of the largest gradient
+TOLERANCE = 1e-9  # of the largest value, and of the largest gradient
 
 
 def failure(case: Case) -> str | None:

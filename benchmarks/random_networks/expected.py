@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import lrpkernels as lrp
+
 from .case import Case
 from .case import made as rule_of
 from .network import Network
@@ -23,7 +25,7 @@ class Expected:
     Attributes:
         logits: the model's output.
         maps: R at the inputs, [B, T, ...].
-        at: R at the outputs of steps, by their names.
+        at: R at the outputs of steps, by their names, and at the inputs of some.
         weights: of the loss on the maps.
         grads: of that loss, of every parameter.
         conditions: on one step, for :meth:`lrpkernels.Tape.relevance`; None: there is none that conditions could name.
@@ -34,7 +36,7 @@ class Expected:
 
     logits: Tensor
     maps: list[Tensor]
-    at: dict[str, list[Tensor]]
+    at: dict[Any, list[Tensor]]
     weights: list[Tensor]
     grads: list[Tensor | None]
     scale: float
@@ -81,11 +83,15 @@ def expectation(case: Case, net: Network, xs: Sequence[Tensor]) -> Expected:
         return [stacked(p, passes) for p in ref.inputs]
 
     # Between a layer and its batch norm a first-layer rule defines no relevance: the tape refuses these places.
-    at = {
+    at: dict[Any, list[Tensor]] = {
         f"steps.{k}": [stacked(p, found) for p in places]
         for k, places in enumerate(steps)
         if all(p in found[0][0] for p in places) and places != list(ref.inputs)
     }
+    numbers = [*ref.inputs, *(p for places in steps for p in places)]
+    for k, planned in list(enumerate(case.plan.steps))[::2]:
+        if all(numbers[i] in found[0][0] for i in planned.reads):
+            at[lrp.input_of(f"steps.{k}")] = [stacked(numbers[i], found) for i in planned.reads]
     weights = [
         torch.randn(m.shape, generator=torch.Generator().manual_seed(k), dtype=m.dtype)
         for k, m in enumerate(maps(found))

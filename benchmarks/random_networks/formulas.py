@@ -25,7 +25,7 @@ class RuleSpec:
 
 
 def stabilized(d: Tensor, eps: float) -> Tensor:
-    return d + torch.where(d >= 0, eps, -eps)
+    return d + torch.where(d >= 0, eps * torch.ones_like(d), -eps)
 
 
 def relu_factor(u: Tensor, rule: RuleSpec) -> Tensor:

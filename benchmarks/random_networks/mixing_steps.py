@@ -140,6 +140,58 @@ class Attention(Step):
         return ref.linear(out, lambda a, w, b: F.linear(a, w), weights[3], None, -1)
 
 
+class AttentionForms(Step):
+    """Fused attention of several heads, with fewer heads of keys and values, and with rows that are masked as a whole."""
+
+    family = "attention-forms"
+
+    @classmethod
+    def draw(cls, rng: random.Random, shape: Shape) -> dict[str, Any] | None:
+        if not is_sequence(shape) or shape[0] < 2:
+            return None
+        return {"form": rng.choice(["grouped", "broadcast", "masked row", "heads"])}
+
+    def build(self, training: bool) -> None:
+        d, form = self.shape[1], self.options["form"]
+        self.heads = {"grouped": (4, 2), "broadcast": (2, 1), "masked row": (1, 1), "heads": (2, 2)}[form]
+        sizes = (self.heads[0], self.heads[1], self.heads[1])
+        self.projections = nn.ParameterList([self.parameter(2 * n, d, scale=0.7) for n in sizes])
+        self.mixed = self.parameter(d, 2 * self.heads[0], scale=0.7)
+        mask = torch.ones(self.shape[0], self.shape[0], dtype=torch.bool)
+        mask[0] = False
+        self.register_buffer("mask", mask if form == "masked row" else torch.ones_like(mask))
+
+    def _split(self, x: Tensor, heads: int) -> Tensor:
+        return x.unflatten(-1, (heads, 2)).transpose(1, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (
+            self._split(F.linear(x, w), n)
+            for w, n in zip(self.projections, (self.heads[0], *(self.heads[1],) * 2), strict=True)
+        )
+        form = self.options["form"]
+        mask = self.mask if form == "masked row" else None
+        if form == "broadcast":
+            out = F.scaled_dot_product_attention(q, k.expand_as(q), v.expand_as(q))
+        else:
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=form == "grouped")
+        return F.linear(out.transpose(1, 2).flatten(2), self.mixed)
+
+    def mean(self, ref: Reference, x: int) -> int:
+        parts = [ref.linear(x, lambda a, w, b: F.linear(a, w), w, None, -1) for w in self.projections]
+        counts = (self.heads[0], self.heads[1], self.heads[1])
+        q, k, v = (ref.vjp([p], lambda a, n=n: self._split(a, n), "move") for p, n in zip(parts, counts, strict=True))
+        times = self.heads[0] // self.heads[1]
+        if times > 1:
+            k, v = (ref.vjp([p], lambda a: a.repeat_interleave(times, 1), "move") for p in (k, v))
+        scores = ref.vjp([q, k], lambda a, b: a @ b.transpose(-2, -1) * 0.5**0.5, "product", 0.5)
+        masked = ~self.mask
+        weights = ref.vjp([scores], lambda s: torch.softmax(s.masked_fill(masked, -1e300), -1).masked_fill(masked, 0.0))
+        out = ref.vjp([weights, v], torch.matmul, "product", 0.5)
+        out = ref.vjp([out], lambda a: a.transpose(1, 2).flatten(2), "move")
+        return ref.linear(out, lambda a, w, b: F.linear(a, w), self.mixed, None, -1)
+
+
 class MaskedAttention(Attention):
     """Written out, with a mask of minus infinities added to the scores."""
 

@@ -97,6 +97,8 @@ class Network(nn.Module):
                 shapes = {tuple(values[i].shape[1:]) for i in planned.reads}
                 if len(shapes) > 1:
                     raise ValueError("does not fit")
+                if planned.kind == "BatchNorm" and _has_two_layouts(values[x]):
+                    raise ValueError("PyTorch's own gradient is wrong here")
                 step = KINDS[planned.kind](options, shapes.pop(), planned.seed, plan.training).train(plan.training)
                 self.steps.append(step)
                 buffers = [b.clone() for b in step.buffers()]
@@ -145,6 +147,12 @@ class Network(nn.Module):
         whole = parts[0] if len(parts) == 1 else ref.vjp(parts, lambda *v: torch.cat(v, 1), "move")
         ref.owner = "head"
         return ref.linear(whole, lambda v, w, b: F.linear(v, w, b), self.head.weight, self.head.bias, -1), made
+
+
+def _has_two_layouts(x: Tensor) -> bool:
+    """A permuted tensor that is channels-last because a size is 1: PyTorch 2.13's batch norm mixes strides up in its backward."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    return x.dim() in formats and not x.is_contiguous() and x.is_contiguous(memory_format=formats[x.dim()])
 
 
 def draw(rng: random.Random, kinds: Collection[str]) -> Network:

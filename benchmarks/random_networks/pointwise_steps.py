@@ -275,6 +275,20 @@ class Quotient(Step):
         return ref.quotient(x, ref.add([(ref.activation(y, torch.square), 1.0)], 1.0))
 
 
+class ProductOfThree(Step):
+    """A product of n similar branches: 1/n each."""
+
+    family = "products"
+    arity = 2
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return torch.einsum("bi,bi,bi->bi", x.flatten(1), y.flatten(1), x.flatten(1).tanh()).view_as(x)
+
+    def mean(self, ref: Reference, x: int, y: int) -> int:
+        t = ref.activation(x, torch.tanh)
+        return ref.vjp([x, y, t], lambda a, b, c: a * b * c, "product", 1 / 3)
+
+
 class Dropout(Step):
     """The reference draws the same masks in the same order, from the same seed."""
 

@@ -335,10 +335,12 @@ class Reference:
             return [back]
         if kind == "average" and rule.name == "ZPlus":
             assert node.function is not None
-            positive = node.function(values[0].clamp(min=0))
+            up = bool(node.function(torch.ones_like(values[0])).sum() >= 0)  # else all weights are negative
+            own = values[0] >= 0 if up else values[0] < 0
+            positive = node.function(values[0].clamp(min=0) if up else values[0].clamp(max=0))
             (back,) = self._vjp(node, values, [g * out / stabilized(positive, rule.eps)])
             assert back is not None
-            return [back * (values[0] >= 0)]
+            return [back * own]
         if kind in ("average", "winner") and rule.name in LAYERWISE and not (kind == "winner" and rule.name == "Norm"):
             arrived = [g * out / stabilized(out, rule.eps)]
         parts = self._vjp(node, values, arrived)

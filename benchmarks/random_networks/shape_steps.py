@@ -73,6 +73,94 @@ class Move(Step):
         return x if self._run(value) is value else ref.vjp([x], self._run, "move")
 
 
+# Constants among what moves: values that may be negative though what is moved is not.
+_FILLS: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "pad": lambda _, x: F.pad(x, (1, 1), value=-0.7),
+    "where": lambda m, x: torch.where(m.kept, x, -0.4 * torch.ones_like(x)),
+    "masked_fill": lambda m, x: x.masked_fill(m.kept, -0.3),
+    "cat": lambda _, x: torch.cat([x, -torch.ones_like(x[:, :1])], 1),
+}
+
+
+class Fill(Step):
+    """Data movement with negative constants."""
+
+    family = "negative-constants"
+
+    @classmethod
+    def draw(cls, rng: random.Random, shape: Shape) -> dict[str, Any] | None:
+        return {"form": rng.choice(list(_FILLS))}
+
+    def build(self, training: bool) -> None:
+        self.register_buffer("kept", self.constant(*self.shape) > -0.3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _FILLS[self.options["form"]](self, x)
+
+    def mean(self, ref: Reference, x: int) -> int:
+        return ref.vjp([x], self.forward, "move")
+
+
+class NegativePool(Step):
+    """Average pooling by a negative divisor."""
+
+    family = "negative-constants"
+
+    @classmethod
+    def draw(cls, rng: random.Random, shape: Shape) -> dict[str, Any] | None:
+        return {} if len(shape) == 3 and min(shape[1:]) > 1 else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.avg_pool2d(x, 2, 1, divisor_override=-3)
+
+    def mean(self, ref: Reference, x: int) -> int:
+        weight = torch.full((1, 1, 2, 2), -1 / 3, dtype=torch.float64)
+
+        def pooled(v: Tensor, w: Tensor, b: Any) -> Tensor:
+            return F.conv2d(v, w.expand(v.shape[1], 1, 2, 2), groups=v.shape[1])
+
+        return ref.average(x, lambda v: pooled(v, weight, None))
+
+
+def _shifted(x: Tensor) -> Tensor:
+    y = torch.zeros_like(x)
+    y[..., 1:] = x[..., :-1]
+    return y
+
+
+def _copied(x: Tensor) -> Tensor:
+    y = torch.empty_like(x)
+    y.copy_(x)
+    return y
+
+
+_WRITES: dict[str, Callable[[Tensor], Tensor]] = {
+    "slice": _shifted,
+    "copy_": _copied,
+    "fft": lambda x: torch.fft.ifft(torch.fft.fft(x)).real,
+    "new buffer": lambda x: x.new_zeros(x.shape).add_(x),
+    "out": lambda x: torch.mul(x, 1.0, out=torch.empty_like(x)),
+}
+
+
+class Write(Step):
+    """Values written into tensors that were not recorded; complex numbers in between."""
+
+    family = "writes"
+
+    @classmethod
+    def draw(cls, rng: random.Random, shape: Shape) -> dict[str, Any] | None:
+        return {"form": rng.choice(list(_WRITES))}
+
+    def forward(self, x: Tensor) -> Tensor:
+        form = self.options["form"]
+        return _WRITES[form](x.detach() if form == "out" and x.requires_grad and not torch.is_grad_enabled() else x)
+
+    def mean(self, ref: Reference, x: int) -> int:
+        moved = _shifted if self.options["form"] == "slice" else torch.clone
+        return ref.vjp([x], moved, "move")
+
+
 class Split(Step):
     """Several outputs."""
 

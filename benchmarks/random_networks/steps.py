@@ -25,7 +25,7 @@ class Step(nn.Module):
         arity: how many values it reads; a second one has the first one's shape.
         weight: how often it is drawn.
         wild: values that it makes may be large, so it is followed by a bounded one.
-        family: of faults that are known; left out unless asked for. "": none.
+        family: of kinds that are drawn together; "": always.
     """
 
     arity = 1

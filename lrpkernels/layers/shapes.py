@@ -320,8 +320,11 @@ def _dropout(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
     value = rec.known(x)
     # The mask is drawn as PyTorch does on the CPU, so that the random stream is that of an unrecorded run; the mask is kept.
     whole = _DROPOUT_DIMS[func]
-    shape = x.shape if whole is None else (*x.shape[: x.dim() - whole], *(1,) * whole)
-    noise = torch.empty(shape, dtype=x.dtype, device=x.device).bernoulli_(1 - p)
+    if whole is None:
+        noise = torch.empty_like(x)  # in the input's layout, which decides which number falls on which element
+    else:
+        noise = torch.empty((*x.shape[: x.dim() - whole], *(1,) * whole), dtype=x.dtype, device=x.device)
+    noise = noise.bernoulli_(1 - p)
     noise = noise.div_(1 - p) if p < 1 else noise
     out = x * noise
     rec.add(Dropout(value, noise), out, nonnegative=value.nonnegative)
