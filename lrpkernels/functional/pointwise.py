@@ -133,8 +133,9 @@ class Scaled(NamedTuple):
         return Scaled(self.multiplier, self.addend, output, None, None, None, eps)
 
     def over(self, value: Tensor, denominator: Tensor, eps: float) -> Scaled:
-        """(G + G2) v / (d + eps sgn d)."""
-        return Scaled(self.total(), value=value, denominator=denominator, eps=eps)
+        """s as it is so far, times v / (d + eps sgn d)."""
+        plain = self.output is None and self.scale is None and self.denominator is None
+        return Scaled(self.total() if plain else self.tensor(), value=value, denominator=denominator, eps=eps)
 
     @property
     def is_plain(self) -> bool:
