@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from .. import functional
 from ..functional import ConvGeometry, ConvWeight, Scaled
-from ..graph import Node, Value
-from .registry import Recorder, per_dimension, records
+from ..graph import Arrived, Multipliers, Node, Value
+from ..rules import Rule
+from .registry import Recorder, per_dimension, recorded, records
+from .replayed import Replayed
 
 
 class LinearNode(Node, ABC):
@@ -166,6 +168,20 @@ class Linear(LinearNode):
         return vector
 
 
+class Product(Replayed):
+    """A product of n operands that depend on the input: each gets 1 / n of the relevance (the uniform rule, AttnLRP, eq. 8)."""
+
+    kind = "product"
+    linear = False
+
+    def __init__(self, inputs: Sequence[Value], func: Any, args: Any, kwargs: Any, operands: int) -> None:
+        super().__init__(inputs, func, args, kwargs)
+        self._share = 1 / operands
+
+    def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
+        return self._vjp([None if g is None else g * self._share for g in multipliers])
+
+
 @lru_cache(maxsize=1024)
 def _geometry(
     stride: tuple[int, ...], padding: tuple[int, ...], dilation: tuple[int, ...], groups: int
@@ -192,7 +208,11 @@ def _record_conv(rec: Recorder, func: Any, args: Any, kwargs: Any, spatial: int,
     if rec.value(bias) is not None:  # it depends on the input: a branch that is added
         without = rec.call(func, **{**options, "bias": None})
         return rec.call(torch.add, without, rec.call(Tensor.view, bias, -1, *(1,) * spatial))
-    if rec.value(x) is None or rec.value(weight) is not None:
+    if rec.value(weight) is not None and rec.value(x) is not None:  # kernels made from the input
+        out = func(*args, **kwargs)
+        rec.add(Product(recorded(rec, (x, weight)), func, args, kwargs, 2), out)
+        return out
+    if rec.value(x) is None:
         return rec.unknown(func, args, kwargs)
     if x.dim() == spatial + 1:  # PyTorch's unbatched form
         batched = rec.call(torch.unsqueeze, x, 0)

@@ -13,9 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..functional import Scaled, per_channel
-from ..graph import Arrived, Multipliers, Value
-from ..rules import Rule
-from .linear import Linear, LinearNode
+from ..graph import Value
+from .linear import Linear, LinearNode, Product
 from .pooling import AveragePool
 from .registry import Recorder, bind, recorded, records
 from .replayed import Replayed
@@ -91,20 +90,6 @@ class Contraction(LinearNode):
 
     def per_output(self, vector: Tensor) -> Tensor:
         return vector if self.bias is not None else per_channel(vector, len(self._z))
-
-
-class Product(Replayed):
-    """A product of n operands that depend on the input: each gets 1 / n of the relevance (the uniform rule, AttnLRP, eq. 8)."""
-
-    kind = "product"
-    linear = False
-
-    def __init__(self, inputs: Sequence[Value], func: Any, args: Any, kwargs: Any, operands: int) -> None:
-        super().__init__(inputs, func, args, kwargs)
-        self._share = 1 / operands
-
-    def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
-        return self._vjp([None if g is None else g * self._share for g in multipliers])
 
 
 def record_product(
