@@ -11,7 +11,7 @@ from torch import Tensor
 from ..graph import Arrived, Multipliers, Node, Value
 from ..rules import Rule
 from .activation import Activation
-from .elementwise import argument, common_source, is_gate
+from .elementwise import argument, common_source, is_gate, keep_for_products
 from .registry import Recorder, bind, records
 
 
@@ -138,7 +138,9 @@ class Gate(Node):
 def _written_out(name: str, out: Tensor, *operands: Value) -> Activation | None:
     """The last operation of a function of one value that the model writes out, such as x * sigmoid(x); None: of several values."""
     source = common_source(*operands) if all(value.shape == out.shape for value in operands) else None
-    return None if source is None or source.dtype != out.dtype else Activation(source, name, operands=operands)
+    if source is None or source.dtype != out.dtype or source.present() is None:
+        return None
+    return Activation(source, name, operands=operands)
 
 
 class GLU(Node):
@@ -235,6 +237,8 @@ def _operands(args: Any, kwargs: Any) -> tuple[Any, Any]:
 
 
 def _finish(rec: Recorder, func: Any, op: Node, x: Any, out: Tensor, nonnegative: bool = False) -> Tensor:
+    if len(op.operands) == 1:
+        keep_for_products(op.operands[0])
     rec.add(op, out, nonnegative=nonnegative)
     if func in _IN_PLACE:
         rec.replace(x, out)

@@ -38,6 +38,12 @@ def _source(value: Value) -> Value | None:
     return node.source[0]
 
 
+def keep_for_products(value: Value) -> None:
+    """Hold a value that a second elementwise operation reads: a product of both results may turn out to be a function of it."""
+    if value.consumers:
+        value.hold()
+
+
 def argument(rec: Recorder, value: Value, number: float = 0.0) -> Value:
     """What a function of ``value + number`` is a function of: z where that is c g(z) + d, g an activation, c and d != 0 numbers.
 
