@@ -64,7 +64,7 @@ SIGNED: dict[str, Map] = {
     "times a negative": lambda u: u * -2.0,
     "divided by a negative": lambda u: u / -2.0,
     "divided by a negative, named": lambda u: torch.divide(u, -2.0),
-    "negative over it": lambda u: -2.0 / (u + 1.0),
+    "negative over it": lambda u: -2.0 / F.softplus(u),
     "minus": lambda u: u - 0.7,
     "from a number": lambda u: 0.7 - u,
     "minus another": lambda u: u - u.flip(3),

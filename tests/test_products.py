@@ -174,7 +174,7 @@ def test_a_convolution_as_unfold_and_product_follows_z_plus_as_the_convolution_d
         torch.testing.assert_close(*maps)
 
 
-@pytest.mark.parametrize("form", ["einsum", "multi_dot", "bilinear", "linear"])
+@pytest.mark.parametrize("form", ["einsum", "multi_dot", "bilinear", "linear", "conv"])
 def test_n_operands_that_depend_on_the_input_get_an_nth_each(form: str) -> None:
     class Several(nn.Module):
         def forward(self, *given: Tensor) -> Tensor:
@@ -184,9 +184,11 @@ def test_n_operands_that_depend_on_the_input_get_an_nth_each(form: str) -> None:
                 return torch.linalg.multi_dot([given[0], given[1].t(), given[2]])
             if form == "bilinear":
                 return F.bilinear(given[0], given[1], given[2][:, :, None] * torch.ones(4, dtype=torch.float64))
+            if form == "conv":
+                return F.conv1d(given[0].unsqueeze(1), given[1][:, None, :2])[:, :, 0]
             return F.linear(given[0], given[1])
 
-    n = 2 if form == "linear" else 3
+    n = 2 if form in ("linear", "conv") else 3
     given = (_random(4, 4, seed=1), _random(4, 4, seed=2), _random(4, 4, seed=3))[:n]
     logits, maps = lrp.LRP(Several(), lrp.ZPlus())(given, 1)
     for heatmap in maps:
@@ -243,3 +245,14 @@ def test_products_in_static_passes() -> None:
     for seed in (1, 2):
         x = _random(BATCH, 5, 4, seed=seed)
         torch.testing.assert_close(attribution(x, 1)[1], lrp.LRP(model, lrp.ZPlus())(x, 1)[1])
+
+
+def test_a_bias_made_from_the_input_is_a_branch() -> None:
+    class Conditioned(nn.Module):
+        def forward(self, x: Tensor, shift: Tensor) -> Tensor:
+            return F.linear(x, V, shift[0, :, 0]).flatten(1) if x.dim() == 3 else F.conv1d(x, V, shift[0]).flatten(1)
+
+    x, shift = _random(BATCH, 5, 4, seed=20), _random(BATCH, 5, 4, seed=21)
+    logits, maps = lrp.LRP(Conditioned(), lrp.Epsilon(0.0))((x, shift), 1)
+    torch.testing.assert_close(maps[0].sum() + maps[1].sum(), logits[:, 1].sum())
+    assert float(maps[1].abs().sum()) > 0

@@ -87,6 +87,23 @@ def test_functions_written_out_are_the_functions(name: str, rule: lrp.Rule) -> N
     torch.testing.assert_close(*alone, rtol=1e-8, atol=1e-12)
 
 
+def test_the_value_itself_may_be_gone_by_the_time_of_the_product() -> None:
+    """Nothing but the recording can still hold z when the product shows that it is needed."""
+
+    def shifted(x: Tensor) -> Tensor:
+        x = F.linear(x, torch.eye(4, dtype=torch.float64))
+        half = 0.5 * x
+        x = x + 1
+        x = torch.tanh(x)
+        return half * x
+
+    x = _random(3, 4, seed=8)
+    for grad in (torch.no_grad, torch.enable_grad):
+        with grad():
+            heatmap = _heatmap(shifted, lrp.Epsilon(1e-9), x)
+        torch.testing.assert_close(heatmap.sum(1), (0.5 * x * torch.tanh(x + 1))[:, 1], rtol=1e-6, atol=1e-8)
+
+
 @pytest.mark.parametrize(
     "gate",
     [

@@ -179,7 +179,9 @@ class Scaled(NamedTuple):
         return Scaled(self.multiplier, self.addend, output, None, None, None, eps)
 
     def over(self, value: Tensor, denominator: Tensor, eps: float) -> Scaled:
-        """(G + G2) v / (d + eps sgn d), v the layer's output."""
+        """s as it is so far, times v / (d + eps sgn d), v the layer's output."""
+        if self.carrier is None and not (self.output is None and self.scale is None and self.denominator is None):
+            return Scaled(self.tensor(), value=value, denominator=denominator, eps=eps)
         multiplier, value = self.carried(value)
         return Scaled(multiplier, value=value, denominator=denominator, eps=eps)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..graph import EVERYTHING, Arrived, Multipliers, Node, Value
 from ..rules import Rule
-from .elementwise import argument, value_range
+from .elementwise import argument, keep_for_products, value_range
 from .gradients import pull_back
 from .registry import Recorder, bind, records
 
@@ -38,8 +38,9 @@ class Relu(Node):
 @records(F.relu, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_)
 def _relu(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
     x = args[0] if args else kwargs["input"]
-    out = torch.relu(x)
-    rec.add(Relu(rec.known(x)), out, nonnegative=True)
+    out, value = torch.relu(x), rec.known(x)
+    keep_for_products(value)
+    rec.add(Relu(value), out, nonnegative=True)
     inplace = args[1] if len(args) > 1 else kwargs.get("inplace", False)
     if inplace or func is torch.relu_ or func is Tensor.relu_:
         rec.replace(x, out)

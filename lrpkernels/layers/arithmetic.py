@@ -13,7 +13,7 @@ from ..functional import ratio
 from ..graph import Arrived, Multipliers, Node, Value
 from ..rules import Rule
 from .activation import Activation
-from .elementwise import argument, common_source, is_gate
+from .elementwise import argument, common_source, is_gate, keep_for_products, made_by_activation
 from .gradients import pull_back
 from .registry import Recorder, bind, records
 
@@ -208,20 +208,12 @@ def _is_statistic(factor: Value, signal: Value) -> bool:
 _STATISTIC = frozenset({"activation", "avg_pool", "add", "scale", "cast", "reshape", "movement"})
 
 
-def made_by_activation(value: Value) -> bool:
-    """Whether an activation function made this value, or data movement behind one."""
-    op = value.producer
-    while op is not None and len(op.inputs) == 1 and op.kind in ("reshape", "movement", "cast"):
-        op = op.inputs[0].producer
-    return op is not None and op.kind in ("activation", "relu")
-
-
 def _written_out(name: str, function: Any, out: Tensor, *operands: Value) -> Activation | None:
     """The last operation of a function of one value that the model writes out, such as x * sigmoid(x); None: of several values."""
     source = common_source(*operands) if all(value.shape == out.shape for value in operands) else None
-    return (
-        None if source is None or source.dtype != out.dtype else Activation(source, name, function, operands=operands)
-    )
+    if source is None or source.dtype != out.dtype or source.present() is None:
+        return None
+    return Activation(source, name, function, operands=operands)
 
 
 class GLU(Node):
@@ -337,6 +329,8 @@ def _operands(args: Any, kwargs: Any) -> tuple[Any, Any]:
 
 
 def _finish(rec: Recorder, func: Any, op: Node, x: Any, out: Tensor, nonnegative: bool = False) -> Tensor:
+    if len(op.operands) == 1:
+        keep_for_products(op.operands[0])
     rec.add(op, out, nonnegative=nonnegative)
     if func in _IN_PLACE:
         rec.replace(x, out)

@@ -60,10 +60,7 @@ class BatchNorm(LinearNode):
     def scale(self) -> Tensor:
         """k, (C,), float32 or float64."""
         if isinstance(self.spread, Variance):
-            if not torch.is_grad_enabled():
-                return functional.batch_norm_scale(self.spread.variance, self.gamma, self.spread.eps)
-            with torch.no_grad():
-                self.spread = functional.batch_norm_scale(self.spread.variance, None, self.spread.eps)
+            return functional.batch_norm_scale(self.spread.variance, self.gamma, self.spread.eps)
         return self.spread if self.gamma is None else wide(self.gamma) * self.spread
 
     def shift(self, detach: bool = True) -> Tensor:

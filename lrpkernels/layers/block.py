@@ -34,6 +34,7 @@ class Block(Node):
         self.outputs = (relu or norm or linear).outputs
         self.module = linear.module
         self._parts: dict[PartOf, Any] = {}  # made for the current rule
+        self._ones: Tensor | None = None
         self._detaches = False  # whether the current rule cuts biases off from gradients
 
     @property
@@ -107,8 +108,10 @@ class Block(Node):
         return self.linear.channel_dim
 
     def ones(self) -> Tensor:
-        mark, a = marks(self.input), self.a
-        return torch.ones_like(a[:1]) if mark is None else mark.to(a.dtype)
+        if self._ones is None:  # kept: once the walk has passed, the operations ahead are forgotten
+            mark, a = marks(self.input), self.a
+            self._ones = torch.ones_like(a[:1]) if mark is None else mark.to(a.dtype)
+        return self._ones
 
     @property
     def is_nonnegative(self) -> bool:

@@ -38,6 +38,12 @@ def _source(value: Value) -> Value | None:
     return node.source[0]
 
 
+def keep_for_products(value: Value) -> None:
+    """Hold a value that a second elementwise operation reads: a product of both results may turn out to be a function of it."""
+    if value.consumers:
+        value.hold()
+
+
 def argument(rec: Recorder, value: Value, number: float = 0.0) -> Value:
     """What a function of ``value + number`` is a function of: z where that is c g(z) + d, g an activation, c and d != 0 numbers.
 
@@ -92,3 +98,11 @@ def _is_hard_sigmoid(node: Node) -> bool:
     """min(max(x + 3, 0), 6), a hard sigmoid times 6."""
     source = node.operands[0].producer if node.bounds == (0.0, 6.0) else None
     return source is not None and (source.kind == "add" or source.line is not None) and len(source.operands) == 1
+
+
+def made_by_activation(value: Value) -> bool:
+    """Whether an activation function made this value, or data movement behind one."""
+    op = value.producer
+    while op is not None and len(op.inputs) == 1 and op.kind in ("reshape", "movement", "cast"):
+        op = op.inputs[0].producer
+    return op is not None and op.kind in ("activation", "relu")

@@ -13,8 +13,11 @@ from torch import Tensor, nn
 
 from .. import functional
 from ..functional import ConvGeometry, ConvWeight, Scaled
-from ..graph import Node, Value
-from .registry import Recorder, per_dimension, records
+from ..graph import Arrived, Multipliers, Node, Value
+from ..rules import Rule
+from .elementwise import is_gate, made_by_activation
+from .registry import Recorder, per_dimension, recorded, records
+from .replayed import Replayed
 
 
 class LinearNode(Node, ABC):
@@ -169,6 +172,40 @@ class Linear(LinearNode):
         return vector
 
 
+class Product(Replayed):
+    """A product of several operands that depend on the input, of one with itself among them.
+
+    Args:
+        factors: the inputs as often as they occur.
+    """
+
+    kind = "product"
+    family = "attention"
+    linear = False
+
+    def __init__(self, inputs: Sequence[Value], func: Any, args: Any, kwargs: Any, factors: Sequence[Value]) -> None:
+        super().__init__(inputs, func, args, kwargs)
+        self._factors = factors
+
+    def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
+        return rule.matmul(self, multipliers[0])
+
+    @property
+    def gates(self) -> tuple[bool, ...]:
+        return tuple(map(is_gate, self._factors))
+
+    @property
+    def activated(self) -> tuple[bool, ...]:
+        return tuple(map(made_by_activation, self._factors))
+
+    def back(self, g: Tensor, shares: Sequence[float]) -> Multipliers:
+        if len(set(shares)) == 1:
+            return self._vjp([g * shares[0]])
+        share_of = {id(value): share for value, share in zip(self._factors, shares, strict=True)}
+        pulled = zip(self._vjp([g]), (share_of[id(value)] for value in self.inputs), strict=True)
+        return tuple(None if part is None or share == 0 else part * share for part, share in pulled)
+
+
 @lru_cache(maxsize=1024)
 def _geometry(
     stride: tuple[int, ...], padding: tuple[int, ...], dilation: tuple[int, ...], groups: int
@@ -195,7 +232,11 @@ def _record_conv(rec: Recorder, func: Any, args: Any, kwargs: Any, spatial: int,
     if rec.value(bias) is not None:  # it depends on the input: a branch that is added
         without = rec.call(func, **{**options, "bias": None})
         return rec.call(torch.add, without, rec.call(Tensor.view, bias, -1, *(1,) * spatial))
-    if rec.value(x) is None or rec.value(weight) is not None:
+    if rec.value(weight) is not None and rec.value(x) is not None:  # kernels made from the input
+        out = func(*args, **kwargs)
+        rec.add(Product(recorded(rec, (x, weight)), func, args, kwargs, (rec.known(x), rec.known(weight))), out)
+        return out
+    if rec.value(x) is None:
         return rec.unknown(func, args, kwargs)
     if x.dim() == spatial + 1:  # PyTorch's unbatched form
         batched = rec.call(torch.unsqueeze, x, 0)

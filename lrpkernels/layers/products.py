@@ -13,11 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..functional import Scaled, per_channel
-from ..graph import Arrived, Multipliers, Value
-from ..rules import Rule
-from .arithmetic import made_by_activation
-from .elementwise import is_gate
-from .linear import Linear, LinearNode
+from ..graph import Value
+from .linear import Linear, LinearNode, Product
 from .pooling import AveragePool
 from .registry import Recorder, bind, recorded, records
 from .replayed import Replayed
@@ -93,40 +90,6 @@ class Contraction(LinearNode):
 
     def per_output(self, vector: Tensor) -> Tensor:
         return vector if self.bias is not None else per_channel(vector, len(self._z))
-
-
-class Product(Replayed):
-    """A product of several operands that depend on the input, of one with itself among them.
-
-    Args:
-        factors: the inputs as often as they occur.
-    """
-
-    kind = "product"
-    family = "attention"
-    linear = False
-
-    def __init__(self, inputs: Sequence[Value], func: Any, args: Any, kwargs: Any, factors: Sequence[Value]) -> None:
-        super().__init__(inputs, func, args, kwargs)
-        self._factors = factors
-
-    def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
-        return rule.matmul(self, multipliers[0])
-
-    @property
-    def gates(self) -> tuple[bool, ...]:
-        return tuple(map(is_gate, self._factors))
-
-    @property
-    def activated(self) -> tuple[bool, ...]:
-        return tuple(map(made_by_activation, self._factors))
-
-    def back(self, g: Tensor, shares: Sequence[float]) -> Multipliers:
-        if len(set(shares)) == 1:
-            return self._vjp([g * shares[0]])
-        share_of = {id(value): share for value, share in zip(self._factors, shares, strict=True)}
-        pulled = zip(self._vjp([g]), (share_of[id(value)] for value in self.inputs), strict=True)
-        return tuple(None if part is None or share == 0 else part * share for part, share in pulled)
 
 
 def record_product(
