@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .engine import propagate
 from .engine.fusion import Fuse, fused
 from .engine.liveness import Liveness
-from .engine.recorder import Recording, RecordingMode
+from .engine.recorder import Recording, RecordingMode, outside_inference_mode
 from .engine.replay import StaticCalls, TracingMode
 from .engine.target import Target
 from .errors import UnusedInputError
@@ -134,10 +134,11 @@ class Tape:
         release = release and not self._recording.recomputes  # whose backward reads the values again
         chosen = as_composite(composite)
         self._released = release
-        return propagate.relevance(
-            self._recording, self._fuse, self.output, hidden, target=target, composite=chosen, pick=output,
-            memory_budget=memory_budget, release=release,
-        )  # fmt: skip
+        with outside_inference_mode():
+            return propagate.relevance(
+                self._recording, self._fuse, self.output, hidden, target=target, composite=chosen, pick=output,
+                memory_budget=memory_budget, release=release,
+            )  # fmt: skip
 
     def clear(self) -> None:
         """Release every recorded tensor, now and not when Python's garbage collector comes round."""
@@ -186,24 +187,42 @@ def record(
         InPlaceError, UnsupportedOperationError: see lrpkernels.errors.
         ValueError: ``static`` belongs to another model.
     """
-    inputs = _checked(x)
+    with outside_inference_mode():
+        return _recorded(model, _checked(x), kwargs, composite, at, checkpoint, static)
+
+
+def _recorded(
+    model: nn.Module,
+    inputs: tuple[Tensor, ...],
+    kwargs: dict[str, Any],
+    composite: Composite | Rule | Sequence[Composite | Rule] | None,
+    at: Sequence[str],
+    checkpoint: bool,
+    static: StaticCalls | None,
+) -> Tape:
     several = [composite] if isinstance(composite, (Composite, Rule)) else composite
     key = None if static is None else static.key(model, inputs, kwargs, several, at, checkpoint)
     known = None if static is None else static.find(key)
-    if known is not None:
-        recording = Recording(model, inputs, None, checkpoint)
-        output = known.replay(recording)
-        recording.finish()
-        return Tape(recording, output, known.fused)
-    liveness = None if several is None else Liveness(model, [as_composite(c) for c in several], at)
+    liveness = None if several is None or known is not None else Liveness(model, [as_composite(c) for c in several], at)
     recording = Recording(model, inputs, liveness, checkpoint)
-    mode = RecordingMode(recording) if static is None else TracingMode(recording)
     try:
-        with recording.running(mode):
-            output = model(*inputs, **kwargs)
+        if known is not None:
+            output, fuse = known.replay(recording), known.fused
+        else:
+            output, fuse = _run(recording, kwargs, static, key), fused
     except BaseException:
         recording.clear()  # now, and not when Python's garbage collector comes round
         raise
+    recording.finish()
+    return Tape(recording, output, fuse)
+
+
+def _run(recording: Recording, kwargs: dict[str, Any], static: StaticCalls | None, key: Any) -> Any:
+    """Run the model while it is recorded; returns its output."""
+    model = recording.model
+    mode = RecordingMode(recording) if static is None else TracingMode(recording)
+    with recording.running(mode):
+        output = model(*recording.inputs, **kwargs)
     if recording.aliases.replaced:
         current = recording.current
         output = current(output) if isinstance(output, Tensor) else _map_tensors(current, output)
@@ -213,11 +232,11 @@ def record(
             "theirs: pass the nn.Module they were made from)"
         )
     recording.refuse_hidden_branches()
+    keeps_state = recording.settle()
     if static is not None and isinstance(mode, TracingMode):
-        mode.trace.finish(recording, output)
+        mode.trace.finish(recording, output, keeps_state)
         static.keep(key, mode.trace)
-    recording.finish()
-    return Tape(recording, output)
+    return output
 
 
 def _checked(x: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -231,7 +250,16 @@ def _checked(x: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
                 f"record: input {index} must be a floating-point tensor, got {got}; integer inputs (token ids) have no "
                 "relevance of their own: start at their embedding, or pass them as keyword arguments"
             )
-    return inputs
+    seen: set[int] = set()
+    found = []
+    for tensor in inputs:
+        if tensor.is_inference():
+            tensor = tensor.clone()  # autograd, which replays functions, cannot save them
+        elif id(tensor) in seen:
+            tensor = tensor.view_as(tensor)  # an input of its own, with its own share
+        seen.add(id(tensor))
+        found.append(tensor)
+    return tuple(found)
 
 
 def _map_tensors(function: Callable[[Any], Any], output: Any) -> Any:

@@ -6,7 +6,6 @@ functional calls, modules that are used twice and in-place activations work, and
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from threading import get_ident
@@ -20,17 +19,22 @@ from torch.nn.modules.module import (
 )
 from torch.overrides import TorchFunctionMode
 
-from ..errors import InPlaceError, UnsupportedOperationError
+from ..errors import UnsupportedOperationError
 from ..graph import Node, Value
 from ..layers.registry import leaves, map_leaves, record_of
-from ..layers.replayed import Unknown
+from ..layers.replayed import Replayed, Unknown
+from ..layers.shapes import Cast
+from . import writes
 from .aliases import Aliases
+from .hidden import in_custom_function, is_wrapped, refuse_hidden_branches, unwrapped
 from .liveness import Liveness
+from .overloads import public
 from .recompute import without_saving
 
 is_grad_enabled = torch.is_grad_enabled  # saves a lookup for every operation
 _NOTHING: AbstractContextManager[Any] = nullcontext()
 _NO_TENSORS = frozenset((int, float, bool, str, type(None)))
+_RECORDED, _WRAPPED = 1, 2
 _PLAIN = (int, float, bool, str, torch.Size, torch.dtype, torch.device, type(None), torch.layout, torch.memory_format)
 
 
@@ -78,6 +82,8 @@ class Recording:
     def add(self, node: Node, *outputs: Tensor, nonnegative: bool = False) -> None:
         node.module = self.modules[-1] if self.modules else self.model
         behind_input = node.moves_only
+        if (outputs[0].is_complex() or node.inputs[0].dtype.is_complex) and not isinstance(node, Replayed):
+            raise _ComplexError
         for value in node.inputs:
             value.consumers += 1
             behind_input = behind_input and value.behind_input
@@ -85,8 +91,6 @@ class Recording:
         for out in outputs:
             registry[id(out)] = value = Value(out, node, nonnegative, behind_input)
             made.append(value)
-            if out._is_view():
-                self.aliases.note_view(out)
         node.outputs = tuple(made)
         self.nodes.append(node)
         if self.recomputes:
@@ -100,33 +104,38 @@ class Recording:
         return self.dispatch(func, args, kwargs)
 
     def unknown(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        places = writes.writes_to(func)
+        if places and any(self.value(leaf) is not None for leaf in leaves((args, kwargs))):
+            return writes.on_copies(self, func, places, args, kwargs)
         out = func(*args, **kwargs)
         if type(out) in _PLAIN:
             return out
         given = leaves((args, kwargs))
-        inputs = [value for value in map(self.value, given) if value is not None]
+        self._refuse_wrapped(self._reads_recorded(given))  # which notes constants
+        inputs = list({id(v): v for v in map(self.value, given) if v is not None}.values())
         outputs = [t for t in leaves(out) if isinstance(t, Tensor)]
-        if not inputs or not any(t.is_floating_point() for t in outputs):
+        if not inputs or not any(t.is_floating_point() or t.is_complex() for t in outputs):
             return out  # comparisons, indices, sizes: constants, as for gradients
         if any(self.value(t) is not None for t in outputs):
-            if getattr(func, "__name__", "").endswith("_") and given[0] is outputs[0]:
-                raise InPlaceError(
-                    f"{self.path()}: {func.__name__} changes a recorded tensor in place and has no recorder; "
-                    "use the out-of-place form in the model"
-                )
             return out  # the function returned its argument
         self.add(Unknown(inputs, func, args, kwargs, self.path()), *outputs)
         return out
+
+    def overwrite(self, target: Tensor, fresh: Tensor) -> None:
+        writes.overwrite(self, target, fresh)
+
+    def settle(self) -> bool:
+        """Give buffers and the like the numbers of its input that the model has written to them; whether there are any."""
+        alive = [target for target in (reference() for reference in self.aliases.outside) if target is not None]
+        for target in alive:
+            writes.settle(self.nodes, target, self.current(target))
+        return bool(alive)
 
     def replace(self, stale: Tensor, fresh: Tensor) -> None:
         self.aliases.replace(self, stale, fresh)
 
     def current(self, tensor: Any) -> Any:
-        """What ``tensor`` stands for after the in-place calls so far; anything but a tensor stands for itself.
-
-        Raises:
-            InPlaceError: it is a view of a tensor that was changed in place after the view had been taken.
-        """
+        """What ``tensor`` stands for after the in-place calls so far; anything but a tensor stands for itself."""
         return self.aliases.current(self, tensor)
 
     def rename(self, stale: Tensor, fresh: Tensor) -> None:
@@ -148,11 +157,7 @@ class Recording:
     # -- running a function ------------------------------------------------------------------------------------------------------
 
     def dispatch(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run ``func`` and record it if it reads a recorded tensor.
-
-        Raises:
-            InPlaceError: an argument is a view of a tensor that was changed in place.
-        """
+        """Run ``func`` and record it if it reads a recorded tensor."""
         if self.live and not is_grad_enabled() and in_custom_function():
             # A custom autograd.Function runs its forward without gradients and puts its own backward on the result. What happens inside
             # is recorded, so the relevance pass needs the inner tensors' gradients, too.
@@ -163,28 +168,74 @@ class Recording:
     def _dispatch(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self.aliases.replaced:
             args, kwargs = map_leaves(self.current, args), map_leaves(self.current, kwargs)
+        if kwargs and kwargs.get("out") is not None:
+            return writes.into(self, func, args, kwargs)
         record = record_of(func)
         if record is None:
-            return self.unknown(func, args, kwargs)
+            func = public(func)
+            record = record_of(func)
+            if record is None:
+                return self.run(Recording.unknown, func, args, kwargs)
         reads = self._reads_recorded(args)
         if kwargs:
             reads |= self._reads_recorded(kwargs.values())
-        return record(self, func, args, kwargs) if reads else func(*args, **kwargs)
+        if reads > _RECORDED:
+            reads = self._refuse_wrapped(reads)
+        if reads:
+            return self.run(record, func, args, kwargs)
+        writes.before_writing(self.nodes, func, args)
+        return func(*args, **kwargs)
 
-    def _reads_recorded(self, args: Iterable[Any]) -> bool:
-        """Whether a recorded tensor is among the arguments; constants with a history are noted on the way."""
-        values, live, found = self.values, self.live, False
+    def run(self, record: Any, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run a call that may read a recorded tensor through what records it."""
+        if self.live and not is_grad_enabled() and not in_custom_function():
+            args, kwargs = self._without_history(func, args, kwargs)
+        try:
+            return record(self, func, args, kwargs)
+        except _ComplexError:  # the rules are those of real numbers
+            return self.unknown(func, args, kwargs)
+
+    def _without_history(self, func: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """A part of the model that runs without gradients: what it reads is constant for them, in the relevance pass, too."""
+        changes = writes.writes_to(func) or kwargs.get("inplace") or (args and args[-1] is True)
+
+        def cut(leaf: Any) -> Any:
+            if not isinstance(leaf, Tensor) or not leaf.requires_grad:
+                return leaf
+            value, constant = self.value(leaf), leaf.detach()
+            if value is None:
+                return constant
+            if changes or leaf.is_complex():
+                return leaf
+            self.add(Cast(value), constant, nonnegative=value.nonnegative)
+            return constant
+
+        return map_leaves(cut, args), map_leaves(cut, kwargs)
+
+    def _reads_recorded(self, args: Iterable[Any]) -> int:
+        """Whether recorded or wrapped tensors are among the arguments; constants with a history are noted on the way."""
+        values, live, found = self.values, self.live, 0
         for arg in args:
             kind = type(arg)
             if kind in _NO_TENSORS:
                 continue
             if id(arg) in values:
-                found = True
+                found |= _RECORDED
             elif kind is list or kind is tuple:
                 found |= self._reads_recorded(arg)
-            elif live and isinstance(arg, Tensor) and arg.grad_fn is not None:
-                self.constants.append((arg, self.modules[-1] if self.modules else self.model))
+            elif isinstance(arg, Tensor):
+                if live and arg.grad_fn is not None:
+                    self.constants.append((arg, self.modules[-1] if self.modules else self.model))
+                if is_wrapped(arg):
+                    found |= _WRAPPED | (id(unwrapped(arg)) in values)
         return found
+
+    def _refuse_wrapped(self, reads: int) -> int:
+        if reads == _RECORDED | _WRAPPED:
+            raise UnsupportedOperationError(
+                f"{self.path()}: torch.vmap and the transforms of torch.func hide which numbers are read; write the function for a batch"
+            )
+        return reads & _RECORDED
 
     # -- the pass as a whole -----------------------------------------------------------------------------------------------------
 
@@ -206,7 +257,8 @@ class Recording:
 
         def leave(module: nn.Module, args: Any, output: Any) -> None:
             if get_ident() == thread:
-                modules.pop()
+                while modules and modules.pop() is not module:
+                    pass  # left by an exception that the model has caught
                 value = self.values.get(id(self.aliases.replaced.get(id(output), output)))
                 if value is not None:
                     self.returned.setdefault(id(module), []).append(value)
@@ -230,30 +282,10 @@ class Recording:
         self.constants = []
 
     def refuse_hidden_branches(self) -> None:
-        """Constants must not depend on recorded values in a way that was not recorded (known from the autograd graph only).
-
-        Raises:
-            UnsupportedOperationError: one does.
-        """
-        if not self.constants:
-            return
-        values = [*self.input_values, *(value for node in self.nodes for value in node.outputs)]
-        known = {value.history for value in values} - {None}
-        clean: set[Any] = set()
-        for constant, module in self.constants:
-            pending = [constant.grad_fn]
-            while pending:
-                node = pending.pop()
-                if node is None or node in clean:
-                    continue
-                if node in known:
-                    raise UnsupportedOperationError(
-                        f"{self.module_path(module)}: a tensor of shape {tuple(constant.shape)} was made from the model's input by code "
-                        "that hides its operations (TorchScript, a compiled extension), so its relevance would be lost; use plain "
-                        "PyTorch functions there"
-                    )
-                clean.add(node)
-                pending.extend(parent for parent, _ in node.next_functions)
+        """See :func:`lrpkernels.engine.hidden.refuse_hidden_branches`."""
+        if self.constants:
+            values = [*self.input_values, *(value for node in self.nodes for value in node.outputs)]
+            refuse_hidden_branches(self.constants, {value.history for value in values} - {None}, self.module_path)
 
     def clear(self) -> None:
         """Release every recorded tensor now, without waiting for Python's garbage collector."""
@@ -266,6 +298,20 @@ class Recording:
         self.returned = {}
 
 
+@contextmanager
+def outside_inference_mode() -> Iterator[None]:
+    """Without gradients, but out of inference mode, whose tensors know neither their views nor autograd."""
+    if not torch.is_inference_mode_enabled():
+        yield
+        return
+    with torch.inference_mode(False), torch.no_grad():
+        yield
+
+
+class _ComplexError(Exception):
+    """A recorder for real numbers was given, or has made, complex ones."""
+
+
 class RecordingMode(TorchFunctionMode):
     """Sends every PyTorch function that touches a recorded tensor to its recorder in ``lrpkernels.layers``."""
 
@@ -275,26 +321,3 @@ class RecordingMode(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return self.recording.dispatch(func, args, kwargs or {})
-
-
-def in_custom_function() -> bool:
-    """Whether this runs inside the ``forward`` of a custom ``torch.autograd.Function``."""
-    frame, forwards = sys._getframe(1), None
-    while frame is not None:
-        if frame.f_code.co_name == "forward":
-            forwards = _custom_forwards() if forwards is None else forwards
-            if frame.f_code in forwards:
-                return True
-        frame = frame.f_back  # type: ignore[assignment]
-    return False
-
-
-def _custom_forwards() -> set[Any]:
-    """The code of every ``forward`` of a custom function; ``Function.apply`` itself leaves no frame in newer versions of PyTorch."""
-    codes: set[Any] = set()
-    pending: list[Any] = [torch.autograd.Function]
-    while pending:
-        cls = pending.pop()
-        pending += cls.__subclasses__()
-        codes.add(getattr(cls.forward, "__code__", None))
-    return codes - {None}

@@ -19,9 +19,12 @@ from ..errors import UnsupportedOperationError
 from ..graph import Node, Value
 from ..layers.registry import leaves, map_leaves, record_of
 from ..rules import Composite, Rule, as_composite
+from . import writes
 from .fusion import Plan, make_blocks, plan_blocks
+from .hidden import in_custom_function
 from .liveness import Kept
-from .recorder import Recording, RecordingMode, in_custom_function
+from .overloads import public
+from .recorder import Recording, RecordingMode
 
 # Functions that read numbers: the calls that follow may depend on them.
 _READS_NUMBERS = frozenset({
@@ -155,16 +158,18 @@ class _Call:
         record: what records it; None: it reads no recorded tensor.
         results: slots of the tensors that it returns, None for anything else.
         whole: whether it was recorded as one node whose outputs are its results, with no other tensors in between.
+        writes: whether it writes to its arguments.
         drop: slots that no later call reads.
     """
 
-    __slots__ = ("args", "drop", "func", "grad", "kwargs", "module", "nested", "record", "results", "whole")
+    __slots__ = ("args", "drop", "func", "grad", "kwargs", "module", "nested", "record", "results", "whole", "writes")
 
     def __init__(self, func: Any, args: Any, kwargs: Any, module: nn.Module, grad: bool) -> None:
         self.func, self.args, self.kwargs, self.module, self.grad = func, args, kwargs, module, grad
         self.record: Any = None
         self.results: list[int | None] = []
         self.whole = False
+        self.writes = bool(writes.writes_to(func))
         self.drop: tuple[int, ...] = ()
         # Most calls have their tensors at the top of the positional arguments.
         self.nested = len([*self.slots()]) != sum(type(argument) is _Slot for argument in args)
@@ -216,6 +221,7 @@ class Trace:
 
     def begin(self, recording: Recording, func: Any, args: Any, kwargs: Any) -> _Call:
         """Notes a call that is about to run."""
+        func = func if kwargs and kwargs.get("out") is not None else public(func)
         name = getattr(func, "__name__", "")
         if name in _READS_NUMBERS:
             _refuse(recording, f"{name}() reads the numbers of a tensor, on which the model's next calls may depend")
@@ -231,11 +237,14 @@ class Trace:
         module = recording.modules[-1] if recording.modules else recording.model
         call = _Call(func, map_leaves(slot, args), map_leaves(slot, kwargs), module, torch.is_grad_enabled())
         if any(recording.value(leaf) is not None for leaf in map(current, leaves((args, kwargs)))):
-            call.record = record_of(func) or Recording.unknown
+            into = call.kwargs and call.kwargs.get("out") is not None
+            call.record = writes.into if into else record_of(func) or Recording.unknown
         return call
 
     def end(self, recording: Recording, call: _Call, out: Any) -> None:
         """Notes what the call has returned."""
+        if call.func is torch._C._set_grad_enabled:
+            return  # each call knows its own
         made = leaves(out)
         added, self._nodes = recording.nodes[self._nodes :], len(recording.nodes)
         if not any(isinstance(leaf, Tensor) for leaf in made) and out is not None:
@@ -244,8 +253,12 @@ class Trace:
         call.whole = len(added) == 1 and [recording.value(leaf) for leaf in made] == [*added[0].outputs]
         self._calls.append(call)
 
-    def finish(self, recording: Recording, output: Any) -> None:
-        """The model has returned."""
+    def finish(self, recording: Recording, output: Any, keeps_state: bool) -> None:
+        """The model has returned; ``keeps_state``: and left numbers of its input in a tensor that outlives the pass."""
+        if keeps_state:
+            _refuse(
+                recording, "the model writes numbers of its input to a buffer or another tensor that outlives the pass"
+            )
         self._output = self._template(recording, output)
         last = {
             index: i
@@ -310,7 +323,10 @@ class Trace:
             return _Slot(index)
         shape = tuple(tensor.shape)
         if recording.value(tensor) is not None:
-            _refuse(recording, f"a tensor of shape {shape} was made by code that hides its PyTorch calls")
+            _refuse(
+                recording,
+                f"a tensor of shape {shape} was made by code that hides its PyTorch calls, or by a change of a part of it",
+            )
         owner = self._owners.get(id(tensor))
         if owner is None:
             _refuse(
@@ -365,7 +381,11 @@ class Trace:
 
 
 def _run(recording: Recording, call: _Call, args: Any, kwargs: Any) -> Any:
-    return call.func(*args, **kwargs) if call.record is None else call.record(recording, call.func, args, kwargs)
+    if call.record is None:
+        if call.writes:
+            writes.before_writing(recording.nodes, call.func, args)
+        return call.func(*args, **kwargs)
+    return recording.run(call.record, call.func, args, kwargs)
 
 
 def _refuse(recording: Recording, reason: str) -> None:

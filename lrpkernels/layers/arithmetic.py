@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -226,7 +227,7 @@ def _operands(args: Any, kwargs: Any) -> tuple[Any, Any]:
 def _finish(rec: Recorder, func: Any, op: Node, x: Any, out: Tensor, nonnegative: bool = False) -> Tensor:
     rec.add(op, out, nonnegative=nonnegative)
     if func in _IN_PLACE:
-        rec.replace(x, out)
+        rec.overwrite(x, out)
     return out
 
 
@@ -234,8 +235,6 @@ def _finish(rec: Recorder, func: Any, op: Node, x: Any, out: Tensor, nonnegative
 def _add(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
     x, y = _operands(args, kwargs)
     alpha = kwargs.get("alpha", 1)
-    if func in _IN_PLACE and rec.value(x) is None:
-        return rec.unknown(func, args, kwargs)
     how: Any = torch.add
     left, right = 1.0, float(alpha)
     if func in _SUBS:
@@ -254,13 +253,11 @@ def _add(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
 def _mul(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
     x, y = _operands(args, kwargs)
     left, right = rec.value(x), rec.value(y)
-    if func in _IN_PLACE and left is None:
-        return rec.unknown(func, args, kwargs)
     out = torch.mul(x, y)
     if left is not None and right is not None:
         return _finish(rec, func, Gate(left, right), x, out, left.nonnegative and right.nonnegative)
     value, factor = (left, y) if left is not None else (rec.known(y), x)
-    positive = not isinstance(factor, Tensor) and factor >= 0
+    positive = isinstance(factor, (int, float)) and factor >= 0
     return _finish(rec, func, Scale(value, factor), x, out, value.nonnegative and positive)
 
 
@@ -274,6 +271,6 @@ def _div(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
     divisor = rec.value(y)
     if divisor is not None:
         return _finish(rec, func, Quotient(value, divisor), x, out)
-    positive = not isinstance(y, Tensor) and y > 0
-    factor = y.reciprocal() if isinstance(y, Tensor) else 1.0 / y
+    positive = isinstance(y, (int, float)) and y > 0
+    factor = y.reciprocal() if isinstance(y, Tensor) else 1.0 / y if y else math.copysign(math.inf, y)
     return _finish(rec, func, Scale(value, factor), x, out, value.nonnegative and positive)

@@ -10,12 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import functional
-from ..errors import InPlaceError
 from ..graph import Arrived, Multipliers, Node, Value
 from ..rules import Rule
 from .arithmetic import Scale
 from .registry import Recorder, bind, leaves, recorded, records
-from .replayed import Replayed
+from .replayed import OnCopies, Replayed
 
 
 class Reshape(Node):
@@ -222,14 +221,22 @@ def _constant(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     return func(*args, **kwargs)
 
 
-@records(Tensor.__setitem__, Tensor.index_put_, Tensor.masked_fill_, Tensor.copy_, Tensor.fill_, Tensor.zero_)
+@records(
+    Tensor.__setitem__, Tensor.index_put_, Tensor.masked_fill_, Tensor.copy_, Tensor.fill_, Tensor.zero_, Tensor.index_fill_,
+    Tensor.index_copy_, Tensor.masked_scatter_, Tensor.scatter_, Tensor.fill_diagonal_,
+)  # fmt: skip
 def _assignment(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
-    if rec.value(args[0]) is None and not (args[0]._is_view() and rec.value(args[0]._base) is not None):
-        return rec.unknown(func, args, kwargs)
-    raise InPlaceError(
-        f"{rec.path()}: {func.__name__} changes a recorded tensor of shape {tuple(args[0].shape)} in place; "
-        "build a new tensor in the model (torch.where, torch.cat, masked_fill without the underscore)"
-    )
+    """Numbers written into a tensor: the tensor as it was, with these in their places."""
+    if kwargs.get("reduce") is not None or kwargs.get("accumulate") or (func is Tensor.index_put_ and len(args) > 3):
+        return rec.unknown(func, args, kwargs)  # a sum with what was there
+    run, target = OnCopies(func, (0,)), args[0]
+    out = run(*args, **kwargs)
+    inputs = recorded(rec, args, kwargs)
+    if rec.value(target) is None:
+        args = (target.detach(), *args[1:])  # only its form matters: the model's own tensor need not live on
+    rec.add(Movement(inputs, run, args, kwargs), out, nonnegative=False)
+    rec.replace(target, out)
+    return out
 
 
 _DROPOUT_DIMS = {F.dropout: None, F.dropout1d: 1, F.dropout2d: 2, F.dropout3d: 3}
