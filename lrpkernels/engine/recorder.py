@@ -27,9 +27,10 @@ from ..layers.shapes import Cast
 from . import writes
 from .aliases import Aliases
 from .hidden import in_custom_function, is_wrapped, refuse_hidden_branches, unwrapped
-from .liveness import Liveness
+from .liveness import Kept, Liveness
 from .overloads import public
 from .recompute import without_saving
+from .writes import writes_to
 
 is_grad_enabled = torch.is_grad_enabled  # saves a lookup for every operation
 _NOTHING: AbstractContextManager[Any] = nullcontext()
@@ -54,7 +55,11 @@ class Recording:
     """
 
     def __init__(
-        self, model: nn.Module, inputs: Sequence[Tensor], liveness: Liveness | None = None, recompute: bool = False
+        self,
+        model: nn.Module,
+        inputs: Sequence[Tensor],
+        liveness: Liveness | Kept | None = None,
+        recompute: bool = False,
     ) -> None:
         self.model = model
         self.inputs = tuple(inputs)
@@ -70,6 +75,7 @@ class Recording:
         # Read beside recorded tensors, with a gradient history of their own.
         self.constants: list[tuple[Tensor, nn.Module]] = []
         self.aliases = Aliases()
+        self._dtype, self._complex = self.inputs[0].dtype, False
 
     # -- what recorders ask ------------------------------------------------------------------------------------------------------
 
@@ -82,14 +88,17 @@ class Recording:
     def add(self, node: Node, *outputs: Tensor, nonnegative: bool = False) -> None:
         node.module = self.modules[-1] if self.modules else self.model
         behind_input = node.moves_only
-        if (outputs[0].is_complex() or node.inputs[0].dtype.is_complex) and not isinstance(node, Replayed):
-            raise _ComplexError
+        if self._complex and any(value.dtype.is_complex for value in node.inputs):
+            self._note_complex(node)
         for value in node.inputs:
             value.consumers += 1
             behind_input = behind_input and value.behind_input
-        registry, made = self.values, []
+        registry, made, usual = self.values, [], self._dtype
         for out in outputs:
-            registry[id(out)] = value = Value(out, node, nonnegative, behind_input)
+            value = Value(out, node, nonnegative, behind_input)
+            if value.dtype is not usual and value.dtype.is_complex:
+                self._note_complex(node, counted=True)
+            registry[id(out)] = value
             made.append(value)
         node.outputs = tuple(made)
         self.nodes.append(node)
@@ -100,11 +109,20 @@ class Recording:
                 value.watch(registry if self.watches else None)
             self.liveness.note(node)
 
+    def _note_complex(self, node: Node, counted: bool = False) -> None:
+        if not isinstance(node, Replayed):
+            for value in node.inputs if counted else ():
+                value.consumers -= 1
+            raise _ComplexError
+        self._complex = True
+
     def call(self, func: Any, *args: Any, **kwargs: Any) -> Any:
         return self.dispatch(func, args, kwargs)
 
     def unknown(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        places = writes.writes_to(func)
+        return self._unknown(func, args, kwargs, writes_to(func))
+
+    def _unknown(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], places: tuple[int, ...]) -> Any:
         if places and any(self.value(leaf) is not None for leaf in leaves((args, kwargs))):
             return writes.on_copies(self, func, places, args, kwargs)
         out = func(*args, **kwargs)
@@ -158,46 +176,52 @@ class Recording:
 
     def dispatch(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run ``func`` and record it if it reads a recorded tensor."""
-        if self.live and not is_grad_enabled() and in_custom_function():
-            # A custom autograd.Function runs its forward without gradients and puts its own backward on the result. What happens inside
-            # is recorded, so the relevance pass needs the inner tensors' gradients, too.
-            with torch.enable_grad():
-                return self._dispatch(func, args, kwargs)
+        if self.live and not is_grad_enabled():
+            if in_custom_function():
+                # A custom autograd.Function runs its forward without gradients and puts its own backward on the result. What happens
+                # inside is recorded, so the relevance pass needs the inner tensors' gradients, too.
+                with torch.enable_grad():
+                    return self._dispatch(func, args, kwargs)
+            return self._dispatch(func, args, kwargs, self._without_history)
         return self._dispatch(func, args, kwargs)
 
-    def _dispatch(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _dispatch(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], adapt: Any = None) -> Any:
         if self.aliases.replaced:
             args, kwargs = map_leaves(self.current, args), map_leaves(self.current, kwargs)
         if kwargs and kwargs.get("out") is not None:
             return writes.into(self, func, args, kwargs)
         record = record_of(func)
         if record is None:
-            func = public(func)
-            record = record_of(func)
+            func, record, places = public(func)
             if record is None:
-                return self.run(Recording.unknown, func, args, kwargs)
+                if adapt is not None:
+                    args, kwargs = adapt(func, args, kwargs)
+                return self._unknown(func, args, kwargs, places)
         reads = self._reads_recorded(args)
         if kwargs:
             reads |= self._reads_recorded(kwargs.values())
-        if reads > _RECORDED:
-            reads = self._refuse_wrapped(reads)
-        if reads:
-            return self.run(record, func, args, kwargs)
-        writes.before_writing(self.nodes, func, args)
-        return func(*args, **kwargs)
-
-    def run(self, record: Any, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run a call that may read a recorded tensor through what records it."""
-        if self.live and not is_grad_enabled() and not in_custom_function():
-            args, kwargs = self._without_history(func, args, kwargs)
+        if reads != _RECORDED and not self._refuse_wrapped(reads):
+            writes.before_writing(self.nodes, func, args)
+            return func(*args, **kwargs)
+        if adapt is not None:
+            args, kwargs = adapt(func, args, kwargs)
         try:
             return record(self, func, args, kwargs)
         except _ComplexError:  # the rules are those of real numbers
             return self.unknown(func, args, kwargs)
 
+    def again(self, record: Any, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run a call that a dispatch has led to ``record``."""
+        if self.live and not is_grad_enabled():
+            args, kwargs = self._without_history(func, args, kwargs)
+        try:
+            return record(self, func, args, kwargs)
+        except _ComplexError:
+            return self.unknown(func, args, kwargs)
+
     def _without_history(self, func: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """A part of the model that runs without gradients: what it reads is constant for them, in the relevance pass, too."""
-        changes = writes.writes_to(func) or kwargs.get("inplace") or (args and args[-1] is True)
+        changes = writes_to(func) or kwargs.get("inplace") or (args and args[-1] is True)
 
         def cut(leaf: Any) -> Any:
             if not isinstance(leaf, Tensor) or not leaf.requires_grad:
@@ -223,7 +247,7 @@ class Recording:
                 found |= _RECORDED
             elif kind is list or kind is tuple:
                 found |= self._reads_recorded(arg)
-            elif isinstance(arg, Tensor):
+            elif kind is not nn.Parameter and isinstance(arg, Tensor):
                 if live and arg.grad_fn is not None:
                     self.constants.append((arg, self.modules[-1] if self.modules else self.model))
                 if is_wrapped(arg):
@@ -257,8 +281,9 @@ class Recording:
 
         def leave(module: nn.Module, args: Any, output: Any) -> None:
             if get_ident() == thread:
-                while modules and modules.pop() is not module:
-                    pass  # left by an exception that the model has caught
+                if modules.pop() is not module:
+                    while modules and modules.pop() is not module:
+                        pass  # left by an exception that the model has caught
                 value = self.values.get(id(self.aliases.replaced.get(id(output), output)))
                 if value is not None:
                     self.returned.setdefault(id(module), []).append(value)

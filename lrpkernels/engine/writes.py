@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ _NAMES |= {"__iand__", "__ior__", "__ixor__", "__ilshift__", "__irshift__"}
 _WRITE_NOTHING = frozenset({"requires_grad_", "share_memory_", "rename_"})
 
 
+@lru_cache(4096)
 def writes_to(func: Any) -> tuple[int, ...]:
     """Places of the positional arguments that ``func`` changes."""
     if isinstance(func, OpOverloadPacket) and func.overloads() == ["default"]:

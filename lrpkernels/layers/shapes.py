@@ -206,7 +206,12 @@ def _reshape_in_place(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
 def _cast(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     out = func(*args, **kwargs)
     value = rec.value(args[0])
-    if not isinstance(out, Tensor) or out is args[0] or value is None or not out.is_floating_point():
+    if (
+        not isinstance(out, Tensor)
+        or out is args[0]
+        or value is None
+        or not (out.is_floating_point() or out.is_complex())
+    ):
         return out
     rec.add(Cast(value), out, nonnegative=value.nonnegative)
     return out
