@@ -8,6 +8,7 @@ from . import heatmap
 from .attribution import LRP
 from .config import __version__, show_config
 from .engine.replay import StaticCalls
+from .engine.target import select_logits
 from .errors import (
     FallbackWarning,
     InPlaceError,
@@ -65,5 +66,6 @@ __all__ = [
     "__version__",
     "heatmap",
     "record",
+    "select_logits",
     "show_config",
 ]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .engine import propagate
+from .engine.eager import eager
 from .engine.fusion import Fuse, fused
 from .engine.liveness import Liveness
 from .engine.recorder import Recording, RecordingMode, outside_inference_mode
@@ -93,6 +94,7 @@ class Tape:
             )
         return calls[0]
 
+    @eager
     def relevance(
         self,
         target: Target = None,
@@ -152,6 +154,7 @@ class Tape:
         self.clear()
 
 
+@eager
 def record(
     model: nn.Module,
     x: Tensor | tuple[Tensor, ...],
@@ -182,7 +185,7 @@ def record(
         A :class:`Tape`. Use it in a ``with`` statement, so that its tensors are released.
 
     Raises:
-        TypeError: an input is not a floating-point tensor.
+        TypeError: an input is not a floating-point tensor, or float16 on the CPU.
         UnusedInputError: the model called no PyTorch function on its input.
         InPlaceError, UnsupportedOperationError: see lrpkernels.errors.
         ValueError: ``static`` belongs to another model.
@@ -249,6 +252,10 @@ def _checked(x: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             raise TypeError(
                 f"record: input {index} must be a floating-point tensor, got {got}; integer inputs (token ids) have no "
                 "relevance of their own: start at their embedding, or pass them as keyword arguments"
+            )
+        if tensor.dtype is torch.float16 and tensor.device.type == "cpu":
+            raise TypeError(
+                f"record: input {index} has dtype float16 on the CPU, which has no kernels for it; use float32 or bfloat16"
             )
     seen: set[int] = set()
     found = []

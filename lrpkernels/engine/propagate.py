@@ -191,6 +191,8 @@ def relevance(
     through = recompute.propagate if recording.recomputes else _propagate
     with torch.autocast(logits.device.type, enabled=False):
         seed, targets = start(target, logits)
+        if logits.shape[0] == 0:
+            return _empty(recording, logits, targets, hidden)
         parts = [seed] if memory_budget is None or targets is None else _chunks(recording, seed, targets, memory_budget)
         walks = []
         for part in parts:
@@ -215,6 +217,19 @@ def relevance(
     if hidden is None:
         return heatmap
     return {"input": heatmap, **{name: shaped(found[id(v)], v) for name, v in hidden.items()}}
+
+
+def _empty(recording: Recording, logits: Tensor, targets: int | None, hidden: dict[str, Value] | None) -> Any:
+    """What there is to say of no images: maps without elements, which autograd knows how to differentiate."""
+    nothing = logits.sum() * 0
+
+    def shaped(value: Value) -> Tensor:
+        shape = value.shape if targets is None else (0, targets, *value.shape[1:])
+        return nothing.to(value.dtype).expand(shape)
+
+    heatmaps = tuple(map(shaped, recording.input_values))
+    heatmap = heatmaps[0] if len(heatmaps) == 1 else heatmaps
+    return heatmap if hidden is None else {"input": heatmap, **{name: shaped(v) for name, v in hidden.items()}}
 
 
 def _chunks(recording: Recording, seed: Tensor, targets: int, budget: int) -> Sequence[Tensor]:

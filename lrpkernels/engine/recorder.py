@@ -88,16 +88,16 @@ class Recording:
     def add(self, node: Node, *outputs: Tensor, nonnegative: bool = False) -> None:
         node.module = self.modules[-1] if self.modules else self.model
         behind_input = node.moves_only
-        if self._complex and any(value.dtype.is_complex for value in node.inputs):
-            self._note_complex(node)
+        if self._complex and not isinstance(node, Replayed) and any(value.dtype.is_complex for value in node.inputs):
+            raise _ComplexError
         for value in node.inputs:
             value.consumers += 1
             behind_input = behind_input and value.behind_input
         registry, made, usual = self.values, [], self._dtype
         for out in outputs:
             value = Value(out, node, nonnegative, behind_input)
-            if value.dtype is not usual and value.dtype.is_complex:
-                self._note_complex(node, counted=True)
+            if value.dtype is not usual:
+                self._check_dtype(node, value)
             registry[id(out)] = value
             made.append(value)
         node.outputs = tuple(made)
@@ -109,12 +109,19 @@ class Recording:
                 value.watch(registry if self.watches else None)
             self.liveness.note(node)
 
-    def _note_complex(self, node: Node, counted: bool = False) -> None:
-        if not isinstance(node, Replayed):
-            for value in node.inputs if counted else ():
-                value.consumers -= 1
-            raise _ComplexError
-        self._complex = True
+    def _check_dtype(self, node: Node, value: Value) -> None:
+        """Another dtype than the input's: the rules know real numbers, in dtypes that have kernels."""
+        if value.dtype.is_complex:
+            self._complex = True
+            if not isinstance(node, Replayed):
+                for read in node.inputs:
+                    read.consumers -= 1
+                raise _ComplexError
+        elif value.dtype is torch.float16 and value.tensor.device.type == "cpu":
+            raise UnsupportedOperationError(
+                f"{self.path()}: {node.label()} gives float16 on the CPU, which has no kernels for it; use bfloat16 "
+                "(torch.autocast('cpu', torch.bfloat16)) or float32"
+            )
 
     def call(self, func: Any, *args: Any, **kwargs: Any) -> Any:
         return self.dispatch(func, args, kwargs)
