@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from .engine import propagate
-from .engine.eager import eager
+from .engine.eager import eager, outside_inference_mode
 from .engine.fusion import Fuse, fused
 from .engine.liveness import Liveness
-from .engine.recorder import Recording, RecordingMode, outside_inference_mode
+from .engine.recorder import Recording, RecordingMode
 from .engine.replay import StaticCalls, TracingMode
 from .engine.target import Target
 from .errors import UnusedInputError
@@ -34,10 +34,10 @@ class Tape:
     """
 
     def __init__(self, recording: Recording, output: Any, fuse: Fuse = fused) -> None:
+        self._recording = recording
         self.output = output
         self.inputs = recording.inputs
         self.model = recording.model
-        self._recording = recording
         self._fuse = fuse
         self._released = False
 
@@ -146,6 +146,9 @@ class Tape:
         """Release every recorded tensor, now and not when Python's garbage collector comes round."""
         self._recording.clear()
         self.output = None
+
+    def __del__(self) -> None:
+        self.clear()  # values and operations refer to each other
 
     def __enter__(self) -> Self:
         return self

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import gc
+import sys
 import warnings
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 
 import lrpkernels as lrp
 
@@ -359,3 +364,127 @@ def test_vmap_is_refused_in_every_mode_but_not_for_constants() -> None:
                 lrp.LRP(_Net(function))(X, 1)
     mask = torch.arange(4.0, dtype=torch.float64)
     _same(_Net(lambda u: u * torch.vmap(lambda place: place * 1.0)(mask)), _Net(lambda u: u * mask))
+
+
+class _Failing(nn.Module):
+    """Fails in the middle of its forward pass, in the way that it is told."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.first, self.second, self.head = (nn.Linear(4, n).double() for n in (4, 4, 3))
+        self.seen: list[weakref.ref[Tensor]] = []
+        if how == "hook":
+            self.second.register_forward_hook(lambda *_: [][1])
+        if how == "pre-hook":
+            self.second.register_forward_pre_hook(lambda *_: [][1])
+
+    def forward(self, x: Tensor) -> Any:
+        u = self.first(x).relu()
+        self.seen.append(weakref.ref(u))
+        if self.how == "interrupt":
+            raise KeyboardInterrupt
+        if self.how == "nested":
+            lrp.LRP(nn.Linear(5, 2).double())(x, 1)
+        if self.how == "no rule":
+            u = torch.heaviside(u, u)
+        if self.how == "generator":
+            return (part for part in self.head(self.second(u)))
+        return self.head(self.second(u))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Broken(lrp.Epsilon):
+    def linear(self, layer: Any, g: Any) -> Tensor:
+        raise IndexError("a rule that fails")
+
+
+FAILURES: dict[str, Callable[[Any], Any]] = {
+    "interrupt": lambda call: call(1),
+    "hook": lambda call: call(1),
+    "pre-hook": lambda call: call(1),
+    "nested": lambda call: call(1),
+    "no rule": lambda call: call(1),
+    "generator": lambda call: call(1),
+    "target": lambda call: call(99),
+    "callable": lambda call: call(lambda logits: [][1]),
+    "rule": lambda call: call(1),
+    "backward": lambda call: _failing_backward(call(1)[1]),
+}
+
+
+def _failing_backward(heatmap: Tensor) -> None:
+    heatmap.register_hook(lambda grad: [][1])
+    heatmap.square().sum().backward()
+
+
+@pytest.mark.parametrize("checkpoint", [False, True])
+@pytest.mark.parametrize("static", [False, True])
+@pytest.mark.parametrize("how", FAILURES)
+def test_nothing_is_left_of_a_pass_that_failed(how: str, static: bool, checkpoint: bool) -> None:
+    net = _Failing(how)
+    composite = lrp.Composite({"second": _Broken()}) if how == "rule" else lrp.Epsilon()
+    attribution = lrp.LRP(net, composite, static=static, checkpoint=checkpoint)
+    hooks = len(_global_forward_hooks) + len(_global_forward_pre_hooks)
+    gc.disable()  # reference counts alone must do
+    try:
+        for _ in range(3):
+            with pytest.raises((IndexError, RuntimeError, KeyboardInterrupt, ValueError, TypeError)) as failure:
+                FAILURES[how](lambda target: attribution(X, target))
+            failure.value.__traceback__ = None
+            del failure
+            assert [reference() for reference in net.seen] == [None] * len(net.seen)
+    finally:
+        gc.enable()
+    assert torch.overrides._len_torch_function_stack() == 0 and torch.is_grad_enabled()
+    assert len(_global_forward_hooks) + len(_global_forward_pre_hooks) == hooks
+    net.how = ""
+    if how in ("interrupt", "nested", "generator"):
+        assert attribution(X, 1)[0].shape == (2, 3)
+
+
+def test_a_tape_that_nobody_closed_goes_with_its_last_reference() -> None:
+    net = _Failing("")
+    gc.disable()
+    try:
+        tape = lrp.record(net, X)
+        tape.relevance(1)
+        del tape
+        assert net.seen[0]() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_an_interrupt_at_any_step_leaves_no_mode_and_no_hook(static: bool) -> None:
+    net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)).double()
+    files = ("recorder.py", "replay.py", "overrides.py", "tape.py")
+    step = stop = 0
+
+    def interrupt(frame: Any, event: str, arg: Any) -> Any:
+        nonlocal step
+        if not frame.f_code.co_filename.endswith(files) or frame.f_code.co_name in ("__del__", "clear"):
+            return None  # nobody hears what is raised while an object goes
+        step += event == "line"
+        if event == "line" and step == stop:
+            raise KeyboardInterrupt
+        return interrupt
+
+    while stop < 3000:
+        step, stop = 0, stop + 1
+        attribution = lrp.LRP(net, static=static)
+        sys.settrace(interrupt)
+        try:
+            attribution(X, 1)
+            if step < stop:
+                break
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.settrace(None)
+        stack = torch.overrides._get_current_function_mode_stack()
+        assert not [mode for mode in stack if mode.recording is not None]
+        assert not _global_forward_hooks and not _global_forward_pre_hooks
+        assert torch.is_grad_enabled()
+    assert step < stop and stop > 300  # all have been tried
+    assert torch.overrides._len_torch_function_stack() == 0

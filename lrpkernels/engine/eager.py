@@ -1,13 +1,21 @@
-"""Recording and relevance run as plain Python and eager PyTorch, also where ``torch.compile`` compiles the caller or the model."""
+"""The surroundings of a pass: plain Python and eager PyTorch, and nothing of it left behind."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from typing import Any, TypeVar, cast
 
 import torch
+from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
+from torch.overrides import (
+    _get_current_function_mode_stack,
+    _len_torch_function_stack,
+    _pop_torch_function_stack,
+    _push_on_torch_function_stack,
+)
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -29,3 +37,47 @@ def eager(function: F) -> F:
         return skipped(*args, **kwargs) if "torch._dynamo" in sys.modules else function(*args, **kwargs)
 
     return cast(F, run)
+
+
+@contextmanager
+def modes_restored(*hooks: Any) -> Iterator[None]:
+    """In this context PyTorch's function modes, grad mode and global forward hooks may change.
+
+    A keyboard interrupt may come between any two steps of the context managers that change them, and leave them half changed.
+
+    Args:
+        hooks: removed in the end, if they have been registered.
+    """
+    modes = [mode for mode in _get_current_function_mode_stack() if getattr(mode, "recording", mode) is not None]
+    gradients = torch.is_grad_enabled()
+
+    def restore() -> None:
+        while _len_torch_function_stack():
+            _pop_torch_function_stack()
+        for mode in modes:
+            _push_on_torch_function_stack(mode)
+        for registered in (_global_forward_pre_hooks, _global_forward_hooks):
+            for key in [key for key, hook in registered.items() if hook in hooks]:
+                del registered[key]
+
+    try:
+        yield
+    except BaseException:
+        torch._C._set_grad_enabled(gradients)
+        raise
+    finally:
+        try:
+            restore()
+        except BaseException:  # interrupted once more
+            restore()
+            raise
+
+
+@contextmanager
+def outside_inference_mode() -> Iterator[None]:
+    """Without gradients, but out of inference mode, whose tensors know neither their views nor autograd."""
+    if not torch.is_inference_mode_enabled():
+        yield
+        return
+    with torch.inference_mode(False), torch.no_grad():
+        yield

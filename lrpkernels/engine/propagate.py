@@ -77,6 +77,7 @@ class Walk:
         ``release`` lets go of every operation, and of the forward values that it made, behind the walk.
         """
         self._multipliers.add(logits, seed)
+        node: Node | None = None
         try:
             while self._planned:
                 node, rule = self._planned.pop()
@@ -87,8 +88,9 @@ class Walk:
                 if release:
                     node.release()
         finally:
-            for node, _ in self._planned if release else ():
-                node.release()
+            if release and node is not None:  # what an exception has left
+                for left in (node, *(planned for planned, _ in self._planned)):
+                    left.release()
         for v in inputs:
             self.found[id(v)] = _at_value(v, self._multipliers.pop(v), self._relevances.pop(v))
         return self.found

@@ -17,7 +17,7 @@ from torch.nn.modules.module import (
     register_module_forward_hook,
     register_module_forward_pre_hook,
 )
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _push_on_torch_function_stack
 
 from ..errors import UnsupportedOperationError
 from ..graph import Node, Value
@@ -26,6 +26,7 @@ from ..layers.replayed import Replayed, Unknown
 from ..layers.shapes import Cast
 from . import writes
 from .aliases import Aliases
+from .eager import modes_restored
 from .hidden import in_custom_function, is_wrapped, refuse_hidden_branches, unwrapped
 from .liveness import Kept, Liveness
 from .overloads import public
@@ -271,10 +272,10 @@ class Recording:
     # -- the pass as a whole -----------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def running(self, mode: TorchFunctionMode) -> Iterator[None]:
+    def running(self, mode: RecordingMode) -> Iterator[None]:
         """Run the model in this context: its calls go through ``mode``; PyTorch's global hooks show which module runs.
 
-        The hooks see this thread only and are gone afterwards.
+        The hooks see this thread only. They, and PyTorch's modes, are afterwards as they were, whatever has interrupted the model.
         """
         thread, modules = get_ident(), self.modules
 
@@ -297,14 +298,12 @@ class Recording:
                     if self.liveness is not None:
                         self.liveness.module_left(module, value)
 
-        handles = (register_module_forward_pre_hook(enter), register_module_forward_hook(leave))
-        try:
-            with mode:
-                yield
-        finally:
-            for handle in handles:
-                handle.remove()
-            modules.clear()
+        with modes_restored(enter, leave):
+            register_module_forward_pre_hook(enter)
+            register_module_forward_hook(leave)
+            _push_on_torch_function_stack(mode)
+            yield
+        modules.clear()
 
     def finish(self) -> None:
         """Forget what only recording needs: histories would keep the autograd graph, replaced tensors their numbers."""
@@ -330,16 +329,6 @@ class Recording:
         self.returned = {}
 
 
-@contextmanager
-def outside_inference_mode() -> Iterator[None]:
-    """Without gradients, but out of inference mode, whose tensors know neither their views nor autograd."""
-    if not torch.is_inference_mode_enabled():
-        yield
-        return
-    with torch.inference_mode(False), torch.no_grad():
-        yield
-
-
 class _ComplexError(Exception):
     """A recorder for real numbers was given, or has made, complex ones."""
 
@@ -349,7 +338,11 @@ class RecordingMode(TorchFunctionMode):
 
     def __init__(self, recording: Recording) -> None:
         super().__init__()
-        self.recording = recording
+        self.recording: Recording | None = (
+            recording  # None: it is over, should an interrupt have left this mode on the stack
+        )
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self.recording is None:
+            return func(*args, **(kwargs or {}))
         return self.recording.dispatch(func, args, kwargs or {})

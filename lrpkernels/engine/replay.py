@@ -333,6 +333,8 @@ class TracingMode(RecordingMode):
         self.trace = Trace(recording)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self.recording is None:
+            return super().__torch_function__(func, types, args, kwargs)
         call = self.trace.begin(self.recording, func, args, kwargs or {})
         out = super().__torch_function__(func, types, args, kwargs)
         self.trace.end(self.recording, call, out)
