@@ -162,6 +162,8 @@ def _cat(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
     Tensor.moveaxis, F.fold, torch.broadcast_to, Tensor.broadcast_to, F.pixel_shuffle, F.pixel_unshuffle, F.channel_shuffle, F.unfold,
 )  # fmt: skip
 def _movement(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
+    if _sums_up(func, args, kwargs):
+        return rec.unknown(func, args, kwargs)
     out = func(*args, **kwargs)
     outputs = [t for t in leaves(out) if isinstance(t, Tensor)]
     if any(rec.value(t) is not None for t in outputs):
@@ -171,6 +173,29 @@ def _movement(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     inputs = recorded(rec, args, kwargs)
     rec.add(Movement(inputs, func, args, kwargs), *outputs, nonnegative=all(v.nonnegative for v in inputs))
     return out
+
+
+_COPIES = (
+    "alias", "expand", "permute", "select", "slice", "squeeze", "t", "transpose", "unbind", "unfold", "unsqueeze", "view", "split",
+    "split_with_sizes", "as_strided",
+)  # fmt: skip
+_MOVES = (
+    "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes", "unsafe_chunk", "hsplit", "vsplit", "dsplit", "take", "index_put",
+    "index_copy", "masked_scatter", "masked_select", "diagonal_scatter", "as_strided", "atleast_1d", "atleast_2d", "atleast_3d",
+    "row_stack", "fliplr", "flipud", "adjoint", "constant_pad_nd", "diag_embed", "block_diag", "narrow_copy", "positive", "fmax", "fmin",
+    "msort", "cummax", "cummin", "native_channel_shuffle", "meshgrid", *(f"{name}_copy" for name in _COPIES),
+)  # fmt: skip
+records(
+    *(getattr(owner, name) for owner in (torch, Tensor) for name in _MOVES if hasattr(owner, name)),
+    torch.ops.aten.slice.Tensor,
+    torch.ops.aten.index.Tensor,
+)(_movement)
+
+
+def _sums_up(func: Any, args: Any, kwargs: Any) -> bool:
+    """Whether numbers that are written into a tensor are added to, or multiplied with, what was there."""
+    position = {"index_put": 3, "index_put_": 3, "scatter": 4, "scatter_": 4}.get(func.__name__)
+    return bool(kwargs.get("accumulate") or kwargs.get("reduce") or (position is not None and len(args) > position))
 
 
 @records(torch.cumsum, Tensor.cumsum, F.interpolate, F.upsample, F.grid_sample, torch.lerp, Tensor.lerp)
@@ -232,7 +257,7 @@ def _constant(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
 )  # fmt: skip
 def _assignment(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     """Numbers written into a tensor: the tensor as it was, with these in their places."""
-    if kwargs.get("reduce") is not None or kwargs.get("accumulate") or (func is Tensor.index_put_ and len(args) > 3):
+    if _sums_up(func, args, kwargs):
         return rec.unknown(func, args, kwargs)  # a sum with what was there
     run, target = OnCopies(func, (0,)), args[0]
     out = run(*args, **kwargs)
