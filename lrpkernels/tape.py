@@ -148,7 +148,8 @@ class Tape:
         self.output = None
 
     def __del__(self) -> None:
-        self.clear()  # values and operations refer to each other
+        if self._recording.nodes:
+            self.clear()  # values and operations refer to each other
 
     def __enter__(self) -> Self:
         return self

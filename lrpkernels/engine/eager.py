@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import wraps
 from typing import Any, TypeVar, cast
 
@@ -17,6 +17,7 @@ from torch.overrides import (
     _push_on_torch_function_stack,
 )
 
+_NOTHING: AbstractContextManager[Any] = nullcontext()
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -73,11 +74,12 @@ def modes_restored(*hooks: Any) -> Iterator[None]:
             raise
 
 
-@contextmanager
-def outside_inference_mode() -> Iterator[None]:
+def outside_inference_mode() -> AbstractContextManager[Any]:
     """Without gradients, but out of inference mode, whose tensors know neither their views nor autograd."""
-    if not torch.is_inference_mode_enabled():
-        yield
-        return
+    return _no_gradients() if torch.is_inference_mode_enabled() else _NOTHING
+
+
+@contextmanager
+def _no_gradients() -> Iterator[None]:
     with torch.inference_mode(False), torch.no_grad():
         yield

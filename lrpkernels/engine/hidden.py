@@ -11,7 +11,10 @@ from torch import Tensor, nn
 
 from ..errors import UnsupportedOperationError
 
-is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor  # by torch.vmap and the transforms of torch.func
+transform = (
+    torch._C._functorch.peek_interpreter_stack
+)  # that of torch.func, torch.vmap among them, which is running; None: none
+is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor  # by such a transform
 
 
 def unwrapped(tensor: Tensor) -> Tensor:

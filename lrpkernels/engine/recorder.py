@@ -27,7 +27,7 @@ from ..layers.shapes import Cast
 from . import writes
 from .aliases import Aliases
 from .eager import modes_restored
-from .hidden import in_custom_function, is_wrapped, refuse_hidden_branches, unwrapped
+from .hidden import in_custom_function, is_wrapped, refuse_hidden_branches, transform, unwrapped
 from .liveness import Kept, Liveness
 from .overloads import public
 from .recompute import without_saving
@@ -190,7 +190,7 @@ class Recording:
                 # inside is recorded, so the relevance pass needs the inner tensors' gradients, too.
                 with torch.enable_grad():
                     return self._dispatch(func, args, kwargs)
-            return self._dispatch(func, args, kwargs, self._without_history)
+            return self._dispatch(func, args, kwargs, self.without_history)
         return self._dispatch(func, args, kwargs)
 
     def _dispatch(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], adapt: Any = None) -> Any:
@@ -218,16 +218,7 @@ class Recording:
         except _ComplexError:  # the rules are those of real numbers
             return self.unknown(func, args, kwargs)
 
-    def again(self, record: Any, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run a call that a dispatch has led to ``record``."""
-        if self.live and not is_grad_enabled():
-            args, kwargs = self._without_history(func, args, kwargs)
-        try:
-            return record(self, func, args, kwargs)
-        except _ComplexError:
-            return self.unknown(func, args, kwargs)
-
-    def _without_history(self, func: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    def without_history(self, func: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """A part of the model that runs without gradients: what it reads is constant for them, in the relevance pass, too."""
         changes = writes_to(func) or kwargs.get("inplace") or (args and args[-1] is True)
 
@@ -258,7 +249,7 @@ class Recording:
             elif kind is not nn.Parameter and isinstance(arg, Tensor):
                 if live and arg.grad_fn is not None:
                     self.constants.append((arg, self.modules[-1] if self.modules else self.model))
-                if is_wrapped(arg):
+                if transform() is not None and is_wrapped(arg):
                     found |= _WRAPPED | (id(unwrapped(arg)) in values)
         return found
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..errors import UnsupportedOperationError
 from ..graph import Node, Value
 from ..layers.registry import leaves, map_leaves, record_of
+from ..layers.replayed import Unknown
 from ..rules import Composite, Rule, as_composite
 from . import writes
 from .calls import Call, Parts, Slot, filled, refuse, slots_of
@@ -43,7 +44,8 @@ class StaticCalls:
     def __init__(self) -> None:
         self._model: Callable[[], nn.Module | None] = lambda: None
         self._modules: list[nn.Module] = []
-        self._traces: dict[Any, Trace] = {}
+        self._traces: dict[Any, Trace] = {}  # the one used last at the end
+        self._latest: Trace | None = None
 
     def __reduce__(self) -> Any:
         return StaticCalls, ()
@@ -82,20 +84,22 @@ class StaticCalls:
 
     def find(self, key: Any) -> Trace | None:
         """The calls of that key, if they are known, and the model and its parameters are what they were."""
-        trace = self._traces.pop(key, None)
+        trace = self._traces.get(key)
         if trace is None:
             return None
         if not trace.is_current():
             model = self._model()
             self._modules = [] if model is None else [*model.modules()]
             return None
-        self._traces[key] = trace  # the last one used
+        if trace is not self._latest:
+            self._latest = self._traces[key] = self._traces.pop(key)
         return trace
 
     def keep(self, key: Any, trace: Trace) -> None:
+        self._traces.pop(key, None)
         while len(self._traces) >= _MOST_TRACES:
             del self._traces[next(iter(self._traces))]
-        self._traces[key] = trace
+        self._latest = self._traces[key] = trace
 
 
 def _liveness_key(composites: Sequence[Composite | Rule] | None, at: Sequence[str]) -> Any:
@@ -181,6 +185,8 @@ class Trace:
         added, self._nodes = recording.nodes[self._nodes :], len(recording.nodes)
         if not any(isinstance(leaf, Tensor) for leaf in made) and out is not None:
             return  # a shape, a dtype: constant
+        if call.record is not None and added and type(added[-1]) is Unknown:
+            call.record = Recording.unknown  # of complex numbers, say
         call.results = [self._new_slot(leaf) if isinstance(leaf, Tensor) else None for leaf in made]
         if call.sizes is not None:
             call.sizes += [leaf.shape for leaf in made if isinstance(leaf, Tensor)]
@@ -295,6 +301,8 @@ class Trace:
                 out = _run(recording, call, args, kwargs)
             else:
                 with torch.set_grad_enabled(call.grad):
+                    if call.record is not None and not call.grad:
+                        args, kwargs = recording.without_history(call.func, args, kwargs)
                     out = _run(recording, call, args, kwargs)
             call.keep(out, tensors)
             if call.sizes is not None:
@@ -318,11 +326,11 @@ class Trace:
 
 
 def _run(recording: Recording, call: Call, args: Any, kwargs: Any) -> Any:
-    if call.record is None:
-        if call.writes:
-            writes.before_writing(recording.nodes, call.func, args)
-        return call.func(*args, **kwargs)
-    return recording.again(call.record, call.func, args, kwargs)
+    if call.record is not None:
+        return call.record(recording, call.func, args, kwargs)
+    if call.writes:
+        writes.before_writing(recording.nodes, call.func, args)
+    return call.func(*args, **kwargs)
 
 
 class TracingMode(RecordingMode):
