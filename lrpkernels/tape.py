@@ -18,6 +18,7 @@ from .engine.replay import StaticCalls, TracingMode
 from .engine.target import Target
 from .errors import UnusedInputError
 from .graph import Node, Value
+from .layers.registry import leaves
 from .rules import Composite, Rule, as_composite
 
 if TYPE_CHECKING:
@@ -195,7 +196,7 @@ def record(
         ValueError: ``static`` belongs to another model.
     """
     with outside_inference_mode():
-        return _recorded(model, _checked(x), kwargs, composite, at, checkpoint, static)
+        return _recorded(model, _checked(x, kwargs), kwargs, composite, at, checkpoint, static)
 
 
 def _recorded(
@@ -246,7 +247,7 @@ def _run(recording: Recording, kwargs: dict[str, Any], static: StaticCalls | Non
     return output
 
 
-def _checked(x: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def _checked(x: Tensor | tuple[Tensor, ...], kwargs: dict[str, Any]) -> tuple[Tensor, ...]:
     inputs = x if isinstance(x, tuple) else (x,)
     if not inputs:
         raise TypeError("record: the model needs at least one input tensor, got an empty tuple")
@@ -261,13 +262,13 @@ def _checked(x: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             raise TypeError(
                 f"record: input {index} has dtype float16 on the CPU, which has no kernels for it; use float32 or bfloat16"
             )
-    seen: set[int] = set()
+    seen = {id(leaf) for leaf in leaves(kwargs) if isinstance(leaf, Tensor)}
     found = []
     for tensor in inputs:
         if tensor.is_inference():
             tensor = tensor.clone()  # autograd, which replays functions, cannot save them
         elif id(tensor) in seen:
-            tensor = tensor.view_as(tensor)  # an input of its own, with its own share
+            tensor = tensor.view_as(tensor)  # an input of its own, with a share of its own
         seen.add(id(tensor))
         found.append(tensor)
     return tuple(found)

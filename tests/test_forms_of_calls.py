@@ -36,7 +36,9 @@ def _net() -> nn.Sequential:
 
 
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("target", [1, None, "all", [0, 2], lambda logits: logits.sum(1)], ids=str)
+@pytest.mark.parametrize(
+    "target", [1, None, "all", [0, 2], lambda logits: logits.sum(1)], ids=["one", "highest", "all", "list", "callable"]
+)
 def test_an_empty_batch_has_empty_maps(rule: str, target: Any) -> None:
     net, x = _net(), X[:0]
     several = (3,) if target == "all" else (2,) if isinstance(target, list) else ()

@@ -340,6 +340,16 @@ def test_one_tensor_given_twice_has_two_shares(static: bool) -> None:
             torch.testing.assert_close(heatmap, x * part.weight[1])
 
 
+def test_a_tensor_given_by_keyword_as_well_is_not_explained_there() -> None:
+    class Scaled(nn.Module):
+        def forward(self, x: Tensor, scale: Tensor) -> Tensor:
+            return x * scale
+
+    for x in (X, X.clone().requires_grad_(), X.clone().requires_grad_() * 1):
+        heatmap = lrp.LRP(Scaled())(x, 1, scale=x)[1]  # the gate rule would halve it
+        assert torch.equal(heatmap[:, 1], X[:, 1] ** 2) and not heatmap[:, [0, 2, 3]].any()
+
+
 def test_tensors_of_inference_mode_are_explained_outside_of_it() -> None:
     with torch.inference_mode():
         x = X * 2
@@ -455,6 +465,7 @@ def test_a_tape_that_nobody_closed_goes_with_its_last_reference() -> None:
         gc.enable()
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # raised while an object goes
 @pytest.mark.parametrize("static", [False, True])
 def test_an_interrupt_at_any_step_leaves_no_mode_and_no_hook(static: bool) -> None:
     net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)).double()

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from ..errors import UnsupportedOperationError
 from ..layers.registry import leaves, map_leaves
 from .recorder import Recording
-from .writes import writes_to
 
 
 def refuse(recording: Recording, reason: str) -> NoReturn:
@@ -65,7 +64,7 @@ class Call:
         record: what records it; None: it reads no recorded tensor.
         results: slots of the tensors that it returns, None for anything else.
         whole: whether it was recorded as one node whose outputs are its results, with no other tensors in between.
-        writes: whether it writes to its arguments.
+        writes: whether it reads no recorded tensor and writes to constants.
         sizes: shapes of its results, if they may follow from the numbers of an index.
         drop: slots that no later call reads.
     """
@@ -90,7 +89,7 @@ class Call:
         self.record: Any = None
         self.results: list[int | None] = []
         self.whole = False
-        self.writes = bool(writes_to(func))
+        self.writes = False
         self.sizes: list[torch.Size] | None = None
         self.drop: tuple[int, ...] = ()
         # Most calls have their tensors at the top of the positional arguments.

@@ -15,6 +15,7 @@ from ..layers.registry import leaves
 _LISTS = (list, dict, set)
 _NO_SETTINGS = (nn.Module, Tensor, *_LISTS, type, FunctionType, BuiltinFunctionType, MethodType, ModuleType)
 _NEVER = object()
+_PLAIN = (int, float, complex, str, type(None), torch.dtype, torch.device, tuple, *_LISTS)
 # Of a module: what does not change its forward pass.
 _NO_MATTER = frozenset({
     "_backward_pre_hooks", "_backward_hooks", "_is_full_backward_hook", "_state_dict_hooks", "_state_dict_pre_hooks",
@@ -66,13 +67,17 @@ class ModuleGuard:
 
 
 def _places(model: nn.Module) -> list[dict[str, Any]]:
-    """The attributes of all modules, and of the objects with settings that these hold."""
+    """The attributes of all modules, and of the objects with plain settings that these hold."""
     places = {id(module): vars(module) for module in model.modules()}
     for place in [*places.values()]:
         for value in place.values():
-            if hasattr(value, "__dict__") and not isinstance(value, _NO_SETTINGS):
+            if hasattr(value, "__dict__") and not isinstance(value, _NO_SETTINGS) and _is_plain(vars(value)):
                 places[id(value)] = vars(value)
     return [*places.values()]
+
+
+def _is_plain(place: Any) -> bool:
+    return all(isinstance(value, _PLAIN) for value in place.values())
 
 
 def _copied(place: dict[str, Any]) -> dict[str, Any]:

@@ -174,6 +174,8 @@ class Trace:
         if any(recording.value(leaf) is not None for leaf in map(current, leaves((args, kwargs)))):
             into = call.kwargs and call.kwargs.get("out") is not None
             call.record = writes.into if into else record_of(func) or Recording.unknown
+        else:
+            call.writes = bool(writes.constants_written(func, args))
         call.sizes = [] if depends_on_indices(args, kwargs) else None
         return call
 

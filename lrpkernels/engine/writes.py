@@ -95,12 +95,16 @@ def overwrite(rec: Recorder, target: Tensor, fresh: Tensor) -> None:
         rec.replace(target, fresh)
 
 
-def before_writing(nodes: Sequence[Node], func: Any, args: tuple[Any, ...]) -> None:
-    """A call that reads nothing recorded writes to constants: operations that have read them keep the numbers that they read."""
-    for place in writes_to(func):
-        for stale in leaves(args[place : place + 1]):
-            if isinstance(stale, Tensor) and (stale.dim() or stale.is_floating_point()):  # else a counter
-                _keep(nodes, stale)
+def constants_written(func: Any, args: Sequence[Any]) -> list[Tensor]:
+    """What a call that reads nothing recorded writes to; single whole numbers are counters, which nothing reads."""
+    given = [leaf for place in writes_to(func) for leaf in leaves(args[place : place + 1])]
+    return [leaf for leaf in given if isinstance(leaf, Tensor) and (leaf.dim() or leaf.is_floating_point())]
+
+
+def before_writing(nodes: Sequence[Node], func: Any, args: Sequence[Any]) -> None:
+    """A call that reads nothing recorded is about to run: operations that have read what it writes to keep the numbers they read."""
+    for stale in constants_written(func, args):
+        _keep(nodes, stale)
 
 
 def settle(nodes: Sequence[Node], target: Tensor, final: Tensor) -> None:
