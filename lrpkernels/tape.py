@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ._extension import ops
 from .engine import propagate
 from .engine.eager import eager, outside_inference_mode
 from .engine.fusion import Fuse, fused
@@ -258,7 +259,7 @@ def _checked(x: Tensor | tuple[Tensor, ...], kwargs: dict[str, Any]) -> tuple[Te
                 f"record: input {index} must be a floating-point tensor, got {got}; integer inputs (token ids) have no "
                 "relevance of their own: start at their embedding, or pass them as keyword arguments"
             )
-        if tensor.dtype is torch.float16 and tensor.device.type == "cpu":
+        if ops.lack(tensor):
             raise TypeError(
                 f"record: input {index} has dtype float16 on the CPU, which has no kernels for it; use float32 or bfloat16"
             )

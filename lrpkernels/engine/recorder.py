@@ -19,6 +19,7 @@ from torch.nn.modules.module import (
 )
 from torch.overrides import TorchFunctionMode, _push_on_torch_function_stack
 
+from .._extension import ops
 from ..errors import UnsupportedOperationError
 from ..graph import Node, Value
 from ..layers.registry import leaves, map_leaves, record_of
@@ -118,7 +119,7 @@ class Recording:
                 for read in node.inputs:
                     read.consumers -= 1
                 raise _ComplexError
-        elif value.dtype is torch.float16 and value.tensor.device.type == "cpu":
+        elif ops.lack(value.tensor):
             raise UnsupportedOperationError(
                 f"{self.path()}: {node.label()} gives float16 on the CPU, which has no kernels for it; use bfloat16 "
                 "(torch.autocast('cpu', torch.bfloat16)) or float32"
