@@ -229,6 +229,22 @@ def test_written_branches_of_a_static_model(kind: str) -> None:
         torch.testing.assert_close(ours, heatmap, rtol=1e-10, atol=1e-13)
 
 
+def test_a_module_that_writes_to_its_result_is_found_by_name() -> None:
+    class Writes(nn.Module):
+        def forward(self, u: Tensor) -> Tensor:
+            y = torch.zeros_like(u)
+            y += u
+            y[:, 0] = 0
+            y.mul_(2)
+            return y
+
+    net = nn.Sequential(nn.Linear(4, 4), Writes(), nn.Linear(4, 3)).double()
+    with lrp.record(net, X, composite=lrp.Epsilon(0.0), at=["1"]) as tape:
+        hidden = tape.relevance(1, lrp.Epsilon(0.0), at=["1"])["1"]
+    kept = torch.tensor([0.0, 2.0, 2.0, 2.0], dtype=torch.float64)
+    torch.testing.assert_close(hidden, net[0](X) * kept * net[2].weight[1])
+
+
 class _Cached(nn.Module):
     """Keeps numbers of its input in buffers, which the next pass reads."""
 

@@ -284,7 +284,9 @@ class Recording:
                 if modules.pop() is not module:
                     while modules and modules.pop() is not module:
                         pass  # left by an exception that the model has caught
-                value = self.values.get(id(self.aliases.replaced.get(id(output), output)))
+                while id(output) in self.aliases.replaced:
+                    output = self.aliases.replaced[id(output)]
+                value = self.values.get(id(output))
                 if value is not None:
                     self.returned.setdefault(id(module), []).append(value)
                     if self.liveness is not None:
