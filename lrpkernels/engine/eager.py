@@ -9,7 +9,11 @@ from functools import wraps
 from typing import Any, TypeVar, cast
 
 import torch
-from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
+from torch.nn.modules.module import (
+    _global_forward_hooks,
+    _global_forward_hooks_with_kwargs,
+    _global_forward_pre_hooks,
+)
 from torch.overrides import (
     _get_current_function_mode_stack,
     _len_torch_function_stack,
@@ -60,6 +64,7 @@ def modes_restored(*hooks: Any) -> Iterator[None]:
         for registered in (_global_forward_pre_hooks, _global_forward_hooks):
             for key in [key for key, hook in registered.items() if hook in hooks]:
                 del registered[key]
+                _global_forward_hooks_with_kwargs.pop(key, None)
 
     try:
         yield

@@ -182,7 +182,7 @@ _COPIES = (
 _MOVES = (
     "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes", "unsafe_chunk", "hsplit", "vsplit", "dsplit", "take", "index_put",
     "index_copy", "masked_scatter", "masked_select", "diagonal_scatter", "as_strided", "atleast_1d", "atleast_2d", "atleast_3d",
-    "row_stack", "fliplr", "flipud", "adjoint", "constant_pad_nd", "diag_embed", "block_diag", "narrow_copy", "positive", "fmax", "fmin",
+    "row_stack", "fliplr", "flipud", "adjoint", "diag_embed", "block_diag", "narrow_copy", "positive", "fmax", "fmin",
     "msort", "cummax", "cummin", "native_channel_shuffle", "meshgrid", *(f"{name}_copy" for name in _COPIES),
 )  # fmt: skip
 records(
