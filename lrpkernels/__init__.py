@@ -9,6 +9,7 @@ from .attribution import LRP
 from .config import __version__, show_config
 from .engine.places import input_of, output_of
 from .engine.replay import StaticCalls
+from .engine.target import select_logits
 from .errors import (
     FallbackWarning,
     InPlaceError,
@@ -94,5 +95,6 @@ __all__ = [
     "input_of",
     "output_of",
     "record",
+    "select_logits",
     "show_config",
 ]

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ._extension import ops
 from .engine.assignment import assign
 from .engine.conditions import Condition
+from .engine.eager import eager, outside_inference_mode
 from .engine.explain import Question, Start, relevance
 from .engine.fusion import Fuse, fused
 from .engine.liveness import Liveness
@@ -19,6 +21,7 @@ from .engine.replay import StaticCalls, TracingMode
 from .engine.target import Target
 from .errors import UnusedInputError
 from .graph import Node, Value
+from .layers.registry import leaves
 from .rules import Composite, Rule, as_composite
 
 if TYPE_CHECKING:
@@ -35,10 +38,10 @@ class Tape:
     """
 
     def __init__(self, recording: Recording, output: Any, fuse: Fuse = fused) -> None:
+        self._recording = recording
         self.output = output
         self.inputs = recording.inputs
         self.model = recording.model
-        self._recording = recording
         self._fuse = fuse
         self._released = False
 
@@ -85,6 +88,7 @@ class Tape:
         """
         return values_at(self.model, self._recording.calls, place)
 
+    @eager
     def relevance(
         self,
         target: Target = None,
@@ -144,14 +148,18 @@ class Tape:
         asked = Question(
             target, as_composite(composite), at, output, start, conditions, exclude_parallel, memory_budget, release
         )
-        found = relevance(self._recording, self._fuse, self.output, asked)
         self._released = release
-        return found
+        with outside_inference_mode():
+            return relevance(self._recording, self._fuse, self.output, asked)
 
     def clear(self) -> None:
         """Release every recorded tensor, now and not when Python's garbage collector comes round."""
         self._recording.clear()
         self.output = None
+
+    def __del__(self) -> None:
+        if self._recording.nodes:
+            self.clear()  # values and operations refer to each other
 
     def __enter__(self) -> Self:
         return self
@@ -160,6 +168,7 @@ class Tape:
         self.clear()
 
 
+@eager
 def record(
     model: nn.Module,
     x: Tensor | tuple[Tensor, ...] | Mapping[str, Tensor],
@@ -192,33 +201,52 @@ def record(
         A :class:`Tape`. Use it in a ``with`` statement, so that its tensors are released.
 
     Raises:
-        TypeError: an input is not a tensor of numbers.
+        TypeError: an input is not a tensor of numbers, or float16 on the CPU.
         UnusedInputError: the model called no PyTorch function on its input.
         InPlaceError, UnsupportedOperationError: see lrpkernels.errors.
         ValueError: ``static`` belongs to another model.
     """
     inputs, names = _checked(model, x, kwargs)
+    with outside_inference_mode():
+        return _recorded(model, _apart(inputs, kwargs), names, kwargs, composite, at, checkpoint, static)
+
+
+def _recorded(
+    model: nn.Module,
+    inputs: tuple[Tensor, ...],
+    names: tuple[str, ...] | None,
+    kwargs: dict[str, Any],
+    composite: Composite | Rule | Sequence[Composite | Rule] | None,
+    at: Sequence[str | Place],
+    checkpoint: bool,
+    static: StaticCalls | None,
+) -> Tape:
     several = [composite] if isinstance(composite, (Composite, Rule)) else composite
     key = None if static is None else static.key(model, inputs, kwargs, several, at, checkpoint, names)
     known = None if static is None else static.find(key)
-    if known is not None:
-        recording = Recording(model, inputs, None, checkpoint, names)
-        output = known.replay(recording)
-        recording.finish()
-        return Tape(recording, output, known.fused)
     composites = [as_composite(c) for c in several or ()]
     whole = several is None or any(composite.yields_in_hidden_layers for composite in composites)
-    liveness = None if whole else Liveness(model, composites, at)
+    liveness = None if whole or known is not None else Liveness(model, composites, at)
     recording = Recording(model, inputs, liveness, checkpoint, names)
-    mode = RecordingMode(recording) if static is None else TracingMode(recording)
     try:
-        with recording.running(mode):
-            output = (
-                model(*inputs, **kwargs) if names is None else model(**dict(zip(names, inputs, strict=True)), **kwargs)
-            )
+        if known is not None:
+            output, fuse = known.replay(recording), known.fused
+        else:
+            output, fuse = _run(recording, kwargs, static, key), fused
     except BaseException:
         recording.clear()  # now, and not when Python's garbage collector comes round
         raise
+    recording.finish()
+    return Tape(recording, output, fuse)
+
+
+def _run(recording: Recording, kwargs: dict[str, Any], static: StaticCalls | None, key: Any) -> Any:
+    """Run the model while it is recorded; returns its output."""
+    model = recording.model
+    mode = RecordingMode(recording) if static is None else TracingMode(recording)
+    inputs, names = recording.inputs, recording.names
+    with recording.running(mode):
+        output = model(*inputs, **kwargs) if names is None else model(**dict(zip(names, inputs, strict=True)), **kwargs)
     if recording.aliases.replaced:
         current = recording.current
         output = current(output) if isinstance(output, Tensor) else _map_tensors(current, output)
@@ -228,11 +256,11 @@ def record(
             "theirs: pass the nn.Module they were made from)"
         )
     recording.refuse_hidden_branches()
+    keeps_state = recording.settle()
     if static is not None and isinstance(mode, TracingMode):
-        mode.trace.finish(recording, output)
+        mode.trace.finish(recording, output, keeps_state)
         static.keep(key, mode.trace)
-    recording.finish()
-    return Tape(recording, output)
+    return output
 
 
 def _checked(model: nn.Module, x: Any, kwargs: Mapping[str, Any]) -> tuple[tuple[Tensor, ...], tuple[str, ...] | None]:
@@ -252,12 +280,31 @@ def _checked(model: nn.Module, x: Any, kwargs: Mapping[str, Any]) -> tuple[tuple
                 "(token ids) are explained through the nn.Embedding modules that look them up; pass what is not explained as a "
                 "keyword argument"
             )
+    for index, tensor in enumerate(inputs):
+        if ops.lack(tensor):
+            raise TypeError(
+                f"record: input {index} has dtype float16 on the CPU, which has no kernels for it; use float32 or bfloat16"
+            )
     twice = {*(names or ())} & {*kwargs}
     if twice:
         raise TypeError(
             f"record: {', '.join(sorted(twice))} is given both as an input to explain and as a keyword argument"
         )
     return inputs, names
+
+
+def _apart(inputs: tuple[Tensor, ...], kwargs: Mapping[str, Any]) -> tuple[Tensor, ...]:
+    """The inputs as tensors of their own: one that is given twice has a share in each place."""
+    seen = {id(leaf) for leaf in leaves(kwargs) if isinstance(leaf, Tensor)}
+    found = []
+    for tensor in inputs:
+        if tensor.is_inference():
+            tensor = tensor.clone()  # autograd, which replays functions, cannot save them
+        elif id(tensor) in seen:
+            tensor = tensor.view_as(tensor)  # an input of its own, with a share of its own
+        seen.add(id(tensor))
+        found.append(tensor)
+    return tuple(found)
 
 
 def _map_tensors(function: Callable[[Any], Any], output: Any) -> Any:

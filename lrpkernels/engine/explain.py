@@ -74,6 +74,8 @@ def relevance(recording: Recording, fuse: Fuse, output: Any, asked: Question) ->
                     f"conditions: {len(asked.conditions)} conditions with {targets} targets; give one target for all, or one for each"
                 )
             targets = len(asked.conditions)
+        if seeds[0][1].shape[0] == 0 and seeds[0][0].shape[0] == 0:
+            return _answer(recording, asked, hidden, lambda value: _of_nothing(value, seeds[0][0].tensor, targets))
         groups = _groups(recording, targets, asked.memory_budget)
         walks = []
         for begin, end in groups:
@@ -102,6 +104,17 @@ def relevance(recording: Recording, fuse: Fuse, output: Any, asked: Question) ->
         joined = parts[0] if len(parts) == 1 else torch.cat(parts)
         return joined[0] if targets is None else joined.movedim(0, 1)
 
+    return _answer(recording, asked, hidden, shaped)
+
+
+def _answer(
+    recording: Recording,
+    asked: Question,
+    hidden: Mapping[str | Place, tuple[Value, ...]],
+    shaped: Callable[[Value], Tensor],
+) -> Any:
+    """What is returned, of the relevance at each value."""
+
     def maps(values: tuple[Value, ...]) -> Any:
         made = tuple(shaped(value) for value in values)
         return made[0] if len(made) == 1 else made
@@ -111,6 +124,12 @@ def relevance(recording: Recording, fuse: Fuse, output: Any, asked: Question) ->
     return (
         heatmap if asked.at is None else {"input": heatmap, **{place: maps(values) for place, values in hidden.items()}}
     )
+
+
+def _of_nothing(value: Value, explained: Tensor, targets: int | None) -> Tensor:
+    """The relevance of no images: a map without elements, which autograd knows how to differentiate."""
+    shape = value.shape if targets is None else (0, targets, *value.shape[1:])
+    return (explained.sum() * 0).to(value.dtype).expand(shape)
 
 
 def _seeds(

@@ -117,8 +117,8 @@ def _reads(which: bool | frozenset[str], wanted: frozenset[str]) -> bool:
     return which if isinstance(which, bool) else bool(which & wanted)
 
 
-class Kept(Liveness):
-    """Keeps of a replayed pass what was kept of the recorded one."""
+class Kept:
+    """Keeps of a replayed pass what was kept of the recorded one; stands for :class:`Liveness`."""
 
     def __init__(self, kept: Iterable[bool]) -> None:
         self._kept = iter(kept)

@@ -116,6 +116,7 @@ class Walk:
         for value, seed in seeds:
             self._multipliers.add(value, seed)
             self._stops.add(id(value))
+        node: Node | None = None
         try:
             while self._planned:
                 node, rule = self._planned.pop()
@@ -126,8 +127,9 @@ class Walk:
                 if release:
                     node.release()
         finally:
-            for node, _ in self._planned if release else ():
-                node.release()
+            if release and node is not None:  # what an exception has left
+                for left in (node, *(planned for planned, _ in self._planned)):
+                    left.release()
         for v in inputs:
             self.found[id(v)] = self._at_value(v, *self._take(v))
         return self.found

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import NonFiniteError
 from ..functional import is_capturing
 
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 Position = tuple["int | Tensor", ...]
 Target = (
     int
@@ -22,7 +25,7 @@ Target = (
 )
 
 
-def select_logits(output: Any, pick: Callable[[Any], Tensor] | None) -> Tensor:
+def select_logits(output: Any, pick: Callable[[Any], Tensor] | None = None) -> Tensor:
     """The explained tensor of a model's output: itself, what ``pick`` returns, or its entry or attribute ``logits`` (else ``out``).
 
     Raises:
@@ -76,7 +79,7 @@ def start(target: Target, logits: Tensor) -> tuple[Tensor, int | None]:
             raise ValueError(f'target: the only string is "all", got {target!r}')
         seeds = torch.eye(classes, dtype=logits.dtype, device=logits.device).repeat_interleave(batch, 0)
         return _spread(seeds, logits), classes
-    if isinstance(target, (list, tuple)):
+    if isinstance(target, (list, tuple, range)):
         if not target:
             raise ValueError("target: an empty list explains nothing")
         return torch.cat([_one_of_several(t, logits) for t in target]), len(target)
@@ -155,18 +158,17 @@ def _spread(seeds: Tensor, logits: Tensor) -> Tensor:
 
 def _index(target: Any, logits: Tensor) -> Tensor:
     batch, classes = logits.shape[:2]
+    if isinstance(target, np.ndarray):
+        target = torch.from_numpy(target)
     if isinstance(target, Tensor):
-        if (
-            target.dtype not in (torch.int64, torch.int32)
-            or target.dim() > 1
-            or (target.dim() == 1 and len(target) != batch)
-        ):
+        if target.dtype not in _INTEGERS or target.dim() > 1 or (target.dim() == 1 and len(target) != batch):
             raise ValueError(
                 f"target: a tensor must hold one class index per image, int64 of shape [{batch}], got {target.dtype} of shape "
                 f"{tuple(target.shape)}"
             )
         index = target.to(device=logits.device, dtype=torch.int64).expand(batch)
-    elif isinstance(target, int) and not isinstance(target, bool):
+    elif isinstance(target, Integral) and not isinstance(target, bool):
+        target = int(target)
         if batch and not 0 <= target < classes:
             raise _out_of_range(target, classes)
         return torch.full((batch,), target, device=logits.device)

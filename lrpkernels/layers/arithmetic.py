@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -333,7 +334,7 @@ def _finish(rec: Recorder, func: Any, op: Node, x: Any, out: Tensor, nonnegative
         keep_for_products(op.operands[0])
     rec.add(op, out, nonnegative=nonnegative)
     if func in _IN_PLACE:
-        rec.replace(x, out)
+        rec.overwrite(x, out)
     return out
 
 
@@ -341,8 +342,6 @@ def _finish(rec: Recorder, func: Any, op: Node, x: Any, out: Tensor, nonnegative
 def _add(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
     x, y = _operands(args, kwargs)
     alpha = kwargs.get("alpha", 1)
-    if func in _IN_PLACE and rec.value(x) is None:
-        return rec.unknown(func, args, kwargs)
     how: Any = torch.add
     left, right = 1.0, float(alpha)
     if func in _SUBS:
@@ -371,15 +370,13 @@ def _add(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
 def _mul(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
     x, y = _operands(args, kwargs)
     left, right = rec.value(x), rec.value(y)
-    if func in _IN_PLACE and left is None:
-        return rec.unknown(func, args, kwargs)
     out = torch.mul(x, y)
     if left is not None and right is not None:
         nonnegative = left is right or (left.nonnegative and right.nonnegative)
         node = _written_out("mul", torch.mul, out, left, right) or Gate(left, right)
         return _finish(rec, func, node, x, out, nonnegative)
     value, factor = (left, y) if left is not None else (rec.known(y), x)
-    positive = not isinstance(factor, Tensor) and factor >= 0
+    positive = isinstance(factor, (int, float)) and factor >= 0
     return _finish(rec, func, Scale(value, factor), x, out, value.nonnegative and positive)
 
 
@@ -396,6 +393,6 @@ def _div(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
         return _finish(
             rec, func, _written_out("div", torch.div, out, value, divisor) or Quotient(value, divisor), x, out
         )
-    positive = not isinstance(y, Tensor) and y > 0
-    factor = y.reciprocal() if isinstance(y, Tensor) else 1.0 / y
+    positive = isinstance(y, (int, float)) and y > 0
+    factor = y.reciprocal() if isinstance(y, Tensor) else 1.0 / y if y else math.copysign(math.inf, y)
     return _finish(rec, func, Scale(value, factor), x, out, value.nonnegative and positive)

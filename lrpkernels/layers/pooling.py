@@ -12,7 +12,7 @@ from torch import Tensor
 from .. import functional
 from ..graph import Arrived, Multipliers, Node, Value
 from ..rules import Rule
-from .registry import Recorder, bind, per_dimension, records
+from .registry import Recorder, bind, leaves, per_dimension, records
 
 
 class MaxPool(Node):
@@ -103,6 +103,8 @@ def _max_pool(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
         args, kwargs, *names, padding=0, dilation=1, ceil_mode=False, return_indices=False
     )
     value = rec.value(x)
+    if value is not None and x.dim() == spatial + 1:
+        return _each_alone(rec, func, args, kwargs)
     if value is None or x.dim() != spatial + 2:
         return rec.unknown(func, args, kwargs)
     kernel = per_dimension(kernel, spatial)
@@ -133,11 +135,22 @@ def _max_pool_by_winner(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any
     options = {k: v for k, v in kwargs.items() if k != "return_indices"}
     x = args[0] if args else kwargs["input"]
     value = rec.value(x)
+    if value is not None and x.dim() == spatial + 1:
+        return _each_alone(rec, func, args, kwargs)
     if value is None or x.dim() != spatial + 2:
         return rec.unknown(func, args, kwargs)
     out, indices = pool(*args, **options)
     rec.add(MaxPool(value, indices, None), out, nonnegative=value.nonnegative)
     return (out, indices) if pool is func or kwargs.get("return_indices") else out
+
+
+def _each_alone(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
+    """Max pooling without a batch dimension: every channel as an image of its own, which gives the same numbers."""
+    x = args[0] if args else kwargs["input"]
+    options = {name: option for name, option in kwargs.items() if name != "input"}
+    out = rec.call(func, rec.call(torch.unsqueeze, x, 1), *args[1:], **options)
+    parts = [rec.call(torch.squeeze, part, 1) for part in leaves(out)]
+    return tuple(parts) if isinstance(out, tuple) else parts[0]
 
 
 _AVERAGE_POOLS: dict[Any, int] = {F.avg_pool1d: 1, F.avg_pool2d: 2, F.avg_pool3d: 3}

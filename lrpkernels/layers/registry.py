@@ -45,6 +45,9 @@ class Recorder(Protocol):
     def replace(self, stale: Tensor, fresh: Tensor) -> None:
         """An in-place call on ``stale`` was carried out as ``fresh``: later uses of ``stale`` mean ``fresh``."""
 
+    def overwrite(self, target: Tensor, fresh: Tensor) -> None:
+        """:meth:`replace`, where ``fresh`` may be of another dtype."""
+
     def rename(self, stale: Tensor, fresh: Tensor) -> None:
         """Later uses of ``stale`` mean ``fresh``, which holds the same numbers."""
 

@@ -39,7 +39,14 @@ class Replayed(Node):
         device = inputs[0].tensor.device.type
         self._autocast = (device, torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else None
         places = {id(value.tensor): Place(index) for index, value in enumerate(inputs)}
-        self._call = map_leaves(lambda leaf: places.get(id(leaf), leaf), (args, kwargs))
+
+        def held(leaf: Any) -> Any:
+            place = places.get(id(leaf))
+            if place is None and isinstance(leaf, Tensor) and leaf.is_inference():
+                return leaf.clone()  # autograd cannot save what inference mode has made
+            return leaf if place is None else place
+
+        self._call = map_leaves(held, (args, kwargs))
 
     @property
     def name(self) -> str:
@@ -49,7 +56,7 @@ class Replayed(Node):
         tensors = []
         for value in self.inputs:
             tensor = value.tensor
-            if not tensor.is_floating_point():
+            if not (tensor.is_floating_point() or tensor.is_complex()):
                 tensors.append(tensor)
             elif self.linear or not tensor.requires_grad:
                 tensors.append(tensor.detach().requires_grad_())
@@ -152,7 +159,30 @@ class Unknown(Replayed):
         return result
 
 
+class OnCopies:
+    """A function that writes to its arguments, run on copies of them, which it returns: nothing outside changes when it runs again.
+
+    Args:
+        func: the function.
+        places: of the positional arguments that it writes to.
+    """
+
+    def __init__(self, func: Any, places: tuple[int, ...]) -> None:
+        self.func, self.places = func, places
+        self.__name__ = getattr(func, "__name__", str(func))
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        given = list(args)
+        for place in self.places:
+            given[place] = map_leaves(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, given[place])
+        self.func(*given, **kwargs)
+        written = [given[place] for place in self.places]
+        return written[0] if len(written) == 1 else written
+
+
 def _alike(recorded: Tensor, again: Tensor) -> bool:
     if recorded.shape != again.shape:
         return False
-    return not recorded.is_floating_point() or torch.allclose(again, recorded, rtol=1e-3, atol=1e-5, equal_nan=True)
+    return not (recorded.is_floating_point() or recorded.is_complex()) or torch.allclose(
+        again, recorded, rtol=1e-3, atol=1e-5, equal_nan=True
+    )

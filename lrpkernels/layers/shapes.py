@@ -10,12 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import functional
-from ..errors import InPlaceError
 from ..graph import Arrived, Multipliers, Node, Value
 from ..rules import Rule
 from .arithmetic import Scale
 from .registry import Recorder, bind, leaves, recorded, records
-from .replayed import Replayed
+from .replayed import OnCopies, Replayed
 
 
 class Reshape(Node):
@@ -202,6 +201,8 @@ def _cat(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
     Tensor.moveaxis, F.fold, torch.broadcast_to, Tensor.broadcast_to, F.pixel_shuffle, F.pixel_unshuffle, F.channel_shuffle, F.unfold,
 )  # fmt: skip
 def _movement(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
+    if _sums_up(func, args, kwargs):
+        return rec.unknown(func, args, kwargs)
     out = func(*args, **kwargs)
     outputs = [t for t in leaves(out) if isinstance(t, Tensor)]
     if any(rec.value(t) is not None for t in outputs):
@@ -241,6 +242,27 @@ def _writes_nothing_negative(rec: Recorder, func: Any, args: Any, kwargs: Any) -
         return False  # their numbers are not looked at: the host would wait for the device
     written = [args[place] if place < len(args) else kwargs.get(name) for place, name in _WRITTEN.get(func, ())]
     return all(rec.value(it) is not None or it is None or (not isinstance(it, Tensor) and it >= 0) for it in written)
+_COPIES = (
+    "alias", "expand", "permute", "select", "slice", "squeeze", "t", "transpose", "unbind", "unfold", "unsqueeze", "view", "split",
+    "split_with_sizes", "as_strided",
+)  # fmt: skip
+_MOVES = (
+    "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes", "unsafe_chunk", "hsplit", "vsplit", "dsplit", "take", "index_put",
+    "index_copy", "masked_scatter", "masked_select", "diagonal_scatter", "as_strided", "atleast_1d", "atleast_2d", "atleast_3d",
+    "row_stack", "fliplr", "flipud", "adjoint", "diag_embed", "block_diag", "narrow_copy", "positive", "fmax", "fmin",
+    "msort", "cummax", "cummin", "native_channel_shuffle", "meshgrid", *(f"{name}_copy" for name in _COPIES),
+)  # fmt: skip
+records(
+    *(getattr(owner, name) for owner in (torch, Tensor) for name in _MOVES if hasattr(owner, name)),
+    torch.ops.aten.slice.Tensor,
+    torch.ops.aten.index.Tensor,
+)(_movement)
+
+
+def _sums_up(func: Any, args: Any, kwargs: Any) -> bool:
+    """Whether numbers that are written into a tensor are added to, or multiplied with, what was there."""
+    position = {"index_put": 3, "index_put_": 3, "scatter": 4, "scatter_": 4}.get(func.__name__)
+    return bool(kwargs.get("accumulate") or kwargs.get("reduce") or (position is not None and len(args) > position))
 
 
 @records(torch.cumsum, Tensor.cumsum, F.interpolate, F.upsample, F.grid_sample, torch.lerp, Tensor.lerp)
@@ -281,7 +303,7 @@ def _cast(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
         not isinstance(out, Tensor)
         or out is args[0]
         or value is None
-        or (value.dtype.is_floating_point and not out.is_floating_point())
+        or (value.dtype.is_floating_point and not (out.is_floating_point() or out.is_complex()))
     ):
         return out
     rec.add(Cast(value), out, nonnegative=value.nonnegative)
@@ -297,14 +319,22 @@ def _constant(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     return func(*args, **kwargs)
 
 
-@records(Tensor.__setitem__, Tensor.index_put_, Tensor.masked_fill_, Tensor.copy_, Tensor.fill_, Tensor.zero_)
+@records(
+    Tensor.__setitem__, Tensor.index_put_, Tensor.masked_fill_, Tensor.copy_, Tensor.fill_, Tensor.zero_, Tensor.index_fill_,
+    Tensor.index_copy_, Tensor.masked_scatter_, Tensor.scatter_, Tensor.fill_diagonal_,
+)  # fmt: skip
 def _assignment(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
-    if rec.value(args[0]) is None and not (args[0]._is_view() and rec.value(args[0]._base) is not None):
-        return rec.unknown(func, args, kwargs)
-    raise InPlaceError(
-        f"{rec.path()}: {func.__name__} changes a recorded tensor of shape {tuple(args[0].shape)} in place; "
-        "build a new tensor in the model (torch.where, torch.cat, masked_fill without the underscore)"
-    )
+    """Numbers written into a tensor: the tensor as it was, with these in their places."""
+    if _sums_up(func, args, kwargs):
+        return rec.unknown(func, args, kwargs)  # a sum with what was there
+    run, target = OnCopies(func, (0,)), args[0]
+    out = run(*args, **kwargs)
+    inputs = recorded(rec, args, kwargs)
+    if rec.value(target) is None:
+        args = (target.detach(), *args[1:])  # only its form matters: the model's own tensor need not live on
+    rec.add(Movement(inputs, run, args, kwargs), out, nonnegative=False)
+    rec.replace(target, out)
+    return out
 
 
 _DROPOUT_DIMS = {F.dropout: None, F.dropout1d: 1, F.dropout2d: 2, F.dropout3d: 3}

@@ -115,18 +115,17 @@ class ISNet(nn.Module):
             lrpkernels.RelevanceError: the model cannot be explained.
         """
         if not self.training:
-            return self.model(x)
+            return lrp.select_logits(self.model(x))
         if not heatmaps:
-            return ISNetOutput(self.model(x))
+            return ISNetOutput(lrp.select_logits(self.model(x)))
         if not self._range_is_checked:
             self._check_range(x)
         composites = self._variant.composites()
         options: dict[str, Any] = {"at": self.layers, "checkpoint": self.checkpoint, "static": self._calls}
         with lrp.record(self.model, x, composite=composites, **options) as tape:
-            logits = tape.output
-            if not isinstance(logits, Tensor) or logits.dim() != 2:
-                got = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
-                raise ValueError(f"model must return logits of shape [B, K], got {got}")
+            logits = lrp.select_logits(tape.output)
+            if logits.dim() != 2:
+                raise ValueError(f"model must return logits of shape [B, K], got shape {tuple(logits.shape)}")
             maps: dict[str, list[Tensor]] = {}
             passes = self._variant.explained(logits, place)
             for explained in passes:
