@@ -109,24 +109,35 @@ def _times(multiplier: Tensor, factor: Tensor | float, output: Value) -> Tensor:
 class Gate(Node):
     """t = x * y of two branches. The signal takes all relevance, the gate none (as in squeeze-and-excite); see docs/rules.md.
 
-    The gate is the smaller (broadcast) operand, or the one that a sigmoid, its kin or a softmax made, in one call or written out; of two
-    similar operands each gets half (the uniform rule of AttnLRP, arXiv 2402.05602). Two functions of one value are no gate and signal:
-    their product is an activation of it.
+    The gate is the smaller (broadcast) operand, or the one that a sigmoid, its kin or a softmax made, in one call or written out; of n
+    similar factors, x * y * z say, each gets an nth (the uniform rule of AttnLRP, arXiv 2402.05602). Two functions of one value are no
+    gate and signal: their product is an activation of it.
+
+    Attributes:
+        shares: of x and y.
+        factors: how many similar factors it is the product of; 1 for a signal with its gate.
     """
 
     kind = "gate"
     reads_outputs = False
+    factors: int = 1
+
+    def __init__(self, x: Value, y: Value) -> None:
+        super().__init__(x, y)
+        left, right = (v.producer.factors if isinstance(v.producer, Gate) else 1 for v in (x, y))
+        if x.shape.numel() != y.shape.numel():
+            self.shares = (1.0, 0.0) if x.shape.numel() > y.shape.numel() else (0.0, 1.0)
+        elif is_gate(x) != is_gate(y):
+            self.shares = (0.0, 1.0) if is_gate(x) else (1.0, 0.0)
+        else:
+            self.factors = left + right
+            self.shares = (left / self.factors, right / self.factors)
 
     def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
         x, y = self.inputs
         g = multipliers[0]
-        shares = (0.5, 0.5)
-        if x.shape.numel() != y.shape.numel():
-            shares = (1.0, 0.0) if x.shape.numel() > y.shape.numel() else (0.0, 1.0)
-        elif is_gate(x) != is_gate(y):
-            shares = (0.0, 1.0) if is_gate(x) else (1.0, 0.0)
         results: list[Tensor | None] = []
-        for share, own, other in zip(shares, (x, y), (y, x), strict=True):
+        for share, own, other in zip(self.shares, (x, y), (y, x), strict=True):
             if share == 0:
                 results.append(None)
                 continue
