@@ -252,10 +252,14 @@ def test_products_in_static_passes() -> None:
         torch.testing.assert_close(attribution(x, 1)[1], lrp.LRP(model, lrp.ZPlus())(x, 1)[1])
 
 
-def test_a_bias_made_from_the_input_is_a_branch() -> None:
+@pytest.mark.parametrize("layer", ["linear", "conv", "transposed conv"])
+def test_a_bias_made_from_the_input_is_a_branch(layer: str) -> None:
     class Conditioned(nn.Module):
         def forward(self, x: Tensor, shift: Tensor) -> Tensor:
-            return F.linear(x, V, shift[0, :, 0]).flatten(1) if x.dim() == 3 else F.conv1d(x, V, shift[0]).flatten(1)
+            if layer == "linear":
+                return F.linear(x, V, shift[0, :, 0]).flatten(1)
+            conv, weight = (F.conv1d, W[:, :, None]) if layer == "conv" else (F.conv_transpose1d, V[:, :, None])
+            return conv(x, weight, shift[0, :4, 0], padding=1).flatten(1)
 
     x, shift = _random(BATCH, 5, 4, seed=20), _random(BATCH, 5, 4, seed=21)
     logits, maps = lrp.LRP(Conditioned(), lrp.Epsilon(0.0))((x, shift), 1)
