@@ -174,7 +174,9 @@ def test_a_convolution_as_unfold_and_product_follows_z_plus_as_the_convolution_d
         torch.testing.assert_close(*maps)
 
 
-@pytest.mark.parametrize("form", ["einsum", "multi_dot", "bilinear", "linear", "conv"])
+@pytest.mark.parametrize(
+    "form", ["einsum", "multi_dot", "bilinear", "linear", "conv", "elementwise", "elementwise, nested"]
+)
 def test_n_operands_that_depend_on_the_input_get_an_nth_each(form: str) -> None:
     class Several(nn.Module):
         def forward(self, *given: Tensor) -> Tensor:
@@ -184,6 +186,9 @@ def test_n_operands_that_depend_on_the_input_get_an_nth_each(form: str) -> None:
                 return torch.linalg.multi_dot([given[0], given[1].t(), given[2]])
             if form == "bilinear":
                 return F.bilinear(given[0], given[1], given[2][:, :, None] * torch.ones(4, dtype=torch.float64))
+            if form.startswith("elementwise"):
+                x, y, z = given
+                return x * y * z if form == "elementwise" else z * (y * x)
             if form == "conv":
                 return F.conv1d(given[0].unsqueeze(1), given[1][:, None, :2])[:, :, 0]
             return F.linear(given[0], given[1])
@@ -247,10 +252,14 @@ def test_products_in_static_passes() -> None:
         torch.testing.assert_close(attribution(x, 1)[1], lrp.LRP(model, lrp.ZPlus())(x, 1)[1])
 
 
-def test_a_bias_made_from_the_input_is_a_branch() -> None:
+@pytest.mark.parametrize("layer", ["linear", "conv", "transposed conv"])
+def test_a_bias_made_from_the_input_is_a_branch(layer: str) -> None:
     class Conditioned(nn.Module):
         def forward(self, x: Tensor, shift: Tensor) -> Tensor:
-            return F.linear(x, V, shift[0, :, 0]).flatten(1) if x.dim() == 3 else F.conv1d(x, V, shift[0]).flatten(1)
+            if layer == "linear":
+                return F.linear(x, V, shift[0, :, 0]).flatten(1)
+            conv, weight = (F.conv1d, W[:, :, None]) if layer == "conv" else (F.conv_transpose1d, V[:, :, None])
+            return conv(x, weight, shift[0, :4, 0], padding=1).flatten(1)
 
     x, shift = _random(BATCH, 5, 4, seed=20), _random(BATCH, 5, 4, seed=21)
     logits, maps = lrp.LRP(Conditioned(), lrp.Epsilon(0.0))((x, shift), 1)

@@ -139,17 +139,25 @@ class Normalized(Scale):
 class Gate(Node):
     """t = x * y of two branches. The gate is the smaller (broadcast) operand, or the one that a sigmoid, its kin or a softmax made.
 
-    A factor that is made of the signal without weights, as 1 / deviation is, makes it a norm that is written out.
+    A factor that is made of the signal without weights, as 1 / deviation is, makes it a norm that is written out. Two functions of one
+    value are no gate and signal: their product is an activation of it.
+
+    Attributes:
+        factors: how many similar factors it is the product of, x * y * z say; 1 for a signal with its gate.
     """
 
     kind = "gate"
     reads_outputs = False
+    factors: int = 1
 
     def __init__(self, x: Value, y: Value) -> None:
         super().__init__(x, y)
         smaller = self.gates.index(True) if self.gates in ((True, False), (False, True)) else None
         is_norm = smaller is not None and _is_statistic(self.inputs[smaller], self.inputs[1 - smaller])
         self.family = "norm" if is_norm else "product"
+        counts = [v.producer.factors if isinstance(v.producer, Gate) else 1 for v in (x, y)]
+        self.factors = sum(counts) if smaller is None else 1
+        self._alike = tuple(count / sum(counts) for count in counts)
 
     def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
         if self.family == "product":
@@ -179,6 +187,8 @@ class Gate(Node):
 
     def back(self, g: Tensor, shares: Sequence[float]) -> Multipliers:
         x, y = self.inputs
+        if shares[0] == shares[1]:  # of n similar factors each gets an nth, however they are grouped
+            shares = self._alike
         results: list[Tensor | None] = []
         for share, own, other in zip(shares, (x, y), (y, x), strict=True):
             if share == 0:

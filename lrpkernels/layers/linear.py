@@ -230,7 +230,8 @@ def _record_conv(rec: Recorder, func: Any, args: Any, kwargs: Any, spatial: int,
     x, weight, bias, stride, padding = (options[name] for name in ("input", "weight", "bias", "stride", "padding"))
     dilation, groups, output_padding = options["dilation"], options["groups"], options["output_padding"]
     if rec.value(bias) is not None:  # it depends on the input: a branch that is added
-        without = rec.call(func, **{**options, "bias": None})
+        names = ("input", "weight", "stride", "padding", *order)
+        without = rec.call(func, **{name: options[name] for name in names})
         return rec.call(torch.add, without, rec.call(Tensor.view, bias, -1, *(1,) * spatial))
     if rec.value(weight) is not None and rec.value(x) is not None:  # kernels made from the input
         out = func(*args, **kwargs)
