@@ -83,7 +83,7 @@ class Tape:
         Raises:
             ValueError: no such module or call, or no tensor there that depends on the model's input.
         """
-        return values_at(self.model, self._recording.calls, place)
+        return values_at(self.model, self._recording.calls_of, place)
 
     def relevance(
         self,
@@ -165,7 +165,7 @@ def record(
     x: Tensor | tuple[Tensor, ...] | Mapping[str, Tensor],
     *,
     composite: Composite | Rule | Sequence[Composite | Rule] | None = None,
-    at: Sequence[str | Place] = (),
+    at: Sequence[str | Place] | None = (),
     checkpoint: bool = False,
     static: StaticCalls | None = None,
     **kwargs: Any,
@@ -183,6 +183,7 @@ def record(
         composite: the rules that the relevance passes to come will follow, one composite or several: only what these read is kept of
             the forward pass. None: everything is.
         at: places that they will ask for or start from, as in :meth:`Tape.relevance`; counts beside ``composite``.
+            None: no place at all, so that modules' inputs and outputs need not be noted.
         checkpoint: when gradients are on, save less for backward and make it again there (lrpkernels.engine.recompute); the same numbers.
         static: for models that always make the same PyTorch calls, see :class:`lrpkernels.StaticCalls`: the calls of the first pass
             are run again in later ones, without the model's Python code. None: the model runs.
@@ -206,8 +207,9 @@ def record(
         output = known.replay(recording)
         recording.finish()
         return Tape(recording, output, known.fused)
-    liveness = None if several is None else Liveness(model, [as_composite(c) for c in several], at)
+    liveness = None if several is None else Liveness(model, [as_composite(c) for c in several], at or ())
     recording = Recording(model, inputs, liveness, checkpoint, names)
+    recording.notes_calls = at is not None
     mode = RecordingMode(recording) if static is None else TracingMode(recording)
     try:
         with recording.running(mode):

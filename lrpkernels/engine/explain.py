@@ -57,7 +57,7 @@ def relevance(recording: Recording, fuse: Fuse, output: Any, asked: Question) ->
     """
 
     def at_place(place: str | Place) -> tuple[Value, ...]:
-        return values_at(recording.model, recording.calls, place)
+        return values_at(recording.model, recording.calls_of, place)
 
     hidden = {place: at_place(place) for place in asked.at or ()}
     wanted = [v for values in hidden.values() for v in values]

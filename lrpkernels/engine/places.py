@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -70,7 +71,9 @@ def as_place(place: str | Place) -> Place:
     return place
 
 
-def values_at(model: nn.Module, calls: dict[int, list[ModuleCall]], place: str | Place) -> tuple[Value, ...]:
+def values_at(
+    model: nn.Module, calls_of: Callable[[nn.Module], list[ModuleCall]], place: str | Place
+) -> tuple[Value, ...]:
     """The recorded values at a place, one or several.
 
     Raises:
@@ -84,7 +87,7 @@ def values_at(model: nn.Module, calls: dict[int, list[ModuleCall]], place: str |
             f"at: the model has no module {found.module!r}; near matches: {', '.join(near) or 'none'} (the input of a module is "
             "lrp.input_of(name))"
         )
-    ran = calls.get(id(modules[found.module]), [])
+    ran = calls_of(modules[found.module])
     if found.call is None and len(ran) != 1:
         remedy = f"; say which: {Place(found.module, found.reads, 0)!r}, ..." if ran else ""
         raise ValueError(

@@ -25,14 +25,14 @@ class _Contributions:
 
     def __init__(self) -> None:
         self._parts: dict[int, list[Tensor]] = {}
-        self._batches: dict[int, int] = {}
+        self._values: dict[int, Value] = {}
 
     def add(self, value: Value, part: Tensor) -> None:
         if part.dtype != value.dtype and value.dtype.is_floating_point:
             part = part.to(value.dtype)
         parts = self._parts.get(id(value))
         if parts is None:
-            self._parts[id(value)], self._batches[id(value)] = [part], value.shape[0] if value.shape else 1
+            self._parts[id(value)], self._values[id(value)] = [part], value
         else:
             parts.append(part)
 
@@ -48,7 +48,8 @@ class _Contributions:
         for key, parts in self._parts.items():
             for i, part in enumerate(parts):
                 others = torch.tensor([not drop for drop in listed], device=part.device).view(-1, *(1,) * part.dim())
-                rows = part.unflatten(0, (-1, self._batches[key]))  # one for each target, or one for all
+                shape = self._values[key].shape
+                rows = part.unflatten(0, (-1, shape[0] if shape else 1))  # one for each target, or one for all
                 parts[i] = torch.where(others, rows, torch.zeros_like(rows)).flatten(0, 1)
 
     def pop_scaled(self, value: Value) -> Scaled | None:
@@ -72,6 +73,8 @@ def alike(parts: list[Tensor]) -> list[Tensor]:
 
 
 def _sum(parts: list[Tensor]) -> Tensor:
+    if len(parts) == 1:
+        return parts[0]
     parts = alike(parts)
     total = parts[0]
     for part in parts[1:]:
@@ -152,7 +155,7 @@ class Walk:
                 "stands behind this layer; such rules belong at the layers that read the input"
             )
         behind = self._relevances if rule.yields_relevance else self._multipliers
-        if any(id(value) in self._stops for value in block.made()):
+        if block.makes_any(self._stops):
             for part, g in self._inside(block, rule):
                 _hand_on(part, self._through(part, (Scaled(g),), rule), behind)
             return

@@ -7,7 +7,7 @@ functional calls, modules that are used twice and in-place activations work, and
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from threading import get_ident
 from typing import Any
@@ -46,6 +46,8 @@ class Recording:
         input_values: those of the inputs.
         modules: those running, the innermost last.
         calls: what each module read and returned, call by call, by its id.
+        notes_calls: whether they are noted.
+        find_calls: finds that in a replayed pass, in which no module ran.
         liveness: holds the forward values that will be read; None: all are held.
         recomputes: whether less is saved for backward and recomputed there.
         watches: False: the caller removes values from the registry when their tensors go.
@@ -68,6 +70,8 @@ class Recording:
         self.input_values = tuple(self.values[id(tensor)] for tensor in self.inputs)
         self.modules: list[nn.Module] = []
         self.calls: dict[int, list[ModuleCall]] = {}
+        self.notes_calls = True
+        self.find_calls: Callable[[Recording, int], list[ModuleCall]] | None = None
         self.live = torch.is_grad_enabled()
         self.recomputes = recompute and self.live
         self.watches = True
@@ -202,13 +206,14 @@ class Recording:
 
         The hooks see this thread only and are gone afterwards.
         """
-        thread, modules = get_ident(), self.modules
+        thread, modules, notes = get_ident(), self.modules, self.notes_calls
         entered: list[tuple[tuple[Value, ...], int]] = []
 
         def enter(module: nn.Module, args: Any) -> None:
             if get_ident() == thread:
                 modules.append(module)
-                entered.append((self._values_in(args), len(self.nodes)))
+                if notes:
+                    entered.append((self._values_in(args), len(self.nodes)))
                 if isinstance(module, torch.jit.ScriptModule) and any(self.value(arg) is not None for arg in args):
                     raise UnsupportedOperationError(
                         f"{self.path()}: a TorchScript module hides its operations; use the nn.Module it was made from"
@@ -217,6 +222,8 @@ class Recording:
         def leave(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             if get_ident() == thread:
                 modules.pop()
+                if not notes:
+                    return
                 read, before = entered.pop()
                 if kwargs:  # which PyTorch shows to this hook only
                     read += self._values_in(kwargs, before)
@@ -237,6 +244,11 @@ class Recording:
     def _values_in(self, tree: Any, before: int | None = None) -> tuple[Value, ...]:
         """The recorded floating-point values in a module's arguments or results, as they were when ``before`` nodes had run."""
         replaced, found = self.aliases.replaced, []
+        if type(tree) is tuple and len(tree) == 1:
+            tree = tree[0]
+        if not replaced and isinstance(tree, Tensor):  # most calls
+            only = self.values.get(id(tree))
+            return () if only is None or not only.dtype.is_floating_point else (only,)
         later = () if before is None or not replaced else self.nodes[before:]
         for leaf in (tree,) if isinstance(tree, Tensor) else leaves(tree):
             tensor, value = leaf, self.values.get(id(leaf))
@@ -249,6 +261,16 @@ class Recording:
             if value is not None and value.dtype.is_floating_point:
                 found.append(value)
         return tuple(found)
+
+    def calls_of(self, module: nn.Module) -> list[ModuleCall]:
+        """What a module read and returned, call by call.
+
+        Raises:
+            ValueError: that was not noted.
+        """
+        if not self.notes_calls:
+            raise ValueError("at: this pass was recorded with at=None; name the places in record(at=[...])")
+        return self.calls.get(id(module), []) if self.find_calls is None else self.find_calls(self, id(module))
 
     def finish(self) -> None:
         """Forget what only recording needs: histories would keep the autograd graph, replaced tensors their numbers."""
