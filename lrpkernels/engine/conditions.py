@@ -31,6 +31,8 @@ class Mask:
 
     def apply(self, multiplier: Tensor, value: Value) -> Tensor:
         """The multiplier (or relevance) at the value, one row for each condition: [R*B, ...] with R = 1 or T to [T*B, ...]."""
+        if not multiplier.numel():
+            return multiplier
         rows = multiplier.unflatten(0, (-1, value.shape[0]))
         return (rows * self.keep.to(multiplier.dtype)).flatten(0, 1)
 
