@@ -12,7 +12,7 @@ from ..functional import Scaled, times
 from ..graph import Arrived, Multipliers, Node, Value
 from ..layers import Block
 from ..rules import Composite, Rule
-from .conditions import Mask
+from .conditions import Mask, feeds
 from .recorder import Recording
 
 Planned = list[tuple[Node, Rule]]
@@ -47,10 +47,7 @@ class _Contributions:
             return
         for key, parts in self._parts.items():
             for i, part in enumerate(parts):
-                others = torch.tensor([not drop for drop in listed], device=part.device).view(-1, *(1,) * part.dim())
-                shape = self._values[key].shape
-                rows = part.unflatten(0, (-1, shape[0] if shape else 1))  # one for each target, or one for all
-                parts[i] = torch.where(others, rows, torch.zeros_like(rows)).flatten(0, 1)
+                parts[i] = _dropped(part, self._values[key], listed)
 
     def pop_scaled(self, value: Value) -> Scaled | None:
         """The contributions as at most two summands: blocks add the second in their own elementwise pass."""
@@ -61,6 +58,15 @@ class _Contributions:
             return Scaled(parts[0])
         parts = alike(parts)
         return Scaled(_sum(parts[:-1]), parts[-1])
+
+
+def _dropped(part: Tensor, value: Value, listed: Sequence[bool]) -> Tensor:
+    """What has arrived at a value, with zeros for the targets that are listed."""
+    if not part.numel():
+        return part
+    others = torch.tensor([not drop for drop in listed], device=part.device).view(-1, *(1,) * part.dim())
+    rows = part.unflatten(0, (-1, value.shape[0] if value.shape else 1))  # one for each target, or one for all
+    return torch.where(others, rows, torch.zeros_like(rows)).flatten(0, 1)
 
 
 def alike(parts: list[Tensor]) -> list[Tensor]:
@@ -103,7 +109,11 @@ class Walk:
     ) -> None:
         self._planned, self._through = planned, through
         self._masks, self._exclude_parallel = masks or {}, exclude_parallel
-        self._wanted = {id(v) for v in wanted}
+        self._wanted = {id(v): v for v in wanted}
+        # What stands beside the values that conditions name, found while all operations are there.
+        self._beside: dict[int, list[Value]] = {}
+        if exclude_parallel:
+            self._beside = {key: [v for v in wanted if not feeds(mask.value, v)] for key, mask in self._masks.items()}
         self._multipliers, self._relevances = _Contributions(), _Contributions()
         self.found: dict[int, Tensor | None] = {id(v): None for v in wanted}
 
@@ -131,7 +141,7 @@ class Walk:
         finally:
             for node, _ in self._planned if release else ():
                 node.release()
-        for v in inputs:
+        for v in sorted(inputs, key=lambda v: id(v) not in self._masks):  # what conditions name drops the others'
             self.found[id(v)] = _at_value(v, *self._take(v))
         return self.found
 
@@ -179,7 +189,7 @@ class Walk:
                 mask is not None
             ):  # batch norm and ReLU keep places and channels: a mask ahead of them is one behind them
                 self._passes(mask, bool(parts))
-                parts = [(part, mask.apply(g, value)) for part, g in parts]
+                parts = [(part, mask.apply(g)) for part, g in parts]
             if id(value) in self._wanted and parts:
                 self.found[id(value)] = _at_value(
                     value, _sum([self._at(value, part, g, rule) for part, g in parts]), None
@@ -201,7 +211,7 @@ class Walk:
         mask = self._masks.get(id(value)) if self._masks else None
         if mask is not None:
             self._passes(mask, g is not None or r is not None)
-            g, r = (part if part is None else mask.apply(part, value) for part in (g, r))
+            g, r = (part if part is None else mask.apply(part) for part in (g, r))
         if id(value) in self._wanted:
             self.found[id(value)] = _at_value(value, g, r)
         return g, r
@@ -219,6 +229,10 @@ class Walk:
         if self._exclude_parallel:
             self._multipliers.drop(mask.listed)
             self._relevances.drop(mask.listed)
+            for seen in self._beside[id(mask.value)]:
+                part = self.found[id(seen)]
+                if part is not None:
+                    self.found[id(seen)] = _dropped(part, seen, mask.listed)
 
 
 def _for_all_targets(parts: list[Tensor | None]) -> list[Tensor | None]:
