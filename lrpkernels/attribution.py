@@ -80,7 +80,7 @@ class LRP:
             TypeError, ValueError: an input or target that does not fit.
             lrpkernels.errors.RelevanceError: a model that cannot be explained as asked.
         """
-        options: dict[str, Any] = {"checkpoint": self.checkpoint, "static": self._calls}
+        options: dict[str, Any] = {"checkpoint": self.checkpoint, "static": self._calls, "at": None}
         with record(self.model, x, composite=self.composite, **options, **kwargs) as tape:
             heatmap = tape.relevance(target, self.composite, output=output, memory_budget=memory_budget, release=True)
             if not _is_finite(heatmap):

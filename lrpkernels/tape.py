@@ -86,7 +86,7 @@ class Tape:
         Raises:
             ValueError: no such module or call, or no tensor there that depends on the model's input.
         """
-        return values_at(self.model, self._recording.calls, place)
+        return values_at(self.model, self._recording.calls_of, place)
 
     @eager
     def relevance(
@@ -174,7 +174,7 @@ def record(
     x: Tensor | tuple[Tensor, ...] | Mapping[str, Tensor],
     *,
     composite: Composite | Rule | Sequence[Composite | Rule] | None = None,
-    at: Sequence[str | Place] = (),
+    at: Sequence[str | Place] | None = (),
     checkpoint: bool = False,
     static: StaticCalls | None = None,
     **kwargs: Any,
@@ -192,6 +192,7 @@ def record(
         composite: the rules that the relevance passes to come will follow, one composite or several: only what these read is kept of
             the forward pass. None: everything is.
         at: places that they will ask for or start from, as in :meth:`Tape.relevance`; counts beside ``composite``.
+            None: no place at all, so that modules' inputs and outputs need not be noted.
         checkpoint: when gradients are on, save less for backward and make it again there (lrpkernels.engine.recompute); the same numbers.
         static: for models that always make the same PyTorch calls, see :class:`lrpkernels.StaticCalls`: the calls of the first pass
             are run again in later ones, without the model's Python code. None: the model runs.
@@ -217,7 +218,7 @@ def _recorded(
     names: tuple[str, ...] | None,
     kwargs: dict[str, Any],
     composite: Composite | Rule | Sequence[Composite | Rule] | None,
-    at: Sequence[str | Place],
+    at: Sequence[str | Place] | None,
     checkpoint: bool,
     static: StaticCalls | None,
 ) -> Tape:
@@ -226,8 +227,9 @@ def _recorded(
     known = None if static is None else static.find(key)
     composites = [as_composite(c) for c in several or ()]
     whole = several is None or any(composite.yields_in_hidden_layers for composite in composites)
-    liveness = None if whole or known is not None else Liveness(model, composites, at)
+    liveness = None if whole or known is not None else Liveness(model, composites, at or ())
     recording = Recording(model, inputs, liveness, checkpoint, names)
+    recording.notes_calls = at is not None
     try:
         if known is not None:
             output, fuse = known.replay(recording), known.fused

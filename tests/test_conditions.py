@@ -225,6 +225,42 @@ def test_gradients_of_conditioned_maps_equal_finite_differences() -> None:
                 assert abs(float(grad.view(-1)[i]) - (up - down) / 2e-6) < 1e-6
 
 
+class Beside(nn.Module):
+    """Two inputs, each through a layer of its own; `late` runs after `early`, beside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.early, self.late, self.fc = nn.Linear(4, 5), nn.Linear(4, 5), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        a, b = self.early(x), self.late(y)
+        return self.fc(torch.relu(a + b))
+
+
+def test_what_stands_beside_a_condition_is_excluded_wherever_it_runs() -> None:
+    torch.manual_seed(0)
+    net = Beside().double()
+    xs = torch.rand(2, 4, dtype=torch.float64), torch.rand(2, 4, dtype=torch.float64)
+    at = ["early", "late", "fc"]
+    with torch.no_grad(), lrp.record(net, xs) as tape:
+        plain = tape.relevance(1, at=at)
+        conditions: list[Any] = [
+            {"early": [0, 1, 2, 3, 4]},
+            {"late": [0, 1, 2, 3, 4]},
+            {},
+            {lrp.input_of("early"): [0, 1, 2, 3]},
+        ]
+        maps = tape.relevance(1, conditions=conditions, at=at, release=True)
+    for number, kept in enumerate(((True, False), (False, True), (True, True), (True, False))):
+        for place, alive in zip(("early", "late"), kept, strict=True):
+            expected = plain[place] if alive else torch.zeros_like(plain[place])
+            torch.testing.assert_close(maps[place][:, number], expected, rtol=1e-12, atol=1e-15)
+        for k, alive in enumerate(kept):
+            expected = plain["input"][k] if alive else torch.zeros_like(plain["input"][k])
+            torch.testing.assert_close(maps["input"][k][:, number], expected, rtol=1e-12, atol=1e-15)
+        torch.testing.assert_close(maps["fc"][:, number], plain["fc"])
+
+
 def test_conditions_under_static_calls_and_release() -> None:
     net, calls = build(Residual), lrp.StaticCalls()
     with torch.no_grad(), lrp.record(net, X) as tape:

@@ -235,8 +235,23 @@ def test_what_does_not_fit_is_named() -> None:
         ):
             with pytest.raises(ValueError, match=words):
                 tape.relevance(1, at=[at])
-        with pytest.raises(TypeError, match="a module's name"):
-            tape.relevance(1, at=[3])
+        for at, words in (([3], "a module's name"), ("layer1", "expected a list of places, got 'layer1'")):
+            with pytest.raises(TypeError, match=words):
+                tape.relevance(1, at=at)
+    with pytest.raises(ValueError, match="near matches: layer1"):
+        lrp.record(net, X, composite=lrp.Epsilon(), at=["layer1x"])
+
+
+def test_a_module_of_two_names_is_found_by_both() -> None:
+    net = nn.Sequential(nn.Linear(4, 4), nn.ReLU()).double()
+    net.add_module("again", net[0])
+    x = torch.rand(2, 4, dtype=torch.float64)
+    with torch.no_grad(), lrp.record(net, x, composite=lrp.Epsilon(), at=[lrp.output_of("again", 1)]) as tape:
+        maps = tape.relevance(1, lrp.Epsilon(), at=[lrp.output_of("again", 1), lrp.output_of("0", 0)])
+    z = net[0](x).relu()
+    g = net[0].weight[1] * z / (z + 1e-2)
+    _close(maps[lrp.output_of("0", 0)], (g * net[0](x)).detach())
+    _close(maps[lrp.output_of("again", 1)][:, 1], net[0](z)[:, 1].detach())
 
 
 @pytest.mark.parametrize("training", [False, True])

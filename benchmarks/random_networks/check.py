@@ -42,7 +42,8 @@ def _is_ill_conditioned(case: Case, net: Network) -> bool:
     """Whether rounding alone could do that: inputs that differ in the 13th digit change the reference beyond the tolerance."""
     plain = expectation(case, net, net.xs)
     generator = torch.Generator().manual_seed(1)
-    nudged = [x * (1 + 1e-13 * torch.randn(x.shape, generator=generator, dtype=x.dtype)) for x in net.xs]
+    nudged = [x.detach() * (1 + 1e-13 * torch.randn(x.shape, generator=generator, dtype=x.dtype)) for x in net.xs]
+    nudged = [y.requires_grad_(x.requires_grad) for x, y in zip(net.xs, nudged, strict=True)]
     other = expectation(case, net, nudged)
     pairs = list(zip(plain.maps, other.maps, strict=True))
     pairs += [(a, b) for k in plain.at for a, b in zip(plain.at[k], other.at[k], strict=True)]
@@ -68,7 +69,8 @@ def _compare(case: Case, net: Network) -> str | None:
     }
     for way, options in [*ways.items(), ("static again", ways["static"])]:
         _again(net, plain)
-        net.zero_grad()
+        for _, tensor in net.differentiated():
+            tensor.grad = None
         torch.manual_seed(0)
         with lrp.record(net, inputs, composite=composite, at=list(expected.at), **options) as tape:
             maps = tape.relevance(TARGETS, composite, at=list(expected.at))
@@ -127,7 +129,7 @@ def _buffers(model: nn.Module, plain: nn.Module) -> str | None:
 
 
 def _gradients(net: Network, expected: Sequence[Tensor | None]) -> str | None:
-    for (name, p), grad in zip(net.named_parameters(), expected, strict=True):
+    for (name, p), grad in zip(net.differentiated(), expected, strict=True):
         ours, theirs = (torch.zeros_like(p) if g is None else g for g in (p.grad, grad))
         wrong = _difference(ours, theirs, _top(expected))
         if wrong:

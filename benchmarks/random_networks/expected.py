@@ -27,7 +27,7 @@ class Expected:
         maps: R at the inputs, [B, T, ...].
         at: R at the outputs of steps, by their names, and at the inputs of some.
         weights: of the loss on the maps.
-        grads: of that loss, of every parameter.
+        grads: of that loss, by inputs that require them and every parameter.
         conditions: on one step, for :meth:`lrpkernels.Tape.relevance`; None: there is none that conditions could name.
         conditioned: the maps under them, with and without what goes by that step.
         start: that step's relevance to start from, and the maps.
@@ -99,7 +99,11 @@ def expectation(case: Case, net: Network, xs: Sequence[Tensor]) -> Expected:
     scale = 1e-4 * max(float(r.detach().abs().max()) for f, _ in found for r in f.values() if r.numel())
     made = Expected(ref.values[logits], maps(found), at, weights, [], scale)
     loss = made.loss(made.maps, made.logits)
-    made.grads = list(torch.autograd.grad(loss, list(net.parameters()), allow_unused=True, retain_graph=True))
+    made.grads = list(
+        torch.autograd.grad(
+            loss, [*(x for x in xs if x.requires_grad), *net.parameters()], allow_unused=True, retain_graph=True
+        )
+    )
     _with_conditions(made, ref, case, steps, found, passed, maps, (logits, seeds[0]))
     return made
 

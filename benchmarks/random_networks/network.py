@@ -18,6 +18,7 @@ from .steps import KINDS, Shape, Step
 BATCH = 2
 CLASSES = 3
 LARGEST = 60  # elements of a value of one image
+_LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}
 _ALIASES = ("Move", "Split", "Dropout")  # may return views of what they read
 
 
@@ -40,6 +41,8 @@ class Plan:
     training: bool
     nonnegative: bool
     seed: int
+    channels_last: bool = False
+    differentiable: bool = False
 
     def without(self, place: int) -> Plan | None:
         """The plan with one step taken out: what it made is what it read; None: it makes several values."""
@@ -79,7 +82,10 @@ class Network(nn.Module):
         xs = []
         for shape in plan.inputs:
             x = torch.randn(BATCH, *shape, generator=generator, dtype=torch.float64)
-            xs.append(x.abs() if plan.nonnegative else x)
+            x = x.abs() if plan.nonnegative else x
+            xs.append(
+                x.contiguous(memory_format=_LAYOUTS[x.dim()]) if plan.channels_last and x.dim() in _LAYOUTS else x
+            )
         self.xs = tuple(xs)
         read = [i for step in plan.steps for i in step.reads]
         total = len(plan.inputs) + sum(map(len, plan.made()))
@@ -120,7 +126,13 @@ class Network(nn.Module):
         with torch.no_grad():
             for p in self.head.parameters():
                 p.copy_(torch.randn(p.shape, generator=generator, dtype=torch.float64))
+        for x in self.xs:
+            x.requires_grad_(plan.differentiable)
         self.train(plan.training)
+
+    def differentiated(self) -> list[tuple[str, Tensor]]:
+        """All that gradients are taken of, by name."""
+        return [*((f"input {k}", x) for k, x in enumerate(self.xs) if x.requires_grad), *self.named_parameters()]
 
     def forward(self, *xs: Tensor) -> Tensor:
         values = list(xs)
@@ -151,8 +163,13 @@ class Network(nn.Module):
 
 def _has_two_layouts(x: Tensor) -> bool:
     """A permuted tensor that is channels-last because a size is 1: PyTorch 2.13's batch norm mixes strides up in its backward."""
-    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    return x.dim() in formats and not x.is_contiguous() and x.is_contiguous(memory_format=formats[x.dim()])
+    sizes_of_1 = 1 in x.shape[1:]
+    return (
+        x.dim() in _LAYOUTS
+        and sizes_of_1
+        and not x.is_contiguous()
+        and x.is_contiguous(memory_format=_LAYOUTS[x.dim()])
+    )
 
 
 def draw(rng: random.Random, kinds: Collection[str]) -> Network:
@@ -160,7 +177,15 @@ def draw(rng: random.Random, kinds: Collection[str]) -> Network:
     dims = rng.choice([0, 1, 1, 2, 2, 2, 3])
     size = {0: 1, 1: 6, 2: 4, 3: 3}[dims]
     shape = (rng.randint(1, 3) if dims else rng.randint(3, 8), *(rng.randint(size - 1, size) for _ in range(dims)))
-    plan = Plan((shape,) * rng.choice([1, 1, 1, 2]), (), rng.random() < 0.4, rng.random() < 0.5, rng.randrange(2**31))
+    plan = Plan(
+        (shape,) * rng.choice([1, 1, 1, 2]),
+        (),
+        rng.random() < 0.4,
+        rng.random() < 0.5,
+        rng.randrange(2**31),
+        rng.random() < 0.2,
+        rng.random() < 0.2,
+    )
     net = Network(plan)
     length, tries = rng.randint(2, 10), 0
     while len(plan.steps) < length and tries < 60:

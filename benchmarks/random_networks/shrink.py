@@ -52,5 +52,9 @@ def _smaller(case: Case) -> Iterator[Case]:
         yield replace(case, rules=replace(rules, default=RuleSpec("Epsilon")))
     if plan.training:
         yield replace(case, plan=replace(plan, training=False))
+    if plan.channels_last:
+        yield replace(case, plan=replace(plan, channels_last=False))
+    if plan.differentiable:
+        yield replace(case, plan=replace(plan, differentiable=False))
     if not plan.nonnegative:
         yield replace(case, plan=replace(plan, nonnegative=True))

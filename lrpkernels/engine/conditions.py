@@ -20,18 +20,21 @@ class Mask:
     """What the conditions of one pass keep at one value.
 
     Attributes:
-        place: where the value is, for messages.
+        place, value: where it is.
         keep: factors of the multiplier, [T, B or 1, ...]: it broadcasts against [T, *value.shape].
         listed: of each condition, whether it names this value.
     """
 
     place: str | Place
+    value: Value
     keep: Tensor
     listed: tuple[bool, ...]
 
-    def apply(self, multiplier: Tensor, value: Value) -> Tensor:
+    def apply(self, multiplier: Tensor) -> Tensor:
         """The multiplier (or relevance) at the value, one row for each condition: [R*B, ...] with R = 1 or T to [T*B, ...]."""
-        rows = multiplier.unflatten(0, (-1, value.shape[0]))
+        if not multiplier.numel():
+            return multiplier
+        rows = multiplier.unflatten(0, (-1, self.value.shape[0]))
         return (rows * self.keep.to(multiplier.dtype)).flatten(0, 1)
 
     def part(self, begin: int, end: int) -> Mask:
@@ -70,7 +73,7 @@ def masks_of(
     for key, (value, place, rows) in named.items():
         ones = torch.ones((1,) * len(value.shape), dtype=value.dtype, device=next(iter(rows.values())).device)
         keep = torch.stack(torch.broadcast_tensors(*(rows.get(number, ones) for number in range(len(conditions)))))
-        masks[key] = Mask(place, keep, tuple(number in rows for number in range(len(conditions))))
+        masks[key] = Mask(place, value, keep, tuple(number in rows for number in range(len(conditions))))
     return masks
 
 
@@ -105,14 +108,14 @@ def _refuse_parallel(places: list[tuple[str | Place, Value]]) -> None:
     """Refuse a condition on layers of which none feeds the other: each would exclude the other's relevance."""
     for index, (place, value) in enumerate(places):
         for other_place, other in places[index + 1 :]:
-            if not _feeds(value, other) and not _feeds(other, value):
+            if not feeds(value, other) and not feeds(other, value):
                 raise ValueError(
                     f"conditions: {place!r} and {other_place!r} stand in parallel branches, which exclude one another; name one of "
                     "them, or pass exclude_parallel=False"
                 )
 
 
-def _feeds(source: Value, value: Value) -> bool:
+def feeds(source: Value, value: Value) -> bool:
     """Whether ``value`` was made from ``source``."""
     pending, seen = [value], {id(value)}
     while pending:

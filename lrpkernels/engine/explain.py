@@ -58,8 +58,10 @@ def relevance(recording: Recording, fuse: Fuse, output: Any, asked: Question) ->
     """
 
     def at_place(place: str | Place) -> tuple[Value, ...]:
-        return values_at(recording.model, recording.calls, place)
+        return values_at(recording.model, recording.calls_of, place)
 
+    if isinstance(asked.at, (str, Place)):
+        raise TypeError(f"at: expected a list of places, got {asked.at!r}; write [{asked.at!r}]")
     hidden = {place: at_place(place) for place in asked.at or ()}
     wanted = [v for values in hidden.values() for v in values]
     through = recompute.propagate if recording.recomputes else propagate

@@ -15,7 +15,7 @@ from ..layers.linear import LinearNode
 from ..rules import Composite, Rule
 from ..rules.base import reads_of
 from .fusion import separates
-from .places import ModuleCall, Place, as_place
+from .places import ModuleCall, Place, modules_at
 
 
 class Liveness:
@@ -38,10 +38,7 @@ class Liveness:
         self._everywhere = None if chosen else _read_by(composite.default for composite in composites)
         self._at_input = _read_by(composite.first or composite.default for composite in composites)
         self._names = {id(m): name or "(model)" for name, m in model.named_modules()} if named else {}
-        self._hidden: set[tuple[int, bool]] = set()
-        if at:
-            modules = dict(model.named_modules())
-            self._hidden = {(id(modules.get(place.module)), place.reads) for place in map(as_place, at)}
+        self._hidden = {(id(module), place.reads) for place, module in modules_at(model, at)} if at else set()
         # A value -> the linear layer that made it, maybe with a batch norm merged into it, and what the rules of both read.
         self._roots: dict[int, tuple[LinearNode, frozenset[str]]] = {}
         self._merged: set[int] = set()  # values inside a block, read only if they have a second consumer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -70,21 +71,38 @@ def as_place(place: str | Place) -> Place:
     return place
 
 
-def values_at(model: nn.Module, calls: dict[int, list[ModuleCall]], place: str | Place) -> tuple[Value, ...]:
+def modules_at(model: nn.Module, places: Sequence[str | Place]) -> list[tuple[Place, nn.Module]]:
+    """The places that a user names, each with its module.
+
+    Raises:
+        TypeError: not a list of module names and places.
+        ValueError: no such module.
+    """
+    if isinstance(places, (str, Place)):
+        raise TypeError(f"at: expected a list of places, got {places!r}; write [{places!r}]")
+    modules = dict(model.named_modules(remove_duplicate=False))
+    found = []
+    for place in map(as_place, places):
+        if place.module not in modules:
+            near = difflib.get_close_matches(place.module, [n for n in modules if n], n=3, cutoff=0.3)
+            raise ValueError(
+                f"at: the model has no module {place.module!r}; near matches: {', '.join(near) or 'none'} (the input of a module is "
+                "lrp.input_of(name))"
+            )
+        found.append((place, modules[place.module]))
+    return found
+
+
+def values_at(
+    model: nn.Module, calls_of: Callable[[nn.Module], list[ModuleCall]], place: str | Place
+) -> tuple[Value, ...]:
     """The recorded values at a place, one or several.
 
     Raises:
         ValueError: no such module or call, or no recorded tensor there.
     """
-    found = as_place(place)
-    modules = dict(model.named_modules())
-    if found.module not in modules:
-        near = difflib.get_close_matches(found.module, [n for n in modules if n], n=3, cutoff=0.3)
-        raise ValueError(
-            f"at: the model has no module {found.module!r}; near matches: {', '.join(near) or 'none'} (the input of a module is "
-            "lrp.input_of(name))"
-        )
-    ran = calls.get(id(modules[found.module]), [])
+    ((found, module),) = modules_at(model, [place])
+    ran = calls_of(module)
     if found.call is None and len(ran) != 1:
         remedy = f"; say which: {Place(found.module, found.reads, 0)!r}, ..." if ran else ""
         raise ValueError(

@@ -12,7 +12,7 @@ from ..graph import Arrived, Multipliers, Node, Value
 from ..layers import Block
 from ..rules import Rule
 from .assignment import Planned
-from .conditions import Mask
+from .conditions import Mask, feeds
 
 Seeds = list[tuple[Value, Tensor]]
 Through = Callable[[Node, Arrived, Rule], Multipliers]
@@ -23,14 +23,14 @@ class _Contributions:
 
     def __init__(self) -> None:
         self._parts: dict[int, list[Tensor]] = {}
-        self._batches: dict[int, int] = {}
+        self._values: dict[int, Value] = {}
 
     def add(self, value: Value, part: Tensor) -> None:
         if part.dtype != value.dtype and value.dtype.is_floating_point:
             part = part.to(value.dtype)
         parts = self._parts.get(id(value))
         if parts is None:
-            self._parts[id(value)], self._batches[id(value)] = [part], value.shape[0] if value.shape else 1
+            self._parts[id(value)], self._values[id(value)] = [part], value
         else:
             parts.append(part)
 
@@ -45,9 +45,7 @@ class _Contributions:
             return
         for key, parts in self._parts.items():
             for i, part in enumerate(parts):
-                others = torch.tensor([not drop for drop in listed], device=part.device).view(-1, *(1,) * part.dim())
-                rows = part.unflatten(0, (-1, self._batches[key]))  # one for each target, or one for all
-                parts[i] = torch.where(others, rows, torch.zeros_like(rows)).flatten(0, 1)
+                parts[i] = _dropped(part, self._values[key], listed)
 
     def pop_scaled(self, value: Value) -> Scaled | None:
         """The contributions as at most two summands: blocks add the second in their own elementwise pass."""
@@ -60,6 +58,15 @@ class _Contributions:
         return Scaled(_sum(parts[:-1]), parts[-1])
 
 
+def _dropped(part: Tensor, value: Value, listed: Sequence[bool]) -> Tensor:
+    """What has arrived at a value, with zeros for the targets that are listed."""
+    if not part.numel():
+        return part
+    others = torch.tensor([not drop for drop in listed], device=part.device).view(-1, *(1,) * part.dim())
+    rows = part.unflatten(0, (-1, value.shape[0] if value.shape else 1))  # one for each target, or one for all
+    return torch.where(others, rows, torch.zeros_like(rows)).flatten(0, 1)
+
+
 def alike(parts: list[Tensor]) -> list[Tensor]:
     """Multipliers of one value, of all targets where one of them is: those that the targets still share are repeated."""
     rows = parts[0].shape[0]
@@ -70,6 +77,8 @@ def alike(parts: list[Tensor]) -> list[Tensor]:
 
 
 def _sum(parts: list[Tensor]) -> Tensor:
+    if len(parts) == 1:
+        return parts[0]
     parts = alike(parts)
     total = parts[0]
     for part in parts[1:]:
@@ -100,7 +109,11 @@ class Walk:
     ) -> None:
         self._planned, self._through, self._times_values = planned, through, times_values
         self._masks, self._exclude_parallel = masks or {}, exclude_parallel
-        self._wanted = {id(v) for v in wanted}
+        self._wanted = {id(v): v for v in wanted}
+        # What stands beside the values that conditions name, found while all operations are there.
+        self._beside: dict[int, list[Value]] = {}
+        if exclude_parallel:
+            self._beside = {key: [v for v in wanted if not feeds(mask.value, v)] for key, mask in self._masks.items()}
         self._multipliers, self._relevances = _Contributions(), _Contributions()
         self.found: dict[int, Tensor | None] = {id(v): None for v in wanted}
 
@@ -130,7 +143,7 @@ class Walk:
             if release and node is not None:  # what an exception has left
                 for left in (node, *(planned for planned, _ in self._planned)):
                     left.release()
-        for v in inputs:
+        for v in sorted(inputs, key=lambda v: id(v) not in self._masks):  # what conditions name drops the others'
             self.found[id(v)] = self._at_value(v, *self._take(v))
         return self.found
 
@@ -159,7 +172,7 @@ class Walk:
 
     def _through_block(self, block: Block, rule: Rule) -> None:
         behind = self._relevances if rule.yields_relevance else self._multipliers
-        if any(id(value) in self._stops for value in block.made()):
+        if block.makes_any(self._stops):
             for part, scaled in self._inside(block, rule):
                 _hand_on(part, self._through(part, (scaled,), rule), behind)
             return
@@ -189,7 +202,7 @@ class Walk:
                 mask is not None
             ):  # batch norm and ReLU keep places and channels: a mask ahead of them is one behind them
                 self._passes(mask, bool(parts))
-                parts = [(part, s._replace(multiplier=mask.apply(s.multiplier, value))) for part, s in parts]
+                parts = [(part, s._replace(multiplier=mask.apply(s.multiplier))) for part, s in parts]
             if id(value) in self._wanted and parts:
                 self.found[id(value)] = _sum([self._at(value, part, s, rule) for part, s in parts])
         return parts
@@ -212,7 +225,7 @@ class Walk:
         mask = self._masks.get(id(value)) if self._masks else None
         if mask is not None:
             self._passes(mask, g is not None or r is not None)
-            g, r = (part if part is None else mask.apply(part, value) for part in (g, r))
+            g, r = (part if part is None else mask.apply(part) for part in (g, r))
         if id(value) in self._wanted:
             self.found[id(value)] = self._at_value(value, g, r)
         return g, r
@@ -238,6 +251,10 @@ class Walk:
         if self._exclude_parallel:
             self._multipliers.drop(mask.listed)
             self._relevances.drop(mask.listed)
+            for seen in self._beside[id(mask.value)]:
+                part = self.found[id(seen)]
+                if part is not None:
+                    self.found[id(seen)] = _dropped(part, seen, mask.listed)
 
 
 def _for_all_targets(parts: list[Tensor | None]) -> list[Tensor | None]:

@@ -6,7 +6,7 @@ functional calls, modules that are used twice and in-place activations work, and
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from threading import get_ident
 from typing import Any
@@ -53,6 +53,8 @@ class Recording:
         input_values: those of the inputs.
         modules: those running, the innermost last.
         calls: what each module read and returned, call by call, by its id.
+        notes_calls: whether they are noted.
+        find_calls: finds that in a replayed pass, in which no module ran.
         liveness: holds the forward values that will be read; None: all are held.
         recomputes: whether less is saved for backward and recomputed there.
         watches: False: the caller removes values from the registry when their tensors go.
@@ -77,6 +79,8 @@ class Recording:
         self.input_values = tuple(self.values[id(tensor)] for tensor in self.inputs)
         self.modules: list[nn.Module] = []
         self.calls: dict[int, list[ModuleCall]] = {}
+        self.notes_calls = True
+        self.find_calls: Callable[[Recording, int], list[ModuleCall]] | None = None
         self.live = torch.is_grad_enabled()
         self.recomputes = recompute and self.live
         self.watches = True
@@ -276,13 +280,14 @@ class Recording:
 
         The hooks see this thread only. They, and PyTorch's modes, are afterwards as they were, whatever has interrupted the model.
         """
-        thread, modules = get_ident(), self.modules
+        thread, modules, notes = get_ident(), self.modules, self.notes_calls
         entered: list[tuple[tuple[Value, ...], int]] = []
 
         def enter(module: nn.Module, args: Any) -> None:
             if get_ident() == thread:
                 modules.append(module)
-                entered.append((self._values_in(args), len(self.nodes)))
+                if notes:
+                    entered.append((self._values_in(args), len(self.nodes)))
                 if isinstance(module, torch.jit.ScriptModule) and any(self.value(arg) is not None for arg in args):
                     raise UnsupportedOperationError(
                         f"{self.path()}: a TorchScript module hides its operations; use the nn.Module it was made from"
@@ -291,9 +296,12 @@ class Recording:
         def leave(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             if get_ident() == thread:
                 if modules.pop() is not module:
+                    left = 1  # by an exception that the model has caught
                     while modules and modules.pop() is not module:
-                        entered.pop()  # left by an exception that the model has caught
-                    entered.pop()
+                        left += 1
+                    del entered[len(entered) - left if notes else 0 :]
+                if not notes:
+                    return
                 read, before = entered.pop()
                 if kwargs:  # which PyTorch shows to this hook only
                     read += self._values_in(kwargs, before)
@@ -312,6 +320,11 @@ class Recording:
     def _values_in(self, tree: Any, before: int | None = None) -> tuple[Value, ...]:
         """The recorded floating-point values in a module's arguments or results, as they were when ``before`` nodes had run."""
         replaced, found = self.aliases.replaced, []
+        if type(tree) is tuple and len(tree) == 1:
+            tree = tree[0]
+        if not replaced and isinstance(tree, Tensor):  # most calls
+            only = self.values.get(id(tree))
+            return () if only is None or not only.dtype.is_floating_point else (only,)
         later = () if before is None or not replaced else self.nodes[before:]
         for leaf in (tree,) if isinstance(tree, Tensor) else leaves(tree):
             tensor, value = leaf, self.values.get(id(leaf))
@@ -324,6 +337,16 @@ class Recording:
             if value is not None and value.dtype.is_floating_point:
                 found.append(value)
         return tuple(found)
+
+    def calls_of(self, module: nn.Module) -> list[ModuleCall]:
+        """What a module read and returned, call by call.
+
+        Raises:
+            ValueError: that was not noted.
+        """
+        if not self.notes_calls:
+            raise ValueError("at: this pass was recorded with at=None; name the places in record(at=[...])")
+        return self.calls.get(id(module), []) if self.find_calls is None else self.find_calls(self, id(module))
 
     def finish(self) -> None:
         """Forget what only recording needs: histories would keep the autograd graph, replaced tensors their numbers."""

@@ -57,7 +57,7 @@ class StaticCalls:
         inputs: Sequence[Tensor],
         kwargs: Mapping[str, Any],
         composites: Sequence[Composite | Rule] | None,
-        at: Sequence[str | Place],
+        at: Sequence[str | Place] | None,
         recompute: bool,
         names: tuple[str, ...] | None = None,
     ) -> Any:
@@ -80,9 +80,9 @@ class StaticCalls:
         autocast = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
         forms = [(x.shape, x.stride(), x.dtype, x.device, x.requires_grad) for x in inputs]
         training = [module.training for module in self._modules]
-        state = (torch.is_grad_enabled(), autocast, recompute, names)
+        state = (torch.is_grad_enabled(), autocast, recompute, names, at is None)
         given = [(name, type(value), value) for name, value in sorted(kwargs.items())]
-        return (*forms, *training, *state, *given, _liveness_key(composites, at))
+        return (*forms, *training, *state, *given, _liveness_key(composites, at or ()))
 
     def find(self, key: Any) -> Trace | None:
         """The calls of that key, if they are known, and the model and its parameters are what they were."""
@@ -154,6 +154,7 @@ class Trace:
         self._output: Any = None
         self._module_calls: dict[int, list[tuple[_Origins, _Origins]]] = {}
         self._kept: tuple[bool, ...] | None = None
+        self._notes_calls = recording.notes_calls
         self._plans: dict[Any, Plan] = {}
         for tensor in recording.inputs:
             self._new_slot(tensor)
@@ -319,13 +320,16 @@ class Trace:
                 registry.pop(id(tensors[index]), None)
                 tensors[index] = None
         modules.clear()
+        recording.find_calls, recording.notes_calls = self._calls_in, self._notes_calls
+        return filled(self._output, tensors)
+
+    def _calls_in(self, recording: Recording, module: int) -> list[ModuleCall]:
+        """What a module, by its id, read and returned in a replayed pass."""
 
         def values(origins: _Origins) -> tuple[Value, ...]:
             return tuple(recording.input_values[i] if n < 0 else recording.nodes[n].outputs[i] for n, i in origins)
 
-        for module, calls in self._module_calls.items():
-            recording.calls[module] = [ModuleCall(values(inputs), values(outputs)) for inputs, outputs in calls]
-        return filled(self._output, tensors)
+        return [ModuleCall(values(inputs), values(outputs)) for inputs, outputs in self._module_calls.get(module, [])]
 
     def fused(self, nodes: Sequence[Node], apart: Sequence[Value]) -> list[Node]:
         """The nodes of a replayed recording, merged into blocks; what merges is found once for each ``apart``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import Any
 
 import torch
@@ -51,6 +52,14 @@ class Block(Node):
     def made(self) -> list[Value]:
         """The values that its operations made, in order; the last is the block's output."""
         return [node.outputs[0] for node in self.nodes()]
+
+    def makes_any(self, ids: Container[int]) -> bool:
+        """Whether one of these values, by id, is made here."""
+        return (
+            id(self.outputs[0]) in ids
+            or id(self.linear.outputs[0]) in ids
+            or (self.norm is not None and id(self.norm.outputs[0]) in ids)
+        )
 
     def until(self, value: Value) -> Block:
         """The part of this block that ends in ``value``, the output of one of its operations."""
