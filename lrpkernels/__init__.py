@@ -15,6 +15,7 @@ from .errors import (
     RelevanceError,
     UnsupportedOperationError,
     UnusedInputError,
+    VerificationError,
 )
 from .rules import (
     AlphaBeta,
@@ -36,6 +37,7 @@ from .rules import (
     ZPlus,
 )
 from .tape import Tape, record
+from .verification import Report, verify
 
 __all__ = [
     "LRP",
@@ -56,11 +58,13 @@ __all__ = [
     "Norm",
     "Pass",
     "RelevanceError",
+    "Report",
     "Rule",
     "StaticCalls",
     "Tape",
     "UnsupportedOperationError",
     "UnusedInputError",
+    "VerificationError",
     "WSquare",
     "ZBox",
     "ZPlus",
@@ -68,4 +72,5 @@ __all__ = [
     "heatmap",
     "record",
     "show_config",
+    "verify",
 ]

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from .engine import propagate
+from .engine import propagate, verified
 from .engine.fusion import Fuse, fused
 from .engine.liveness import Liveness
+from .engine.own_pass import unchanged
 from .engine.recorder import Recording, RecordingMode
 from .engine.replay import StaticCalls, TracingMode
 from .engine.target import Target
-from .errors import UnusedInputError
+from .engine.verified import Check
+from .errors import UnusedInputError, VerificationError
 from .graph import Node, Value
 from .rules import Composite, Rule, as_composite
 
@@ -159,6 +162,7 @@ def record(
     at: Sequence[str] = (),
     checkpoint: bool = False,
     static: StaticCalls | None = None,
+    check: Check = True,
     **kwargs: Any,
 ) -> Tape:
     """Run ``model(x, **kwargs)`` once, unchanged, and write down what it did.
@@ -175,6 +179,8 @@ def record(
         checkpoint: when gradients are on, save less for backward and make it again there (lrpkernels.engine.recompute); the same numbers.
         static: for models that always make the same PyTorch calls, see :class:`lrpkernels.StaticCalls`: the calls of the first pass
             are run again in later ones, without the model's Python code. None: the model runs.
+        check: True: at its first use with this form of input the model is verified (docs/verify.md): on a few images, the recording's
+            gradients must be autograd's on the model itself. "always": at every use; False: never.
         kwargs: passed on to the model, not explained.
 
     Returns:
@@ -184,11 +190,14 @@ def record(
         TypeError: an input is not a floating-point tensor.
         UnusedInputError: the model called no PyTorch function on its input.
         InPlaceError, UnsupportedOperationError: see lrpkernels.errors.
+        VerificationError: a heatmap would be wrong; names the module.
         ValueError: ``static`` belongs to another model.
     """
-    inputs = _checked(x)
+    inputs = checked(x)
     several = [composite] if isinstance(composite, (Composite, Rule)) else composite
     key = None if static is None else static.key(model, inputs, kwargs, several, at, checkpoint)
+    if check is not False:
+        verified.ensure(model, inputs, kwargs, partial(take, model), check, static is not None)
     known = None if static is None else static.find(key)
     if known is not None:
         recording = Recording(model, inputs, None, checkpoint)
@@ -220,7 +229,31 @@ def record(
     return Tape(recording, output)
 
 
-def _checked(x: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def take(model: nn.Module, inputs: tuple[Tensor, ...], kwargs: dict[str, Any], static: bool) -> Tape:
+    """A recording to be verified; with ``static`` calls noted on other images are run again on these.
+
+    Raises:
+        VerificationError: the calls cannot be run again.
+    """
+    if not static:
+        return record(model, inputs, check=False, **kwargs)
+    calls = StaticCalls()
+    with unchanged(model, inputs[0].device):
+        record(model, tuple(0.9 * x.flip(0) for x in inputs), static=calls, check=False, **kwargs).clear()
+    try:
+        return record(model, inputs, static=calls, check=False, **kwargs)
+    except Exception as error:
+        raise VerificationError(
+            f"static: the model's calls, noted on one input, fail on another ({error}); leave `static` out"
+        ) from error
+
+
+def checked(x: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The inputs of a recording.
+
+    Raises:
+        TypeError: one is not a floating-point tensor.
+    """
     inputs = x if isinstance(x, tuple) else (x,)
     if not inputs:
         raise TypeError("record: the model needs at least one input tensor, got an empty tuple")

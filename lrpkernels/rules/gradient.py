@@ -17,8 +17,8 @@ class Gradient(Rule):
 
     Every operation hands on its vector-Jacobian product: ReLU's derivative is 0 at 0 as in PyTorch, activations have their own f', products
     both of their terms, and the statistics of norms (batch statistics in training mode included), the divisors and softmax are
-    differentiated (those of ``nn.SyncBatchNorm`` over several processes are constants). x * G equals autograd's gradient times input wherever the recording is complete, which :func:`lrpkernels.verify` rests
-    on. Differentiable like every rule.
+    differentiated (those of ``nn.SyncBatchNorm`` over several processes are constants). x * G equals autograd's gradient times input
+    wherever the recording is complete, which :func:`lrpkernels.verify` rests on. Differentiable like every rule.
 
     Used in a composite it makes single layers follow their gradient. Under :class:`Epsilon` with eps 0 activations other than ReLU hand
     on f(z) / z, gates and divisors nothing, as LRP has it.
