@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -197,7 +196,7 @@ def record(
     several = [composite] if isinstance(composite, (Composite, Rule)) else composite
     key = None if static is None else static.key(model, inputs, kwargs, several, at, checkpoint)
     if check is not False:
-        verified.ensure(model, inputs, kwargs, partial(take, model), check, static is not None)
+        verified.ensure(model, inputs, kwargs, take, check, static is not None)
     known = None if static is None else static.find(key)
     if known is not None:
         recording = Recording(model, inputs, None, checkpoint)

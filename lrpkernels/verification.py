@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -100,7 +99,7 @@ def verify(
     Source: docs/verify.md.
     """
     inputs = checked(x)
-    found = on_few_images(model, inputs, kwargs, partial(take, model), static)
+    found = on_few_images(model, inputs, kwargs, take, static)
     with unchanged(model, inputs[0].device), torch.no_grad(), record(model, inputs, check=False, **kwargs) as tape:
         logits = select_logits(tape.output, output)
         blocks = tuple(_balances(tape, logits, start(target, logits)[0], as_composite(composite)))

@@ -102,7 +102,12 @@ def handed_on(
     """What an operation hands on."""
     try:
         return node.through([Scaled(g) for g in arrived if g is not None] if node.kind == "block" else arrived, rule)
-    except UnsupportedOperationError as error:
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:  # of autograd, which cannot run it again, or ours
+        if not isinstance(error, RelevanceError):
+            place = getattr(node, "path", type(node.module).__name__)
+            error = UnsupportedOperationError(f"{place}: {node.label()} cannot be differentiated by itself ({error})")
         if refused is not None:
             refused.append(error)
         return (None,) * len(node.inputs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -96,9 +97,12 @@ def on_few_images(
 
     Args:
         model, inputs, kwargs: as they are to be recorded.
-        take: a recording, from inputs, keyword arguments and whether calls are replayed.
+        take: records a model, from the model, inputs, keyword arguments and whether calls are replayed.
         static: whether they are.
     """
+    if any(tensor.is_inference() for tensor in (*model.parameters(), *model.buffers())):
+        with torch.inference_mode(False):  # autograd takes none of these
+            model = copy.deepcopy(model)
     tries: list[tuple[Inputs, dict[str, Any], Callable[[], Any]]] = [(inputs, dict(kwargs), nullcontext)]
     device = inputs[0].device.type
     if torch.is_autocast_enabled(device) and all(x.dtype in (torch.float32, torch.float64) for x in inputs):
@@ -121,10 +125,10 @@ def on_few_images(
 def _explained(
     model: nn.Module, inputs: Inputs, kwargs: dict[str, Any], take: Callable[..., Taken], static: bool
 ) -> Checked:
-    found = check(model, inputs, kwargs, lambda xs: take(xs, kwargs, static))
+    found = check(model, inputs, kwargs, lambda xs: take(model, xs, kwargs, static))
     if not found.departures or not static:
         return found
-    plain = check(model, inputs, kwargs, lambda xs: take(xs, kwargs, False))
+    plain = check(model, inputs, kwargs, lambda xs: take(model, xs, kwargs, False))
     reason = "the model's calls, noted on one input, give other results on another; leave `static` out"
     return plain if plain.departures else Checked(found.error, (Departure("(model)", "static", reason, found.error),))
 
