@@ -6,6 +6,7 @@ is not: relevance goes through what it guards, so that the model is differentiat
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -59,10 +60,10 @@ def unchanged(model: nn.Module, device: torch.device) -> Iterator[None]:
         random.setstate(python)
         np.random.set_state(arrays)
         with torch.no_grad():
-            for (place, name, buffer), copy in zip(places, copies, strict=True):
+            for (place, name, buffer), kept in zip(places, copies, strict=True):
                 place[name] = buffer
-                if buffer is not None and copy is not None and not torch.equal(buffer, copy):
-                    buffer.copy_(copy)
+                if buffer is not None and kept is not None and not torch.equal(buffer, kept):
+                    buffer.copy_(kept)
 
 
 class Watch:
@@ -188,8 +189,15 @@ def _backward(
 
 
 def copy_of(leaf: Any) -> Any:
-    """A tensor of its own; anything else stays."""
-    return leaf.detach().clone() if isinstance(leaf, Tensor) else leaf
+    """What an extra pass may change, as one of its own: a tensor, or an object such as a cache of keys and values, if it can be copied."""
+    if isinstance(leaf, Tensor):
+        return leaf.detach().clone()
+    if leaf is None or isinstance(leaf, (int, float, str, torch.dtype, torch.device, nn.Module)):
+        return leaf
+    try:
+        return copy.deepcopy(leaf)
+    except Exception:
+        return leaf
 
 
 def explainable(output: Any) -> list[Tensor]:

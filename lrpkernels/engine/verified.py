@@ -16,7 +16,7 @@ from ..errors import RelevanceError, VerificationError
 from ..functional import is_capturing
 from ..layers.registry import leaves, map_leaves
 from .locate import Departure
-from .own_pass import Inputs
+from .own_pass import Inputs, copy_of
 from .tape_pass import Taken
 from .verify import Checked, check
 
@@ -125,10 +125,10 @@ def on_few_images(
 def _explained(
     model: nn.Module, inputs: Inputs, kwargs: dict[str, Any], take: Callable[..., Taken], static: bool
 ) -> Checked:
-    found = check(model, inputs, kwargs, lambda xs: take(model, xs, kwargs, static))
+    found = check(model, inputs, kwargs, lambda xs: take(model, xs, map_leaves(copy_of, kwargs), static))
     if not found.departures or not static:
         return found
-    plain = check(model, inputs, kwargs, lambda xs: take(model, xs, kwargs, False))
+    plain = check(model, inputs, kwargs, lambda xs: take(model, xs, map_leaves(copy_of, kwargs), False))
     reason = "the model's calls, noted on one input, give other results on another; leave `static` out"
     return plain if plain.departures else Checked(found.error, (Departure("(model)", "static", reason, found.error),))
 
@@ -152,10 +152,12 @@ def _modules_of(model: nn.Module) -> tuple[list[nn.Module], list[Any]]:
     state: list[Any] = []
     while pending:
         module = pending.pop()
-        if module is not None:
-            modules.append(module)
-            state += (module.training, len(module._forward_hooks), len(module._forward_pre_hooks))
-            pending.extend(module._modules.values())
+        if module is None:
+            continue
+        modules.append(module)
+        state.append((module.training, len(module._forward_hooks), len(module._forward_pre_hooks)))
+        if module._modules:
+            pending += module._modules.values()
     return modules, state
 
 
