@@ -9,6 +9,7 @@ import random
 import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -251,6 +252,29 @@ def test_nor_is_it_under_inference_mode(kind: str, built_inside: bool) -> None:
     net, x = Net(RIGHT[kind]), _images()
     with torch.inference_mode():
         assert lrp.verify(copy.deepcopy(net) if built_inside else net, x, 1).ok
+
+
+@pytest.mark.parametrize("form", ["tuple", "dict", "dataclass"])
+def test_outputs_of_any_form(form: str) -> None:
+    class Formed(Net):
+        def forward(self, x: Tensor) -> Any:
+            logits = super().forward(x)
+            if form == "tuple":
+                return logits.relu(), logits.sum(), [logits.tanh()]
+            return {"other": logits} if form == "dict" else Result(logits, logits.sum())
+
+    def pick(out: Any) -> Tensor:
+        return out[0] if form == "tuple" else out["other"] if form == "dict" else out.prediction
+
+    assert lrp.verify(Formed(), _images(), 1, output=pick).ok
+    with pytest.raises(RelevanceError, match=r"\bodd\b"):
+        lrp.LRP(Formed(_in_a_thread))(_images(), 1, output=pick)
+
+
+@dataclass
+class Result:
+    prediction: Tensor
+    total: Tensor
 
 
 def test_a_constant_output_is_left_to_the_relevance_pass() -> None:

@@ -25,11 +25,11 @@ from .tape_pass import (
     Taken,
     add,
     difference,
-    gradients_of,
     handed_on,
     size,
     starts_of,
     tolerance,
+    walked_back,
     walking,
 )
 
@@ -102,21 +102,43 @@ def locate(
                 return None  # it draws numbers of its own: no two calls are the same
             departure = _between_calls(model, graph, watch, *calls)
             # If the caller's recording agrees with this one, what is left is rounding: every step of this one is right.
-            if departure is not None or _same(found, gradients_of(tape, graph.starts), limits.whole):
+            gradients, with_graph = _trail(tape)
+            if departure is not None or _same(found, gradients, limits.whole):
                 return departure
-            with_graph = steps_of(tape)
         finally:
             tape.clear()
     # The caller's recording is another one than this, though not by its steps: by its mode, or by being an earlier call.
     with unchanged(model, device):
         tape = take(tuple(map(copy_of, inputs)))
     try:
-        again, later = gradients_of(tape, [*starts_of(tape).values()]), steps_of(tape)
+        (again, here), later = _trail(tape), steps_of(tape)
     finally:
         tape.clear()
     if _same(again, found, limits.whole):
-        return _parting(model, with_graph, steps, _MODE)
-    return _parting(model, steps, later, _KEPT)
+        others = [*here, (None, "", 0.0)]
+        parting = next((a[:2] for a, b in zip(with_graph, others, strict=False) if not _alike(a, b, limits.step)), None)
+        reason = _MODE
+    else:
+        parting = next((a for a, b in zip(steps, [*later, None], strict=False) if a != b), None)
+        reason = _KEPT
+    module, operation = parting or steps[-1]
+    return Departure(path_of(model, [] if module is None else [module]), operation, reason)
+
+
+def _trail(tape: Taken) -> tuple[list[Tensor | None], list[tuple[nn.Module | None, str, float]]]:
+    """The gradients of a recording, and the size of what each operation handed on, from the output."""
+    starts = [*starts_of(tape).values()]
+    arrivals: Arrivals = {}
+    for value, start in starts:
+        add(arrivals, value, start)
+    with walking(tape):
+        walk = walked_back(tape.plan(Gradient(), [value for value, _ in starts]), arrivals)
+        trail = [(node.module, node.label(), sum(map(size, parts))) for node, _, _, parts in walk]
+    return [arrivals.get(id(value)) for value in tape.input_values], trail
+
+
+def _alike(one: tuple[Any, str, float], other: tuple[Any, str, float], bound: float) -> bool:
+    return one[:2] == other[:2] and abs(one[2] - other[2]) <= bound * one[2]
 
 
 def _between_calls(model: nn.Module, graph: Graph, watch: Watch, first: OwnPass, second: OwnPass) -> Departure | None:
@@ -138,12 +160,6 @@ def _between_calls(model: nn.Module, graph: Graph, watch: Watch, first: OwnPass,
 def steps_of(tape: Taken) -> Steps:
     """Module and operation of every node of a recording."""
     return [(node.module, node.label()) for node in tape.nodes]
-
-
-def _parting(model: nn.Module, steps: Steps, others: Steps, reason: str) -> Departure:
-    """Where two recordings part."""
-    module, operation = next((a for a, b in zip(steps, [*others, None], strict=False) if a != b), steps[-1])
-    return Departure(path_of(model, [] if module is None else [module]), operation, reason)
 
 
 def _same(found: Sequence[Tensor | None], expected: Sequence[Tensor | None], bound: float) -> bool:

@@ -201,11 +201,11 @@ def copy_of(leaf: Any) -> Any:
 
 
 def explainable(output: Any) -> list[Tensor]:
-    """The logits of a model's output if they can be told, else all its floating-point tensors."""
+    """The logits of a model's output if they can be told, else all its floating-point tensors with a batch dimension."""
     try:
         return [select_logits(output, None)]
     except TypeError:
-        return [t for t in tensors_of(output) if t.is_floating_point() and t.numel()]
+        return [t for t in tensors_of(output) if t.is_floating_point() and t.dim() and t.numel()]
 
 
 def tensors_of(output: Any) -> Iterator[Tensor]:

@@ -6,6 +6,7 @@ import copy
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from math import isnan
 from typing import Any, Literal
 
@@ -114,12 +115,23 @@ def on_few_images(
     for given, options, context in tries[:-1]:
         try:
             with context():
-                return _explained(model, given, options, take, static)
-        except (RelevanceError, torch.OutOfMemoryError):
-            raise
-        except Exception:  # a model for batches of one size, or for autocast, alone
+                return _explained(model, given, options, partial(_if_it_runs, take), static)
+        except _DoesNotRun:  # a model for batches of one size, or for autocast, alone
             continue
     return _explained(model, *tries[-1][:2], take, static)
+
+
+class _DoesNotRun(Exception):
+    """The model raises on inputs of this kind."""
+
+
+def _if_it_runs(take: Callable[..., Taken], *args: Any) -> Taken:
+    try:
+        return take(*args)
+    except (RelevanceError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise _DoesNotRun from error
 
 
 def _explained(
