@@ -17,6 +17,7 @@ from .errors import (
     RelevanceError,
     UnsupportedOperationError,
     UnusedInputError,
+    VerificationError,
 )
 from .rules import (
     CPLRP,
@@ -50,6 +51,7 @@ from .rules import (
     ZPlus,
 )
 from .tape import Tape, record
+from .verification import Report, verify
 
 __all__ = [
     "CPLRP",
@@ -81,12 +83,14 @@ __all__ = [
     "ReLUDeconvNet",
     "ReLUGuidedBackprop",
     "RelevanceError",
+    "Report",
     "Rule",
     "StaticCalls",
     "Tape",
     "Uniform",
     "UnsupportedOperationError",
     "UnusedInputError",
+    "VerificationError",
     "WSquare",
     "ZBox",
     "ZPlus",
@@ -97,4 +101,5 @@ __all__ = [
     "record",
     "select_logits",
     "show_config",
+    "verify",
 ]

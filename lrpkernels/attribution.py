@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .engine.replay import StaticCalls
 from .engine.target import Target
+from .engine.verified import Check
 from .errors import NonFiniteError
 from .functional import is_capturing
 from .rules import Composite, Rule, as_composite
@@ -25,6 +26,8 @@ class LRP:
         checkpoint: when gradients are on, save less for backward and recompute it there; the numbers are the same.
         static: the model makes the same PyTorch calls whenever the form of its input and its mode are the same: its Python code runs
             once, later passes run these calls alone (:class:`StaticCalls`), which saves most of the overhead on small layers.
+        check: True: the model is verified at its first use with each form of input (:func:`lrpkernels.verify`), about one more forward and
+            two backward passes on two images; "always": at every use; False: never.
 
     Example:
         >>> attribution = lrp.LRP(model, composite=lrp.Epsilon(1e-2, first=lrp.ZBox(0, 1)))
@@ -40,12 +43,14 @@ class LRP:
         *,
         checkpoint: bool = False,
         static: bool = False,
+        check: Check = True,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
         self.model = model
         self.composite = as_composite(composite)
         self.checkpoint = checkpoint
+        self.check = check
         self._calls = StaticCalls() if static else None
 
     def __call__(
@@ -78,9 +83,15 @@ class LRP:
 
         Raises:
             TypeError, ValueError: an input or target that does not fit.
-            lrpkernels.errors.RelevanceError: a model that cannot be explained as asked.
+            lrpkernels.errors.RelevanceError: a model that cannot be explained as asked, or whose heatmap would be wrong
+                (VerificationError).
         """
-        options: dict[str, Any] = {"checkpoint": self.checkpoint, "static": self._calls, "at": None}
+        options: dict[str, Any] = {
+            "checkpoint": self.checkpoint,
+            "static": self._calls,
+            "at": None,
+            "check": self.check,
+        }
         with record(self.model, x, composite=self.composite, **options, **kwargs) as tape:
             heatmap = tape.relevance(target, self.composite, output=output, memory_budget=memory_budget, release=True)
             if not _is_finite(heatmap):
@@ -97,7 +108,7 @@ class LRP:
             x: what the model takes.
         """
         rows = [("module", "operation", "rule", "output")]
-        with torch.no_grad(), record(self.model, x) as tape:
+        with torch.no_grad(), record(self.model, x, check=self.check) as tape:
             for node, rule in tape.plan(self.composite):
                 shape = str(tuple(node.output.shape))
                 rows.append((tape.module_path(node.module or self.model), node.label(), repr(rule), shape))
@@ -122,7 +133,7 @@ def _explain_non_finite(model: nn.Module, x: Any, kwargs: dict[str, Any]) -> Non
     """
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:
-        with torch.no_grad(), record(model, x, **kwargs) as tape:
+        with torch.no_grad(), record(model, x, check=False, **kwargs) as tape:
             _check_finite(tape)
     finally:
         with torch.no_grad():

@@ -23,5 +23,9 @@ class NonFiniteError(RelevanceError):
     """An activation or the explained score is NaN or infinite."""
 
 
+class VerificationError(RelevanceError):
+    """A recording is not what the model does (:func:`lrpkernels.verify`): its heatmaps would be wrong."""
+
+
 class FallbackWarning(UserWarning):
     """A function without a rule passes its gradient on, as in gradient times input. Turn it into an error to rule that out."""

@@ -9,17 +9,20 @@ import torch
 from torch import Tensor, nn
 
 from ._extension import ops
+from .engine import verified
 from .engine.assignment import assign
 from .engine.conditions import Condition
 from .engine.eager import eager, outside_inference_mode
 from .engine.explain import Question, Start, relevance
 from .engine.fusion import Fuse, fused
 from .engine.liveness import Liveness
+from .engine.own_pass import unchanged
 from .engine.places import Place, values_at
 from .engine.recorder import Recording, RecordingMode
 from .engine.replay import StaticCalls, TracingMode
 from .engine.target import Target
-from .errors import UnusedInputError
+from .engine.verified import Check
+from .errors import UnusedInputError, VerificationError
 from .graph import Node, Value
 from .layers.registry import leaves
 from .rules import Composite, Rule, as_composite
@@ -72,13 +75,14 @@ class Tape:
         """Dotted name of a module, '(model)' for the model itself."""
         return self._recording.module_path(module)
 
-    def plan(self, composite: Composite | Rule | None = None) -> list[tuple[Node, Rule]]:
+    def plan(self, composite: Composite | Rule | None = None, keep: Sequence[Value] = ()) -> list[tuple[Node, Rule]]:
         """The operations in order, layers merged into blocks, each with the rule that it would follow.
 
         Args:
             composite: as in :meth:`relevance`.
+            keep: values across which nothing merges.
         """
-        return assign(self._recording, self._fuse, as_composite(composite))
+        return assign(self._recording, self._fuse, as_composite(composite), keep)
 
     def values_at(self, place: str | Place) -> tuple[Value, ...]:
         """The recorded values at a place: what a module returns, or reads.
@@ -177,6 +181,7 @@ def record(
     at: Sequence[str | Place] | None = (),
     checkpoint: bool = False,
     static: StaticCalls | None = None,
+    check: Check = True,
     **kwargs: Any,
 ) -> Tape:
     """Run ``model(x, **kwargs)`` once, unchanged, and write down what it did.
@@ -196,6 +201,8 @@ def record(
         checkpoint: when gradients are on, save less for backward and make it again there (lrpkernels.engine.recompute); the same numbers.
         static: for models that always make the same PyTorch calls, see :class:`lrpkernels.StaticCalls`: the calls of the first pass
             are run again in later ones, without the model's Python code. None: the model runs.
+        check: True: at its first use with this form of input the model is verified (docs/verify.md): on a few images, the recording's
+            gradients must be autograd's on the model itself. "always": at every use; False: never.
         kwargs: passed on to the model, not explained.
 
     Returns:
@@ -205,9 +212,12 @@ def record(
         TypeError: an input is not a tensor of numbers, or float16 on the CPU.
         UnusedInputError: the model called no PyTorch function on its input.
         InPlaceError, UnsupportedOperationError: see lrpkernels.errors.
+        VerificationError: a heatmap would be wrong; names the module.
         ValueError: ``static`` belongs to another model.
     """
-    inputs, names = _checked(model, x, kwargs)
+    inputs, names = checked(model, x, kwargs)
+    if check is not False:
+        verified.ensure(model, inputs, kwargs, take, check, static is not None, names)
     with outside_inference_mode():
         return _recorded(model, _apart(inputs, kwargs), names, kwargs, composite, at, checkpoint, static)
 
@@ -265,8 +275,31 @@ def _run(recording: Recording, kwargs: dict[str, Any], static: StaticCalls | Non
     return output
 
 
-def _checked(model: nn.Module, x: Any, kwargs: Mapping[str, Any]) -> tuple[tuple[Tensor, ...], tuple[str, ...] | None]:
-    """The input tensors, and the keywords that they are given as, if they are."""
+def take(model: nn.Module, inputs: tuple[Tensor, ...], kwargs: dict[str, Any], static: bool) -> Tape:
+    """A recording to be verified; with ``static`` calls noted on other images are run again on these.
+
+    Raises:
+        VerificationError: the calls cannot be run again.
+    """
+    if not static:
+        return record(model, inputs, check=False, **kwargs)
+    calls = StaticCalls()
+    with unchanged(model, inputs[0].device):
+        record(model, tuple(0.9 * x.flip(0) for x in inputs), static=calls, check=False, **kwargs).clear()
+    try:
+        return record(model, inputs, static=calls, check=False, **kwargs)
+    except Exception as error:
+        raise VerificationError(
+            f"static: the model's calls, noted on one input, fail on another ({error}); leave `static` out"
+        ) from error
+
+
+def checked(model: nn.Module, x: Any, kwargs: Mapping[str, Any]) -> tuple[tuple[Tensor, ...], tuple[str, ...] | None]:
+    """The input tensors, and the keywords that they are given as, if they are.
+
+    Raises:
+        TypeError: one is not a tensor of numbers, or given twice.
+    """
     names = tuple(x) if isinstance(x, Mapping) else None
     inputs = tuple(x.values()) if isinstance(x, Mapping) else x if isinstance(x, tuple) else (x,)
     if not inputs:

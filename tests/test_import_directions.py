@@ -14,7 +14,7 @@ LEVELS = (
     ("__init__", "__main__"),
     ("tools",),
     ("testing",),
-    ("attribution",),
+    ("attribution", "verification"),
     ("tape",),
     ("engine",),
     ("layers",),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
 from torch import nn
@@ -16,24 +17,25 @@ from .recorder import Recording
 Planned = list[tuple[Node, Rule]]
 
 
-def assign(recording: Recording, fuse: Fuse, composite: Composite) -> Planned:
+def assign(recording: Recording, fuse: Fuse, composite: Composite, keep: Sequence[Value] = ()) -> Planned:
     """The operations in order, layers merged into blocks, each with its rule.
 
     Args:
         recording: a finished one.
         fuse: its nodes as blocks, given the values across which nothing merges.
         composite: which layer follows which rule.
+        keep: values across which nothing merges, beside those that the composite takes apart.
 
     Raises:
         ValueError: a name or glob of the composite that no layer has.
         UnsupportedOperationError: the composite's ``first`` does not reach a first layer.
     """
     names: dict[int, str] = {}
-    apart: list[Value] = []
+    apart = [*keep]
     if composite.reads_names():  # walking over all modules costs as much as a small layer
         names = {id(module): name or "(model)" for name, module in recording.model.named_modules()}
         _check_names(composite, recording.model, {names.get(id(node.module), "") for node in recording.nodes})
-        apart = kept_apart(recording.nodes, composite, names)
+        apart += kept_apart(recording.nodes, composite, names)
     choose = composite.chooser()
     planned = []
     for node in fuse(recording.nodes, apart):

@@ -92,7 +92,7 @@ class Scale(Node):
     def __init__(self, input: Value, factor: Tensor | float) -> None:
         super().__init__(input)
         self.factor = factor
-        if not isinstance(factor, Tensor):
+        if isinstance(factor, (int, float)):
             self.line = (float(factor), 0.0)
 
     def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:

@@ -163,10 +163,16 @@ def _statistics(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
 
 @records(torch.batch_norm_elemt)
 def _synchronised_batch_norm(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
-    x, gamma, beta, mean, inverse_deviation, _ = bind(args, kwargs, "input", "weight", "bias", "mean", "invstd", "eps")
+    x, gamma, beta, mean, inverse_deviation, eps = bind(
+        args, kwargs, "input", "weight", "bias", "mean", "invstd", "eps"
+    )
     value = rec.value(x)
     with torch.no_grad():
         out = func(*args, **kwargs)
     if value is not None:
-        rec.add(BatchNorm(value, gamma, beta, mean, wide(inverse_deviation)), out)
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        alone = (
+            not distributed or torch.distributed.get_world_size() == 1
+        )  # else the statistics are of other images, too
+        rec.add(BatchNorm(value, gamma, beta, mean, wide(inverse_deviation), eps if alone else None), out)
     return out

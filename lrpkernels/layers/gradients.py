@@ -22,9 +22,9 @@ def pull_back(
         (T*B, ...) for each input; None where the function does not depend on it.
     """
     keep = torch.is_grad_enabled()
-    with torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad():
         # Aliases: one input may have been made from another, which is not what is asked here.
-        given = [x.view_as(x) if keep and x.requires_grad else x.detach().requires_grad_() for x in inputs]
+        given = [x.view_as(x) if keep and x.requires_grad else _leaf(x) for x in inputs]
         out = function(*given)
         if not out.requires_grad:
             return (None,) * len(given)
@@ -36,3 +36,8 @@ def pull_back(
             for g in multiplier.unflatten(0, (targets, -1))
         ]  # fmt: skip
     return tuple(None if column[0] is None else torch.cat(column) for column in zip(*rows, strict=True))
+
+
+def _leaf(x: Tensor) -> Tensor:
+    """The same numbers, that a graph may start at."""
+    return (x.clone() if x.is_inference() else x.detach()).requires_grad_()

@@ -82,10 +82,12 @@ class Replayed(Node):
             ys = [y for y, _ in pairs]
             live = [i for i, tensor in enumerate(tensors) if tensor.requires_grad]
             wanted = [tensors[i] for i in live]
-            targets = pairs[0][1].shape[0] // ys[0].shape[0]
+            targets = pairs[0][1].shape[0] // (
+                ys[0].shape[0] if ys[0].dim() else 1
+            )  # a number of the whole batch counts as one image
             rows = []
             for t in range(targets):
-                part = [g if targets == 1 else g.unflatten(0, (targets, -1))[t] for _, g in pairs]
+                part = [(g if targets == 1 else g.unflatten(0, (targets, -1))[t]).reshape(y.shape) for y, g in pairs]
                 rows.append(
                     torch.autograd.grad(
                         ys, wanted, part, create_graph=keep, retain_graph=keep or targets > 1, allow_unused=True
@@ -131,11 +133,6 @@ class Unknown(Replayed):
         return results
 
     def gradient(self, multipliers: Arrived, rule: Rule) -> Multipliers:
-        if any(len(value.shape) == 0 for value in self.outputs):
-            raise UnsupportedOperationError(
-                f"{self.path}: {self.name} mixes the images of a batch into one number, which relevance cannot be followed through; "
-                "reduce over other dimensions than the batch's"
-            )
         try:
             result: Multipliers = self._vjp(multipliers)
         except RuntimeError as error:
@@ -150,6 +147,11 @@ class Unknown(Replayed):
         return result
 
     def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
+        if any(len(value.shape) == 0 for value in self.outputs):
+            raise UnsupportedOperationError(
+                f"{self.path}: {self.name} mixes the images of a batch into one number, which relevance cannot be followed through; "
+                "reduce over other dimensions than the batch's"
+            )
         result = self.gradient(multipliers, rule)
         warnings.warn(
             f"lrpkernels has no rule for {self.name} ({self.path}): its gradient is used, as in gradient times input",

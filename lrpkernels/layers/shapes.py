@@ -242,6 +242,8 @@ def _writes_nothing_negative(rec: Recorder, func: Any, args: Any, kwargs: Any) -
         return False  # their numbers are not looked at: the host would wait for the device
     written = [args[place] if place < len(args) else kwargs.get(name) for place, name in _WRITTEN.get(func, ())]
     return all(rec.value(it) is not None or it is None or (not isinstance(it, Tensor) and it >= 0) for it in written)
+
+
 _COPIES = (
     "alias", "expand", "permute", "select", "slice", "squeeze", "t", "transpose", "unbind", "unfold", "unsqueeze", "view", "split",
     "split_with_sizes", "as_strided",
