@@ -6,7 +6,7 @@ autograd gives the gradient of a loss on the relevance.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,16 +35,24 @@ class Reference:
 
     Args:
         detach_bias: whether biases are constants in the denominators of rules.
-        activation_eps: stabilizer of activations under rules other than epsilon; None: the rule's own.
+        named: owners of batch norms that stand alone, since a rule names them.
+        dropout_moves: whether a layer behind dropout still reads the input.
     """
 
-    def __init__(self, inputs: Sequence[Tensor], detach_bias: bool = True, activation_eps: float | None = 1e-6) -> None:
+    def __init__(
+        self,
+        inputs: Sequence[Tensor],
+        detach_bias: bool = True,
+        named: Collection[str] = (),
+        dropout_moves: bool = False,
+    ) -> None:
         self.values: list[Tensor] = list(inputs)
         self.inputs = list(range(len(inputs)))
         self.nodes: list[Primitive] = []
         self.gates: set[int] = set()  # weights between 0 and 1, also moved, scaled by a number, with a constant added
         self.owner = ""
-        self.detach_bias, self.activation_eps = detach_bias, activation_eps
+        self.detach_bias, self.named = detach_bias, named
+        self.moving = ("move", "scale", "drawn") if dropout_moves else ("move", "scale")
 
     def _add(
         self, kind: str, inputs: Sequence[int], out: Tensor | Sequence[Tensor], function: Any = None, **data: Any
@@ -156,7 +164,7 @@ class Reference:
         """
         near = set(self.inputs)  # the input, behind data movement and constant factors at most
         for node in self.nodes:
-            if (node.kind in ("move", "scale") or (node.kind == "add" and len(node.inputs) == 1)) and near.issuperset(
+            if (node.kind in self.moving or (node.kind == "add" and len(node.inputs) == 1)) and near.issuperset(
                 node.inputs
             ):
                 near.update(node.outputs)
@@ -234,7 +242,7 @@ class Reference:
                 behind = reader.get(out) if consumers[out] == 1 else None
                 if behind is None or behind.kind != kind or (kind == "batch_norm" and node.kind == "batch_norm"):
                     continue
-                if kind == "batch_norm" and node.data["channel"] != 1:
+                if kind == "batch_norm" and (node.data["channel"] != 1 or behind.owner in self.named):
                     continue
                 whole.append(behind)
             blocks[id(whole[-1])] = whole
@@ -285,15 +293,13 @@ class Reference:
         values = [self.values[i] for i in node.inputs]
         out, g, kind = self.values[node.outputs[0]], arrived[0], node.kind
         if is_relevance:  # behind a rule that yields relevance: it follows the data
-            if kind in ("scale", "add"):
+            if kind in ("scale", "drawn", "add"):
                 return [_sum_to(g, values[0].shape)]
             return self._vjp(node, values, arrived)
         if kind == "relu":
             return [g * relu_factor(out, rule)]
         if kind == "activation":
-            own = rule.name == "Epsilon" or self.activation_eps is None
-            eps = max(rule.eps, 1e-9) if own else self.activation_eps
-            assert eps is not None
+            eps = rule.eps if rule.name == "Epsilon" else min(rule.eps, 1e-6)
             return [g * out / stabilized(values[0], eps)]
         if kind == "add":
             signs = node.data["signs"]
