@@ -37,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> list[Case]:
         help="families of steps to draw",
     )
     parser.add_argument("--live-bias", action="store_true", help="biases in denominators have gradients")
-    parser.add_argument("--activation-eps", action="store_true", help="the stabilizer of activations is the rule's")
+    parser.add_argument("--named-norms", action="store_true", help="batch norms that a rule names stand alone")
+    parser.add_argument("--dropout-moves", action="store_true", help="a layer behind dropout reads the input")
     parser.add_argument("--case", help="a printed case, to run again")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
@@ -46,7 +47,9 @@ def main(argv: Sequence[str] | None = None) -> list[Case]:
         print(failure(eval(options.case, names)))
         return []
     kinds = options.only or [name for name, kind in KINDS.items() if kind.family in ("", *options.families)]
-    conventions = (("detach_bias", not options.live_bias), ("activation_eps", None if options.activation_eps else 1e-6))
+    conventions = (
+        ("detach_bias", not options.live_bias), ("named_norms", options.named_norms), ("dropout_moves", options.dropout_moves),
+    )  # fmt: skip
     failed: list[Case] = []
     for seed in range(options.seed, options.seed + options.count):
         case = draw_case(seed, kinds, conventions)

@@ -55,7 +55,9 @@ TARGETS = [0, 2]
 
 def expectation(case: Case, net: Network, xs: Sequence[Tensor]) -> Expected:
     rules = case.rules
-    ref = Reference(xs, **dict(case.conventions))
+    conventions = dict(case.conventions)
+    named = [name for name, _ in rules.steps] if conventions.pop("named_norms", False) else []
+    ref = Reference(xs, named=named, **conventions)
     torch.manual_seed(0)
     logits, steps = net.written(ref)
 
@@ -96,7 +98,7 @@ def expectation(case: Case, net: Network, xs: Sequence[Tensor]) -> Expected:
         torch.randn(m.shape, generator=torch.Generator().manual_seed(k), dtype=m.dtype)
         for k, m in enumerate(maps(found))
     ]
-    scale = 1e-4 * max(float(r.detach().abs().max()) for f, _ in found for r in f.values() if r.numel())
+    scale = 0.1 * max(float(r.detach().abs().max()) for f, _ in found for r in f.values() if r.numel())
     made = Expected(ref.values[logits], maps(found), at, weights, [], scale)
     loss = made.loss(made.maps, made.logits)
     made.grads = list(

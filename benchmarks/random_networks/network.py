@@ -19,6 +19,7 @@ BATCH = 2
 CLASSES = 3
 LARGEST = 60  # elements of a value of one image
 _LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}
+_FORKS = ("Split", "Fork")  # two values
 _ALIASES = ("Move", "Split", "Dropout")  # may return views of what they read
 
 
@@ -46,7 +47,7 @@ class Plan:
 
     def without(self, place: int) -> Plan | None:
         """The plan with one step taken out: what it made is what it read; None: it makes several values."""
-        if self.steps[place].kind in ("Split", "Fork"):
+        if self.steps[place].kind in _FORKS:
             return None
         made = self.made()
         gone, instead = made[place][0], self.steps[place].reads[0]
@@ -62,7 +63,7 @@ class Plan:
         """The numbers of the values that each step makes."""
         found, count = [], len(self.inputs)
         for step in self.steps:
-            n = 2 if step.kind in ("Split", "Fork") else 1
+            n = 2 if step.kind in _FORKS else 1
             found.append(list(range(count, count + n)))
             count += n
         return found
@@ -103,6 +104,10 @@ class Network(nn.Module):
                 shapes = {tuple(values[i].shape[1:]) for i in planned.reads}
                 if len(shapes) > 1:
                     raise ValueError("does not fit")
+                if planned.options.get("form") == "group" and not values[x].is_contiguous():
+                    raise ValueError("PyTorch 2.13 crashes in the backward pass of a channels-last-3d group norm")
+                if planned.kind in ("Gate", "ProductOfTwo") and len({*planned.reads}) == 1:
+                    raise ValueError("x times a function of x is an activation: WrittenOut")
                 if planned.kind == "BatchNorm" and _has_two_layouts(values[x]):
                     raise ValueError("PyTorch's own gradient is wrong here")
                 step = KINDS[planned.kind](options, shapes.pop(), planned.seed, plan.training).train(plan.training)
@@ -111,7 +116,10 @@ class Network(nn.Module):
                 out = step(*(values[i].clone() for i in planned.reads))
                 for buffer, before in zip(step.buffers(), buffers, strict=True):
                     buffer.copy_(before)
-                values += [out] if isinstance(out, Tensor) else list(out)
+                outs = [out] if isinstance(out, Tensor) else list(out)
+                if len(outs) != (2 if planned.kind in _FORKS else 1):
+                    raise ValueError("does not fit")
+                values += outs
                 made = values[-1]
                 if (
                     not made.numel()
