@@ -156,7 +156,7 @@ def test_the_pooling_of_a_head_runs_through_the_cuda_sources(head: str, rule: lr
     results = []
     for backend in (emulated_cuda, nullcontext):
         with backend(), SeenOps("lrpkernels_emulated") as seen:
-            heatmap = lrp.LRP(net, rule)(x, "all")[1]
+            heatmap = lrp.LRP(net, rule, check=False)(x, "all")[1]
             results.append((heatmap, *torch.autograd.grad(heatmap.square().sum(), (conv.weight, net[-1].weight))))
         pools = [name for name in seen.names if "pool" in name]
         assert pools == (["average_pool_transpose", "average_pool"] if backend is emulated_cuda else [])

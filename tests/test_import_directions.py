@@ -20,7 +20,7 @@ LEVELS = {
         ("__init__", "__main__"),
         ("tools",),
         ("testing",),
-        ("attribution",),
+        ("attribution", "verification"),
         ("tape",),
         ("engine",),
         ("layers",),

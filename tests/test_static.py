@@ -110,14 +110,14 @@ class _Counting(nn.Module):
 def test_the_models_own_code_runs_once_for_each_form_and_mode() -> None:
     net, calls = _Counting().double(), lrp.StaticCalls()
     for batch in (3, 2, 3, 2):
-        _step(net, calls, _images(0, batch), lrp.Epsilon())
+        _step(net, calls, _images(0, batch), lrp.Epsilon(), check=False)
     assert net.runs == 2
     net.eval()
-    _step(net, calls, _images(0), lrp.Epsilon())
-    _step(net, calls, _images(0), lrp.ZPlus())  # keeps other values
-    with torch.no_grad(), lrp.record(net, _images(0), composite=lrp.Epsilon(), static=calls):
+    _step(net, calls, _images(0), lrp.Epsilon(), check=False)
+    _step(net, calls, _images(0), lrp.ZPlus(), check=False)  # keeps other values
+    with torch.no_grad(), lrp.record(net, _images(0), composite=lrp.Epsilon(), static=calls, check=False):
         assert net.runs == 5
-    _step(net, calls, _images(0), lrp.Epsilon(), gain=2.0)
+    _step(net, calls, _images(0), lrp.Epsilon(), gain=2.0, check=False)
     assert net.runs == 6
 
 
@@ -125,8 +125,8 @@ def test_awkward_calls_are_run_again_as_they_were() -> None:
     net = _Counting().double()
     other, calls = copy.deepcopy(net), lrp.StaticCalls()
     for seed in range(3):
-        values, state = _step(net, calls, _images(seed), lrp.ZPlus(1e-2))
-        expected, reference = _step(other, None, _images(seed), lrp.ZPlus(1e-2))
+        values, state = _step(net, calls, _images(seed), lrp.ZPlus(1e-2), check=False)
+        expected, reference = _step(other, None, _images(seed), lrp.ZPlus(1e-2), check=False)
         assert all(torch.equal(a, b) for a, b in zip(values, expected, strict=True))
         assert all(torch.equal(state[key], tensor) for key, tensor in reference.items())
     assert (net.runs, other.runs) == (1, 3) and int(net.norm.num_batches_tracked) == 3
@@ -170,9 +170,9 @@ def test_the_sign_of_the_pixels_is_that_of_the_pass() -> None:
 
 def test_replaced_parameters_are_noticed() -> None:
     net, calls = _Counting().double(), lrp.StaticCalls()
-    _step(net, calls, _images(0), lrp.Epsilon())
+    _step(net, calls, _images(0), lrp.Epsilon(), check=False)
     net.head.weight = nn.Parameter(torch.zeros_like(net.head.weight))
-    values, _ = _step(net, calls, _images(0), lrp.Epsilon())
+    values, _ = _step(net, calls, _images(0), lrp.Epsilon(), check=False)
     assert torch.equal(values[0], net.head.bias.detach().expand(3, -1)) and net.runs == 2
 
 
@@ -223,7 +223,7 @@ class _Doubled(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return grad
+        return grad * 2
 
 
 _CONSTANTS = [torch.ones(4)]

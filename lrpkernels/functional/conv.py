@@ -11,7 +11,7 @@ from torch import Tensor
 from . import conv_routes
 from .autograd import call, first_order
 from .conv_routes import NO_EPILOGUE, Epilogue
-from .geometry import ConvGeometry, Weights
+from .geometry import ConvGeometry, Weights, check_part
 from .layout import empty_planes, memory_format, per_channel, select_by_sign, times
 from .pointwise import NEGATIVE, POSITIVE, WHOLE, Scaled, check_epsilon_scale, positive_weight
 
@@ -276,7 +276,8 @@ def _pull_each(scaled: Scaled, weights: list[Tensor], input: Tensor, geometry: C
 
 @torch.library.register_fake("lrpkernels::conv_relevance")
 def _conv_relevance(multiplier: Tensor, *rest: Any) -> Tensor:
-    addend, output, scale, _, _, weight, _, _, _, _, input_size, _, _, _, groups, *_ = rest
+    addend, output, scale, _, _, weight, weights, _, _, _, input_size, _, _, _, groups, *_ = rest
+    check_part("conv_relevance", weights, Weights.BOX)
     check_epsilon_scale("conv_relevance", multiplier, addend, output, scale)
     format = memory_format(multiplier if output is None else output)
     return empty_planes((multiplier.shape[0], weight.shape[1] * groups), input_size, multiplier, format)
@@ -285,6 +286,7 @@ def _conv_relevance(multiplier: Tensor, *rest: Any) -> Tensor:
 @torch.library.register_fake("lrpkernels::conv_apply")
 def _conv_apply(input: Tensor, weight: Tensor, weights: int, *rest: Any) -> Tensor:
     stride, padding, dilation, groups, _ = rest
+    check_part("conv_apply", weights)
     geometry = ConvGeometry(tuple(stride), tuple(padding), tuple(dilation), False, (), groups)
     spatial = geometry.output_size(input.shape, weight.shape)
     return empty_planes((input.shape[0], weight.shape[0]), spatial, input, memory_format(input))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .._extension import ops
 from . import tuner
-from .geometry import ConvGeometry, Weights
+from .geometry import ConvGeometry, Weights, check_part
 from .layout import is_channels_last, per_channel, select_by_sign, times
 from .pointwise import Scaled
 
@@ -113,9 +113,10 @@ def weight_gradient(scaled: Scaled, input: Tensor, weight: Tensor, geometry: Con
 
 def part_of(weight: Tensor, weights: Weights) -> Tensor:
     """W, W+ or W-."""
-    if weights == Weights.POSITIVE:
-        return weight.clamp(min=0)
-    return weight.clamp(max=0) if weights == Weights.NEGATIVE else weight
+    if weights == Weights.ALL:
+        return weight
+    check_part("conv_apply", weights)
+    return weight.clamp(min=0) if weights == Weights.POSITIVE else weight.clamp(max=0)
 
 
 def _tuned(key: tuple[Any, ...], like: Tensor, fused: Callable[[], Tensor], vendor: Callable[[], Tensor]) -> Tensor:

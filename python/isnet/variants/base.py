@@ -24,7 +24,7 @@ class Explained:
 
 def first_rule(eps: float, input_range: tuple[Any, Any] | None) -> lrp.Rule | None:
     """z^B at the input, if the range of the pixels is known."""
-    return None if input_range is None else lrp.ZBox(*input_range, eps=eps)
+    return None if input_range is None else lrp.ZBox(*input_range, eps=eps, detach_bias=True)
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Variant(ABC):
         """Epsilon in the form of LRP-Flex or of LRP-Block, z^B at the input if its range is known."""
         first = first_rule(self.eps, self.input_range)
         if self.form == "layerwise":
-            return lrp.EpsilonLayerwise(self.eps, first=first)
+            return lrp.EpsilonLayerwise(self.eps, first=first, detach_bias=True)
         return lrp.Epsilon(self.eps, first=first)
 
     def composites(self) -> list[lrp.Composite | lrp.Rule]:

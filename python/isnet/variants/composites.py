@@ -15,4 +15,4 @@ def ISNetComposite(eps: float = 1e-2, low: Any = 0.0, high: Any = 1.0) -> lrp.Co
 
 def ISNetDualComposite(eps: float = 1e-2, low: Any = 0.0, high: Any = 1.0) -> lrp.Composite:
     """z+ everywhere, z^B at the input: the rules of the Dual ISNet's z+ map, started from any target. Source: arXiv 2401.08409."""
-    return lrp.Composite(first=first_rule(eps, (low, high)), default=lrp.ZPlus(eps))
+    return lrp.Composite(first=first_rule(eps, (low, high)), default=lrp.ZPlus(eps, detach_bias=True))

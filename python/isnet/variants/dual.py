@@ -58,7 +58,7 @@ class Dual(Variant):
 
     def _zplus(self, logits: Tensor | None) -> lrp.Rule:
         first, pools = first_rule(self.eps, self.input_range), self.form == "layerwise"
-        return PositiveEvidence(self.eps, first=first, logits=logits, pools=pools)
+        return PositiveEvidence(self.eps, first=first, logits=logits, pools=pools, detach_bias=True)
 
 
 def logit_sum(logits: Tensor) -> Tensor:

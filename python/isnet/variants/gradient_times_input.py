@@ -13,7 +13,7 @@ class GradientTimesInput(Variant):
     """eta as in Selective with e = 0, plain gradient times input: the ablation ISNet Softmax Grad*Input. One map per image."""
 
     def composites(self) -> list[lrp.Composite | lrp.Rule]:
-        return [lrp.Epsilon(0.0)]
+        return [lrp.Gradient()]
 
     def explained(self, logits: Tensor, place: tuple[int, int] | None = None) -> list[Explained]:
-        return [Explained(lambda o: selective_score(o, 0.0), lrp.Epsilon(0.0))]
+        return [Explained(lambda o: selective_score(o, 0.0), lrp.Gradient())]

@@ -1,0 +1,70 @@
+"""The rules by their formulas (docs/rules.md), on dense matrices."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+LAYERWISE = ("EpsilonLayerwise", "Norm")
+WEIGHTS_ONLY = ("ZBox", "WSquare", "Flat")
+
+
+@dataclass(frozen=True)
+class RuleSpec:
+    """A rule by its name and numbers."""
+
+    name: str
+    eps: float = 1e-2
+    alpha: float = 2.0
+    gamma: float = 0.25
+    bias: bool = True
+    low: float = 0.0
+    high: float = 1.0
+
+
+def stabilized(d: Tensor, eps: float) -> Tensor:
+    return d + torch.where(d >= 0, eps * torch.ones_like(d), -eps)
+
+
+def relu_factor(u: Tensor, rule: RuleSpec) -> Tensor:
+    return u / (u + rule.eps) if rule.name == "Epsilon" else (u > 0).to(u.dtype)
+
+
+def through_linear(
+    rule: RuleSpec, a: Tensor, W: Tensor, b: Tensor | None, pattern: Tensor, v: Tensor, u: Tensor | None, g: Tensor
+) -> Tensor:
+    """G at the input (R itself for rules that yield it): a [B, N], W [N, M], b [M], v = output, u = ReLU's output or None, g [B, M]."""
+    up, down, ap, an = W.clamp(min=0), W.clamp(max=0), a.clamp(min=0), a.clamp(max=0)
+    zero = torch.zeros(W.shape[1], dtype=W.dtype)
+    full = zero if b is None else b
+    b = full if rule.bias else zero
+    own = a >= 0
+
+    def share(same: Tensor, other: Tensor, bias: Tensor, value: Tensor) -> Tensor:
+        s = g * value / stabilized(ap @ same + an @ other + bias, rule.eps)
+        return torch.where(own, s @ same.T, s @ other.T)
+
+    if rule.name == "Epsilon":
+        return (g if u is None else g * relu_factor(u, rule)) @ W.T
+    if rule.name in LAYERWISE:
+        return (g * v / stabilized(a @ W + b, rule.eps)) @ W.T
+    if rule.name == "ZPlus":
+        return share(up, down, b.clamp(min=0), v)
+    if rule.name == "AlphaBeta":
+        beta = rule.alpha - 1
+        return rule.alpha * share(up, down, b.clamp(min=0), v) - beta * share(down, up, b.clamp(max=0), v)
+    if rule.name == "Gamma":
+        more, less = W + rule.gamma * up, W + rule.gamma * down
+        found = share(more, less, b + rule.gamma * b.clamp(min=0), v.clamp(min=0))
+        return found if u is not None else found + share(less, more, b + rule.gamma * b.clamp(max=0), v.clamp(max=0))
+    if rule.name == "ZBox":
+        low, high = torch.full_like(a, rule.low), torch.full_like(a, rule.high)
+        z = a @ W + b - low @ up - high @ down - rule.low * b.clamp(min=0) - rule.high * b.clamp(max=0)
+        s = g * v / stabilized(z, rule.eps)
+        return a * (s @ W.T) - low * (s @ up.T) - high * (s @ down.T)
+    if rule.name == "WSquare":
+        return (g * v / ((W.square()).sum(0) + b.square() + rule.eps)) @ W.square().T
+    assert rule.name == "Flat", rule.name
+    return (g * v / (pattern.sum(0) + rule.eps)) @ pattern.T
