@@ -204,6 +204,53 @@ def test_overwriting_removes_nothing_but_runs(
     assert "is no run, and is left as it is" in told and (precious / "thesis.tex").read_text() == "years"
     told = run_main(monkeypatch, capsys, "train", precious, "--data", folder, "--overwrite", "--resume")
     assert "--resume, --overwrite: the one goes on with what the other removes" in told
+    begun = tmp_path / "run"
+    run("train", begun, "--data", folder, *SHORT, "--quiet")
+    before = {path.name: path.read_bytes() for path in begun.iterdir()}
+    (begun / "notes").mkdir()
+    (begun / "notes" / "text").write_text("mine")
+    # What cannot be trained leaves the earlier run as it is.
+    for options in (["--arch", "no:Net"], ["--batch-size", "400"], ["--variant", "dual", "--layer", "no"]):
+        run_main(monkeypatch, capsys, "train", begun, "--data", folder, *SHORT, *options, "--overwrite")
+        assert all((begun / name).read_bytes() == content for name, content in before.items())
+    run(
+        "train",
+        begun,
+        "--data",
+        folder,
+        *SHORT,
+        "--seed",
+        "1",
+        "--save-every",
+        "1",
+        "--keep-last",
+        "1",
+        "--overwrite",
+        "--quiet",
+    )
+    assert load_config(begun).train.seed == 1 and (begun / "notes" / "text").read_text() == "mine"
+    assert list(begun.glob("epoch-*"))
+    run("train", begun, "--config", begun / "config.yaml", "--keep-last", "0", "--overwrite", "--quiet")
+    assert not list(begun.glob("epoch-*"))
+
+
+def test_what_cannot_be_trained_is_refused_by_dry_runs_too_and_makes_no_folder(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("train", tmp_path / "run", "--data", folder, *SHORT, "--quiet")
+    (tmp_path / "file").write_text("x")
+    for command, name, options, text in (
+        ("train", "run", [], "holds a run: go on with --resume"),
+        ("train", "run", ["--resume", "--lr", "1"], "is a run with other settings (train.lr: "),
+        ("train", "file", [], "is a file; name a folder"),
+        ("train", "new", ["--batch-size", "400"], "do not fill one batch of 400"),
+        ("tune", "new", [], "a standard run has no heatmaps, and nothing to measure"),
+        ("tune", "new", ["--variant", "dual", "--c1", "1", "--c2", "2"], "nothing to measure"),
+        ("tune", "new", ["--variant", "dual", "--batch-size", "400"], "do not fill one batch of 400"),
+    ):
+        for more in ([], ["--dry-run"]):
+            told = run_main(monkeypatch, capsys, command, tmp_path / name, "--data", folder, *SHORT, *options, *more)
+            assert text in told and not (tmp_path / "new").exists(), (command, name, options, more)
 
 
 @pytest.mark.parametrize(
@@ -222,7 +269,7 @@ def test_overwriting_removes_nothing_but_runs(
         (["--variant", "dual", "--foreground", "L3"], "--foreground: expected hybrid, L2 or L1, got 'L3'"),
         (["--form", "block"], "--form: expected flex or layerwise, got 'block'"),
         (["--variant", "dual", "--p-schedule", "3:0.5"], "--p-schedule: expected EPOCH=P, got ['3:0.5']"),
-        (["--arch", "resnet"], "architecture: expected monai:NAME"),
+        (["--variant", "dual", "--arch", "resnet"], "architecture: expected monai:NAME"),
         (["--arch-arg", "width"], "--arch-arg: expected KEY=VALUE, got ['width']"),
         (["trian.lr=1"], "trian.lr=1: no such group of options; did you mean train?"),
         (["train.lrr=1"], "train.lrr: no such option; did you mean lr?"),
@@ -234,7 +281,18 @@ def test_overwriting_removes_nothing_but_runs(
         (["--config", "{tmp}/value.yaml"], "value.yaml: train.lr: expected > 0, got -1"),
         (["--config", "{tmp}/list.yaml"], "list.yaml: expected groups of options (data, network,"),
         (["--config", "{tmp}/broken.yaml"], "broken.yaml: no YAML"),
-        (["--config", "{tmp}/idle.yaml"], "--decay: to be used with an ISNet"),
+        (["--config", "{tmp}/idle.yaml"], "idle.yaml: --decay: to be used with an ISNet"),
+        (["--config", "{tmp}/twice.yaml"], "twice.yaml: no YAML (train stands there twice"),
+        (["--config", "{tmp}/nested.yaml"], "nested.yaml: no YAML (lr stands there twice"),
+        (["--config", "{tmp}/set.yaml"], "set.yaml: network.arch_args: expected values that JSON has"),
+        (["--config", "{tmp}/name.yaml"], "name.yaml: name: expected a text, got False"),
+        (
+            ["--config", "{tmp}/ends.yaml", "--variant", "dual"],
+            "ends.yaml: loss.c1, c2: expected c1 < c2, got 5.0 and 1.0",
+        ),
+        (["--c1", "5", "--c2", "1", "--variant", "dual"], "--c1, --c2: expected c1 < c2, got 5.0 and 1.0"),
+        (["--lr", "inf"], "--lr: expected a finite number, got 'inf'"),
+        (["--config", "{tmp}/old.json"], "old.json: an older version's run"),
     ],
 )
 @pytest.mark.parametrize("command", ["train", "tune"])
@@ -254,8 +312,14 @@ def test_errors_are_one_line(
         ("list", "[1, 2]"),
         ("broken", "train: ["),
         ("idle", "loss: {d: 0.3}"),
+        ("twice", "train: {lr: 1}\ntrain: {seed: 3}"),
+        ("nested", "train: {lr: 1, lr: 2}"),
+        ("set", "network: {arch_args: {x: !!set {1, 2}}}"),
+        ("name", "name: no"),
+        ("ends", "loss: {c1: 5, c2: 1}"),
     ):
         (tmp_path / f"{name}.yaml").write_text(content)
+    (tmp_path / "old.json").write_text('{"variant": "standard", "heatmap": {}}')
     words = [argument.format(tmp=tmp_path) for argument in arguments]
     error = run_main(monkeypatch, capsys, command, tmp_path / "run", "--data", folder, *words)
     assert text in error and "Traceback" not in error
@@ -317,10 +381,38 @@ def test_settings_survive_json() -> None:
         ({"train": {"warp": 9}}, r"train\.warp: no such option"),
         ({"data": {"kind": "sounds"}}, "data.kind: expected images or biased MNIST, got 'sounds'"),
         ({"train": 3}, "train: expected options with their values, got 3"),
+        ({"train": []}, r"train: expected options with their values, got \[\]"),
+        ({"data": "x"}, "data: expected options with their values, got 'x'"),
         ([1], "expected groups of options"),
     ):
         with pytest.raises(ValueError, match=text):
             RunConfig.from_json(values)
+
+
+def test_runs_share_no_default() -> None:
+    one, other = (RunConfig(data=ImagesConfig("x")) for _ in range(2))
+    one.network.arch_args["width"] = 3
+    assert other.network.arch_args == {} == RunConfig(data=ImagesConfig("x")).network.arch_args
+
+
+@pytest.mark.parametrize(
+    ("text", "options"),
+    [
+        ("schedule: {lr_schedule: step, milestones: 3}", {"lr_schedule": "step", "milestones": (3,)}),
+        ("network: {variant: dual}\nloss: {p_schedule: 5=0.9}", {"variant": "dual", "p_schedule": ((5, 0.9),)}),
+        (
+            "network: {arch_args: {day: 2024-01-01, bad: 2024-99-01}}",
+            {"arch_args": {"day": "2024-01-01", "bad": "2024-99-01"}},
+        ),
+        ("train: {lr: 1e-4, ema: none, deterministic: yes}", {"lr": 1e-4, "deterministic": True}),
+        ('{"train": {"lr": 1e-4}}', {"lr": 1e-4}),
+        ("", {}),
+    ],
+)
+def test_what_yaml_means(tmp_path: Path, text: str, options: dict[str, Any]) -> None:
+    (tmp_path / "run.yaml").write_text(text)
+    printed = run("train", "--data", "x", "--config", tmp_path / "run.yaml", "--print-config")
+    assert RunConfig.from_json(yaml.safe_load(printed)) == RunConfig(data=ImagesConfig("x")).replaced(**options)
 
 
 @pytest.mark.parametrize(

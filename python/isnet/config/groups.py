@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
-
-from pydantic import Field
+from typing import Any, Literal
 
 from isnet.config.option import Group, option
-from isnet.config.texts import Channels, Limit, Names, Pairs, Size, Steps, normalization
+from isnet.config.texts import Channels, Epochs, Limit, Names, Pairs, Size, Steps, normalization
 from isnet.data import MaskPolicy, Resize, pixel_range
 from isnet.data.augmentation import check_strengths
 from isnet.data.backgrounds import WarmupBackground
@@ -216,7 +214,7 @@ class ScheduleConfig(Group):
         common=True,
         resumable="after warm-up",
     )
-    milestones: tuple[Annotated[int, Field(gt=0)], ...] = option(
+    milestones: Epochs = option(
         (),
         "Epoch after the warm-up at which the step schedule falls; repeatable.",
         names=("--milestone",),

@@ -52,13 +52,7 @@ def plan_run(config: RunConfig, data: RunData, *, world: World | None = None, de
         ValueError: what :func:`isnet.runs.train_run` would refuse.
     """
     world = world or World()
-    require_validation(config, data.validation)
-    network = build_network(config)
-    isnet = network if isinstance(network, ISNet) else None
-    count = len(cast(Sized, data.train))
-    require_trainable(config, world, count, isnet, torch.device(device))
-    if config.is_isnet:
-        build_criterion(config)
+    network, count = checked_network(config, data, world, device), len(cast(Sized, data.train))
     per_epoch = count // config.train.batch_size
     schedule = config.schedule
     weights = sum(p.numel() * p.element_size() for p in network.parameters())
@@ -75,6 +69,21 @@ def plan_run(config: RunConfig, data: RunData, *, world: World | None = None, de
         sum(p.numel() for p in network.parameters() if p.requires_grad),
         weights * (copies + (config.train.ema is not None)) + saved * part // len(examples),
     )
+
+
+def checked_network(config: RunConfig, data: RunData, world: World, device: str) -> nn.Module:
+    """The untrained network on the CPU, if a run with these settings can be trained on these data.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    require_validation(config, data.validation)
+    network = build_network(config)
+    isnet = network if isinstance(network, ISNet) else None
+    require_trainable(config, world, len(cast(Sized, data.train)), isnet, torch.device(device))
+    if config.is_isnet:
+        build_criterion(config)
+    return network
 
 
 def _saved_bytes(config: RunConfig, network: nn.Module, batch: Example) -> int:
