@@ -17,9 +17,12 @@ import torch.distributed.run
 import typer
 import yaml
 from matplotlib.figure import Figure
+from memory_peak import peak_bytes
 from rich.console import Console
 from safetensors.torch import load_file
 from test_isnet_own_images import SHORT, SIDE, Tiny, folder  # noqa: F401
+from torch.nn.functional import cross_entropy
+from torch.utils.data import default_collate
 from typer.testing import CliRunner
 
 from isnet import architectures, cli, runs
@@ -31,7 +34,7 @@ from isnet.experiments import mnist_files as mnist
 from isnet.experiments.digits import DigitsConfig, digits_run
 from isnet.experiments.idx import CorruptDataError, encode_idx
 from isnet.experiments.trainings import NARROW_RESNET
-from isnet.runs import load_config, load_run
+from isnet.runs import build_criterion, build_network, load_config, load_run
 from isnet.runs.data import load_run_data, with_classes
 from isnet.runs.plan import plan_run
 from isnet.runs.tables import Row
@@ -180,18 +183,34 @@ def test_a_dry_run_tells_what_would_be_done_and_does_nothing(tmp_path: Path, fol
 
 
 def test_memory_is_foreseen(tmp_path: Path, folder: Path) -> None:
-    """What a step saves grows with the batch; weights, gradients and AdamW's averages do not."""
+    """As measured in steps of the whole batch: what they allocate grows with it, and the optimizer's averages do not."""
+    data = with_classes(ImagesConfig(str(folder), size=(64, 64), channels=1))
+    wide = {**NARROW_RESNET.arch_args, "block_inplanes": [32, 32, 64, 64]}
+    base = RunConfig(data=data).replaced(arch=NARROW_RESNET.arch, arch_args=wide, c1=1, c2=25)
+    sets = load_run_data(base, progress=False)
+    weights = sum(4 * p.numel() for p in build_network(base).parameters())
 
     def planned(**options: Any) -> int:
-        data = with_classes(ImagesConfig(str(folder), size=(SIDE, SIDE), channels=1))
-        config = RunConfig(data=data).replaced(arch="test_isnet_own_images:Tiny", c1=1, c2=25, **options)
-        return plan_run(config, load_run_data(config, progress=False)).memory
+        return plan_run(base.replaced(**options), sets).memory
 
-    plain, double, guarded = planned(batch_size=8), planned(batch_size=16), planned(batch_size=8, variant="selective")
-    weights = sum(4 * p.numel() for p in Tiny().parameters())
-    assert double - plain == plain - 4 * weights > 0
-    assert planned(batch_size=8, optimizer="sgd") == plain - weights
-    assert guarded > plain and planned(batch_size=16, accumulate=2) == plain
+    def measured(config: RunConfig) -> int:
+        images, labels, masks = default_collate([sets.train[row] for row in range(config.train.batch_size)])
+        network, criterion = build_network(config), build_criterion(config)
+
+        def step() -> None:
+            network.zero_grad()
+            found = network(images)
+            loss = criterion(found, labels, masks).total if config.is_isnet else cross_entropy(found, labels)
+            loss.backward()
+            network.zero_grad()
+
+        return 3 * weights + peak_bytes(step)[0]
+
+    for options in ({"batch_size": 4}, {"batch_size": 8}, {"batch_size": 8, "variant": "dual", "static": True}):
+        expected = measured(base.replaced(**options))
+        assert abs(planned(**options) - expected) < 0.2 * expected, options
+    assert planned(batch_size=8, optimizer="sgd") == planned(batch_size=8) - weights
+    assert planned(batch_size=8, accumulate=2) == planned(batch_size=4) < planned(batch_size=8)
 
 
 def test_overwriting_removes_nothing_but_runs(
