@@ -29,6 +29,7 @@ from isnet import architectures, cli, runs
 from isnet.config import GROUPS, ImagesConfig, RunConfig, flag
 from isnet.config.files import to_markdown
 from isnet.config.option import options_of
+from isnet.config.texts import pairs
 from isnet.experiments import demo
 from isnet.experiments import mnist_files as mnist
 from isnet.experiments.digits import DigitsConfig, digits_run
@@ -310,6 +311,7 @@ def test_what_cannot_be_trained_is_refused_by_dry_runs_too_and_makes_no_folder(
             "ends.yaml: loss.c1, c2: expected c1 < c2, got 5.0 and 1.0",
         ),
         (["--c1", "5", "--c2", "1", "--variant", "dual"], "--c1, --c2: expected c1 < c2, got 5.0 and 1.0"),
+        (["--seed", "4294967296"], "--seed: expected in [0, 4.29497e+09], got '4294967296'"),
         (["--lr", "inf"], "--lr: expected a finite number, got 'inf'"),
         (["--config", "{tmp}/old.json"], "old.json: an older version's run"),
     ],
@@ -350,6 +352,7 @@ def test_errors_are_one_line(
     [
         (["train", "{tmp}/run"], "data: name the image folder, manifest or shards to train on (--data PATH)"),
         (["train"], "RUN: name the folder of the run"),
+        (["train", "", "--data", "{data}", "--dry-run"], "RUN: name the folder of the run"),
         (
             ["tune", "{tmp}/run", "--data", "{data}", "--variant", "dual", "--c1", "1", "--c2", "2"],
             "nothing to measure",
@@ -596,10 +599,16 @@ def test_missing_package_is_named() -> None:
 
 
 def test_arguments_are_json_or_text() -> None:
-    parsed = architectures.parse_arguments(["a=1", "b=[1, 2]", "c=basic", "d=true", "e=x=y"])
-    assert parsed == {"a": 1, "b": [1, 2], "c": "basic", "d": True, "e": "x=y"}
-    with pytest.raises(architectures.ArchitectureError):
-        architectures.parse_arguments(["=1"])
+    assert pairs(["a=1", "b=[1, 2]", "c=basic", "d=true", "e=x=y"]) == {
+        "a": 1,
+        "b": [1, 2],
+        "c": "basic",
+        "d": True,
+        "e": "x=y",
+    }
+    for wrong in ("=1", "a", {"a": object()}, {"a": float("nan")}):
+        with pytest.raises(ValueError, match=r"KEY=VALUE|values that JSON has"):
+            pairs(wrong)
 
 
 # ---- the demonstration

@@ -251,6 +251,7 @@ def _split_arguments(arguments: Sequence[str]) -> tuple[Path | None, dict[str, d
         if name not in options:
             raise ValueError(f"{key}.{name}: no such option{near(name, options)}")
         overrides.setdefault(key, {})[name] = _value(text, options[name][1])
+    folders = [folder for folder in folders if folder]  # an empty text is an unset variable's, not the current folder
     if len(folders) > 1:
         raise ValueError(f"RUN: expected one folder, got {', '.join(folders)}")
     return (Path(folders[0]) if folders else None), overrides
