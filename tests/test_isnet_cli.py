@@ -17,21 +17,25 @@ import torch.distributed.run
 import typer
 import yaml
 from matplotlib.figure import Figure
+from memory_peak import peak_bytes
 from rich.console import Console
 from safetensors.torch import load_file
 from test_isnet_own_images import SHORT, SIDE, Tiny, folder  # noqa: F401
+from torch.nn.functional import cross_entropy
+from torch.utils.data import default_collate
 from typer.testing import CliRunner
 
 from isnet import architectures, cli, runs
 from isnet.config import GROUPS, ImagesConfig, RunConfig, flag
 from isnet.config.files import to_markdown
 from isnet.config.option import options_of
+from isnet.config.texts import pairs
 from isnet.experiments import demo
 from isnet.experiments import mnist_files as mnist
 from isnet.experiments.digits import DigitsConfig, digits_run
 from isnet.experiments.idx import CorruptDataError, encode_idx
 from isnet.experiments.trainings import NARROW_RESNET
-from isnet.runs import load_config, load_run
+from isnet.runs import build_criterion, build_network, load_config, load_run
 from isnet.runs.data import load_run_data, with_classes
 from isnet.runs.plan import plan_run
 from isnet.runs.tables import Row
@@ -180,18 +184,34 @@ def test_a_dry_run_tells_what_would_be_done_and_does_nothing(tmp_path: Path, fol
 
 
 def test_memory_is_foreseen(tmp_path: Path, folder: Path) -> None:
-    """What a step saves grows with the batch; weights, gradients and AdamW's averages do not."""
+    """As measured in steps of the whole batch: what they allocate grows with it, and the optimizer's averages do not."""
+    data = with_classes(ImagesConfig(str(folder), size=(64, 64), channels=1))
+    wide = {**NARROW_RESNET.arch_args, "block_inplanes": [32, 32, 64, 64]}
+    base = RunConfig(data=data).replaced(arch=NARROW_RESNET.arch, arch_args=wide, c1=1, c2=25)
+    sets = load_run_data(base, progress=False)
+    weights = sum(4 * p.numel() for p in build_network(base).parameters())
 
     def planned(**options: Any) -> int:
-        data = with_classes(ImagesConfig(str(folder), size=(SIDE, SIDE), channels=1))
-        config = RunConfig(data=data).replaced(arch="test_isnet_own_images:Tiny", c1=1, c2=25, **options)
-        return plan_run(config, load_run_data(config, progress=False)).memory
+        return plan_run(base.replaced(**options), sets).memory
 
-    plain, double, guarded = planned(batch_size=8), planned(batch_size=16), planned(batch_size=8, variant="selective")
-    weights = sum(4 * p.numel() for p in Tiny().parameters())
-    assert double - plain == plain - 4 * weights > 0
-    assert planned(batch_size=8, optimizer="sgd") == plain - weights
-    assert guarded > plain and planned(batch_size=16, accumulate=2) == plain
+    def measured(config: RunConfig) -> int:
+        images, labels, masks = default_collate([sets.train[row] for row in range(config.train.batch_size)])
+        network, criterion = build_network(config), build_criterion(config)
+
+        def step() -> None:
+            network.zero_grad()
+            found = network(images)
+            loss = criterion(found, labels, masks).total if config.is_isnet else cross_entropy(found, labels)
+            loss.backward()
+            network.zero_grad()
+
+        return 3 * weights + peak_bytes(step)[0]
+
+    for options in ({"batch_size": 4}, {"batch_size": 8}, {"batch_size": 8, "variant": "dual", "static": True}):
+        expected = measured(base.replaced(**options))
+        assert abs(planned(**options) - expected) < 0.2 * expected, options
+    assert planned(batch_size=8, optimizer="sgd") == planned(batch_size=8) - weights
+    assert planned(batch_size=8, accumulate=2) == planned(batch_size=4) < planned(batch_size=8)
 
 
 def test_overwriting_removes_nothing_but_runs(
@@ -204,6 +224,53 @@ def test_overwriting_removes_nothing_but_runs(
     assert "is no run, and is left as it is" in told and (precious / "thesis.tex").read_text() == "years"
     told = run_main(monkeypatch, capsys, "train", precious, "--data", folder, "--overwrite", "--resume")
     assert "--resume, --overwrite: the one goes on with what the other removes" in told
+    begun = tmp_path / "run"
+    run("train", begun, "--data", folder, *SHORT, "--quiet")
+    before = {path.name: path.read_bytes() for path in begun.iterdir()}
+    (begun / "notes").mkdir()
+    (begun / "notes" / "text").write_text("mine")
+    # What cannot be trained leaves the earlier run as it is.
+    for options in (["--arch", "no:Net"], ["--batch-size", "400"], ["--variant", "dual", "--layer", "no"]):
+        run_main(monkeypatch, capsys, "train", begun, "--data", folder, *SHORT, *options, "--overwrite")
+        assert all((begun / name).read_bytes() == content for name, content in before.items())
+    run(
+        "train",
+        begun,
+        "--data",
+        folder,
+        *SHORT,
+        "--seed",
+        "1",
+        "--save-every",
+        "1",
+        "--keep-last",
+        "1",
+        "--overwrite",
+        "--quiet",
+    )
+    assert load_config(begun).train.seed == 1 and (begun / "notes" / "text").read_text() == "mine"
+    assert list(begun.glob("epoch-*"))
+    run("train", begun, "--config", begun / "config.yaml", "--keep-last", "0", "--overwrite", "--quiet")
+    assert not list(begun.glob("epoch-*"))
+
+
+def test_what_cannot_be_trained_is_refused_by_dry_runs_too_and_makes_no_folder(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("train", tmp_path / "run", "--data", folder, *SHORT, "--quiet")
+    (tmp_path / "file").write_text("x")
+    for command, name, options, text in (
+        ("train", "run", [], "holds a run: go on with --resume"),
+        ("train", "run", ["--resume", "--lr", "1"], "is a run with other settings (train.lr: "),
+        ("train", "file", [], "is a file; name a folder"),
+        ("train", "new", ["--batch-size", "400"], "do not fill one batch of 400"),
+        ("tune", "new", [], "a standard run has no heatmaps, and nothing to measure"),
+        ("tune", "new", ["--variant", "dual", "--c1", "1", "--c2", "2"], "nothing to measure"),
+        ("tune", "new", ["--variant", "dual", "--batch-size", "400"], "do not fill one batch of 400"),
+    ):
+        for more in ([], ["--dry-run"]):
+            told = run_main(monkeypatch, capsys, command, tmp_path / name, "--data", folder, *SHORT, *options, *more)
+            assert text in told and not (tmp_path / "new").exists(), (command, name, options, more)
 
 
 @pytest.mark.parametrize(
@@ -222,7 +289,7 @@ def test_overwriting_removes_nothing_but_runs(
         (["--variant", "dual", "--foreground", "L3"], "--foreground: expected hybrid, L2 or L1, got 'L3'"),
         (["--form", "block"], "--form: expected flex or layerwise, got 'block'"),
         (["--variant", "dual", "--p-schedule", "3:0.5"], "--p-schedule: expected EPOCH=P, got ['3:0.5']"),
-        (["--arch", "resnet"], "architecture: expected monai:NAME"),
+        (["--variant", "dual", "--arch", "resnet"], "architecture: expected monai:NAME"),
         (["--arch-arg", "width"], "--arch-arg: expected KEY=VALUE, got ['width']"),
         (["trian.lr=1"], "trian.lr=1: no such group of options; did you mean train?"),
         (["train.lrr=1"], "train.lrr: no such option; did you mean lr?"),
@@ -234,7 +301,19 @@ def test_overwriting_removes_nothing_but_runs(
         (["--config", "{tmp}/value.yaml"], "value.yaml: train.lr: expected > 0, got -1"),
         (["--config", "{tmp}/list.yaml"], "list.yaml: expected groups of options (data, network,"),
         (["--config", "{tmp}/broken.yaml"], "broken.yaml: no YAML"),
-        (["--config", "{tmp}/idle.yaml"], "--decay: to be used with an ISNet"),
+        (["--config", "{tmp}/idle.yaml"], "idle.yaml: --decay: to be used with an ISNet"),
+        (["--config", "{tmp}/twice.yaml"], "twice.yaml: no YAML (train stands there twice"),
+        (["--config", "{tmp}/nested.yaml"], "nested.yaml: no YAML (lr stands there twice"),
+        (["--config", "{tmp}/set.yaml"], "set.yaml: network.arch_args: expected values that JSON has"),
+        (["--config", "{tmp}/name.yaml"], "name.yaml: name: expected a text, got False"),
+        (
+            ["--config", "{tmp}/ends.yaml", "--variant", "dual"],
+            "ends.yaml: loss.c1, c2: expected c1 < c2, got 5.0 and 1.0",
+        ),
+        (["--c1", "5", "--c2", "1", "--variant", "dual"], "--c1, --c2: expected c1 < c2, got 5.0 and 1.0"),
+        (["--seed", "4294967296"], "--seed: expected in [0, 4.29497e+09], got '4294967296'"),
+        (["--lr", "inf"], "--lr: expected a finite number, got 'inf'"),
+        (["--config", "{tmp}/old.json"], "old.json: an older version's run"),
     ],
 )
 @pytest.mark.parametrize("command", ["train", "tune"])
@@ -254,8 +333,14 @@ def test_errors_are_one_line(
         ("list", "[1, 2]"),
         ("broken", "train: ["),
         ("idle", "loss: {d: 0.3}"),
+        ("twice", "train: {lr: 1}\ntrain: {seed: 3}"),
+        ("nested", "train: {lr: 1, lr: 2}"),
+        ("set", "network: {arch_args: {x: !!set {1, 2}}}"),
+        ("name", "name: no"),
+        ("ends", "loss: {c1: 5, c2: 1}"),
     ):
         (tmp_path / f"{name}.yaml").write_text(content)
+    (tmp_path / "old.json").write_text('{"variant": "standard", "heatmap": {}}')
     words = [argument.format(tmp=tmp_path) for argument in arguments]
     error = run_main(monkeypatch, capsys, command, tmp_path / "run", "--data", folder, *words)
     assert text in error and "Traceback" not in error
@@ -267,6 +352,7 @@ def test_errors_are_one_line(
     [
         (["train", "{tmp}/run"], "data: name the image folder, manifest or shards to train on (--data PATH)"),
         (["train"], "RUN: name the folder of the run"),
+        (["train", "", "--data", "{data}", "--dry-run"], "RUN: name the folder of the run"),
         (
             ["tune", "{tmp}/run", "--data", "{data}", "--variant", "dual", "--c1", "1", "--c2", "2"],
             "nothing to measure",
@@ -317,10 +403,38 @@ def test_settings_survive_json() -> None:
         ({"train": {"warp": 9}}, r"train\.warp: no such option"),
         ({"data": {"kind": "sounds"}}, "data.kind: expected images or biased MNIST, got 'sounds'"),
         ({"train": 3}, "train: expected options with their values, got 3"),
+        ({"train": []}, r"train: expected options with their values, got \[\]"),
+        ({"data": "x"}, "data: expected options with their values, got 'x'"),
         ([1], "expected groups of options"),
     ):
         with pytest.raises(ValueError, match=text):
             RunConfig.from_json(values)
+
+
+def test_runs_share_no_default() -> None:
+    one, other = (RunConfig(data=ImagesConfig("x")) for _ in range(2))
+    one.network.arch_args["width"] = 3
+    assert other.network.arch_args == {} == RunConfig(data=ImagesConfig("x")).network.arch_args
+
+
+@pytest.mark.parametrize(
+    ("text", "options"),
+    [
+        ("schedule: {lr_schedule: step, milestones: 3}", {"lr_schedule": "step", "milestones": (3,)}),
+        ("network: {variant: dual}\nloss: {p_schedule: 5=0.9}", {"variant": "dual", "p_schedule": ((5, 0.9),)}),
+        (
+            "network: {arch_args: {day: 2024-01-01, bad: 2024-99-01}}",
+            {"arch_args": {"day": "2024-01-01", "bad": "2024-99-01"}},
+        ),
+        ("train: {lr: 1e-4, ema: none, deterministic: yes}", {"lr": 1e-4, "deterministic": True}),
+        ('{"train": {"lr": 1e-4}}', {"lr": 1e-4}),
+        ("", {}),
+    ],
+)
+def test_what_yaml_means(tmp_path: Path, text: str, options: dict[str, Any]) -> None:
+    (tmp_path / "run.yaml").write_text(text)
+    printed = run("train", "--data", "x", "--config", tmp_path / "run.yaml", "--print-config")
+    assert RunConfig.from_json(yaml.safe_load(printed)) == RunConfig(data=ImagesConfig("x")).replaced(**options)
 
 
 @pytest.mark.parametrize(
@@ -485,10 +599,16 @@ def test_missing_package_is_named() -> None:
 
 
 def test_arguments_are_json_or_text() -> None:
-    parsed = architectures.parse_arguments(["a=1", "b=[1, 2]", "c=basic", "d=true", "e=x=y"])
-    assert parsed == {"a": 1, "b": [1, 2], "c": "basic", "d": True, "e": "x=y"}
-    with pytest.raises(architectures.ArchitectureError):
-        architectures.parse_arguments(["=1"])
+    assert pairs(["a=1", "b=[1, 2]", "c=basic", "d=true", "e=x=y"]) == {
+        "a": 1,
+        "b": [1, 2],
+        "c": "basic",
+        "d": True,
+        "e": "x=y",
+    }
+    for wrong in ("=1", "a", {"a": object()}, {"a": float("nan")}):
+        with pytest.raises(ValueError, match=r"KEY=VALUE|values that JSON has"):
+            pairs(wrong)
 
 
 # ---- the demonstration

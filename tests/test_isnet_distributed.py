@@ -34,10 +34,11 @@ batches, slow = int(sys.argv[1]), float(sys.argv[2])
 if SYNC:  # as on GPUs: PyTorch's synchronised batch norm with kernels for the CPU, and neither it nor fit() looks at the device
     sys.path.append("TESTS")
     import sync_batch_norm
+    import isnet.runs.plan
     import isnet.training.loop
     kernels = sync_batch_norm.on_cpu()
     sync_batch_norm.pass_device_check()
-    isnet.training.loop.require_trainable = lambda *_: None
+    isnet.training.loop.require_trainable = isnet.runs.plan.require_trainable = lambda *_: None
 
 class Images(torch.utils.data.Dataset):
     def __init__(self):

@@ -124,6 +124,24 @@ def test_tables_are_means_over_seeds(tmp_path: Path) -> None:
         toy(tmp_path, seeds=(2, 2))
 
 
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ('{"settings": {"heatmap": {}}}', "an older version's"),
+        ('{"accuracy": 1}', "an older version's, which kept no settings"),
+        ('{"settings": {"train": {"lrr": 3}}}', "train.lrr: no such option"),
+        ("{", "Expecting property name"),
+    ],
+)
+def test_cells_that_cannot_be_read_are_named(tmp_path: Path, content: str, text: str) -> None:
+    config = mnist.preset("quick", folder=str(tmp_path), methods=("standard",), marks=("place",))
+    path = tmp_path / "cells" / "standard_place_0.json"
+    path.parent.mkdir()
+    path.write_text(content)
+    with pytest.raises(CheckpointError, match=rf"standard_place_0\.json: {text}.*choose another folder"):
+        mnist.run_experiment(config, processes=1)
+
+
 def test_the_reference_has_no_marks_and_segmented_images_no_background(digits: None, tmp_path: Path) -> None:
     config = toy(tmp_path)
     for name, what in (("trained without marks", "marks"), ("segmentation, then classification", "background")):

@@ -253,7 +253,7 @@ def test_data_check_looks_at_the_whole_set(folder: Path, tmp_path: Path) -> None
         (["--augment", "flip=yes"], "flip: expected a number in [0, 1], got 'yes'"),
         (["--device", "cuda:99"], "CUDA devices that PyTorch finds, got cuda:99"),
         (["--layer", "firts"], "near matches: first"),
-        (["--c1", "0.5"], "c1, c2: give both ends of the range or neither, got 0.5 and None"),
+        (["--c1", "0.5"], "--c1, --c2: give both ends of the range or neither, got 0.5 and None"),
         (["--c1", "0.5", "--c2", "1"], "--tune: to be used with an ISNet whose C1 and C2 are measured"),
         (["--variant", "standard", "--p", "0.9", "--decay", "0.5"], "--p, --decay: to be used with an ISNet"),
         (["--validation", "0"], "monitor: needs validation images"),

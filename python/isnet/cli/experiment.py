@@ -69,7 +69,7 @@ def mnist(
 def classes(
     out: Annotated[Path, typer.Option(help="Folder of figure and table.")] = Path("runs/classes"),
     count: Annotated[
-        list[int] | None, typer.Option(help="Number of classes; repeatable.", show_default="2 10 50 200 1000")
+        list[int] | None, typer.Option(help="Number of classes; repeatable.", min=2, show_default="2 10 50 200 1000")
     ] = None,
     repeats: Annotated[int, typer.Option(help="Pairs of steps.", min=1)] = 5,
 ) -> None:

@@ -14,7 +14,7 @@ import typer
 import yaml
 
 from isnet.config import GROUPS, RunConfig, changed, flag, require_use
-from isnet.config.files import read_values
+from isnet.config.files import parse_yaml, read_values
 from isnet.config.option import Option, bare, choices_of, default_of, full_help, near, options_of
 from isnet.runs.folder import CONFIG_NAME, load_config
 
@@ -73,6 +73,11 @@ class Request(NamedTuple):
         if self.folder is None:
             raise ValueError("RUN: name the folder of the run")
         return self.folder
+
+    @property
+    def how(self) -> dict[str, bool]:
+        """What :func:`isnet.runs.train_run` gets beside settings, data and device."""
+        return {"resume": self.resume, "overwrite": self.overwrite, "progress": not self.quiet}
 
 
 def takes_options(app: typer.Typer, name: str, action: Callable[[Request], None]) -> None:
@@ -212,19 +217,23 @@ def _request(
     except ValueError as error:
         raise ValueError(_named(str(error), typed, read, config)) from error
     filed = [pair for pair in changed(settings) if pair[1] in read.get(pair[0], {})]
-    require_use(settings, dict.fromkeys([*typed, *filed]))
+    require_use(settings, typed)
+    try:
+        require_use(settings, filed)
+    except ValueError as error:
+        raise ValueError(f"{config}: {error}") from error
     return Request(folder, settings, device, resume, overwrite, print_config, dry_run, quiet)
 
 
 def _named(text: str, typed: Sequence[tuple[str, str]], read: Mapping[str, Any], path: Path | None) -> str:
-    """An error's text that begins with GROUP.OPTION, with the name under which the option was given."""
-    found = re.match(r"(\w+)\.(\w+): ", text)
+    """An error's text that begins with GROUP.OPTION, with the file or the name under which the option was given."""
+    found = re.match(r"(\w+)\.(\w+(?:, \w+)*): ", text)
     if found is None:
-        return text
-    key, name = found.groups()
-    if (key, name) in typed:
-        return f"{flag(name)}{text[found.end() - 2 :]}"
-    return f"{path}: {text}" if name in read.get(key, {}) else text
+        return f"{path}: {text}" if text.partition(":")[0] in read else text
+    key, names = found[1], found[2].split(", ")
+    if any((key, name) in typed for name in names):
+        return f"{', '.join(map(flag, names))}{text[found.end() - 2 :]}"
+    return f"{path}: {text}" if any(name in read.get(key, {}) for name in names) else text
 
 
 def _split_arguments(arguments: Sequence[str]) -> tuple[Path | None, dict[str, dict[str, Any]]]:
@@ -242,6 +251,7 @@ def _split_arguments(arguments: Sequence[str]) -> tuple[Path | None, dict[str, d
         if name not in options:
             raise ValueError(f"{key}.{name}: no such option{near(name, options)}")
         overrides.setdefault(key, {})[name] = _value(text, options[name][1])
+    folders = [folder for folder in folders if folder]  # an empty text is an unset variable's, not the current folder
     if len(folders) > 1:
         raise ValueError(f"RUN: expected one folder, got {', '.join(folders)}")
     return (Path(folders[0]) if folders else None), overrides
@@ -252,7 +262,7 @@ def _value(text: str, kind: Any) -> Any:
     if not _is_several(kind):
         return text
     try:
-        found = yaml.safe_load(text)
+        found = parse_yaml(text)
     except yaml.YAMLError:
         found = text
     return found if isinstance(found, list | dict) else [text]

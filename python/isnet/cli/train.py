@@ -14,9 +14,9 @@ from isnet.config import ImagesConfig, RunConfig
 from isnet.config.files import to_yaml
 from isnet.runs.data import RunData, load_run_data, with_classes
 from isnet.runs.evaluate import evaluate_run
-from isnet.runs.folder import remove_run, what_to_resume
+from isnet.runs.folder import require_room, what_to_resume
 from isnet.runs.plan import plan_run, plan_text
-from isnet.runs.train import train_run, tune_run
+from isnet.runs.train import require_measurable, train_run, tune_run
 from isnet.training.distributed import ProcessLostError, World, launched_world
 
 app = typer.Typer()
@@ -32,7 +32,7 @@ def _train(request: Request) -> None:
         config, data = _prepared(request, world, device)
         if data is None:
             return
-        trained = train_run(folder, config, data=data, device=device, resume=request.resume, progress=not request.quiet)
+        trained = train_run(folder, config, data=data, device=device, **request.how)
     # Scoring may take longer than processes wait for each other: the others have left.
     if world.is_main and data.tests:
         evaluate_run(trained, data, progress=not request.quiet)
@@ -46,12 +46,13 @@ def _tune(request: Request) -> None:
     """Measures C1 and C2, the natural range of relevance, in plain training; `isnet train RUN --resume` then uses them."""
     if _only_told(request):
         return
+    require_measurable(request.config)
     folder = request.run
     with _joined(request) as (world, device):
         config, data = _prepared(request, world, device)
         if data is None:
             return
-        path = tune_run(folder, config, data=data, device=device, resume=request.resume, progress=not request.quiet)
+        path = tune_run(folder, config, data=data, device=device, **request.how)
     if world.is_main and not request.quiet:
         typer.echo(path.read_text())
         typer.echo(f"Ranges: {path}")
@@ -79,13 +80,10 @@ def _prepared(request: Request, world: World, device: str) -> tuple[RunConfig, R
             f"Left out (--mask-policy skip): {len(data.dropped)} images: {'; '.join(data.dropped[:_NAMED])}{more}"
         )
     if request.dry_run:
+        require_room(request.run, config, resume=request.resume, overwrite=request.overwrite)
         if world.is_main:
             typer.echo(plan_text(plan_run(config, data, world=world, device=device), config, device, world))
         return config, None
-    if request.overwrite:
-        if world.is_main:
-            remove_run(request.run)
-        world.barrier()
     return config, data
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
-from isnet.config.option import default_of, full_help, near, options_of, to_json
-from isnet.config.run import GROUPS, RunConfig, flag
+from isnet.config.option import default_of, full_help, options_of, to_json
+from isnet.config.run import GROUPS, RunConfig, flag, require_groups
 
 
 def read_values(path: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
@@ -23,18 +23,42 @@ def read_values(path: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
     if not path.is_file():
         raise FileNotFoundError(f"--config: no file {path}")
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        found = parse_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: no YAML ({' '.join(str(error).split())})") from error
     found = {} if found is None else found
-    if not isinstance(found, dict):
-        raise ValueError(f"{path}: expected groups of options ({', '.join(GROUPS)}), got {type(found).__name__}")
-    for key, values in found.items():
-        if key != "name" and key not in GROUPS:
-            raise ValueError(f"{path}: {key}: no such group of options{near(str(key), GROUPS)}")
-        if key != "name" and not isinstance(values, dict | None):
-            raise ValueError(f"{path}: {key}: expected options with their values, got {values!r}")
+    try:
+        require_groups(found)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     return {key: values if key == "name" else dict(values or {}) for key, values in found.items()}
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without its traps: a key that stands twice is an error (the first would be dropped), and a date is a text."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        seen = set()
+        for key, _ in node.value:
+            if (key.tag, str(key.value)) in seen:
+                raise yaml.MarkedYAMLError(problem=f"{key.value} stands there twice", problem_mark=key.start_mark)
+            seen.add((key.tag, str(key.value)))
+        return super().construct_mapping(node, deep)
+
+
+_Loader.yaml_implicit_resolvers = {
+    letter: [(tag, pattern) for tag, pattern in found if not tag.endswith(":timestamp")]
+    for letter, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+def parse_yaml(text: str) -> Any:
+    """What a YAML text says.
+
+    Raises:
+        yaml.YAMLError: it is none.
+    """
+    return yaml.load(text, Loader=_Loader)
 
 
 def to_yaml(config: RunConfig) -> str:

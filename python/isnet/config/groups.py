@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
-
-from pydantic import Field
+from typing import Any, Literal
 
 from isnet.config.option import Group, option
-from isnet.config.texts import Channels, Limit, Names, Pairs, Size, Steps, normalization
+from isnet.config.texts import Channels, Epochs, Limit, Names, Pairs, Size, Steps, normalization
 from isnet.data import MaskPolicy, Resize, pixel_range
 from isnet.data.augmentation import check_strengths
 from isnet.data.backgrounds import WarmupBackground
@@ -102,7 +100,9 @@ class NetworkConfig(Group):
         needs="isnet",
     )
     eps: float = option(1e-2, "Stabilizer of the epsilon rule.", ge=0)
-    form: Form = option("flex", "Where it stands: at each ReLU (flex) or at every layer (layerwise).", needs="isnet")
+    form: Form = option(
+        "flex", "Where the stabilizer stands: at each ReLU (flex) or at every layer (layerwise).", needs="isnet"
+    )
     static: bool = option(
         False, "The model makes the same PyTorch calls in every step: its Python code runs only once.", needs="isnet"
     )
@@ -133,7 +133,7 @@ class LossConfig(Group):
     d: float = _of_isnet(0.9, "GWRP decay.", names=("--decay",), ge=0, le=1, common=True)
     e: float = _of_isnet(1.0, "E, the background score that costs log 2.", names=("--background-scale",), gt=0)
     c1: float | None = _of_isnet(None, "Lower end of natural foreground relevance; measured if left out.", gt=0)
-    c2: float | None = _of_isnet(None, "Upper end; measured if left out.", gt=0)
+    c2: float | None = _of_isnet(None, "Upper end of natural foreground relevance; measured if left out.", gt=0)
     tune: int = _of_isnet(
         2, "Epochs of plain training from which C1 and C2 are measured.", ge=1, common=True, needs="measured"
     )
@@ -170,10 +170,10 @@ class OptimizerConfig(Group):
         16, "Images per step, all processes together; an epoch's last, smaller batch is left out.", ge=2, common=True
     )
     accumulate: int = option(1, "Parts of a process's share of a batch, one after the other, to save memory.", ge=1)
-    optimizer: Literal["sgd", "adamw"] = option("adamw", "Which.")
+    optimizer: Literal["sgd", "adamw"] = option("adamw", "The optimizer.")
     lr: float = option(3e-4, "Learning rate.", gt=0, common=True)
-    momentum: float = option(0.9, "Of sgd.", ge=0, lt=1, needs="sgd")
-    weight_decay: float = option(1e-2, "Of either optimizer.", ge=0)
+    momentum: float = option(0.9, "Momentum of sgd.", ge=0, lt=1, needs="sgd")
+    weight_decay: float = option(1e-2, "Weight decay of either optimizer.", ge=0)
     clip_norm: Limit = option(1.0, "Largest norm of the gradient; 0 or none = no limit.")
     precision: Precision = option("float32", "Of the forward pass; the others run it under autocast.")
     ema: float | None = option(
@@ -185,7 +185,7 @@ class OptimizerConfig(Group):
     )
     deterministic: bool = option(False, "Deterministic algorithms only; on a GPU, runs then repeat bit for bit.")
     workers: int = option(0, "Processes that load images; 0 = this one.", ge=0, resumable="always")
-    seed: int = option(0, "Seed of every draw, of data and training.", ge=0, common=True)
+    seed: int = option(0, "Seed of every draw, of data and training.", ge=0, le=2**32 - 1, common=True)
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,7 @@ class ScheduleConfig(Group):
     )
     warmup_background: WarmupBackground = option(
         "noise",
-        "By what: white noise, noise of several scales, or another image's background.",
+        "What replaces it in the warm-up: white noise, noise of several scales, or another image's background.",
         common=True,
         needs="replaced",
     )
@@ -216,7 +216,7 @@ class ScheduleConfig(Group):
         common=True,
         resumable="after warm-up",
     )
-    milestones: tuple[Annotated[int, Field(gt=0)], ...] = option(
+    milestones: Epochs = option(
         (),
         "Epoch after the warm-up at which the step schedule falls; repeatable.",
         names=("--milestone",),

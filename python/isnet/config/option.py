@@ -14,10 +14,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 GroupT = TypeVar("GroupT", bound="Group")
 _KEY = "option"
+_FINITE = ConfigDict(allow_inf_nan=False)
 
 
 @dataclass(frozen=True)
@@ -175,14 +176,14 @@ def _range(bounds: Mapping[str, float]) -> str:
 
 @functools.lru_cache(maxsize=512)
 def _cached_adapter(kind: Any, bounds: tuple[tuple[str, float], ...]) -> TypeAdapter[Any]:
-    return TypeAdapter(Annotated[kind, Field(**dict(bounds))] if bounds else kind)
+    return TypeAdapter(Annotated[kind, Field(**dict(bounds))] if bounds else kind, config=_FINITE)
 
 
 def _adapter(kind: Any, bounds: tuple[tuple[str, float], ...]) -> TypeAdapter[Any]:
     try:
         return _cached_adapter(kind, bounds)
     except TypeError:  # a type that cannot be hashed
-        return TypeAdapter(Annotated[kind, Field(**dict(bounds))] if bounds else kind)
+        return TypeAdapter(Annotated[kind, Field(**dict(bounds))] if bounds else kind, config=_FINITE)
 
 
 def choices_of(option: Option, kind: Any) -> tuple[str, ...]:

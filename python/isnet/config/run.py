@@ -86,7 +86,7 @@ class RunConfig(TrainConfig):
     """
 
     data: DataSettings = dataclasses.field(kw_only=True)
-    network: NetworkConfig = NetworkConfig()
+    network: NetworkConfig = dataclasses.field(default_factory=NetworkConfig)
     name: str = ""
 
     def __post_init__(self) -> None:
@@ -123,17 +123,35 @@ class RunConfig(TrainConfig):
         Raises:
             ValueError: unknown or invalid settings.
         """
-        if not isinstance(values, Mapping):
-            raise ValueError(f"expected groups of options ({', '.join(GROUPS)}), got {values!r}")
-        for key in values:
-            if key != "name" and key not in GROUPS:
-                raise ValueError(f"{key}: no such group of options{near(str(key), GROUPS)}")
+        require_groups(values)
         data = dict(values.get("data") or {})
         kind = data.pop("kind", "images")
         if kind not in DATA_KINDS:
             raise ValueError(f"data.kind: expected {' or '.join(DATA_KINDS)}, got {kind!r}")
         parts = {key: made(group, values.get(key) or {}, key) for key, group in GROUPS.items() if key != "data"}
-        return cls(**parts, data=made(DATA_KINDS[kind], data, "data"), name=str(values.get("name") or ""))  # type: ignore[arg-type]
+        name = "" if values.get("name") is None else values["name"]
+        if not isinstance(name, str | int | float) or isinstance(name, bool):
+            raise ValueError(f"name: expected a text, got {name!r}")
+        return cls(**parts, data=made(DATA_KINDS[kind], data, "data"), name=str(name))  # type: ignore[arg-type]
+
+
+def require_groups(values: Any) -> None:
+    """Checks that the values of a file are groups of options; which options, :meth:`RunConfig.from_json` looks at.
+
+    Raises:
+        ValueError: they are not, or an older version's.
+    """
+    if not isinstance(values, Mapping):
+        raise ValueError(f"expected groups of options ({', '.join(GROUPS)}), got {values!r}")
+    if "heatmap" in values:
+        raise ValueError("an older version's run, which this one cannot read; train in a new folder")
+    for key, found in values.items():
+        if key == "name":
+            continue
+        if key not in GROUPS:
+            raise ValueError(f"{key}: no such group of options{near(str(key), GROUPS)}")
+        if not isinstance(found, Mapping | None):
+            raise ValueError(f"{key}: expected options with their values, got {found!r}")
 
 
 def kind_of(data: Any) -> str:

@@ -26,6 +26,10 @@ def pairs(value: Any) -> dict[str, Any]:
         ValueError: neither.
     """
     if isinstance(value, Mapping):
+        try:
+            json.dumps(list(value.values()), allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ValueError("values that JSON has") from error
         return dict(value)
     found = {}
     for text in value if isinstance(value, list | tuple) else [value]:
@@ -43,6 +47,7 @@ def _steps(value: Any) -> Any:
     """Pairs (epoch, number), a mapping, or texts ``EPOCH=NUMBER``; in ascending order."""
     if isinstance(value, Mapping):
         value = list(value.items())
+    value = _several(value)
     try:
         parts = [text.split("=") if isinstance(text, str) else text for text in value]
         return tuple(sorted((float(epoch), float(number)) for epoch, number in parts))
@@ -51,8 +56,8 @@ def _steps(value: Any) -> Any:
 
 
 def _several(value: Any) -> Any:
-    """One text stands for a list of one."""
-    return (value,) if isinstance(value, str) else value
+    """One text or number stands for a list of one."""
+    return (value,) if isinstance(value, str | int | float) and not isinstance(value, bool) else value
 
 
 def normalization(text: str | None, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
@@ -88,4 +93,5 @@ Channels = Annotated[Literal[1, 3], BeforeValidator(_whole)]
 Size = Annotated[tuple[int, int], BeforeValidator(_size)]
 Pairs = Annotated[dict[str, Any], BeforeValidator(pairs)]
 Steps = Annotated[tuple[tuple[float, float], ...], BeforeValidator(_steps)]
+Epochs = Annotated[tuple[Annotated[int, Field(gt=0)], ...], BeforeValidator(_several)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_several)]

@@ -219,13 +219,14 @@ def _finished(config: MNISTConfig, cell: Cell) -> bool:
     path = _path(Path(config.folder), cell)
     if not path.exists():
         return False
-    saved = json.loads(path.read_text()).get("settings")
-    if saved is None:
-        raise CheckpointError(f"{path}: an older version's, which kept no settings; choose another folder")
-    if "heatmap" in saved:
-        raise CheckpointError(f"{path}: an older version's, whose settings cannot be compared; choose another folder")
-    # Through JSON again: a setting newer than the cell has its default.
-    ours, theirs = (flatten(run.to_json()) for run in (run_config(config, cell), RunConfig.from_json(saved)))
+    try:
+        saved = json.loads(path.read_text()).get("settings")
+        if saved is None:
+            raise ValueError("an older version's, which kept no settings")
+        # Through JSON again: a setting newer than the cell has its default.
+        ours, theirs = (flatten(run.to_json()) for run in (run_config(config, cell), RunConfig.from_json(saved)))
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}; choose another folder (--out)") from error
     differences = [
         f"{key}: {theirs.get(key)!r} there, {ours[key]!r} now" for key in ours if ours[key] != theirs.get(key)
     ]

@@ -21,12 +21,18 @@ from isnet.config.files import to_yaml
 from isnet.runs.build import build_model
 from isnet.training.checkpoints import CheckpointError, checkpoint_step, load_checkpoint, load_model_state
 from isnet.training.distributed import current_world
+from isnet.training.log import LOG_NAME, TABLE_NAME, TENSORBOARD_NAME
 from isnet.training.loop import BEST_NAME, CHECKPOINT_NAME
+from isnet.training.ranges import RANGES_NAME
 
 CONFIG_NAME = "config.json"
 YAML_NAME = "config.yaml"
 EVALUATION_NAME = "evaluation.json"
 TUNING_FOLDER = "tuning"
+_WRITTEN = (  # by a run, beside config.json: patterns of names
+    *(YAML_NAME, EVALUATION_NAME, RANGES_NAME, LOG_NAME, TABLE_NAME, TENSORBOARD_NAME, TUNING_FOLDER),
+    *(CHECKPOINT_NAME, BEST_NAME, "epoch-*.safetensors", "non-finite-batch*.safetensors"),
+)
 
 
 class Run(NamedTuple):
@@ -37,40 +43,50 @@ class Run(NamedTuple):
     model: nn.Module
 
 
-def open_run(folder: Path, config: RunConfig, resume: bool) -> Path:
-    """The folder of a run, with its settings written.
+def open_run(folder: Path, config: RunConfig, *, resume: bool = False, overwrite: bool = False) -> Path:
+    """The folder of a run, with its settings written, and without the run that was there if it is to be overwritten.
 
     Raises:
-        FileExistsError: it holds a run and ``resume`` is off.
-        CheckpointError: ``config`` would not continue that run.
+        FileExistsError, CheckpointError: see :func:`require_room`.
     """
-    world, path = current_world(), folder / CONFIG_NAME
-    exists = world.from_main(path.exists())
-    if exists:
-        if not resume:
-            raise FileExistsError(
-                f"{folder} holds a run: go on with --resume, replace it with --overwrite, or name another folder"
-            )
-        require_same_run(folder, config)
+    world = current_world()
+    require_room(folder, config, resume=resume, overwrite=overwrite)
     world.barrier()
     if world.is_main:
-        write_json(path, config.to_json())
+        if overwrite:
+            remove_run(folder)
+        write_json(folder / CONFIG_NAME, config.to_json())
         write_text(folder / YAML_NAME, to_yaml(config))
     world.barrier()
     return folder
 
 
-def remove_run(folder: str | os.PathLike[str]) -> None:
-    """Removes the run in ``folder``, if there is one, and nothing that is not a run's.
+def require_room(folder: Path, config: RunConfig, *, resume: bool = False, overwrite: bool = False) -> None:
+    """Checks that a run with these settings can begin or go on in ``folder``; changes nothing.
 
     Raises:
-        FileExistsError: the folder holds other things, but no run.
+        FileExistsError: it holds a run, and neither is wanted; or it is to be overwritten and holds other things, but no run.
+        CheckpointError: ``config`` would not continue that run.
     """
-    folder = Path(folder)
-    if (folder / CONFIG_NAME).exists():
-        shutil.rmtree(folder)
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    world = current_world()
+    if world.from_main(folder.exists() and not folder.is_dir()):
+        raise FileExistsError(f"RUN: {folder} is a file; name a folder")
+    if world.from_main((folder / CONFIG_NAME).exists()):
+        if resume:
+            require_same_run(folder, config)
+        elif not overwrite:
+            raise FileExistsError(
+                f"{folder} holds a run: go on with --resume, replace it with --overwrite, or name another folder"
+            )
+    elif overwrite and world.from_main(folder.exists() and any(folder.iterdir())):
         raise FileExistsError(f"--overwrite: {folder} is no run, and is left as it is; name another folder")
+
+
+def remove_run(folder: Path) -> None:
+    """Removes what the run in ``folder`` has written, and nothing else; the settings last, so that it remains a run until then."""
+    for pattern in (*_WRITTEN, CONFIG_NAME):
+        for path in folder.glob(pattern):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def load_config(folder: str | os.PathLike[str]) -> RunConfig:
@@ -87,8 +103,6 @@ def load_config(folder: str | os.PathLike[str]) -> RunConfig:
         values = json.loads(path.read_text())
     except ValueError as error:
         raise ValueError(f"{path}: no JSON ({error})") from error
-    if isinstance(values, dict) and "heatmap" in values:
-        raise ValueError(f"{path}: an older version's run, which this one cannot read; train in a new folder")
     try:
         return RunConfig.from_json(values)
     except ValueError as error:

@@ -12,11 +12,11 @@ from isnet.config import RunConfig
 from isnet.runs.build import build_criterion, build_isnet, build_model, build_network
 from isnet.runs.data import RunData, load_run_data
 from isnet.runs.folder import TUNING_FOLDER, Run, load_run, open_run
+from isnet.runs.plan import checked_network
 from isnet.training.distributed import current_world
 from isnet.training.log import LOG_NAME
 from isnet.training.loop import CHECKPOINT_NAME, fit
 from isnet.training.ranges import RANGES_NAME, save_ranges, tune
-from isnet.training.steps import require_validation
 
 
 def train_run(
@@ -26,6 +26,7 @@ def train_run(
     data: RunData | None = None,
     device: str = "cpu",
     resume: bool = False,
+    overwrite: bool = False,
     progress: bool = True,
 ) -> Run:
     """Trains a run in ``folder`` and keeps settings, log and checkpoint there.
@@ -34,23 +35,21 @@ def train_run(
     processes started by torchrun each calls this with the same arguments.
 
     Args:
-        folder: Made if needed. Without ``resume`` it must not hold a run.
+        folder: Made if needed. Without ``resume`` and ``overwrite`` it must not hold a run.
         config: The settings. A resumed run takes its own; these must equal them except for the number of epochs.
         data: The data sets, if already built.
         device: Where to train.
         resume: Continue from the last checkpoint.
+        overwrite: Remove the files of the run that the folder holds, once it is known that this one can be trained.
         progress: Show progress on the terminal.
 
     Raises:
-        FileExistsError: ``folder`` holds a run and ``resume`` is off.
-        ValueError: ``resume`` with other settings, or a monitor without validation data.
+        FileExistsError: ``folder`` holds a run, and it is neither to be resumed nor overwritten.
+        ValueError: ``resume`` with other settings, or settings that cannot be trained on the data (:func:`isnet.training.fit`).
     """
     data = data or load_run_data(config, progress=progress)
-    require_validation(config, data.validation)  # now, not after tuning
-    build_network(config)  # settings that do not fit are refused before the run has a folder
-    if config.is_isnet:
-        build_criterion(config)
-    folder = open_run(Path(folder), config, resume)
+    checked_network(config, data, current_world(), device)  # now: before the run has a folder, and not after tuning
+    folder = open_run(Path(folder), config, resume=resume, overwrite=overwrite)
     criterion = None
     if config.is_isnet:
         # If that included the warm-up, training continues from its checkpoint.
@@ -79,6 +78,7 @@ def tune_run(
     data: RunData | None = None,
     device: str = "cpu",
     resume: bool = False,
+    overwrite: bool = False,
     progress: bool = True,
 ) -> Path:
     """Measures the natural range of relevance alone (``loss.tune`` epochs) and returns the file of ranges; see :func:`train_run`.
@@ -87,17 +87,27 @@ def tune_run(
     after it. It is the first part of the run: :func:`train_run` continues from there.
 
     Raises:
-        FileExistsError: ``folder`` holds a run and ``resume`` is off.
+        FileExistsError: ``folder`` holds a run, and it is neither to be resumed nor overwritten.
         ValueError: a standard run, C1 and C2 that are set, or no range can be determined.
     """
-    if config.is_isnet and not config.tuning_epochs:
-        raise ValueError("c1, c2: they are set, so that there is nothing to measure; leave --c1 and --c2 out")
-    # Refuse what does not fit before the run has a folder.
-    build_isnet(config, build_model(config))
+    require_measurable(config)
     data = data or load_run_data(config, progress=progress)
-    folder = open_run(Path(folder), config, resume)
+    checked_network(config, data, current_world(), device)
+    folder = open_run(Path(folder), config, resume=resume, overwrite=overwrite)
     _measure(folder, config, data, device=device, resume=resume, progress=progress)
     return folder / RANGES_NAME
+
+
+def require_measurable(config: RunConfig) -> None:
+    """Checks that a run has ranges to measure.
+
+    Raises:
+        ValueError: a standard run, or C1 and C2 that are set.
+    """
+    if not config.is_isnet:
+        raise ValueError("variant: a standard run has no heatmaps, and nothing to measure; name an ISNet (--variant)")
+    if not config.tuning_epochs:
+        raise ValueError("c1, c2: they are set, so that there is nothing to measure; leave --c1 and --c2 out")
 
 
 def branch_run(folder: str | os.PathLike[str], start: str | os.PathLike[str]) -> None:

@@ -71,7 +71,7 @@ def fit(
             replaces its ``p``, and ``classification_loss`` its classification loss.
         classification_loss: (logits, labels) -> scalar, a mean over the images; for validation, too.
         input_range: Pixel range of the noise in the warm-up.
-        validation: Data sets whose accuracy is logged after each epoch. ``config.monitor`` is computed on the first.
+        validation: Data sets whose accuracy is logged after each epoch. ``monitor`` is computed on the first.
         run_dir: Folder for the log and the checkpoints; None keeps nothing on disk.
         resume: Continue from the checkpoint in ``run_dir`` if there is one.
         observer: Gets the heatmaps of the last epoch, in which they are not penalised; ``criterion`` may then be None.
@@ -85,7 +85,7 @@ def fit(
 
     Raises:
         ValueError: too few images for one batch, a batch that processes and parts do not divide, or leave single images whose
-            backgrounds are to be swapped, an ISNet without criterion, ``resume`` without ``run_dir``, ``config.monitor`` without
+            backgrounds are to be swapped, an ISNet without criterion, ``resume`` without ``run_dir``, ``monitor`` without
             ``validation``, an ISNet in float16 on the CPU, or synchronised batch norm with
             static calls or on the CPU.
         CheckpointError: the checkpoint is of other settings (those of logging, saving and loading, and, under a
