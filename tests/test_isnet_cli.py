@@ -168,6 +168,8 @@ def test_a_config_file_says_all_that_the_command_line_says(tmp_path: Path, folde
     states = [load_file(tmp_path / name / "last.safetensors") for name in ("typed", "filed", "again")]
     for state in states[1:]:
         assert all(torch.equal(value, state[name]) for name, value in states[0].items())
+    # The baseline from the same file: what the command line switches off may stand there.
+    assert "variant: standard" in run("train", "--config", printed, "--variant", "standard", "--print-config")
     only = yaml.safe_load(printed.read_text())
     assert set(only) == {"name", *GROUPS} and only["train"]["lr"] == 0.003 and "classes" not in only["data"]
 

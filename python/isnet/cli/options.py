@@ -216,13 +216,19 @@ def _request(
         settings = RunConfig.from_json(values)
     except ValueError as error:
         raise ValueError(_named(str(error), typed, read, config)) from error
-    filed = [pair for pair in changed(settings) if pair[1] in read.get(pair[0], {})]
     require_use(settings, typed)
-    try:
-        require_use(settings, filed)
-    except ValueError as error:
-        raise ValueError(f"{config}: {error}") from error
+    _require_use_in(read, settings, config)
     return Request(folder, settings, device, resume, overwrite, print_config, dry_run, quiet)
+
+
+def _require_use_in(read: Mapping[str, Any], settings: RunConfig, path: Path | None) -> None:
+    """Refuses options of a file that do nothing with its others; what the command line switches off may stand there."""
+    alone = RunConfig.from_json({**read, "data": {**read.get("data", {}), "kind": "images"}})
+    filed = [pair for pair in changed(alone) if pair[1] in read.get(pair[0], {})]
+    try:
+        require_use(alone, [pair for pair in filed if pair in changed(settings)])
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def _named(text: str, typed: Sequence[tuple[str, str]], read: Mapping[str, Any], path: Path | None) -> str:
