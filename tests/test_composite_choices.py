@@ -350,3 +350,26 @@ def test_types_of_modules_choose_for_what_they_call() -> None:
             )
             torch.testing.assert_close(found, other)
             assert float((found - usual).abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize(
+    "mask", [torch.ones(3, 3), torch.tensor([1.0, 0.5, 2.0]), torch.full((), -0.5)], ids=["ones", "row", "number"]
+)
+def test_attention_weights_times_a_constant_are_still_weights(mask: Tensor) -> None:
+    class Masked(nn.Module):
+        def __init__(self, detach: bool) -> None:
+            super().__init__()
+            torch.manual_seed(5)
+            self.q, self.k, self.v, self.head = (nn.Linear(4, 4).double() for _ in range(4))
+            self.detach = detach
+
+        def forward(self, x: Tensor) -> Tensor:
+            weights = (self.q(x) @ self.k(x).transpose(-2, -1)).softmax(-1)
+            weights = weights.detach() if self.detach else weights
+            return self.head((weights * mask.double()) @ self.v(x)).sum(1)
+
+    x = torch.randn(2, 3, 4, dtype=D, generator=torch.Generator().manual_seed(6))
+    composite = lrp.Composite(default=lrp.Epsilon(0.0), attention=lrp.CPLRP())
+    x.requires_grad_()
+    (g,) = torch.autograd.grad(Masked(True)(x)[:, 1].sum(), x)
+    _same_relevance(lrp.LRP(Masked(False), composite)(x.detach(), 1)[1], x.detach() * g)

@@ -265,3 +265,28 @@ def test_a_bias_made_from_the_input_is_a_branch(layer: str) -> None:
     logits, maps = lrp.LRP(Conditioned(), lrp.Epsilon(0.0))((x, shift), 1)
     torch.testing.assert_close(maps[0].sum() + maps[1].sum(), logits[:, 1].sum())
     assert float(maps[1].abs().sum()) > 0
+
+
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr], ids=str)
+@pytest.mark.parametrize(
+    "rule", [lrp.Epsilon(1e-2), lrp.ZPlus(), lrp.EpsilonLayerwise(1e-2)], ids=lambda r: type(r).__name__
+)
+@pytest.mark.parametrize("static", [False, True])
+def test_sparse_matrices_are_constants_like_dense_ones(layout: torch.layout, rule: lrp.Rule, static: bool) -> None:
+    class Graph(nn.Module):
+        def __init__(self, edges: Tensor) -> None:
+            super().__init__()
+            self.register_buffer("edges", edges)
+            self.weight = nn.Parameter(_random(5, 3, seed=31))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.relu((self.edges @ torch.relu(x).t()).t()) @ self.weight
+
+    edges = _random(5, 5, seed=32) * (_random(5, 5, seed=33) > 0)
+    sparse, dense = Graph(edges.to_sparse(layout=layout)), Graph(edges)
+    attribution = lrp.LRP(sparse, rule, static=static)
+    for seed in (34, 35):
+        x = _random(4, 5, seed=seed)
+        logits, heatmap = attribution(x, 1)
+        expected = lrp.LRP(dense, rule)(x, 1)
+        torch.testing.assert_close((logits, heatmap), expected)

@@ -88,6 +88,13 @@ def _rows(u: Tensor) -> Tensor:
     return y.T
 
 
+def _summed(u: Tensor) -> Tensor:
+    out = torch.zeros(2, 4, dtype=u.dtype)
+    out += u
+    out += torch.relu(u)
+    return out
+
+
 def _accumulated(u: Tensor) -> Tensor:
     out = torch.zeros(2, 4, dtype=u.dtype)
     out += torch.relu(u)
@@ -108,6 +115,38 @@ def _through_two_views(u: Tensor) -> Tensor:
     left.mul_(2)
     right.add_(left)
     return u
+
+
+def _real_part_written(u: Tensor) -> Tensor:
+    z = torch.zeros(2, 4, dtype=torch.complex128)
+    z.real.copy_(u)
+    z.imag[:, 1:] = u[:, 1:]
+    z.imag[:, 0].add_(u[:, 0])
+    torch.view_as_real(z)[..., 0].mul_(3)
+    return z.real + z.imag
+
+
+def _turned(u: Tensor) -> Tensor:
+    u = u * 1
+    torch.view_as_complex(u.unflatten(1, (2, 2))).mul_(1j)
+    return u
+
+
+def _changed(z: Tensor, view: Callable[[Tensor], Tensor]) -> Tensor:
+    seen = view(z)
+    z.mul_(1j)
+    return seen.imag + z.imag
+
+
+def _negated(z: Tensor) -> Tensor:
+    seen = z.conj().imag
+    z.mul_(1j)
+    return 3 * seen + z.imag
+
+
+def _through_conjugate(z: Tensor) -> Tensor:
+    z.conj().mul_(1j)  # z times -1j
+    return z.real - z.imag
 
 
 def _out_in_views(u: Tensor) -> Tensor:
@@ -134,6 +173,7 @@ WRITES: dict[str, Any] = {
     "rows of an empty tensor": _case(_rows, lambda u: u * torch.arange(1.0, 5.0, dtype=u.dtype)),
     "copy_ to a view": _case(_copy_to_view, lambda u: F.pad(u[:, :-1], (1, 0)) + u),
     "accumulation": _case(_accumulated, lambda u: torch.relu(u) + 3 * F.pad(u[:, 1:], (1, 0))),
+    "sum into zeros": _case(_summed, lambda u: u + torch.relu(u)),
     "view taken earlier": _case(_earlier_view, lambda u: 2 * u + torch.relu(u)),
     "fill_ of a view": _case(lambda u: _filled(u * 1), lambda u: torch.cat([u[:, :2] * 0 + 1, u[:, 2:]], 1)),
     "masked_fill_": _case(lambda u: (u * 1).masked_fill_(u < 0.1, 0.5), lambda u: torch.where(u < 0.1, u * 0 + 0.5, u)),
@@ -167,6 +207,13 @@ WRITES: dict[str, Any] = {
     "complex product": _case(lambda u: (u * 1j * (1 - 2j)).imag + u, lambda u: 2 * u),
     "complex pairs": _case(lambda u: torch.view_as_real(torch.complex(u, 2 * u)).sum(-1), lambda u: 3 * u),
     "complex magnitude": _case(lambda u: torch.complex(3 * u, 4 * u).abs(), lambda u: 5 * u.abs()),
+    "part of complex numbers": _case(_real_part_written, lambda u: 4 * u),
+    "complex view of real numbers": _case(_turned, lambda u: torch.stack([-u[:, 1], u[:, 0], -u[:, 3], u[:, 2]], 1)),
+    "conjugate read later": _case(
+        lambda u: _changed(torch.complex(u, 2 * u), torch.conj), lambda u: torch.complex(-2 * u, -u).imag + u
+    ),
+    "conjugate written to": _case(lambda u: _through_conjugate(torch.complex(u, 2 * u)), lambda u: 3 * u),
+    "negated view": _case(lambda u: _negated(torch.complex(u, 2 * u)), lambda u: -2 * u),
     "roll": _case(lambda u: u + u.roll(1, 1), lambda u: u @ (torch.eye(4) + torch.eye(4).roll(1, 1)).double()),
     "constant written again": _case(_constant_written_again, lambda u: u.detach() * _EVEN + u * _EVEN),
 }
@@ -216,7 +263,7 @@ def test_writes_whose_result_depends_on_their_order_in_memory_are_refused() -> N
         lrp.LRP(_Net(_through_two_views), lrp.Epsilon(0.0))(X, 1)
 
 
-@pytest.mark.parametrize("kind", ["setitem, fresh", "setitem, mask", "out=", "aten.relu_", "fft"])
+@pytest.mark.parametrize("kind", ["setitem, fresh", "setitem, mask", "out=", "aten.relu_", "fft", "sum into zeros"])
 def test_written_branches_of_a_static_model(kind: str) -> None:
     write, plain = WRITES[kind]
     attribution = lrp.LRP(_Net(write), lrp.Epsilon(0.0), static=True)

@@ -25,14 +25,14 @@ class _Net(nn.Module):
         normed = nn.utils.parametrizations.weight_norm(nn.Linear(4, 6))
         self.body = nn.Sequential(normed, nn.BatchNorm1d(6), nn.LeakyReLU(0.1), nn.Dropout(0.0), nn.Linear(6, 5))
         self.gains, self.settings, self.act = [1.0, 2.0], type("Settings", (), {})(), F.relu
-        self.settings.scale = 1.0
+        self.settings.scale, self.table = 1.0, {"scales": [{"last": 1.0}]}
         self.runs, self.last = 0, torch.zeros(())
         self.double()
 
     def forward(self, x: Tensor) -> Tensor:
         self.runs += 1
         self.last = x.detach()
-        return self.act(self.body(x)) * self.gains[1] * self.settings.scale
+        return self.act(self.body(x)) * self.gains[1] * self.settings.scale * self.table["scales"][0]["last"]
 
 
 def _other_linear(net: Any) -> None:
@@ -63,6 +63,8 @@ CHANGES: dict[str, Callable[[Any], Any]] = {
     "a hook": _hook,
     "a hook ahead": _pre_hook,
     "a list": lambda net: net.gains.__setitem__(1, 3.0),
+    "a list in a dict": lambda net: net.table["scales"][0].update(last=3.0),
+    "a class": lambda net: setattr(net.body[2], "__class__", nn.ReLU),
     "an object of settings": lambda net: setattr(net.settings, "scale", -1.0),
     "a function": lambda net: setattr(net, "act", torch.tanh),
     "forward itself": lambda net: setattr(net.body[2], "forward", torch.neg),

@@ -190,6 +190,35 @@ def test_so_is_what_works_without_gradients_alone(function: Callable[[Any, Tenso
         lrp.LRP(Net(function))(_images(), 1)
 
 
+@pytest.mark.parametrize("live", [True, False], ids=["grad", "no_grad"])
+def test_inference_mode_inside_the_model_is_refused_with_the_remedy(live: bool) -> None:
+    def guarded(self: Odd, u: Tensor) -> Tensor:
+        with torch.inference_mode():
+            made = u.tanh()
+        return made.clone()
+
+    with torch.set_grad_enabled(live), pytest.raises(VerificationError, match=r"^odd .*use torch.no_grad\(\) there"):
+        lrp.LRP(Net(guarded))(_images(), 1)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda self, u: u.to_sparse().to_dense(),
+        lambda self, u: u.flatten(1).to_sparse_csr().to_dense().view_as(u),
+        lambda self, u: torch.nested.as_nested_tensor([*u.unbind()]).to_padded_tensor(0.0),
+        lambda self, u: torch.nested.as_nested_tensor([*u], layout=torch.jagged).to_padded_tensor(0.0),
+    ],
+    ids=["sparse", "rows", "nested", "jagged"],
+)
+@pytest.mark.parametrize("check", [True, False])
+def test_layouts_without_rules_are_refused_in_one_line(function: Callable[[Any, Tensor], Tensor], check: bool) -> None:
+    for live in (True, False):
+        with torch.set_grad_enabled(live), pytest.raises(RelevanceError, match=r"^odd.*use dense tensors") as caught:
+            lrp.LRP(Net(function), check=check)(_images(), 1)
+        assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("kind", ["straight-through", "straight-through branch", "backward that is 1 % off"])
 def test_a_backward_that_is_no_gradient_is_said_to_be_one(kind: str) -> None:
     report_of = HIDING[kind]()
@@ -214,6 +243,13 @@ def _guarded(self: Odd, u: Tensor) -> Tensor:
         return u.tanh() * 2
 
 
+def _beside_sparse_buffers(self: Odd, u: Tensor) -> Tensor:
+    if not hasattr(self, "graph"):
+        self.register_buffer("graph", torch.eye(6).to_sparse(), persistent=False)
+        self.register_buffer("rows", torch.eye(6).to_sparse_csr(), persistent=False)
+    return torch.einsum("bcij,jk->bcik", u, self.graph.to_dense()) + self.rows.to_dense()
+
+
 RIGHT: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "custom function": lambda self, u: Swish.apply(u),
     "detach": lambda self, u: u * u.detach().tanh() + u.data,
@@ -231,6 +267,7 @@ RIGHT: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "checkpoint": lambda self, u: checkpoint(torch.tanh, u, use_reentrant=False),
     "a batch of one is squeezed": lambda self, u: u.flatten(1)[:, :, None].squeeze(),
     "layer norm of nearly equal numbers": lambda self, u: F.layer_norm(1 + 1e-4 * u, (6,)),
+    "sparse buffers": _beside_sparse_buffers,
     "maximum of a batch": lambda self, u: u / u.max(),
 }
 

@@ -57,6 +57,7 @@ WRITTEN: dict[str, tuple[Map, Map]] = {
     "silu": (lambda x: x * torch.sigmoid(x), F.silu),
     "silu, quotient": (lambda x: x / (1 + torch.exp(-x)), F.silu),
     "silu, in place": (lambda x: torch.sigmoid(x).mul_(x), F.silu),
+    "silu, ATen's in place": (lambda x: torch.ops.aten.silu_.default(x.clone()), F.silu),
     "mish": (lambda x: x * torch.tanh(F.softplus(x)), F.mish),
     "mish, all of it": (lambda x: x * torch.tanh(torch.log(1 + torch.exp(x))), F.mish),
     "softplus": (lambda x: torch.log(1 + torch.exp(x)), F.softplus),

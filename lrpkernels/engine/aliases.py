@@ -5,13 +5,64 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..errors import InPlaceError
 from ..layers.registry import Recorder, recorded
 from ..layers.shapes import Movement
+
+
+class _Place(NamedTuple):
+    """Where a view stands in its base, and how it reads what is there.
+
+    Attributes:
+        shape, strides: the view's.
+        offset: from the base's first number, in real numbers.
+        widths: real numbers per element of view and base.
+        conjugated, negated: whether it reads them so.
+    """
+
+    shape: torch.Size
+    strides: tuple[int, ...]
+    offset: int
+    widths: tuple[int, int]
+    conjugated: bool
+    negated: bool
+
+    @classmethod
+    def of(cls, rec: Recorder, view: Tensor, base: Tensor) -> _Place:
+        """The place of a view.
+
+        Raises:
+            InPlaceError: it reads the bits of the base as another type of number.
+        """
+        if view.dtype not in (base.dtype, base.dtype.to_complex(), base.dtype.to_real()):
+            raise InPlaceError(
+                f"{rec.path()}: a tensor of {base.dtype} and a view of it as {view.dtype} are changed and read in turn; expected views "
+                "of the same type; use the results that the functions return"
+            )
+        widths = 1 + view.is_complex(), 1 + base.is_complex()
+        offset = int(view.storage_offset() * widths[0] - base.storage_offset() * widths[1])
+        return cls(view.shape, view.stride(), offset, widths, view.is_conj(), view.is_neg())
+
+    @property
+    def is_plain(self) -> bool:
+        return self.widths[0] == self.widths[1] and not self.conjugated and not self.negated
+
+    def within(self, whole: Tensor) -> Tensor:
+        """The view, of another tensor laid out as the base is."""
+        shape, strides, (width, base_width) = self.shape, self.strides, self.widths
+        reals = torch.view_as_real(whole) if base_width > width else whole
+        if width > base_width:
+            shape, strides = (*shape, 2), (*(2 * stride for stride in strides), 1)  # type: ignore[assignment]
+        offset = self.offset // 2 if width == base_width == 2 else self.offset
+        part = reals.as_strided(shape, strides, reals.storage_offset() + offset)
+        part = torch.view_as_complex(part) if width > base_width else part
+        part = part.conj() if self.conjugated else part
+        return torch._neg_view(part) if self.negated else part
 
 
 class Aliases:
@@ -45,13 +96,13 @@ class Aliases:
         if base is None:
             self._note(stale, fresh)
             return
-        if stale.numel() == base.numel() and all(t.is_contiguous() for t in (stale, base, fresh)):
+        place = _Place.of(rec, stale, base)
+        if place.is_plain and stale.numel() == base.numel() and all(t.is_contiguous() for t in (stale, base, fresh)):
             self._note(
                 base, rec.call(torch.reshape, fresh, base.shape)
             )  # a mere reshape: the base changes as a whole, too
             self.rename(stale, fresh)
             return
-        place = stale.shape, stale.stride(), stale.storage_offset() - base.storage_offset()
         changed = _moved(rec, partial(_with_part, place=place), self._whole(rec, base), fresh)
         self._note(base, changed)
         part = _moved(rec, partial(_part, place=place), changed)
@@ -83,8 +134,7 @@ class Aliases:
             ):
                 return tensor
             base: Any = tensor._base
-            place = tensor.shape, tensor.stride(), tensor.storage_offset() - base.storage_offset()
-            part = _moved(rec, partial(_part, place=place), self._whole(rec, base))
+            part = _moved(rec, partial(_part, place=_Place.of(rec, tensor, base)), self._whole(rec, base))
             self.rename(tensor, part)
             tensor = part
 
@@ -113,15 +163,13 @@ def _moved(rec: Recorder, function: Callable[..., Tensor], *tensors: Tensor) -> 
     return out
 
 
-def _part(whole: Tensor, place: Any) -> Tensor:
-    shape, strides, offset = place
-    return whole.as_strided(shape, strides, whole.storage_offset() + offset)
+def _part(whole: Tensor, place: _Place) -> Tensor:
+    return place.within(whole.resolve_conj().resolve_neg())
 
 
-def _with_part(whole: Tensor, part: Tensor, place: Any) -> Tensor:
-    shape, strides, offset = place
+def _with_part(whole: Tensor, part: Tensor, place: _Place) -> Tensor:
     copy = _laid_out(whole, whole.stride())  # autograd's own as_strided_scatter has a wrong gradient
-    copy.as_strided(shape, strides, offset).copy_(part)
+    place.within(copy).copy_(part)
     return copy
 
 

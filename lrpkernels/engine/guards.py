@@ -39,6 +39,8 @@ class ModuleGuard:
 
     def __init__(self, model: nn.Module) -> None:
         self._before = [(place, _copied(place)) for place in _places(model)]
+        self._modules = [*model.modules()]
+        self._types = [*map(type, self._modules)]
         # Where to look, how many attributes there are, those that count, and what these were.
         self._watched: list[tuple[dict[str, Any], int, Callable[[Any], Any], Any]] = []
 
@@ -53,6 +55,8 @@ class ModuleGuard:
 
     def holds(self) -> bool:
         """Whether nothing has changed since."""
+        if [*map(type, self._modules)] != self._types:
+            return False
         try:
             for place, size, pick, before in self._watched:
                 if len(place) != size or pick(place) != before:
@@ -82,7 +86,16 @@ def _is_plain(place: Any) -> bool:
 
 def _copied(place: dict[str, Any]) -> dict[str, Any]:
     pairs = ((name, value) for name, value in place.items() if name not in _NO_MATTER)
-    return {name: value.copy() if isinstance(value, _LISTS) else value for name, value in pairs}
+    return {name: _snapshot(value) for name, value in pairs}
+
+
+def _snapshot(value: Any) -> Any:
+    """A list, dict or set, and those in it, as they are now; anything else as it is."""
+    if type(value) is dict:
+        return {key: _snapshot(part) for key, part in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(map(_snapshot, value))
+    return value.copy() if isinstance(value, _LISTS) else value
 
 
 def _equal(now: Any, before: Any) -> bool:

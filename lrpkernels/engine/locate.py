@@ -97,7 +97,7 @@ def locate(
                 return None if rounding else Departure("(model)", "recording", "its gradients are not autograd's")
             departure = graph.departure()
             if departure is not None:
-                return departure
+                return _under_inference_mode(model, tape) or departure
             calls = [own_pass(model, inputs, kwargs, starts_of(tape), Watch(keep=True)) for _ in range(2)]
             if not _same(calls[0].outputs, calls[1].outputs, limits.step):
                 return None  # it draws numbers of its own: no two calls are the same
@@ -124,6 +124,14 @@ def locate(
         reason = _KEPT
     module, operation = parting or steps[-1]
     return Departure(path_of(model, [] if module is None else [module]), operation, reason)
+
+
+def _under_inference_mode(model: nn.Module, tape: Taken) -> Departure | None:
+    """The first operation that the model itself runs where autograd cannot follow it."""
+    for node in tape.nodes:
+        if any(value.tensor.is_inference() for value in node.outputs):
+            return Departure(tape.module_path(node.module or model), node.label(), _INFERENCE)
+    return None
 
 
 def _trail(tape: Taken) -> tuple[list[Tensor | None], list[tuple[nn.Module | None, str, float]]]:
@@ -293,6 +301,9 @@ _KEPT = "its gradient differs from call to call: the model keeps tensors of an e
 _RECORDED = "it is another one while the model is recorded: its output, or its gradient"
 _MODE = "it is recorded rightly with gradients on, and not as it is called here (no_grad or inference_mode)"
 _OTHER = "the gradient through this operation is not autograd's"
+_INFERENCE = (
+    "the model runs it under torch.inference_mode(), where autograd cannot follow it; use torch.no_grad() there"
+)
 _HIDDEN = (
     "a value recorded ahead of it also gets here through code that hides its PyTorch calls, so its relevance would be lost; use plain "
     "PyTorch functions there"

@@ -77,8 +77,12 @@ def unchanged(model: nn.Module, device: torch.device) -> Iterator[None]:
                 place[name] = buffer
                 if buffer is not None and buffer.grad_fn is not None:
                     buffer.detach_()  # the model has written to it, which the pass has followed
-                if buffer is not None and kept is not None and not torch.equal(buffer, kept):
+                if buffer is not None and kept is not None and not torch.equal(*map(_dense, (buffer, kept))):
                     buffer.copy_(kept)
+
+
+def _dense(buffer: Tensor) -> Tensor:
+    return buffer if buffer.layout is torch.strided else buffer.to_dense()  # PyTorch compares no sparse ones
 
 
 class Watch:

@@ -156,7 +156,14 @@ class Recording:
             return out  # comparisons, indices, sizes: constants, as for gradients
         if any(self.value(t) is not None for t in outputs):
             return out  # the function returned its argument
-        self.add(Unknown(inputs, func, args, kwargs, self.path()), *outputs)
+        node = Unknown(inputs, func, args, kwargs, self.path())
+        for made in outputs:
+            if made.is_nested or made.layout is not torch.strided:
+                raise UnsupportedOperationError(
+                    f"{self.path()}: {node.label()} makes a nested tensor or one of layout {made.layout}, which relevance cannot be "
+                    "followed through; use dense tensors there"
+                )
+        self.add(node, *outputs)
         return out
 
     def overwrite(self, target: Tensor, fresh: Tensor) -> None:
@@ -164,10 +171,18 @@ class Recording:
 
     def settle(self) -> bool:
         """Give buffers and the like the numbers of its input that the model has written to them; whether there are any."""
-        alive = [target for target in (reference() for reference in self.aliases.outside) if target is not None]
-        for target in alive:
-            writes.settle(self.nodes, target, self.current(target))
-        return bool(alive)
+        outlived = False
+        for reference in self.aliases.outside:
+            if reference() is None:
+                continue
+            writes.keep(
+                self.nodes, reference()
+            )  # of what the model made for itself, operations are all that is left to hold it
+            target = reference()
+            if target is not None:
+                writes.settle(target, self.current(target))
+                outlived = True
+        return outlived
 
     def replace(self, stale: Tensor, fresh: Tensor) -> None:
         self.aliases.replace(self, stale, fresh)

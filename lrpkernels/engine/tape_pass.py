@@ -107,7 +107,8 @@ def handed_on(
     except RuntimeError as error:  # of autograd, which cannot run it again, or ours
         if not isinstance(error, RelevanceError):
             place = getattr(node, "path", type(node.module).__name__)
-            error = UnsupportedOperationError(f"{place}: {node.label()} cannot be differentiated by itself ({error})")
+            reason = str(error).partition("\n")[0].partition(". ")[0]
+            error = UnsupportedOperationError(f"{place}: {node.label()} cannot be differentiated by itself ({reason})")
         if refused is not None:
             refused.append(error)
         return (None,) * len(node.inputs)

@@ -7,6 +7,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch._ops import OpOverload, OpOverloadPacket
 
@@ -38,7 +39,7 @@ def writes_to(func: Any) -> tuple[int, ...]:
 def _out_of_place(func: Any) -> Any:
     """The function with a recorder that gives what ``func`` writes to its first argument, or None."""
     name = getattr(func, "__name__", "").partition(".")[0].removesuffix("_")
-    for owner in (torch, Tensor):
+    for owner in (torch, Tensor, F):
         candidate = getattr(owner, name, None)
         if candidate is not None and record_of(candidate) is not None:
             return candidate
@@ -104,18 +105,18 @@ def constants_written(func: Any, args: Sequence[Any]) -> list[Tensor]:
 def before_writing(nodes: Sequence[Node], func: Any, args: Sequence[Any]) -> None:
     """A call that reads nothing recorded is about to run: operations that have read what it writes to keep the numbers they read."""
     for stale in constants_written(func, args):
-        _keep(nodes, stale)
+        keep(nodes, stale)
 
 
-def settle(nodes: Sequence[Node], target: Tensor, final: Tensor) -> None:
+def settle(target: Tensor, final: Tensor) -> None:
     """``target``, which outlives the pass, has been written to: give it its numbers."""
     if final is not target:
-        _keep(nodes, target)
         with torch.no_grad():
             target.copy_(final)
 
 
-def _keep(nodes: Sequence[Node], stale: Tensor) -> None:
+def keep(nodes: Sequence[Node], stale: Tensor | None) -> None:
+    """Operations that have read a tensor hold a copy of it from now on."""
     copies: list[Tensor] = []
 
     def copied(leaf: Any) -> Any:

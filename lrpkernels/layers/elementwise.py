@@ -88,7 +88,7 @@ def is_gate(value: Value) -> bool:
         if node.bounds == (0.0, 1.0) or _is_hard_sigmoid(node):
             return True
         constant = node.line is not None or (node.kind == "add" and len(node.inputs) == 1)
-        if not constant and node.kind not in ("reshape", "movement", "cast", "dropout"):
+        if not constant and node.kind not in ("reshape", "movement", "cast", "dropout", "scale"):
             return False
         node = node.operands[0].producer
     return False

@@ -125,13 +125,17 @@ def record_product(
         i, j = [i for i, label in enumerate(of_a) if label == twice][:2]
         a = rec.call(torch.diagonal, a, 0, i, j)
         of_a = [*(label for k, label in enumerate(of_a) if k not in (i, j)), twice]
-    others = [(t, names) for k, (t, names) in enumerate(zip(operands, labels, strict=True)) if k != place]
+    others = [(_dense(t), names) for k, (t, names) in enumerate(zip(operands, labels, strict=True)) if k != place]
     if not others:
         _record_sum(rec, func, args, kwargs, a, of_a, z, out)
         return out
     weight, of_weight = _constant(others, {*of_a, *z})
     rec.add(_linear_node(rec.known(a), of_a, weight, of_weight, z, bias), out)
     return out
+
+
+def _dense(constant: Tensor) -> Tensor:
+    return constant if constant.layout is torch.strided else constant.to_dense()  # the adjacency matrix of a graph, say
 
 
 def _constant(factors: Sequence[tuple[Tensor, Labels]], kept: set[int]) -> tuple[Tensor, Labels]:
