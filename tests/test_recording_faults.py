@@ -500,7 +500,9 @@ def test_nothing_is_left_of_a_pass_that_failed(how: str, static: bool, checkpoin
     composite = lrp.Composite({"second": _Broken()}) if how == "rule" else lrp.Epsilon()
     attribution = lrp.LRP(net, composite, static=static, checkpoint=checkpoint)
     hooks = len(_global_forward_hooks) + len(_global_forward_pre_hooks)
-    recomputed(torch.relu, X, use_reentrant=False)  # PyTorch imports its compiler at the first one, which keeps the frames below it
+    recomputed(
+        torch.relu, X, use_reentrant=False
+    )  # PyTorch imports its compiler at the first one, which keeps the frames below it
     gc.disable()  # reference counts alone must do
     try:
         for _ in range(3):
