@@ -1,4 +1,4 @@
-"""A case: a network, a composite, and which conventions the reference follows."""
+"""A case: a network and a composite."""
 
 from __future__ import annotations
 
@@ -33,11 +33,10 @@ class Rules:
 
 @dataclass(frozen=True)
 class Case:
-    """A network, a composite, and which conventions the reference follows."""
+    """A network and a composite."""
 
     plan: Plan
     rules: Rules
-    conventions: tuple[tuple[str, Any], ...] = ()
 
 
 def made(spec: RuleSpec) -> lrp.Rule:
@@ -55,7 +54,7 @@ def made(spec: RuleSpec) -> lrp.Rule:
     return kind(eps, bias=bias)
 
 
-def draw_case(seed: int, kinds: Collection[str], conventions: tuple[tuple[str, Any], ...]) -> Case:
+def draw_case(seed: int, kinds: Collection[str]) -> Case:
     """A case by its seed."""
     rng = random.Random(seed)
     net = draw(rng, kinds)
@@ -73,4 +72,4 @@ def draw_case(seed: int, kinds: Collection[str], conventions: tuple[tuple[str, A
     first = None
     if rng.random() < 0.3:
         first = RuleSpec(rng.choice(["ZBox", "Flat", "WSquare", "ZPlus"]), 0.1, low=-1.0, high=2.0)
-    return Case(net.plan, Rules(biased(rule()), tuple((name, biased(rule())) for name in chosen), first), conventions)
+    return Case(net.plan, Rules(biased(rule()), tuple((name, biased(rule())) for name in chosen), first))

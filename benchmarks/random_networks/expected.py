@@ -55,9 +55,7 @@ TARGETS = [0, 2]
 
 def expectation(case: Case, net: Network, xs: Sequence[Tensor]) -> Expected:
     rules = case.rules
-    conventions = dict(case.conventions)
-    named = [name for name, _ in rules.steps] if conventions.pop("named_norms", False) else []
-    ref = Reference(xs, named=named, **conventions)
+    ref = Reference(xs)
     torch.manual_seed(0)
     logits, steps = net.written(ref)
 

@@ -33,9 +33,12 @@ def relu_factor(u: Tensor, rule: RuleSpec) -> Tensor:
 
 
 def through_linear(
-    rule: RuleSpec, a: Tensor, W: Tensor, b: Tensor | None, pattern: Tensor, v: Tensor, u: Tensor | None, g: Tensor
-) -> Tensor:
-    """G at the input (R itself for rules that yield it): a [B, N], W [N, M], b [M], v = output, u = ReLU's output or None, g [B, M]."""
+    rule: RuleSpec, a: Tensor, W: Tensor, b: Tensor | None, pattern: Tensor, v: Tensor, u: Tensor | None, g: Tensor, data: Tensor
+) -> Tensor:  # fmt: skip
+    """G at the input (R itself for rules that yield it): a [B, N], W [N, M], b [M], v = output, u = ReLU's output or None, g [B, M].
+
+    ``data`` [B, N] is 0 where the input holds padding, which takes no part in rules that look at weights or bounds alone.
+    """
     up, down, ap, an = W.clamp(min=0), W.clamp(max=0), a.clamp(min=0), a.clamp(max=0)
     zero = torch.zeros(W.shape[1], dtype=W.dtype)
     full = zero if b is None else b
@@ -60,11 +63,12 @@ def through_linear(
         found = share(more, less, b + rule.gamma * b.clamp(min=0), v.clamp(min=0))
         return found if u is not None else found + share(less, more, b + rule.gamma * b.clamp(max=0), v.clamp(max=0))
     if rule.name == "ZBox":
-        low, high = torch.full_like(a, rule.low), torch.full_like(a, rule.high)
+        low, high = rule.low * data, rule.high * data
         z = a @ W + b - low @ up - high @ down - rule.low * b.clamp(min=0) - rule.high * b.clamp(max=0)
         s = g * v / stabilized(z, rule.eps)
-        return a * (s @ W.T) - low * (s @ up.T) - high * (s @ down.T)
-    if rule.name == "WSquare":
-        return (g * v / ((W.square()).sum(0) + b.square() + rule.eps)) @ W.square().T
-    assert rule.name == "Flat", rule.name
-    return (g * v / (pattern.sum(0) + rule.eps)) @ pattern.T
+        return data * a * (s @ W.T) - low * (s @ up.T) - high * (s @ down.T)
+    assert rule.name in ("WSquare", "Flat"), rule.name
+    weights, extra = (W.square(), b.square()) if rule.name == "WSquare" else (pattern, zero)
+    d = data @ weights + extra
+    d = torch.where(d == 0, 1.0, d) + rule.eps  # an output that sees padding alone hands nothing on
+    return data * ((g * v / d) @ weights.T)

@@ -84,7 +84,6 @@ class Conv(Step):
 class EvenSame(Conv):
     """padding="same" with an even reach, whose one-sided pad is part of the layer."""
 
-    family = "even-same"
     frequency = 1.0
 
     @classmethod
@@ -166,8 +165,6 @@ class Linear(Step):
 
 class MatrixProduct(Step):
     """A product with a constant matrix from the left, or as an einsum."""
-
-    family = "matrix"
 
     @classmethod
     def draw(cls, rng: random.Random, shape: Shape) -> dict[str, Any] | None:

@@ -143,8 +143,6 @@ class Attention(Step):
 class AttentionForms(Step):
     """Fused attention of several heads, with fewer heads of keys and values, and with rows that are masked as a whole."""
 
-    family = "attention-forms"
-
     @classmethod
     def draw(cls, rng: random.Random, shape: Shape) -> dict[str, Any] | None:
         if not is_sequence(shape) or shape[0] < 2:
@@ -195,7 +193,6 @@ class AttentionForms(Step):
 class MaskedAttention(Attention):
     """Written out, with a mask of minus infinities added to the scores."""
 
-    family = "additive-mask"
     frequency = 1.0
 
     @classmethod

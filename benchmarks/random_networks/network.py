@@ -106,8 +106,6 @@ class Network(nn.Module):
                     raise ValueError("does not fit")
                 if planned.options.get("form") == "group" and not values[x].is_contiguous():
                     raise ValueError("PyTorch 2.13 crashes in the backward pass of a channels-last-3d group norm")
-                if planned.kind in ("Gate", "ProductOfTwo") and len({*planned.reads}) == 1:
-                    raise ValueError("x times a function of x is an activation: WrittenOut")
                 if planned.kind == "BatchNorm" and _has_two_layouts(values[x]):
                     raise ValueError("PyTorch's own gradient is wrong here")
                 step = KINDS[planned.kind](options, shapes.pop(), planned.seed, plan.training).train(plan.training)

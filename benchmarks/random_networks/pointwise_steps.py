@@ -104,13 +104,17 @@ _WRITTEN: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]
         lambda x: F.gelu(x, approximate="tanh"),
     ),
     "mish": (lambda x: x * torch.tanh(F.softplus(x)), F.mish),
+    "silu quotient": (lambda x: x / (1 + torch.exp(-x)), F.silu),
+    "softplus": (lambda x: torch.log(1 + torch.exp(x)), F.softplus),
+    "square": (lambda x: x * x, torch.square),
+    "ratio": (lambda x: x / x.abs(), torch.sign),
+    "tanh": (lambda x: (torch.exp(2 * x) - 1) / (torch.exp(2 * x) + 1), torch.tanh),
+    "relu": (lambda x: x * torch.relu(x) / (1 + x.abs()), lambda x: x * x.clamp(min=0) / (1 + x.abs())),
 }
 
 
 class WrittenOut(Step):
-    """Activations spelled as products of x with a gate."""
-
-    family = "written-out"
+    """Activations spelled as products and quotients of functions of one value."""
 
     @classmethod
     def draw(cls, rng: random.Random, shape: Shape) -> dict[str, Any] | None:
@@ -278,7 +282,6 @@ class Quotient(Step):
 class ProductOfThree(Step):
     """A product of n similar branches: 1/n each."""
 
-    family = "products"
     arity = 2
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:

@@ -34,24 +34,26 @@ class Primitive:
 # What may stand between the model's input and its first layer.
 SEEN_THROUGH = ("move", "scale", "drawn", "relu", "activation", "average", "winner", "resampling")
 
+# An element of the output depends on those of the inputs in the same place alone.
+ELEMENTWISE = ("relu", "activation", "add", "scale", "drawn")
+
 
 class Reference:
     """Primitives in order and the values between them. Steps write to it through its methods, which return the number of a value.
 
     Args:
-        detach_bias: whether biases are constants in the denominators of rules.
-        activation_eps: stabilizer of activations under rules other than epsilon; None: the rule's own.
+        inputs: of the network.
     """
 
-    def __init__(self, inputs: Sequence[Tensor], detach_bias: bool = True, activation_eps: float | None = 1e-6) -> None:
+    def __init__(self, inputs: Sequence[Tensor]) -> None:
         self.values: list[Tensor] = list(inputs)
         self.inputs = list(range(len(inputs)))
         self.nodes: list[Primitive] = []
+        self.makers: dict[int, Primitive] = {}
         self.gates: set[int] = set()  # weights between 0 and 1, also moved, scaled by a number, with a constant added
         self.owner, self.named = "", False
         # Whether a batch norm or ReLU is a layer of its own, and does not merge into the layer ahead.
         self.stands_alone: Callable[[Primitive, Primitive], bool] = lambda node, ahead: False
-        self.detach_bias, self.activation_eps = detach_bias, activation_eps
 
     def _add(
         self, kind: str, inputs: Sequence[int], out: Tensor | Sequence[Tensor], function: Any = None, **data: Any
@@ -60,6 +62,7 @@ class Reference:
         places = list(range(len(self.values), len(self.values) + len(made)))
         self.values += made
         self.nodes.append(Primitive(kind, list(inputs), places, function, data, self.owner, self.named))
+        self.makers |= dict.fromkeys(places, self.nodes[-1])
         return places[0] if isinstance(out, Tensor) else places
 
     # -- what steps write ----------------------------------------------------------------------------------------------------------
@@ -79,8 +82,7 @@ class Reference:
         out = out if gamma is None else out * gamma.view(shape)
         out = out if beta is None else out + beta.view(shape)
         k = (var.detach() + eps).rsqrt() * (1.0 if gamma is None else gamma)
-        shift = None if beta is None else (beta.detach() if self.detach_bias else beta)
-        c = -k * mean.detach() if shift is None else shift - k * mean.detach()
+        c = -k * mean.detach() if beta is None else beta - k * mean.detach()
         return self._add("batch_norm", [x], out, k=k, c=c)
 
     def relu(self, x: int) -> int:
@@ -91,10 +93,32 @@ class Reference:
         self.gates |= {out} if gate else set()
         return out
 
+    def _functions_of(self, *places: int) -> int | None:
+        """The nearest value that all of these are elementwise functions of, one of them included; None: there is none."""
+        chains = [self._chain(place) for place in places]
+        return next((place for place in chains[0] if all(place in chain for chain in chains)), None)
+
+    def _chain(self, place: int) -> list[int]:
+        """The value, what it is an elementwise function of, and so on."""
+        chain = [place]
+        while (node := self.makers.get(chain[-1])) is not None and node.kind in ELEMENTWISE:
+            same = all(self.values[i].shape == self.values[place].shape for i in node.inputs)
+            nearest = self._functions_of(*node.inputs) if same and node.inputs else None
+            if nearest is None:
+                break
+            chain.append(nearest)
+        return chain
+
     def add(self, terms: Sequence[tuple[int, float]], constant: Tensor | float = 0.0) -> int:
         out: Any = constant
         for x, sign in terms:
             out = out + sign * self.values[x]
+        if len(terms) == 1 and isinstance(constant, float) and constant != 0:
+            node = self.makers.get(terms[0][0])
+            if (
+                node is not None and node.kind == "activation" and node.owner == self.owner
+            ):  # the number is part of the function
+                return self._written_out(node.inputs[0], out)
         place: int = self._add("add", [x for x, _ in terms], out, signs=[sign for _, sign in terms])
         self.gates |= {place} if len(terms) == 1 and terms[0][0] in self.gates else set()
         return place
@@ -114,11 +138,18 @@ class Reference:
     def product(self, x: int, y: int) -> int:
         """Of a signal and a gate the signal takes all; the gate is the broadcast one, or what a sigmoid or softmax made. Else half each."""
         sizes = self.values[x].numel(), self.values[y].numel()
+        source = self._functions_of(x, y) if sizes[0] == sizes[1] else None
+        if source is not None:
+            return self._written_out(source, self.values[x] * self.values[y])
         if sizes[0] != sizes[1]:
             return self.gate(x, y) if sizes[0] > sizes[1] else self.gate(y, x)
         if (x in self.gates) != (y in self.gates):
             return self.gate(y, x) if x in self.gates else self.gate(x, y)
-        out: int = self.vjp([x, y], torch.mul, "product", 0.5)
+        # Of n similar factors each gets an nth, however they are grouped.
+        makers = [self.makers.get(place) for place in (x, y)]
+        counts = [1 if node is None else node.data.get("factors", 1) for node in makers]
+        shares = [count / sum(counts) for count in counts]
+        out: int = self.vjp([x, y], torch.mul, "product", shares=shares, factors=sum(counts))
         return out
 
     def scale(self, x: int, factor: Tensor | float, drawn: bool = False) -> int:
@@ -130,7 +161,13 @@ class Reference:
         return self._add("gate", [signal, gate], self.values[signal] * self.values[gate])
 
     def quotient(self, x: int, y: int) -> int:
-        return self._add("quotient", [x, y], self.values[x] / self.values[y])
+        source, out = self._functions_of(x, y), self.values[x] / self.values[y]
+        return self._add("quotient", [x, y], out) if source is None else self._written_out(source, out)
+
+    def _written_out(self, source: int, out: Tensor) -> int:
+        """An activation that is spelled as several operations on one value."""
+        place: int = self._add("activation", [source], out)
+        return place
 
     def average(self, x: int, function: Function) -> int:
         return self._add("average", [x], function(self.values[x]), function)
@@ -206,6 +243,22 @@ class Reference:
                     give(found, place, source[place] * self.values[place] if kind == "g" else source[place])
         return found, {place: part for place, part in g.items() if place not in r}
 
+    def data(self, place: int) -> Tensor:
+        """1 where a value holds numbers of the input, 0 where data movement ahead wrote a constant."""
+        node = self.makers.get(place)
+        if node is None or node.kind not in SEEN_THROUGH:
+            return torch.ones_like(self.values[place]).detach()
+        marks = [self.data(i) for i in node.inputs]
+        if node.kind in ("move", "winner"):
+            values = tuple(self.values[i].detach() for i in node.inputs)
+            assert node.function is not None
+            _, moved = torch.func.jvp(node.function, values, tuple(marks))
+            moved = [moved] if isinstance(moved, Tensor) else list(moved)
+            return moved[node.outputs.index(place)].clamp(max=1.0)
+        if node.kind in ("average", "resampling"):
+            return torch.ones_like(self.values[place]).detach()
+        return marks[0].expand_as(self.values[place])
+
     def near(self) -> set[int]:
         """The inputs, and what is made of them behind what is seen through at most."""
         near = set(self.inputs)
@@ -262,9 +315,10 @@ class Reference:
         u = out if whole[-1].kind == "relu" else None
         W, b, pattern = self._matrix(whole)
         rows = len(a)
+        marks = self.data(whole[0].inputs[0]) if rule.name in WEIGHTS_ONLY else torch.ones_like(a)
         result = through_linear(
             rule, a.reshape(rows, -1), W, b, pattern, out.reshape(rows, -1), None if u is None else u.reshape(rows, -1),
-            g.reshape(rows, -1),
+            g.reshape(rows, -1), marks.reshape(rows, -1),
         )  # fmt: skip
         return result.view_as(a)
 
@@ -281,8 +335,7 @@ class Reference:
             W = function(units, weight, None).reshape(n, -1)
             pattern = function(units, torch.ones_like(weight), None).reshape(n, -1)
             if bias is not None:
-                bias = bias.detach() if self.detach_bias else bias
-                b = (function(torch.zeros_like(units[:1]), weight.detach(), bias)).reshape(-1)
+                b = function(torch.zeros_like(units[:1]), weight.detach(), bias).reshape(-1)
         else:
             W = pattern = torch.eye(n, dtype=a.dtype)
         norms = [x for x in whole if x.kind == "batch_norm"]
@@ -307,9 +360,7 @@ class Reference:
         if kind == "relu":
             return [g * relu_factor(out, rule)]
         if kind == "activation":
-            own = rule.name == "Epsilon" or self.activation_eps is None
-            eps = max(rule.eps, 1e-9) if own else self.activation_eps
-            assert eps is not None
+            eps = rule.eps if rule.name == "Epsilon" else min(rule.eps, 1e-6)
             return [g * out / stabilized(values[0], eps)]
         if kind == "add":
             signs = node.data["signs"]
@@ -335,17 +386,15 @@ class Reference:
             return [back]
         if kind == "average" and rule.name == "ZPlus":
             assert node.function is not None
-            up = bool(node.function(torch.ones_like(values[0])).sum() >= 0)  # else all weights are negative
-            own = values[0] >= 0 if up else values[0] < 0
-            positive = node.function(values[0].clamp(min=0) if up else values[0].clamp(max=0))
+            positive = node.function(values[0].clamp(min=0))
             (back,) = self._vjp(node, values, [g * out / stabilized(positive, rule.eps)])
             assert back is not None
-            return [back * own]
+            return [back * (values[0] >= 0)]
         if kind in ("average", "winner") and rule.name in LAYERWISE and not (kind == "winner" and rule.name == "Norm"):
             arrived = [g * out / stabilized(out, rule.eps)]
         parts = self._vjp(node, values, arrived)
-        share = node.data.get("share", 1.0)
-        return [None if p is None else p * share for p in parts]
+        shares = node.data.get("shares") or [node.data.get("share", 1.0)] * len(parts)
+        return [None if p is None else p * share for p, share in zip(parts, shares, strict=True)]
 
     def _vjp(self, node: Primitive, values: list[Tensor], arrived: list[Any]) -> list[Tensor | None]:
         assert node.function is not None

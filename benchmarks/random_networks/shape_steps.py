@@ -85,8 +85,6 @@ _FILLS: dict[str, Callable[[Any, Tensor], Tensor]] = {
 class Fill(Step):
     """Data movement with negative constants."""
 
-    family = "negative-constants"
-
     @classmethod
     def draw(cls, rng: random.Random, shape: Shape) -> dict[str, Any] | None:
         return {"form": rng.choice(list(_FILLS))}
@@ -104,8 +102,6 @@ class Fill(Step):
 class NegativePool(Step):
     """Average pooling by a negative divisor."""
 
-    family = "negative-constants"
-
     @classmethod
     def draw(cls, rng: random.Random, shape: Shape) -> dict[str, Any] | None:
         return {} if len(shape) == 3 and min(shape[1:]) > 1 else None
@@ -114,12 +110,12 @@ class NegativePool(Step):
         return F.avg_pool2d(x, 2, 1, divisor_override=-3)
 
     def mean(self, ref: Reference, x: int) -> int:
-        weight = torch.full((1, 1, 2, 2), -1 / 3, dtype=torch.float64)
+        weight = torch.full((1, 1, 2, 2), 1 / 3, dtype=torch.float64)
 
-        def pooled(v: Tensor, w: Tensor, b: Any) -> Tensor:
-            return F.conv2d(v, w.expand(v.shape[1], 1, 2, 2), groups=v.shape[1])
+        def pooled(v: Tensor) -> Tensor:
+            return F.conv2d(v, weight.expand(v.shape[1], 1, 2, 2), groups=v.shape[1])
 
-        return ref.average(x, lambda v: pooled(v, weight, None))
+        return ref.scale(ref.average(x, pooled), -1.0)  # an average has weights >= 0; the sign is a factor
 
 
 def _shifted(x: Tensor) -> Tensor:
@@ -146,8 +142,6 @@ _WRITES: dict[str, Callable[[Tensor], Tensor]] = {
 class Write(Step):
     """Values written into tensors that were not recorded; complex numbers in between."""
 
-    family = "writes"
-
     @classmethod
     def draw(cls, rng: random.Random, shape: Shape) -> dict[str, Any] | None:
         return {"form": rng.choice(list(_WRITES))}
@@ -157,8 +151,10 @@ class Write(Step):
         return _WRITES[form](x.detach() if form == "out" and x.requires_grad and not torch.is_grad_enabled() else x)
 
     def mean(self, ref: Reference, x: int) -> int:
-        moved = _shifted if self.options["form"] == "slice" else torch.clone
-        return ref.vjp([x], moved, "move")
+        form = self.options["form"]
+        if form == "new buffer":  # zeros, a constant, plus x
+            return ref.add([(x, 1.0)])
+        return ref.vjp([x], _shifted if form == "slice" else torch.clone, "vjp" if form == "fft" else "move")
 
 
 class Split(Step):

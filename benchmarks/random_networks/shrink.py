@@ -37,11 +37,8 @@ def _smaller(case: Case) -> Iterator[Case]:
             )
             yield replace(case, plan=shorter, rules=replace(rules, steps=kept))
     if len(plan.steps) > 1:
-        made_by_last = plan.made()[-1]
-        last = plan.steps[-1]
-        named = tuple((name, spec) for name, spec in rules.steps if name != f"steps.{len(plan.steps) - 1}")
-        shorter = replace(case, plan=replace(plan, steps=plan.steps[:-1]), rules=replace(rules, steps=named))
-        yield shorter if made_by_last and last else case
+        kept = tuple((name, spec) for name, spec in rules.steps if name != f"steps.{len(plan.steps) - 1}")
+        yield replace(case, plan=replace(plan, steps=plan.steps[:-1]), rules=replace(rules, steps=kept))
     if rules.steps:
         yield replace(case, rules=replace(rules, steps=()))
     for n in range(len(rules.steps)):

@@ -25,12 +25,10 @@ class Step(nn.Module):
         arity: how many values it reads; a second one has the first one's shape.
         weight: how often it is drawn.
         wild: values that it makes may be large, so it is followed by a bounded one.
-        family: of kinds that are drawn together; "": always.
     """
 
     arity = 1
     frequency = 1.0
-    family = ""
     options: dict[str, Any]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

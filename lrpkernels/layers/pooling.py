@@ -42,7 +42,11 @@ class MaxPool(Node):
         return (self.winner(relevances[0]),)
 
     def marks(self, given: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
-        return [None]
+        mark = given[0]
+        if mark is None:
+            return [None]
+        mark, places = mark.expand(self.input.shape).flatten(2), self.indices.flatten(2).long()
+        return [mark.gather(2, places).view(self.output.shape)]
 
 
 class AveragePool(Node):
