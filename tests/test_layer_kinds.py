@@ -164,6 +164,7 @@ PADDED: dict[str, tuple[int, Map | None, dict[str, object]]] = {
     "3-D, even": (3, None, {"padding": "same"}),
     "zeros written ahead": (2, lambda x: F.pad(x, (0, 1, 2, 0)), {}),
     "zeros, then moved": (2, lambda x: F.pad(x, (0, 1, 2, 0)).flip(3).transpose(2, 3), {}),
+    "zeros, then pooled": (2, lambda x: F.max_pool2d(F.pad(x, (0, 1, 2, 0)), 2, 1), {}),
     "cropped": (2, lambda x: F.pad(x, (-1, 0, 0, 1)), {}),
     "reflect": (2, lambda x: F.pad(x, (1, 1, 1, 0), mode="reflect"), {}),
     "circular": (2, lambda x: F.pad(x, (1, 1, 1, 0), mode="circular"), {}),
@@ -183,6 +184,14 @@ def test_padding_takes_no_share_of_a_first_layer_rule(name: str, rule: lrp.Rule)
 
     heatmap = _heatmap(lambda x: conv(x, weight).flatten(1).sum(1, keepdim=True), lrp.Composite(first=rule), x, 0)
     torch.testing.assert_close(heatmap, _first_layer(rule, conv, x, weight), rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("rule", FIRST, ids=lambda rule: type(rule).__name__)
+def test_padding_takes_nothing_where_it_is_asked_for(rule: lrp.Rule) -> None:
+    net = nn.Sequential(nn.ConstantPad2d(1, -0.5), nn.Conv2d(2, 3, 3), nn.Flatten(), nn.Linear(48, 3)).double()
+    with lrp.record(net, _random(2, 2, 4, 4, seed=13)) as tape:
+        maps = tape.relevance(0, lrp.Composite(first=rule), at=["0"])
+    torch.testing.assert_close(maps["0"], F.pad(maps["input"], (1, 1, 1, 1)))
 
 
 @pytest.mark.parametrize("padding", ["same", "explicit"])

@@ -246,7 +246,7 @@ class Reference:
     def data(self, place: int) -> Tensor:
         """1 where a value holds numbers of the input, 0 where data movement ahead wrote a constant."""
         node = self.makers.get(place)
-        if node is None or node.kind not in SEEN_THROUGH:
+        if node is None or not _is_seen_through(node):
             return torch.ones_like(self.values[place]).detach()
         marks = [self.data(i) for i in node.inputs]
         if node.kind in ("move", "winner"):
@@ -263,8 +263,7 @@ class Reference:
         """The inputs, and what is made of them behind what is seen through at most."""
         near = set(self.inputs)
         for node in self.nodes:
-            single_sum = node.kind == "add" and len(node.inputs) == 1
-            if (node.kind in SEEN_THROUGH or single_sum) and near.issuperset(node.inputs):
+            if _is_seen_through(node) and near.issuperset(node.inputs):
                 near.update(node.outputs)
         return near
 
@@ -405,6 +404,10 @@ class Reference:
         pairs = [(y, g) for y, g in zip(made, arrived, strict=True) if g is not None]
         ys, gs = [y for y, _ in pairs], [g for _, g in pairs]
         return list(torch.autograd.grad(ys, free, gs, create_graph=True, allow_unused=True))
+
+
+def _is_seen_through(node: Primitive) -> bool:
+    return node.kind in SEEN_THROUGH or (node.kind == "add" and len(node.inputs) == 1)
 
 
 def _spread(vector: Tensor, shape: torch.Size) -> Tensor:

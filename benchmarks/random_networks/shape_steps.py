@@ -147,8 +147,7 @@ class Write(Step):
         return {"form": rng.choice(list(_WRITES))}
 
     def forward(self, x: Tensor) -> Tensor:
-        form = self.options["form"]
-        return _WRITES[form](x.detach() if form == "out" and x.requires_grad and not torch.is_grad_enabled() else x)
+        return _WRITES[self.options["form"]](x)
 
     def mean(self, ref: Reference, x: int) -> int:
         form = self.options["form"]
