@@ -216,9 +216,9 @@ def record(
         ValueError: ``static`` belongs to another model.
     """
     inputs, names = checked(model, x, kwargs)
-    if check is not False:
-        verified.ensure(model, inputs, kwargs, take, check, static is not None, names)
     with outside_inference_mode():
+        if check is not False:
+            verified.ensure(model, inputs, kwargs, take, check, static is not None, names)
         return _recorded(model, _apart(inputs, kwargs), names, kwargs, composite, at, checkpoint, static)
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..errors import RelevanceError
 from ..graph import Node, Value
 from ..rules import Gradient
+from .eager import modes_restored
 from .own_pass import Inputs, OwnPass, Watch, copy_of, outside_inference, own_pass, unchanged, with_gradients
 from .tape_pass import (
     Arrivals,
@@ -82,7 +83,7 @@ def locate(
     with unchanged(model, device), outside_inference():
         given = tuple(x.detach().clone().requires_grad_() for x in inputs)
         try:
-            with watch, with_gradients():
+            with modes_restored(watch._enter, watch._leave), watch, with_gradients():
                 tape = take(tuple(x.clone() for x in given))
         except RelevanceError as error:  # it sees a hidden branch itself when there is a graph to look at
             place, _, reason = str(error).partition(": ")

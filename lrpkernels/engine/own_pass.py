@@ -18,25 +18,38 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _push_on_torch_function_stack
 
 from ..layers.registry import leaves, map_leaves
+from .eager import modes_restored
+from .overloads import public
 from .target import select_logits
 
 Inputs = tuple[Tensor, ...]
 
 
 class _EverythingLive(TorchFunctionMode):
-    """Ignores switches of the grad mode."""
+    """Ignores switches of the grad mode, and writes to ``out=`` by copying, which autograd follows."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return None if func is torch._C._set_grad_enabled else func(*args, **(kwargs or {}))
+        if func is torch._C._set_grad_enabled:
+            return None
+        if kwargs and kwargs.get("out") is not None:
+            rest = {name: value for name, value in kwargs.items() if name != "out"}
+            made = public(func)[0](*args, **rest)
+            for target, fresh in zip(leaves(kwargs["out"]), leaves(made), strict=True):
+                if not target.numel() and fresh.numel():
+                    target.resize_(fresh.shape)
+                target.copy_(fresh)
+            return kwargs["out"]
+        return func(*args, **(kwargs or {}))
 
 
 @contextmanager
 def with_gradients() -> Iterator[None]:
     """Gradients are on, whatever the caller's mode is and the model switches on its way."""
-    with outside_inference(), _EverythingLive():
+    with outside_inference(), modes_restored():
+        _push_on_torch_function_stack(_EverythingLive())
         yield
 
 
@@ -62,6 +75,8 @@ def unchanged(model: nn.Module, device: torch.device) -> Iterator[None]:
         with torch.no_grad():
             for (place, name, buffer), kept in zip(places, copies, strict=True):
                 place[name] = buffer
+                if buffer is not None and buffer.grad_fn is not None:
+                    buffer.detach_()  # the model has written to it, which the pass has followed
                 if buffer is not None and kept is not None and not torch.equal(buffer, kept):
                     buffer.copy_(kept)
 
@@ -153,7 +168,7 @@ def _pass(
     with unchanged(model, inputs[0].device), outside_inference():
         given = [x.detach().clone().requires_grad_() for x in inputs]
         options = map_leaves(copy_of, kwargs)
-        with watch, with_gradients():
+        with modes_restored(watch._enter, watch._leave), watch, with_gradients():
             output = model(*(x.clone() for x in given), **options)  # it may change its input in place
         outputs = [(i, out) for i, out in enumerate(explainable(output)) if i in explained]
         live = [(out, seed(i, out)) for i, out in outputs if out.requires_grad]

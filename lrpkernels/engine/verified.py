@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..errors import RelevanceError, VerificationError
 from ..functional import is_capturing
 from ..layers.registry import leaves, map_leaves
-from .adapters import of_positional_numbers
+from .adapters import FromEmbeddings, of_positional_numbers
 from .locate import Departure
 from .own_pass import Inputs, copy_of
 from .tape_pass import Taken
@@ -125,12 +125,13 @@ def on_few_images(
         try:
             with context():
                 adapted, numbers = _if_it_runs(of_positional_numbers, model, given, names, options)
-                return _explained(adapted, numbers, options, partial(_if_it_runs, take), static)
+                replays = static and not isinstance(adapted, FromEmbeddings)  # whose own rows are no calls of the model
+                return _explained(adapted, numbers, options, partial(_if_it_runs, take), replays)
         except _DoesNotRun:  # a model for batches of one size, or for autocast, alone
             continue
     given, options, _ = tries[-1]
     adapted, numbers = of_positional_numbers(model, given, names, options)
-    return _explained(adapted, numbers, options, take, static)
+    return _explained(adapted, numbers, options, take, static and not isinstance(adapted, FromEmbeddings))
 
 
 class _DoesNotRun(Exception):
