@@ -55,7 +55,7 @@ TARGETS = [0, 2]
 
 def expectation(case: Case, net: Network, xs: Sequence[Tensor]) -> Expected:
     rules = case.rules
-    ref = Reference(xs)
+    ref = Reference(xs, *rules.operations)
     torch.manual_seed(0)
     logits, steps = net.written(ref)
 

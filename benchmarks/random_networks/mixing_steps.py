@@ -128,15 +128,15 @@ class Attention(Step):
         q, k, v = (ref.linear(x, lambda a, w, b: F.linear(a, w), weight, None, -1) for weight in weights[:3])
         if self.options["form"] == "eager":
             # x * gradient: the scale is a constant factor, the mask a constant added; sums of one term pass G on.
-            scores = ref.vjp([q, k], lambda a, b: a @ b.transpose(-2, -1), "product", 0.5)
+            scores = ref.matrix_product([q, k], lambda a, b: a @ b.transpose(-2, -1))
             scores = ref.scale(scores, self.shape[1] ** -0.5)
             scores = scores if mask is None else ref.add([(scores, 1.0)], mask)
         else:
-            scores = ref.vjp([q, k], lambda a, b: a @ b.transpose(-2, -1) * self.shape[1] ** -0.5, "product", 0.5)
+            scores = ref.matrix_product([q, k], lambda a, b: a @ b.transpose(-2, -1) * self.shape[1] ** -0.5)
             # inside the fused form the mask is part of the softmax, whatever the rule of sums
             scores = scores if mask is None else ref.vjp([scores], lambda s: s + mask)
-        p = ref.vjp([scores], lambda s: torch.softmax(s, -1))
-        out = ref.vjp([p, v], torch.matmul, "product", 0.5)
+        p = ref.softmax(scores, -1)
+        out = ref.matrix_product([p, v], torch.matmul, [False, True])
         return ref.linear(out, lambda a, w, b: F.linear(a, w), weights[3], None, -1)
 
 
@@ -182,10 +182,10 @@ class AttentionForms(Step):
         times = self.heads[0] // self.heads[1]
         if times > 1:
             k, v = (ref.vjp([p], lambda a: a.repeat_interleave(times, 1), "move") for p in (k, v))
-        scores = ref.vjp([q, k], lambda a, b: a @ b.transpose(-2, -1) * 0.5**0.5, "product", 0.5)
+        scores = ref.matrix_product([q, k], lambda a, b: a @ b.transpose(-2, -1) * 0.5**0.5)
         masked = ~self.mask
         weights = ref.vjp([scores], lambda s: torch.softmax(s.masked_fill(masked, -1e300), -1).masked_fill(masked, 0.0))
-        out = ref.vjp([weights, v], torch.matmul, "product", 0.5)
+        out = ref.matrix_product([weights, v], torch.matmul, [False, True])
         out = ref.vjp([out], lambda a: a.transpose(1, 2).flatten(2), "move")
         return ref.linear(out, lambda a, w, b: F.linear(a, w), self.mixed, None, -1)
 

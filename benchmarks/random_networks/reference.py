@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .formulas import LAYERWISE, WEIGHTS_ONLY, RuleSpec, relu_factor, stabilized, through_linear
+from .formulas import LAYERWISE, WEIGHTS_ONLY, YIELDING, RuleSpec, relu_factor, stabilized, through_linear
 
 Function = Callable[..., Tensor]
 
@@ -43,15 +43,17 @@ class Reference:
 
     Args:
         inputs: of the network.
+        attention, product, norm: names of the rules of these operations.
     """
 
-    def __init__(self, inputs: Sequence[Tensor]) -> None:
+    def __init__(self, inputs: Sequence[Tensor], attention: str, product: str, norm: str) -> None:
         self.values: list[Tensor] = list(inputs)
         self.inputs = list(range(len(inputs)))
         self.nodes: list[Primitive] = []
         self.makers: dict[int, Primitive] = {}
         self.gates: set[int] = set()  # weights between 0 and 1, also moved, scaled by a number, with a constant added
         self.owner, self.named = "", False
+        self.attention, self.products, self.norms = attention, product, norm
         # Whether a batch norm or ReLU is a layer of its own, and does not merge into the layer ahead.
         self.stands_alone: Callable[[Primitive, Primitive], bool] = lambda node, ahead: False
 
@@ -123,9 +125,9 @@ class Reference:
         self.gates |= {place} if len(terms) == 1 and terms[0][0] in self.gates else set()
         return place
 
-    def vjp(self, inputs: Sequence[int], function: Function, kind: str = "vjp", share: float = 1.0, **data: Any) -> Any:
-        """Follows its vector-Jacobian product: data movement ("move"), products of branches (``share`` each), softmax."""
-        out = self._add(kind, inputs, function(*(self.values[i] for i in inputs)), function, share=share, **data)
+    def vjp(self, inputs: Sequence[int], function: Function, kind: str = "vjp") -> Any:
+        """Follows its vector-Jacobian product: data movement ("move"), resampling, softmax."""
+        out = self._add(kind, inputs, function(*(self.values[i] for i in inputs)), function)
         if kind == "move" and len(inputs) == 1 and inputs[0] in self.gates:
             self.gates |= {out} if isinstance(out, int) else set(out)
         return out
@@ -136,29 +138,37 @@ class Reference:
         return out
 
     def product(self, x: int, y: int) -> int:
-        """Of a signal and a gate the signal takes all; the gate is the broadcast one, or what a sigmoid or softmax made. Else half each."""
+        """Of a signal and a gate, the broadcast one, or what a sigmoid or softmax made; or of similar operands."""
         sizes = self.values[x].numel(), self.values[y].numel()
         source = self._functions_of(x, y) if sizes[0] == sizes[1] else None
         if source is not None:
             return self._written_out(source, self.values[x] * self.values[y])
-        if sizes[0] != sizes[1]:
-            return self.gate(x, y) if sizes[0] > sizes[1] else self.gate(y, x)
-        if (x in self.gates) != (y in self.gates):
-            return self.gate(y, x) if x in self.gates else self.gate(x, y)
+        gates = (
+            [x in self.gates, y in self.gates] if sizes[0] == sizes[1] else [sizes[0] < sizes[1], sizes[1] < sizes[0]]
+        )
         # Of n similar factors each gets an nth, however they are grouped.
         makers = [self.makers.get(place) for place in (x, y)]
         counts = [1 if node is None else node.data.get("factors", 1) for node in makers]
-        shares = [count / sum(counts) for count in counts]
-        out: int = self.vjp([x, y], torch.mul, "product", shares=shares, factors=sum(counts))
+        alike = [count / sum(counts) for count in counts]
+        factors = 1 if gates[0] != gates[1] else sum(counts)
+        activated = [self._is_activated(x), self._is_activated(y)]
+        out: int = self._add(
+            "product", [x, y], self.values[x] * self.values[y], torch.mul,
+            alike=alike, factors=factors, gates=gates, activated=activated,
+        )  # fmt: skip
         return out
+
+    def _is_activated(self, place: int) -> bool:
+        """Whether an activation made a value, or data movement behind one."""
+        node = self.makers.get(place)
+        while node is not None and node.kind == "move" and len(node.inputs) == 1:
+            node = self.makers.get(node.inputs[0])
+        return node is not None and node.kind in ("activation", "relu")
 
     def scale(self, x: int, factor: Tensor | float, drawn: bool = False) -> int:
         out: int = self._add("drawn" if drawn else "scale", [x], self.values[x] * factor, lambda v: v * factor)
         self.gates |= {out} if x in self.gates and not isinstance(factor, Tensor) else set()
         return out
-
-    def gate(self, signal: int, gate: int) -> int:
-        return self._add("gate", [signal, gate], self.values[signal] * self.values[gate])
 
     def quotient(self, x: int, y: int) -> int:
         source, out = self._functions_of(x, y), self.values[x] / self.values[y]
@@ -179,6 +189,14 @@ class Reference:
         """``function(x, statistics)`` with ``statistics`` x itself, or a constant of the relevance pass."""
         v = self.values[x]
         return self._add("norm", [x], function(v, v), function)
+
+    def matrix_product(self, operands: Sequence[int], function: Function, signals: Sequence[bool] | None = None) -> int:
+        """Of branches. ``signals``: which take part under CP-LRP, none: all but gates."""
+        signals = [place not in self.gates for place in operands] if signals is None else signals
+        made: int = self._add(
+            "matmul", operands, function(*(self.values[i] for i in operands)), function, signals=list(signals)
+        )
+        return made
 
     # -- relevance -----------------------------------------------------------------------------------------------------------------
 
@@ -223,20 +241,28 @@ class Reference:
                 continue
             if whole[0].kind in ("linear", "batch_norm"):
                 chosen = first if first is not None and near.issuperset(whole[0].inputs) else rule
-                gained = g[node.outputs[0]]
-                for k in range(len(whole) - 1, 0, -1):  # values inside the block, from the operations behind them alone
-                    place = whole[k - 1].outputs[0]
-                    if chosen.name not in WEIGHTS_ONLY or whole[k].kind == "relu":
-                        found[place] = self.values[place] * self._through(whole[k:], gained, chosen)
-                to = r if chosen.name in WEIGHTS_ONLY else g
-                give(to, whole[0].inputs[0], self._through(whole, gained, chosen))
+                yields = chosen.name in YIELDING
+                for source in (g, r):
+                    gained = source.get(node.outputs[0])
+                    if gained is None:
+                        continue
+                    for k in range(
+                        len(whole) - 1, 0, -1
+                    ):  # values inside the block, from the operations behind them alone
+                        place, is_relu = whole[k - 1].outputs[0], whole[k].kind == "relu"
+                        if is_relu or chosen.name not in WEIGHTS_ONLY:
+                            part = self._through(whole[k:], gained, chosen, source is r)
+                            is_found = (source is r) if is_relu else yields
+                            give(found, place, part if is_found else self.values[place] * part)
+                    give(r if yields else g, whole[0].inputs[0], self._through(whole, gained, chosen, source is r))
                 continue
             for source in (g, r):
                 arrived = [source.get(p) for p in node.outputs]
                 if any(a is not None for a in arrived):
-                    for place, part in zip(node.inputs, self._simple(node, arrived, rule, source is r), strict=True):
+                    parts, to = self._behind(node, arrived, rule, source is r, near)
+                    for place, part in zip(node.inputs, parts, strict=True):
                         if part is not None:
-                            give(source, place, part)
+                            give(r if to == "r" else g, place, part)
         for place in self.inputs:
             for kind, source in (("g", g), ("r", r)):
                 if place in source:
@@ -305,11 +331,13 @@ class Reference:
             inside |= {id(n) for n in whole[:-1]}
         return blocks, inside
 
-    def _through(self, whole: list[Primitive], g: Tensor, rule: RuleSpec) -> Tensor:
-        """Through a linear layer, a batch norm or both, and the ReLU behind."""
+    def _through(self, whole: list[Primitive], g: Tensor, rule: RuleSpec, is_relevance: bool) -> Tensor:
+        """Through a linear layer, a batch norm or both, and the ReLU behind, which leaves relevance itself unchanged."""
         if whole[0].kind == "relu":
             u = self.values[whole[0].outputs[0]]
-            return g * relu_factor(u, rule)
+            return g if is_relevance else g * relu_factor(u, rule)
+        if is_relevance and whole[-1].kind == "relu":
+            whole = whole[:-1]
         a, out = self.values[whole[0].inputs[0]], self.values[whole[-1].outputs[0]]
         u = out if whole[-1].kind == "relu" else None
         W, b, pattern = self._matrix(whole)
@@ -317,7 +345,7 @@ class Reference:
         marks = self.data(whole[0].inputs[0]) if rule.name in WEIGHTS_ONLY else torch.ones_like(a)
         result = through_linear(
             rule, a.reshape(rows, -1), W, b, pattern, out.reshape(rows, -1), None if u is None else u.reshape(rows, -1),
-            g.reshape(rows, -1), marks.reshape(rows, -1),
+            g.reshape(rows, -1), marks.reshape(rows, -1), is_relevance,
         )  # fmt: skip
         return result.view_as(a)
 
@@ -344,18 +372,50 @@ class Reference:
             b = c if b is None else b * k + c
         return W, b, pattern
 
-    def _simple(self, node: Primitive, arrived: list[Any], rule: RuleSpec, is_relevance: bool) -> list[Tensor | None]:
+    def _behind(
+        self, node: Primitive, arrived: list[Any], rule: RuleSpec, is_relevance: bool, near: set[int]
+    ) -> tuple[Sequence[Tensor | None], str]:
+        """What an operation hands on, and whether that is "g" or "r": relevance itself follows the data, and is R / output elsewhere."""
+        values, kind, passes = (
+            [self.values[i] for i in node.inputs],
+            node.kind,
+            node.kind == "norm" and self.norms == "Pass",
+        )
+        if not is_relevance:
+            if passes:
+                return [arrived[0] * self.values[node.outputs[0]]], "r"
+            return self._simple(node, arrived, rule), "g"
+        if kind in ("scale", "drawn", "relu", "activation") or (kind == "add" and len(values) == 1) or passes:
+            return [_sum_to(arrived[0], values[0].shape)], "r"
+        if kind in ("move", "winner", "resampling"):
+            return self._vjp(node, values, arrived), "r"
+        if kind == "average" and near.issuperset(node.inputs):  # by the weights alone
+            assert node.function is not None
+            return self._vjp(node, values, [arrived[0] / node.function(torch.ones_like(values[0]))]), "r"
+        multipliers = [
+            None
+            if a is None
+            else torch.where(self.values[p] == 0, 0.0, a / torch.where(self.values[p] == 0, 1.0, self.values[p]))
+            for p, a in zip(node.outputs, arrived, strict=True)
+        ]
+        return self._simple(node, multipliers, rule), "g"
+
+    def _shares(self, node: Primitive) -> Sequence[float]:
+        """Of the operands of a product of branches."""
+        if node.kind == "matmul":
+            count, signals = len(node.inputs), node.data["signals"]
+            live = signals if self.attention == "CPLRP" and any(signals) else [True] * count
+            return [float(x) / sum(live) for x in live]
+        gates, alike = node.data["gates"], node.data["alike"]
+        if self.products == "CPLRP" and gates[0] == gates[1]:
+            gates = node.data["activated"]
+        if self.products == "Uniform" or gates[0] == gates[1]:
+            return alike
+        return [0.0 if gate else 1.0 for gate in gates]
+
+    def _simple(self, node: Primitive, arrived: list[Any], rule: RuleSpec) -> list[Tensor | None]:
         values = [self.values[i] for i in node.inputs]
         out, g, kind = self.values[node.outputs[0]], arrived[0], node.kind
-        if is_relevance:  # behind a rule that yields relevance: it follows the data
-            if kind in ("scale", "drawn", "add"):
-                return [_sum_to(g, values[0].shape)]
-            if kind in ("relu", "activation"):
-                return [g]
-            if kind == "average":  # by the weights alone
-                assert node.function is not None
-                arrived = [g / node.function(torch.ones_like(values[0]))]
-            return self._vjp(node, values, arrived)
         if kind == "relu":
             return [g * relu_factor(out, rule)]
         if kind == "activation":
@@ -372,8 +432,6 @@ class Reference:
                 g = g * out / (terms[0].clamp(min=0) + terms[1].clamp(min=0) + rule.eps)
                 return [_sum_to(g * (t >= 0) * s, v.shape) for t, s, v in zip(terms, signs, values, strict=True)]
             return [_sum_to(g * s, v.shape) for v, s in zip(values, signs, strict=True)]
-        if kind == "gate":
-            return [g * values[1], None]
         if kind == "quotient":
             return [g / values[1], None]
         if kind == "norm":
@@ -392,8 +450,8 @@ class Reference:
         if kind in ("average", "winner") and rule.name in LAYERWISE and not (kind == "winner" and rule.name == "Norm"):
             arrived = [g * out / stabilized(out, rule.eps)]
         parts = self._vjp(node, values, arrived)
-        shares = node.data.get("shares") or [node.data.get("share", 1.0)] * len(parts)
-        return [None if p is None else p * share for p, share in zip(parts, shares, strict=True)]
+        shares = self._shares(node) if kind in ("product", "matmul") else [1.0] * len(parts)
+        return [None if p is None or not share else p * share for p, share in zip(parts, shares, strict=True)]
 
     def _vjp(self, node: Primitive, values: list[Tensor], arrived: list[Any]) -> list[Tensor | None]:
         assert node.function is not None

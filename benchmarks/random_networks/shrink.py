@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from .check import Case, failure
+from .case import Case, Rules
+from .check import failure
 from .formulas import RuleSpec
 from .network import Network
 
@@ -45,6 +46,8 @@ def _smaller(case: Case) -> Iterator[Case]:
         yield replace(case, rules=replace(rules, steps=rules.steps[:n] + rules.steps[n + 1 :]))
     if rules.first is not None:
         yield replace(case, rules=replace(rules, first=None))
+    if rules.operations != Rules(rules.default).operations:
+        yield replace(case, rules=replace(rules, operations=Rules(rules.default).operations))
     if rules.default != RuleSpec("Epsilon"):
         yield replace(case, rules=replace(rules, default=RuleSpec("Epsilon")))
     if plan.training:
