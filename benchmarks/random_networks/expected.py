@@ -15,7 +15,8 @@ import lrpkernels as lrp
 from .case import Case
 from .case import made as rule_of
 from .network import Network
-from .reference import Primitive, Reference
+from .program import Primitive
+from .reference import Reference
 
 
 @dataclass

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import linear_steps, mixing_steps, pointwise_steps, shape_steps  # noqa: F401  (fill KINDS)
-from .reference import Reference
+from .program import Program
 from .steps import KINDS, Shape, Step
 
 BATCH = 2
@@ -148,7 +148,7 @@ class Network(nn.Module):
         parts = [values[i].flatten(1) if values[i].dim() > 2 else values[i] for i in self.loose]
         return self.head(torch.cat(parts, 1) if len(parts) > 1 else parts[0])
 
-    def written(self, ref: Reference) -> tuple[int, list[list[int]]]:
+    def written(self, ref: Program) -> tuple[int, list[list[int]]]:
         """The number of the logits in the reference, and those of the values that each step made."""
         numbers, made = list(ref.inputs), []
         for k, (planned, step) in enumerate(zip(self.plan.steps, self.steps, strict=True)):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .reference import Reference
+from .program import Program
 
 Shape = tuple[int, ...]  # without the batch
 KINDS: dict[str, type[Step]] = {}
@@ -52,7 +52,7 @@ class Step(nn.Module):
     def forward(self, *xs: Tensor) -> Any:
         raise NotImplementedError
 
-    def mean(self, ref: Reference, *xs: int) -> Any:
+    def mean(self, ref: Program, *xs: int) -> Any:
         raise NotImplementedError
 
     # -- helpers -------------------------------------------------------------------------------------------------------------------

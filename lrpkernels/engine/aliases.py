@@ -45,7 +45,9 @@ class Aliases:
         if base is None:
             self._note(stale, fresh)
             return
-        if (stale.dtype, stale.numel()) == (base.dtype, base.numel()) and all(t.is_contiguous() for t in (stale, base, fresh)):
+        if (stale.dtype, stale.numel()) == (base.dtype, base.numel()) and all(
+            t.is_contiguous() for t in (stale, base, fresh)
+        ):
             self._note(
                 base, rec.call(torch.reshape, fresh, base.shape)
             )  # a mere reshape: the base changes as a whole, too

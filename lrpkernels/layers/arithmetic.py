@@ -99,7 +99,7 @@ class Scale(Node):
         g = _times(multipliers[0], self.factor, self.output)
         return (reduce_to(g, self.inputs[0].shape, self.output.shape),)
 
-    def propagate_relevance(self, relevances: Arrived, rule: Rule) -> Multipliers:
+    def propagate_relevance(self, relevances: Arrived, rule: Rule) -> Multipliers | None:
         return (reduce_to(relevances[0], self.inputs[0].shape, self.output.shape),)
 
 
@@ -128,6 +128,9 @@ class Normalized(Scale):
 
     def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
         return (rule.norm(self, multipliers[0]),)
+
+    def propagate_relevance(self, relevances: Arrived, rule: Rule) -> Multipliers | None:
+        return (relevances[0],) if _passes(rule) else None
 
     def pull(self, g: Tensor) -> Tensor:
         return _times(g, self.factor, self.output)
@@ -165,8 +168,7 @@ class Gate(Node):
         return self._of_signal(rule.norm(self, multipliers[0]))
 
     def propagate_relevance(self, relevances: Arrived, rule: Rule) -> Multipliers | None:
-        passes = self.family == "norm" and rule.yields_relevance and "norm" in rule.families
-        return self._of_signal(relevances[0]) if passes else None
+        return self._of_signal(relevances[0]) if self.family == "norm" and _passes(rule) else None
 
     def pull(self, g: Tensor) -> Tensor:
         """Through a norm: its factor is a constant."""
@@ -202,6 +204,11 @@ class Gate(Node):
         x, y = self.inputs
         parts = (_times(multipliers[0], other.tensor, self.output) for other in (y, x))
         return tuple(reduce_to(part, own.shape, self.output.shape) for part, own in zip(parts, (x, y), strict=True))
+
+
+def _passes(rule: Rule) -> bool:
+    """Whether a rule hands relevance itself on through a norm."""
+    return rule.yields_relevance and "norm" in rule.families
 
 
 def _is_statistic(factor: Value, signal: Value) -> bool:
@@ -259,16 +266,26 @@ class GLU(Node):
 class Quotient(Node):
     """t = x / y of two branches: the divisor is a constant of the relevance pass (a normalization), x takes all.
 
-    Two functions of one value are an activation of it, as for products.
+    Two functions of one value are an activation of it, as for products; where y is made of x without weights, it is a norm.
     """
 
     kind = "quotient"
     reads_outputs = False
 
+    def __init__(self, x: Value, y: Value) -> None:
+        super().__init__(x, y)
+        self.family = "norm" if _is_statistic(y, x) else None
+
     def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
+        g = multipliers[0]
+        return (self.pull(g) if self.family is None else rule.norm(self, g)), None
+
+    def propagate_relevance(self, relevances: Arrived, rule: Rule) -> Multipliers | None:
+        return (relevances[0], None) if self.family == "norm" and _passes(rule) else None
+
+    def pull(self, g: Tensor) -> Tensor:
         x, y = self.inputs
-        g = _times(multipliers[0], y.tensor.reciprocal(), self.output)
-        return reduce_to(g, x.shape, self.output.shape), None
+        return reduce_to(_times(g, y.tensor.reciprocal(), self.output), x.shape, self.output.shape)
 
     def gradient(self, multipliers: Arrived, rule: Rule) -> Multipliers:
         x, y = self.inputs
