@@ -286,8 +286,9 @@ class Glu(Step):
 
     def mean(self, ref: Program, x: int) -> int:
         signal, gate = ref.vjp([x], lambda v: v.chunk(2, 1), "move")
-        eps = 1e-6 if self.options["form"] == "glu" else None
-        return ref.product(signal, ref.activation(gate, torch.sigmoid, gate=True, eps=eps))
+        if self.options["form"] == "chunk":
+            return ref.product(signal, ref.activation(gate, torch.sigmoid, gate=True))
+        return ref.product(signal, ref.activation(gate, torch.sigmoid, eps=1e-6), [False, True])
 
 
 class Swish(Step):

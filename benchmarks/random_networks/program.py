@@ -128,15 +128,15 @@ class Program:
         self.gates.add(out)
         return out
 
-    def product(self, x: int, y: int) -> int:
-        """Of a signal and a gate, the broadcast one, or what a sigmoid or softmax made; or of similar operands."""
+    def product(self, x: int, y: int, gates: list[bool] | None = None) -> int:
+        """Of a signal and a gate, the broadcast one, or what a sigmoid or softmax made (None); or of similar operands."""
         sizes = self.values[x].numel(), self.values[y].numel()
         source = self._functions_of(x, y) if sizes[0] == sizes[1] else None
         if source is not None:
             return self._written_out(source, self.values[x] * self.values[y])
-        gates = (
-            [x in self.gates, y in self.gates] if sizes[0] == sizes[1] else [sizes[0] < sizes[1], sizes[1] < sizes[0]]
-        )
+        if gates is None:
+            same, alone = sizes[0] == sizes[1], [x in self.gates, y in self.gates]
+            gates = alone if same else [sizes[0] < sizes[1], sizes[1] < sizes[0]]
         # Of n similar factors each gets an nth, however they are grouped.
         makers = [self.makers.get(place) for place in (x, y)]
         counts = [1 if node is None else node.data.get("factors", 1) for node in makers]

@@ -119,7 +119,7 @@ class Normalized(Scale):
 
     kind = "normalization"
     family = "norm"
-    sees_through = False
+    sees_through = is_elementwise = False
     reads_inputs = True
 
     def __init__(self, input: Value, factor: Tensor, function: Callable[[Tensor], Tensor]) -> None:
