@@ -203,8 +203,11 @@ class Program:
             _, moved = torch.func.jvp(node.function, values, tuple(marks))
             moved = [moved] if isinstance(moved, Tensor) else list(moved)
             return moved[node.outputs.index(place)].clamp(max=1.0)
-        if node.kind in ("average", "resampling"):
+        if node.kind == "resampling":
             return torch.ones_like(self.values[place]).detach()
+        if node.kind == "average":
+            assert node.function is not None
+            return (node.function(marks[0]) != 0).to(marks[0].dtype)
         return marks[0].expand_as(self.values[place])
 
     def near(self) -> set[int]:

@@ -197,7 +197,10 @@ class Reference(Program):
             return self._vjp(node, values, arrived), "r"
         if kind == "average" and near.issuperset(node.inputs):  # by the weights alone
             assert node.function is not None
-            return self._vjp(node, values, [arrived[0] / node.function(torch.ones_like(values[0]))]), "r"
+            data = self.data(node.inputs[0])
+            total = node.function(data)
+            (part,) = self._vjp(node, values, [arrived[0] / torch.where(total == 0, 1.0, total)])
+            return [None if part is None else part * data], "r"
         multipliers = [
             None
             if a is None
