@@ -189,7 +189,7 @@ def test_padding_takes_no_share_of_a_first_layer_rule(name: str, rule: lrp.Rule)
 def test_averages_over_padding_hand_all_on_to_the_pixels() -> None:
     """Two of four are zeros written ahead, or all of them."""
     x, weight = torch.tensor([[[1.0, 2.0, 3.0]]], dtype=torch.float64), torch.ones(1, 1, 2, dtype=torch.float64)
-    padded = lambda x: F.avg_pool1d(F.pad(x, (3, 0)), 2)  # noqa: E731  (nothing, half of 1, the mean of 2 and 3)
+    padded = lambda x: F.avg_pool1d(F.pad(x, (3, 0)), 2)  # nothing, half of 1, the mean of 2 and 3
     heatmap = _heatmap(lambda x: F.conv1d(padded(x), weight).flatten(1), lrp.Composite(first=lrp.Flat(0.0)), x, 1)
     torch.testing.assert_close(heatmap, torch.tensor([[[1.5, 0.75, 0.75]]], dtype=torch.float64))
     heatmap = _heatmap(lambda x: F.conv1d(padded(x), weight).flatten(1), lrp.Composite(first=lrp.Flat(0.0)), x, 0)
