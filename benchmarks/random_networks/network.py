@@ -108,6 +108,8 @@ class Network(nn.Module):
                     raise ValueError("PyTorch 2.13 crashes in the backward pass of a channels-last-3d group norm")
                 if planned.kind == "BatchNorm" and _has_two_layouts(values[x]):
                     raise ValueError("PyTorch's own gradient is wrong here")
+                if planned.kind == "BatchNorm" and plan.training and _is_constant(values[x]):
+                    raise ValueError("batch norm leaves nothing but rounding")
                 step = KINDS[planned.kind](options, shapes.pop(), planned.seed, plan.training).train(plan.training)
                 self.steps.append(step)
                 buffers = [b.clone() for b in step.buffers()]
@@ -165,6 +167,11 @@ class Network(nn.Module):
         whole = parts[0] if len(parts) == 1 else ref.vjp(parts, lambda *v: torch.cat(v, 1), "move")
         ref.owner = "head"
         return ref.linear(whole, lambda v, w, b: F.linear(v, w, b), self.head.weight, self.head.bias, -1), made
+
+
+def _is_constant(x: Tensor) -> bool:
+    """Whether a channel has the same number everywhere in the batch."""
+    return bool((x.transpose(0, 1).flatten(1).var(1, unbiased=False) < 1e-12).any())
 
 
 def _has_two_layouts(x: Tensor) -> bool:
