@@ -93,7 +93,8 @@ class Network(nn.Module):
         self.loose = [i for i in range(total) if i not in read]
         makers = {i: step for step, made in zip(plan.steps, plan.made(), strict=True) for i in made}
         values, self.steps = list(self.xs), nn.ModuleList()
-        with torch.no_grad():
+        with torch.no_grad(), torch.random.fork_rng([]):
+            torch.manual_seed(0)  # dropout draws what it will draw when the network runs
             for planned in plan.steps:
                 x = planned.reads[0]
                 options = planned.options
@@ -110,7 +111,9 @@ class Network(nn.Module):
                     raise ValueError("PyTorch's own gradient is wrong here")
                 if planned.kind == "BatchNorm" and plan.training and _is_constant(values[x]):
                     raise ValueError("batch norm leaves nothing but rounding")
-                step = KINDS[planned.kind](options, shapes.pop(), planned.seed, plan.training).train(plan.training)
+                with torch.random.fork_rng([]):
+                    step = KINDS[planned.kind](options, shapes.pop(), planned.seed, plan.training)
+                step.train(plan.training)
                 self.steps.append(step)
                 buffers = [b.clone() for b in step.buffers()]
                 out = step(*(values[i].clone() for i in planned.reads))
