@@ -360,8 +360,11 @@ def test_spellings_of_a_norm_are_one_norm(spelling: str) -> None:
     x = torch.randn(3, 5, dtype=D)
     z = net[0](x)
     factor = (net[1](z) / z).detach()
+    gradient = torch.autograd.functional.jacobian(lambda x: net(x)[:, 1].sum(), x)  # type: ignore[no-untyped-call]
     with torch.no_grad():
         passed = lrp.LRP(net, lrp.Composite(default=lrp.Epsilon(0.1), norm=lrp.Pass()))(x, 1)[1]
+        exact = lrp.LRP(net, lrp.Composite(default=lrp.Epsilon(0.1), norm=lrp.Gradient()))(x, 1)[1]
+        torch.testing.assert_close(exact, x * gradient)
         flat = lrp.LRP(net, lrp.Composite({"2": lrp.Flat(0.0)}, default=lrp.Epsilon(0.1)))(x, 1)[1]
         # Pass: R itself reaches the layer ahead. Else the norm takes R over its output, times its factor.
         r = net[1](z) * net[2].weight[1]

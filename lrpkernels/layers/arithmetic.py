@@ -213,14 +213,19 @@ def _passes(rule: Rule) -> bool:
 
 def _is_statistic(factor: Value, signal: Value) -> bool:
     """Whether a factor is a reduced and elementwise function of the signal it multiplies: x * rsqrt(mean(x ** 2) + eps)."""
-    value, reduced = factor, False
+    value, made = factor, list[Node]()
     while value is not signal:
         op = value.producer
         if op is None or len(op.inputs) != 1 or op.bounds == (0.0, 1.0) or op.kind not in _STATISTIC:
             return False
-        reduced = reduced or op.kind == "avg_pool"
+        made.append(op)
         value = op.inputs[0]
-    return reduced
+    if not any(op.kind == "avg_pool" for op in made):
+        return False
+    for op in made:  # parts of the norm: a rule of norms that differentiates the factor goes on through them
+        if op.output.consumers <= 1:
+            op.family, op.is_statistic = "norm", True
+    return True
 
 
 _STATISTIC = frozenset({"activation", "avg_pool", "add", "scale", "cast", "reshape", "movement"})
