@@ -47,6 +47,7 @@ _OPERATIONS: dict[str, type[lrp.Rule]] = {
     "CPLRP": lrp.CPLRP,
     "Uniform": lrp.Uniform,
     "Pass": lrp.Pass,
+    "Gradient": lrp.Gradient,
 }
 
 
@@ -67,7 +68,11 @@ def made(spec: RuleSpec) -> lrp.Rule:
     return kind(eps, bias=bias)
 
 
-_CHOICES = (("CPLRP", "Uniform"), ("CPLRP", "Uniform"), ("CPLRP", "Pass"))  # of attention, products, norms
+_CHOICES = (
+    ("CPLRP", "Uniform", "Gradient"),
+    ("CPLRP", "Uniform"),
+    ("CPLRP", "Pass", "Gradient"),
+)  # of attention, products, norms
 
 
 def draw_case(seed: int, kinds: Collection[str]) -> Case:

@@ -213,6 +213,8 @@ class Reference(Program):
         """Of the operands of a product of branches."""
         if node.kind == "matmul":
             count, signals = len(node.inputs), node.data["signals"]
+            if self.attention == "Gradient":
+                return [1.0] * count
             live = signals if self.attention == "CPLRP" and any(signals) else [True] * count
             return [float(x) / sum(live) for x in live]
         gates, alike = node.data["gates"], node.data["alike"]
@@ -247,6 +249,10 @@ class Reference(Program):
             x = values[0]
             function = node.function
             assert function is not None
+            if self.norms == "Gradient":
+                alias = (x if x.requires_grad else x.detach().requires_grad_()).view_as(x)
+                (back,) = torch.autograd.grad(function(alias, alias), alias, g, create_graph=True)
+                return [back]
             free = x.detach().requires_grad_()
             (back,) = torch.autograd.grad(function(free, x), free, g, create_graph=True)
             return [back]
