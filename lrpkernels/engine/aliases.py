@@ -45,13 +45,15 @@ class Aliases:
         if base is None:
             self._note(stale, fresh)
             return
-        if stale.numel() == base.numel() and all(t.is_contiguous() for t in (stale, base, fresh)):
+        if (stale.dtype, stale.numel()) == (base.dtype, base.numel()) and all(
+            t.is_contiguous() for t in (stale, base, fresh)
+        ):
             self._note(
                 base, rec.call(torch.reshape, fresh, base.shape)
             )  # a mere reshape: the base changes as a whole, too
             self.rename(stale, fresh)
             return
-        place = stale.shape, stale.stride(), stale.storage_offset() - base.storage_offset()
+        place = _place(stale, base)
         changed = _moved(rec, partial(_with_part, place=place), self._whole(rec, base), fresh)
         self._note(base, changed)
         part = _moved(rec, partial(_part, place=place), changed)
@@ -83,8 +85,7 @@ class Aliases:
             ):
                 return tensor
             base: Any = tensor._base
-            place = tensor.shape, tensor.stride(), tensor.storage_offset() - base.storage_offset()
-            part = _moved(rec, partial(_part, place=place), self._whole(rec, base))
+            part = _moved(rec, partial(_part, place=_place(tensor, base)), self._whole(rec, base))
             self.rename(tensor, part)
             tensor = part
 
@@ -113,15 +114,27 @@ def _moved(rec: Recorder, function: Callable[..., Tensor], *tensors: Tensor) -> 
     return out
 
 
+def _place(view: Tensor, base: Tensor) -> Any:
+    """Where a view's numbers are among those of its base. A view may be of the real parts of a complex tensor: pairs are counted singly."""
+    numbers = _real(view)
+    return numbers.shape, numbers.stride(), numbers.storage_offset() - _real(base).storage_offset(), view.is_complex()
+
+
+def _real(tensor: Tensor) -> Tensor:
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+
+
 def _part(whole: Tensor, place: Any) -> Tensor:
-    shape, strides, offset = place
-    return whole.as_strided(shape, strides, whole.storage_offset() + offset)
+    shape, strides, offset, is_complex = place
+    numbers = _real(whole)
+    part = numbers.as_strided(shape, strides, numbers.storage_offset() + offset)
+    return torch.view_as_complex(part) if is_complex else part
 
 
 def _with_part(whole: Tensor, part: Tensor, place: Any) -> Tensor:
-    shape, strides, offset = place
+    shape, strides, offset, _ = place
     copy = _laid_out(whole, whole.stride())  # autograd's own as_strided_scatter has a wrong gradient
-    copy.as_strided(shape, strides, offset).copy_(part)
+    _real(copy).as_strided(shape, strides, offset).copy_(_real(part))
     return copy
 
 

@@ -164,10 +164,13 @@ class Recording:
 
     def settle(self) -> bool:
         """Give buffers and the like the numbers of its input that the model has written to them; whether there are any."""
-        alive = [target for target in (reference() for reference in self.aliases.outside) if target is not None]
-        for target in alive:
-            writes.settle(self.nodes, target, self.current(target))
-        return bool(alive)
+        for reference in self.aliases.outside:
+            target = reference()
+            if target is not None:
+                writes.settle(self.nodes, target, self.current(target))
+                del target
+        # Where nothing but the recording held a tensor, it is gone now.
+        return any(reference() is not None for reference in self.aliases.outside)
 
     def replace(self, stale: Tensor, fresh: Tensor) -> None:
         self.aliases.replace(self, stale, fresh)
