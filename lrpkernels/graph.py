@@ -135,13 +135,14 @@ class Node:
         yields_relevance: :meth:`propagate` returns R at the inputs instead of G.
         reads_inputs, reads_outputs: whether the relevance pass reads these tensors: always, never, or if the rule's ``reads`` has one of
             the names.
+        is_statistic: it is a part of a norm that is written out, namely of the factor.
         family: "attention", "product" or "norm": a composite's option of that name chooses its rule; None: a layer's rule.
         module_type: the module that does the same, for composites that select by type.
     """
 
     kind = "op"
     family: str | None = None
-    is_linear = False
+    is_linear = is_statistic = False
     sees_through = False
     bounds = EVERYTHING
     line: tuple[float, float] | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -331,6 +332,45 @@ def test_a_norm_that_is_written_out_follows_the_rule_of_norms() -> None:
     torch.testing.assert_close(found(net, norm=lrp.Pass()), usual)
     excite = WrittenOut(excite=True).double()
     assert float((found(excite, product=lrp.Uniform()) - found(excite)).abs().max()) > 1e-3
+
+
+SPELLINGS: dict[str, Any] = {
+    "times": lambda x: x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-5),
+    "over": lambda x: x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt(),
+    "over, of a product": lambda x: torch.div(x, torch.sqrt(torch.mean(x * x, -1, keepdim=True) + 1e-5)),
+    "F.rms_norm": lambda x: F.rms_norm(x, x.shape[-1:], eps=1e-5),
+    "F.normalize": lambda x: F.normalize(x, dim=-1),
+}
+
+
+class Called(nn.Module):
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        made: Tensor = self.function(x)
+        return made
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_spellings_of_a_norm_are_one_norm(spelling: str) -> None:
+    torch.manual_seed(9)
+    net = nn.Sequential(nn.Linear(5, 6), Called(SPELLINGS[spelling]), nn.Linear(6, 3)).double()
+    x = torch.randn(3, 5, dtype=D)
+    z = net[0](x)
+    factor = (net[1](z) / z).detach()
+    gradient = torch.autograd.functional.jacobian(lambda x: net(x)[:, 1].sum(), x)  # type: ignore[no-untyped-call]
+    with torch.no_grad():
+        passed = lrp.LRP(net, lrp.Composite(default=lrp.Epsilon(0.1), norm=lrp.Pass()))(x, 1)[1]
+        exact = lrp.LRP(net, lrp.Composite(default=lrp.Epsilon(0.1), norm=lrp.Gradient()))(x, 1)[1]
+        torch.testing.assert_close(exact, x * gradient)
+        flat = lrp.LRP(net, lrp.Composite({"2": lrp.Flat(0.0)}, default=lrp.Epsilon(0.1)))(x, 1)[1]
+        # Pass: R itself reaches the layer ahead. Else the norm takes R over its output, times its factor.
+        r = net[1](z) * net[2].weight[1]
+        torch.testing.assert_close(passed, x * (r / (z + 0.1 * torch.where(z >= 0, 1.0, -1.0)) @ net[0].weight))
+        share = net(x)[:, 1:2] / 6
+        torch.testing.assert_close(flat, x * ((share / net[1](z) * factor) @ net[0].weight))
 
 
 def test_types_of_modules_choose_for_what_they_call() -> None:

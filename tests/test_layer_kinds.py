@@ -164,6 +164,7 @@ PADDED: dict[str, tuple[int, Map | None, dict[str, object]]] = {
     "3-D, even": (3, None, {"padding": "same"}),
     "zeros written ahead": (2, lambda x: F.pad(x, (0, 1, 2, 0)), {}),
     "zeros, then moved": (2, lambda x: F.pad(x, (0, 1, 2, 0)).flip(3).transpose(2, 3), {}),
+    "zeros, then pooled": (2, lambda x: F.max_pool2d(F.pad(x, (0, 1, 2, 0)), 2, 1), {}),
     "cropped": (2, lambda x: F.pad(x, (-1, 0, 0, 1)), {}),
     "reflect": (2, lambda x: F.pad(x, (1, 1, 1, 0), mode="reflect"), {}),
     "circular": (2, lambda x: F.pad(x, (1, 1, 1, 0), mode="circular"), {}),
@@ -183,6 +184,24 @@ def test_padding_takes_no_share_of_a_first_layer_rule(name: str, rule: lrp.Rule)
 
     heatmap = _heatmap(lambda x: conv(x, weight).flatten(1).sum(1, keepdim=True), lrp.Composite(first=rule), x, 0)
     torch.testing.assert_close(heatmap, _first_layer(rule, conv, x, weight), rtol=1e-7, atol=1e-9)
+
+
+def test_averages_over_padding_hand_all_on_to_the_pixels() -> None:
+    """Two of four are zeros written ahead, or all of them."""
+    x, weight = torch.tensor([[[1.0, 2.0, 3.0]]], dtype=torch.float64), torch.ones(1, 1, 2, dtype=torch.float64)
+    padded = lambda x: F.avg_pool1d(F.pad(x, (3, 0)), 2)  # nothing, half of 1, the mean of 2 and 3
+    heatmap = _heatmap(lambda x: F.conv1d(padded(x), weight).flatten(1), lrp.Composite(first=lrp.Flat(0.0)), x, 1)
+    torch.testing.assert_close(heatmap, torch.tensor([[[1.5, 0.75, 0.75]]], dtype=torch.float64))
+    heatmap = _heatmap(lambda x: F.conv1d(padded(x), weight).flatten(1), lrp.Composite(first=lrp.Flat(0.0)), x, 0)
+    torch.testing.assert_close(heatmap, torch.tensor([[[0.5, 0.0, 0.0]]], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("rule", FIRST, ids=lambda rule: type(rule).__name__)
+def test_padding_takes_nothing_where_it_is_asked_for(rule: lrp.Rule) -> None:
+    net = nn.Sequential(nn.ConstantPad2d(1, -0.5), nn.Conv2d(2, 3, 3), nn.Flatten(), nn.Linear(48, 3)).double()
+    with lrp.record(net, _random(2, 2, 4, 4, seed=13)) as tape:
+        maps = tape.relevance(0, lrp.Composite(first=rule), at=["0"])
+    torch.testing.assert_close(maps["0"], F.pad(maps["input"], (1, 1, 1, 1)))
 
 
 @pytest.mark.parametrize("padding", ["same", "explicit"])

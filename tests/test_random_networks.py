@@ -23,13 +23,12 @@ def test_random_networks_equal_the_reference(first: int, capsys: pytest.CaptureF
 
 
 def test_every_kind_of_step_is_drawn() -> None:
-    drawn = {s.kind for seed in range(150) for s in draw_case(seed, list(KINDS), ()).plan.steps}
+    drawn = {s.kind for seed in range(150) for s in draw_case(seed, list(KINDS)).plan.steps}
     assert drawn == set(KINDS)
 
 
 def test_a_wrong_rule_is_found_and_made_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = [name for name, kind in KINDS.items() if not kind.family]
-    case = next(c for c in (draw_case(seed, plain, ()) for seed in range(50)) if len(c.plan.steps) > 5)
+    case = next(c for c in (draw_case(seed, list(KINDS)) for seed in range(50)) if len(c.plan.steps) > 5)
     case = replace(case, rules=Rules(RuleSpec("ZPlus")))
     assert failure(case) is None
     monkeypatch.setattr(
@@ -41,8 +40,7 @@ def test_a_wrong_rule_is_found_and_made_small(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_wrong_gradient_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = [name for name, kind in KINDS.items() if not kind.family]
-    case = replace(draw_case(3, plain, ()), rules=Rules(RuleSpec("EpsilonLayerwise")))
+    case = replace(draw_case(3, list(KINDS)), rules=Rules(RuleSpec("EpsilonLayerwise")))
     assert failure(case) is None
     real = lrp.EpsilonLayerwise.linear
     monkeypatch.setattr(lrp.EpsilonLayerwise, "linear", lambda self, layer, g: real(self, layer, g).detach())
@@ -63,7 +61,7 @@ def test_dropout_draws_what_an_unrecorded_run_draws(layout: str) -> None:
 
 
 def test_a_printed_case_runs_again(capsys: pytest.CaptureFixture[str]) -> None:
-    case = draw_case(5, list(KINDS), ())
+    case = draw_case(5, list(KINDS))
     command.main(["--case", repr(case)])
     assert capsys.readouterr().out.strip() == str(failure(case))
     assert torch.get_num_threads() >= 1

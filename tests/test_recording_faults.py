@@ -157,6 +157,18 @@ def _out_in_views(u: Tensor) -> Tensor:
     return out[:2] + out[2:]
 
 
+def _real_part(u: Tensor) -> Tensor:
+    z = torch.fft.fft(u)
+    z.real.relu_()
+    return torch.fft.ifft(z).real + z.real
+
+
+def _real_part_made(u: Tensor) -> Tensor:
+    z = torch.fft.fft(u)
+    real = torch.relu(z.real)
+    return torch.fft.ifft(torch.complex(real, z.imag)).real + real
+
+
 def _constant_written_again(u: Tensor) -> Tensor:
     mask = torch.tensor([1.0, 0.0, 1.0, 0.0], dtype=u.dtype)
     left = u.detach() * mask + u * mask.clone() * 0 + u * mask
@@ -166,6 +178,7 @@ def _constant_written_again(u: Tensor) -> Tensor:
 
 
 WRITES: dict[str, Any] = {
+    "a real part": _case(_real_part, _real_part_made),
     "setitem, fresh": _case(_shifted, lambda u: F.pad(u[:, :-1], (1, 0))),
     "setitem, recorded": _case(
         lambda u: _set(u * 1, slice(0, 2), u[:, 2:]), lambda u: torch.cat([u[:, 2:], u[:, 2:]], 1)

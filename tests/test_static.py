@@ -132,6 +132,38 @@ def test_awkward_calls_are_run_again_as_they_were() -> None:
     assert (net.runs, other.runs) == (1, 3) and int(net.norm.num_batches_tracked) == 3
 
 
+class _Called(nn.Module):
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        made: Tensor = self.function(x)
+        return made
+
+
+WRITTEN: dict[str, tuple[Any, Any]] = {
+    "into a view of a recorded tensor": (lambda x: (x * x).flatten(1).view_as(x), lambda x: x.relu_()),
+    "into a new tensor, as a number's": (lambda x: torch.zeros_like(x).add_(x), lambda x: x + 0.5),
+    "into a new tensor": (lambda x: x.new_empty(x.shape).copy_(x), lambda x: x.mul_(2.0)),
+}
+
+
+@pytest.mark.parametrize("kind", WRITTEN)
+def test_calls_that_write_make_the_same_operations_again(kind: str) -> None:
+    first, second = map(_Called, WRITTEN[kind])
+    with torch.no_grad():
+        _, width, *sizes = second(first(_images(0))).shape
+    head = nn.Linear(width * sizes[0] * sizes[1], 3)
+    net = nn.Sequential(first, second, nn.BatchNorm2d(width), nn.Flatten(), head).double().eval()
+    calls = lrp.StaticCalls()
+    for seed in range(3):
+        values, state = _step(net, calls, _images(seed), lrp.ZPlus(1e-2), at=["1", "2"], check=False)
+        expected, reference = _step(net, None, _images(seed), lrp.ZPlus(1e-2), at=["1", "2"], check=False)
+        for ours, theirs in [*zip(values, expected, strict=True), *((state[key], reference[key]) for key in reference)]:
+            assert ours.shape == theirs.shape and torch.equal(ours, theirs)
+
+
 @pytest.mark.parametrize("gradients", [True, False])
 def test_several_tapes_at_once(gradients: bool) -> None:
     net, calls = build(NETWORKS["residual"]).eval(), lrp.StaticCalls()

@@ -137,6 +137,15 @@ def test_two_values_are_no_function_of_one() -> None:
     torch.testing.assert_close(heatmap, expected, rtol=1e-5, atol=1e-7)
 
 
+def test_a_norm_is_no_function_of_one_element() -> None:
+    """So a value times its norm is a product of two, to which no stabilizer of activations belongs."""
+    x = _random(4, 6, seed=11)
+    heatmap = _heatmap(lambda x: F.normalize(x) * x, lrp.Epsilon(0.5), x)
+    expected = torch.zeros_like(x)
+    expected[:, 1] = (F.normalize(x) * x)[:, 1]
+    torch.testing.assert_close(heatmap, expected)
+
+
 def test_a_constant_added_to_a_layer_is_still_a_bias() -> None:
     x, weight = _random(4, 6, seed=8), _random(6, 6, seed=9)
     bias = torch.full((6,), 0.3, dtype=torch.float64)

@@ -15,12 +15,6 @@ from .network import Plan, Planned
 from .shrink import shrunk
 from .steps import KINDS
 
-FAMILIES = sorted({kind.family for kind in KINDS.values()} - {""})
-# Families of steps that the engine is known to get wrong; left out unless asked for.
-KNOWN = (
-    "additive-mask", "attention-forms", "even-same", "matrix", "negative-constants", "products", "writes", "written-out",
-)  # fmt: skip
-
 
 def main(argv: Sequence[str] | None = None) -> list[Case]:
     """The failing cases, shrunk."""
@@ -29,16 +23,6 @@ def main(argv: Sequence[str] | None = None) -> list[Case]:
     parser.add_argument("--seed", type=int, default=0, help="of the first network")
     parser.add_argument("--failures", type=int, default=20, help="stop after so many")
     parser.add_argument("--only", nargs="*", default=[], choices=sorted(KINDS), help="these kinds of steps only")
-    parser.add_argument(
-        "--families",
-        nargs="*",
-        default=[f for f in FAMILIES if f not in KNOWN],
-        choices=FAMILIES,
-        help="families of steps to draw",
-    )
-    parser.add_argument("--live-bias", action="store_true", help="biases in denominators have gradients")
-    parser.add_argument("--named-norms", action="store_true", help="batch norms that a rule names stand alone")
-    parser.add_argument("--dropout-moves", action="store_true", help="a layer behind dropout reads the input")
     parser.add_argument("--case", help="a printed case, to run again")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
@@ -46,13 +30,10 @@ def main(argv: Sequence[str] | None = None) -> list[Case]:
         names = {"Case": Case, "Rules": Rules, "Plan": Plan, "Planned": Planned, "RuleSpec": RuleSpec}
         print(failure(eval(options.case, names)))
         return []
-    kinds = options.only or [name for name, kind in KINDS.items() if kind.family in ("", *options.families)]
-    conventions = (
-        ("detach_bias", not options.live_bias), ("named_norms", options.named_norms), ("dropout_moves", options.dropout_moves),
-    )  # fmt: skip
+    kinds = options.only or list(KINDS)
     failed: list[Case] = []
     for seed in range(options.seed, options.seed + options.count):
-        case = draw_case(seed, kinds, conventions)
+        case = draw_case(seed, kinds)
         if failure(case) is not None:
             small = shrunk(case)
             failed.append(small)

@@ -1,4 +1,4 @@
-"""A case: a network, a composite, and which conventions the reference follows."""
+"""A case: a network and a composite."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from .network import Plan, draw
 
 @dataclass(frozen=True)
 class Rules:
-    """A composite: a rule for everything, some for single steps, one for the first layer."""
+    """A composite: a rule for everything, some for single steps, one for the first layer, those of attention, products and norms."""
 
     default: RuleSpec
     steps: tuple[tuple[str, RuleSpec], ...] = ()
     first: RuleSpec | None = None
+    operations: tuple[str, str, str] = ("AttnLRP",) * 3
 
     def of(self, owner: str) -> RuleSpec:
         return dict(self.steps).get(owner, self.default)
@@ -28,21 +29,33 @@ class Rules:
         layers: dict[Any, lrp.Rule] = {}
         for name, spec in self.steps:
             layers |= {name: made(spec), f"{name}.*": made(spec)}
-        return lrp.Composite(layers, None if self.first is None else made(self.first), made(self.default))
+        attention, product, norm = (None if name == "AttnLRP" else _OPERATIONS[name]() for name in self.operations)
+        first = None if self.first is None else made(self.first)
+        return lrp.Composite(layers, first, made(self.default), attention, product, norm)
 
 
 @dataclass(frozen=True)
 class Case:
-    """A network, a composite, and which conventions the reference follows."""
+    """A network and a composite."""
 
     plan: Plan
     rules: Rules
-    conventions: tuple[tuple[str, Any], ...] = ()
+
+
+_OPERATIONS: dict[str, type[lrp.Rule]] = {
+    "AttnLRP": lrp.AttnLRP,
+    "CPLRP": lrp.CPLRP,
+    "Uniform": lrp.Uniform,
+    "Pass": lrp.Pass,
+    "Gradient": lrp.Gradient,
+}
 
 
 def made(spec: RuleSpec) -> lrp.Rule:
     """The product's rule."""
     name, eps, bias = spec.name, spec.eps, spec.bias
+    if name == "Pass":
+        return lrp.Pass()
     if name == "AlphaBeta":
         return lrp.AlphaBeta(spec.alpha, spec.alpha - 1, eps, bias)
     if name == "Gamma":
@@ -55,7 +68,14 @@ def made(spec: RuleSpec) -> lrp.Rule:
     return kind(eps, bias=bias)
 
 
-def draw_case(seed: int, kinds: Collection[str], conventions: tuple[tuple[str, Any], ...]) -> Case:
+_CHOICES = (
+    ("CPLRP", "Uniform", "Gradient"),
+    ("CPLRP", "Uniform"),
+    ("CPLRP", "Pass", "Gradient"),
+)  # of attention, products, norms
+
+
+def draw_case(seed: int, kinds: Collection[str]) -> Case:
     """A case by its seed."""
     rng = random.Random(seed)
     net = draw(rng, kinds)
@@ -69,8 +89,16 @@ def draw_case(seed: int, kinds: Collection[str], conventions: tuple[tuple[str, A
     def biased(spec: RuleSpec) -> RuleSpec:
         return spec if spec.name == "Norm" else replace(spec, bias=rng.random() < 0.7)
 
+    def of_step(name: str) -> RuleSpec:
+        if rng.random() < 0.7:
+            return biased(rule())
+        norm = net.plan.steps[int(name.split(".")[1])].kind == "BatchNorm"  # as large as what it reads
+        return RuleSpec(rng.choice(["ZBox", "Flat", "WSquare", *["Pass"] * norm]), 0.1, low=-1.0, high=2.0)
+
     chosen = [f"steps.{k}" for k in range(len(net.plan.steps)) if rng.random() < 0.25] if rng.random() < 0.5 else []
     first = None
     if rng.random() < 0.3:
         first = RuleSpec(rng.choice(["ZBox", "Flat", "WSquare", "ZPlus"]), 0.1, low=-1.0, high=2.0)
-    return Case(net.plan, Rules(biased(rule()), tuple((name, biased(rule())) for name in chosen), first), conventions)
+    operations = [rng.choice(names) if rng.random() < 0.4 else "AttnLRP" for names in _CHOICES]
+    steps = tuple((name, of_step(name)) for name in chosen)
+    return Case(net.plan, Rules(biased(rule()), steps, first, (operations[0], operations[1], operations[2])))

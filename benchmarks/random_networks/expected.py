@@ -15,7 +15,8 @@ import lrpkernels as lrp
 from .case import Case
 from .case import made as rule_of
 from .network import Network
-from .reference import Primitive, Reference
+from .program import Primitive
+from .reference import Reference
 
 
 @dataclass
@@ -55,9 +56,7 @@ TARGETS = [0, 2]
 
 def expectation(case: Case, net: Network, xs: Sequence[Tensor]) -> Expected:
     rules = case.rules
-    conventions = dict(case.conventions)
-    named = [name for name, _ in rules.steps] if conventions.pop("named_norms", False) else []
-    ref = Reference(xs, named=named, **conventions)
+    ref = Reference(xs, *rules.operations)
     torch.manual_seed(0)
     logits, steps = net.written(ref)
 

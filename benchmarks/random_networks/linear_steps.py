@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .reference import Reference
+from .program import Program
 from .steps import Shape, Step, is_image
 
 _CONV = {1: (nn.Conv1d, F.conv1d), 2: (nn.Conv2d, F.conv2d), 3: (nn.Conv3d, F.conv3d)}
@@ -72,7 +72,7 @@ class Conv(Step):
             return self.function(x, conv.weight, conv.bias, o["stride"], o["padding"], o["dilation"], o["groups"])
         return self.function(input=x, weight=conv.weight, bias=conv.bias, **self._slide())
 
-    def mean(self, ref: Reference, x: int) -> int:
+    def mean(self, ref: Program, x: int) -> int:
         slide, mode = self._slide(), self.options["mode"]
         if mode != "zeros" and slide["padding"] not in (0, "valid"):
             pads = self.conv._reversed_padding_repeated_twice
@@ -84,7 +84,6 @@ class Conv(Step):
 class EvenSame(Conv):
     """padding="same" with an even reach, whose one-sided pad is part of the layer."""
 
-    family = "even-same"
     frequency = 1.0
 
     @classmethod
@@ -125,7 +124,7 @@ class ConvTranspose(Step):
             return self.function(x, self.weight, self.bias, *self._slide().values())
         return self.function(x, self.weight, self.bias, **self._slide())
 
-    def mean(self, ref: Reference, x: int) -> int:
+    def mean(self, ref: Program, x: int) -> int:
         return ref.linear(x, lambda v, w, b: self.function(v, w, b, **self._slide()), self.weight, self.bias)
 
 
@@ -157,7 +156,7 @@ class Linear(Step):
             return out
         return out if bias is None else out + bias
 
-    def mean(self, ref: Reference, x: int) -> int:
+    def mean(self, ref: Program, x: int) -> int:
         if self.options["form"] in ("matmul", "operator"):
             y = ref.linear(x, lambda v, w, b: F.linear(v, w, b), self.weight, None, -1)
             return y if self.bias is None else ref.add([(y, 1.0)], self.bias)
@@ -165,27 +164,43 @@ class Linear(Step):
 
 
 class MatrixProduct(Step):
-    """A product with a constant matrix from the left, or as an einsum."""
+    """A product with a constant matrix, of several constants, or by another one for each place."""
 
-    family = "matrix"
+    frequency = 3.0
 
     @classmethod
     def draw(cls, rng: random.Random, shape: Shape) -> dict[str, Any] | None:
-        return {"form": rng.choice(["left", "einsum", "bmm"]), "out": rng.randint(1, 4)} if len(shape) == 2 else None
+        forms = ["left", "einsum", "bmm", "tensordot", "two constants", "places"]
+        return {"form": rng.choice(forms), "out": rng.randint(1, 4)} if len(shape) == 2 else None
 
     def build(self, training: bool) -> None:
-        self.weight = self.parameter(self.options["out"], self.shape[0], scale=0.6)
+        places = self.shape[1:] if self.options["form"] == "places" else ()
+        self.weight = self.parameter(self.options["out"], self.shape[0], *places, scale=0.6)
+        self.second = self.parameter(self.shape[0], self.shape[0], scale=0.6)
 
     def forward(self, x: Tensor) -> Tensor:
         form, w = self.options["form"], self.weight
+        if form == "tensordot":
+            return torch.tensordot(x, w, ([1], [1])).transpose(1, 2)
+        if form == "two constants":
+            return torch.einsum("oc,cp,bpd->bod", w, self.second, x)
+        if form == "places":
+            return torch.einsum("ocd,bcd->bod", w, x)
         if form == "left":
             return w @ x
         if form == "bmm":
             return torch.bmm(w.expand(len(x), *w.shape), x)
         return torch.einsum("oc,bcd->bod", w, x)
 
-    def mean(self, ref: Reference, x: int) -> int:
-        return ref.linear(x, lambda v, w, b: w @ v, self.weight)
+    def mean(self, ref: Program, x: int) -> int:
+        form = self.options["form"]
+        if form == "tensordot":
+            y = ref.linear(x, lambda v, w, b: (w @ v).transpose(1, 2), self.weight, None, -1)
+            return ref.vjp([y], lambda v: v.transpose(1, 2), "move")
+        if form == "places":
+            return ref.linear(x, lambda v, w, b: torch.einsum("ocd,bcd->bod", w, v), self.weight)
+        weight = self.weight @ self.second if form == "two constants" else self.weight
+        return ref.linear(x, lambda v, w, b: w @ v, weight)
 
 
 class BatchNorm(Step):
@@ -213,6 +228,6 @@ class BatchNorm(Step):
             return n(x)
         return F.batch_norm(x, n.running_mean, n.running_var, n.weight, n.bias, self.training, 0.1, n.eps)
 
-    def mean(self, ref: Reference, x: int) -> int:
+    def mean(self, ref: Program, x: int) -> int:
         mean, var = self.before
         return ref.batch_norm(x, self.norm.weight, self.norm.bias, mean, var, self.norm.eps, self.training)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .reference import Reference
+from .program import Program
 from .steps import Shape, Step, is_image, is_sequence
 
 
@@ -18,7 +18,8 @@ class SampleNorm(Step):
 
     @classmethod
     def draw(cls, rng: random.Random, shape: Shape) -> dict[str, Any] | None:
-        forms = ["layer", "layer all", "rms"] if shape[-1] > 1 else []
+        forms = ["layer", "layer all", "rms", "written out", "quotient"] if shape[-1] > 1 else []
+        forms += ["normalize"] if shape[0] > 1 else []
         if is_image(shape) and torch.Size(shape[1:]).numel() > 1:
             forms += ["group", "instance"]
         return {"form": rng.choice(forms), "affine": rng.random() < 0.7} if forms else None
@@ -26,7 +27,7 @@ class SampleNorm(Step):
     def build(self, training: bool) -> None:
         form, channels = self.options["form"], self.shape[0]
         size = {"layer all": self.shape, "layer": self.shape[-1:], "rms": self.shape[-1:]}.get(form, (channels,))
-        affine = self.options["affine"]
+        affine = self.options["affine"] and form not in ("normalize", "written out", "quotient")
         self.weight = self.parameter(*size, scale=0.4, offset=1.0) if affine else None
         self.bias = self.parameter(*size, scale=0.4) if affine and form != "rms" else None
         self.eps = 1e-3
@@ -37,6 +38,12 @@ class SampleNorm(Step):
             return F.group_norm(x, self._groups(), self.weight, self.bias, self.eps)
         if form == "instance":
             return F.instance_norm(x, None, None, self.weight, self.bias, True, 0.1, self.eps)
+        if form == "normalize":
+            return F.normalize(x)
+        if form == "written out":
+            return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps)
+        if form == "quotient":
+            return x / torch.sqrt((x * x).mean(-1, keepdim=True) + self.eps)
         if form == "rms":
             return F.rms_norm(x, self.shape[-1:], self.weight, self.eps)
         return F.layer_norm(x, self.shape if form == "layer all" else self.shape[-1:], self.weight, self.bias, self.eps)
@@ -44,16 +51,18 @@ class SampleNorm(Step):
     def _groups(self) -> int:
         return 2 if self.shape[0] % 2 == 0 else 1
 
-    def mean(self, ref: Reference, x: int) -> int:
+    def mean(self, ref: Program, x: int) -> int:
         form, shape = self.options["form"], self.shape
         groups = {"group": self._groups(), "instance": shape[0], "layer all": 1}.get(form)
 
         def normalized(v: Tensor, statistics: Tensor) -> Tensor:
+            if form == "normalize":
+                return v / statistics.square().sum(1, keepdim=True).sqrt()
             if groups is None:
                 of, v2 = statistics, v
             else:
                 of, v2 = (t.reshape(len(t), groups, -1) for t in (statistics, v))
-            if form == "rms":
+            if form in ("rms", "written out", "quotient"):
                 out = v2 / (of.square().mean(-1, keepdim=True) + self.eps).sqrt()
             else:
                 deviation = (of.var(-1, unbiased=False, keepdim=True) + self.eps).sqrt()
@@ -76,14 +85,14 @@ class Softmax(Step):
     def forward(self, x: Tensor) -> Tensor:
         return torch.softmax(x, -1) if self.options["form"] == "softmax" else F.log_softmax(x, -1)
 
-    def mean(self, ref: Reference, x: int) -> int:
+    def mean(self, ref: Program, x: int) -> int:
         return ref.softmax(x, -1) if self.options["form"] == "softmax" else ref.vjp([x], self.forward)
 
 
 class Attention(Step):
     """Self-attention over a sequence, spelled three ways."""
 
-    frequency = 2.0
+    frequency = 4.0
 
     @classmethod
     def draw(cls, rng: random.Random, shape: Shape) -> dict[str, Any] | None:
@@ -123,27 +132,27 @@ class Attention(Step):
             return tuple(self.projections)
         return (*self.attention.in_proj_weight.chunk(3), self.attention.out_proj.weight)
 
-    def mean(self, ref: Reference, x: int) -> int:
+    def mean(self, ref: Program, x: int) -> int:
         mask, weights = self._mask(), self.weights()
         q, k, v = (ref.linear(x, lambda a, w, b: F.linear(a, w), weight, None, -1) for weight in weights[:3])
         if self.options["form"] == "eager":
             # x * gradient: the scale is a constant factor, the mask a constant added; sums of one term pass G on.
-            scores = ref.vjp([q, k], lambda a, b: a @ b.transpose(-2, -1), "product", 0.5)
+            scores = ref.matrix_product([q, k], lambda a, b: a @ b.transpose(-2, -1))
             scores = ref.scale(scores, self.shape[1] ** -0.5)
             scores = scores if mask is None else ref.add([(scores, 1.0)], mask)
         else:
-            scores = ref.vjp([q, k], lambda a, b: a @ b.transpose(-2, -1) * self.shape[1] ** -0.5, "product", 0.5)
+            scores = ref.matrix_product([q, k], lambda a, b: a @ b.transpose(-2, -1) * self.shape[1] ** -0.5)
             # inside the fused form the mask is part of the softmax, whatever the rule of sums
             scores = scores if mask is None else ref.vjp([scores], lambda s: s + mask)
-        p = ref.vjp([scores], lambda s: torch.softmax(s, -1))
-        out = ref.vjp([p, v], torch.matmul, "product", 0.5)
+        p = ref.softmax(scores, -1)
+        out = ref.matrix_product([p, v], torch.matmul, [False, True])
         return ref.linear(out, lambda a, w, b: F.linear(a, w), weights[3], None, -1)
 
 
 class AttentionForms(Step):
     """Fused attention of several heads, with fewer heads of keys and values, and with rows that are masked as a whole."""
 
-    family = "attention-forms"
+    frequency = 3.0
 
     @classmethod
     def draw(cls, rng: random.Random, shape: Shape) -> dict[str, Any] | None:
@@ -177,17 +186,17 @@ class AttentionForms(Step):
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=form == "grouped")
         return F.linear(out.transpose(1, 2).flatten(2), self.mixed)
 
-    def mean(self, ref: Reference, x: int) -> int:
+    def mean(self, ref: Program, x: int) -> int:
         parts = [ref.linear(x, lambda a, w, b: F.linear(a, w), w, None, -1) for w in self.projections]
         counts = (self.heads[0], self.heads[1], self.heads[1])
         q, k, v = (ref.vjp([p], lambda a, n=n: self._split(a, n), "move") for p, n in zip(parts, counts, strict=True))
         times = self.heads[0] // self.heads[1]
         if times > 1:
             k, v = (ref.vjp([p], lambda a: a.repeat_interleave(times, 1), "move") for p in (k, v))
-        scores = ref.vjp([q, k], lambda a, b: a @ b.transpose(-2, -1) * 0.5**0.5, "product", 0.5)
+        scores = ref.matrix_product([q, k], lambda a, b: a @ b.transpose(-2, -1) * 0.5**0.5)
         masked = ~self.mask
         weights = ref.vjp([scores], lambda s: torch.softmax(s.masked_fill(masked, -1e300), -1).masked_fill(masked, 0.0))
-        out = ref.vjp([weights, v], torch.matmul, "product", 0.5)
+        out = ref.matrix_product([weights, v], torch.matmul, [False, True])
         out = ref.vjp([out], lambda a: a.transpose(1, 2).flatten(2), "move")
         return ref.linear(out, lambda a, w, b: F.linear(a, w), self.mixed, None, -1)
 
@@ -195,7 +204,6 @@ class AttentionForms(Step):
 class MaskedAttention(Attention):
     """Written out, with a mask of minus infinities added to the scores."""
 
-    family = "additive-mask"
     frequency = 1.0
 
     @classmethod

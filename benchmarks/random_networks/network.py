@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import linear_steps, mixing_steps, pointwise_steps, shape_steps  # noqa: F401  (fill KINDS)
-from .reference import Reference
+from .program import Program
 from .steps import KINDS, Shape, Step
 
 BATCH = 2
@@ -93,7 +93,8 @@ class Network(nn.Module):
         self.loose = [i for i in range(total) if i not in read]
         makers = {i: step for step, made in zip(plan.steps, plan.made(), strict=True) for i in made}
         values, self.steps = list(self.xs), nn.ModuleList()
-        with torch.no_grad():
+        with torch.no_grad(), torch.random.fork_rng([]):
+            torch.manual_seed(0)  # dropout draws what it will draw when the network runs
             for planned in plan.steps:
                 x = planned.reads[0]
                 options = planned.options
@@ -106,11 +107,13 @@ class Network(nn.Module):
                     raise ValueError("does not fit")
                 if planned.options.get("form") == "group" and not values[x].is_contiguous():
                     raise ValueError("PyTorch 2.13 crashes in the backward pass of a channels-last-3d group norm")
-                if planned.kind in ("Gate", "ProductOfTwo") and len({*planned.reads}) == 1:
-                    raise ValueError("x times a function of x is an activation: WrittenOut")
                 if planned.kind == "BatchNorm" and _has_two_layouts(values[x]):
                     raise ValueError("PyTorch's own gradient is wrong here")
-                step = KINDS[planned.kind](options, shapes.pop(), planned.seed, plan.training).train(plan.training)
+                if planned.kind == "BatchNorm" and plan.training and _is_constant(values[x]):
+                    raise ValueError("batch norm leaves nothing but rounding")
+                with torch.random.fork_rng([]):
+                    step = KINDS[planned.kind](options, shapes.pop(), planned.seed, plan.training)
+                step.train(plan.training)
                 self.steps.append(step)
                 buffers = [b.clone() for b in step.buffers()]
                 out = step(*(values[i].clone() for i in planned.reads))
@@ -150,7 +153,7 @@ class Network(nn.Module):
         parts = [values[i].flatten(1) if values[i].dim() > 2 else values[i] for i in self.loose]
         return self.head(torch.cat(parts, 1) if len(parts) > 1 else parts[0])
 
-    def written(self, ref: Reference) -> tuple[int, list[list[int]]]:
+    def written(self, ref: Program) -> tuple[int, list[list[int]]]:
         """The number of the logits in the reference, and those of the values that each step made."""
         numbers, made = list(ref.inputs), []
         for k, (planned, step) in enumerate(zip(self.plan.steps, self.steps, strict=True)):
@@ -167,6 +170,11 @@ class Network(nn.Module):
         whole = parts[0] if len(parts) == 1 else ref.vjp(parts, lambda *v: torch.cat(v, 1), "move")
         ref.owner = "head"
         return ref.linear(whole, lambda v, w, b: F.linear(v, w, b), self.head.weight, self.head.bias, -1), made
+
+
+def _is_constant(x: Tensor) -> bool:
+    """Whether a channel has the same number everywhere in the batch."""
+    return bool((x.transpose(0, 1).flatten(1).var(1, unbiased=False) < 1e-12).any())
 
 
 def _has_two_layouts(x: Tensor) -> bool:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .reference import Reference
+from .program import Program
 from .steps import Shape, Step
 
 _RELUS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -35,7 +35,7 @@ class Relu(Step):
     def forward(self, x: Tensor) -> Tensor:
         return self.run(x)
 
-    def mean(self, ref: Reference, x: int) -> int:
+    def mean(self, ref: Program, x: int) -> int:
         return ref.relu(x)
 
 
@@ -77,7 +77,7 @@ class Activation(Step):
     def forward(self, x: Tensor) -> Tensor:
         return _ACTIVATIONS[self.options["form"]](x)
 
-    def mean(self, ref: Reference, x: int) -> int:
+    def mean(self, ref: Program, x: int) -> int:
         form = self.options["form"]
         return ref.activation(x, _ACTIVATIONS[form], gate=form in ("sigmoid", "hardsigmoid"))
 
@@ -89,7 +89,7 @@ class PRelu(Step):
     def forward(self, x: Tensor) -> Tensor:
         return F.prelu(x, self.slope)
 
-    def mean(self, ref: Reference, x: int) -> int:
+    def mean(self, ref: Program, x: int) -> int:
         return ref.activation(x, lambda v: F.prelu(v, self.slope))
 
 
@@ -104,13 +104,19 @@ _WRITTEN: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]
         lambda x: F.gelu(x, approximate="tanh"),
     ),
     "mish": (lambda x: x * torch.tanh(F.softplus(x)), F.mish),
+    "silu quotient": (lambda x: x / (1 + torch.exp(-x)), F.silu),
+    "softplus": (lambda x: torch.log(1 + torch.exp(x)), F.softplus),
+    "square": (lambda x: x * x, torch.square),
+    "ratio": (lambda x: x / x.abs(), torch.sign),
+    "tanh": (lambda x: (torch.exp(2 * x) - 1) / (torch.exp(2 * x) + 1), torch.tanh),
+    "relu": (lambda x: x * torch.relu(x) / (1 + x.abs()), lambda x: x * x.clamp(min=0) / (1 + x.abs())),
 }
 
 
 class WrittenOut(Step):
-    """Activations spelled as products of x with a gate."""
+    """Activations spelled as products and quotients of functions of one value."""
 
-    family = "written-out"
+    frequency = 3.0
 
     @classmethod
     def draw(cls, rng: random.Random, shape: Shape) -> dict[str, Any] | None:
@@ -119,7 +125,7 @@ class WrittenOut(Step):
     def forward(self, x: Tensor) -> Tensor:
         return _WRITTEN[self.options["form"]][0](x)
 
-    def mean(self, ref: Reference, x: int) -> int:
+    def mean(self, ref: Program, x: int) -> int:
         return ref.activation(x, _WRITTEN[self.options["form"]][1])
 
 
@@ -146,7 +152,7 @@ class Sum(Step):
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         return _SUMS[self.options["form"]][0](x, y)
 
-    def mean(self, ref: Reference, x: int, y: int) -> int:
+    def mean(self, ref: Program, x: int, y: int) -> int:
         _, left, right = _SUMS[self.options["form"]]
         return ref.add([(x, left), (y, right)])
 
@@ -161,7 +167,7 @@ class BroadcastSum(Step):
     def forward(self, x: Tensor) -> Tensor:
         return x + x.mean(-1, keepdim=True)
 
-    def mean(self, ref: Reference, x: int) -> int:
+    def mean(self, ref: Program, x: int) -> int:
         m = ref.average(x, lambda v: v.mean(-1, keepdim=True))
         return ref.add([(x, 1.0), (m, 1.0)])
 
@@ -180,7 +186,7 @@ class AddConstant(Step):
             return x + self.added
         return x + 0.7 if form == "number" else 1.3 - x
 
-    def mean(self, ref: Reference, x: int) -> int:
+    def mean(self, ref: Program, x: int) -> int:
         form = self.options["form"]
         if form == "parameter":
             assert self.added is not None
@@ -219,7 +225,7 @@ class Factor(Step):
             return -x
         return x.mul_(1.2) if form == "in place" else self._factor() * x
 
-    def mean(self, ref: Reference, x: int) -> int:
+    def mean(self, ref: Program, x: int) -> int:
         return ref.scale(x, self._factor())
 
 
@@ -244,7 +250,7 @@ class Gate(Step):
             return torch.sigmoid(y) * x
         return x * (torch.sigmoid(y) if form == "sigmoid" else F.hardsigmoid(y))
 
-    def mean(self, ref: Reference, x: int, y: int) -> int:
+    def mean(self, ref: Program, x: int, y: int) -> int:
         form = self.options["form"]
         if form == "squeeze":
             dims = tuple(range(2, len(self.shape) + 1))
@@ -261,8 +267,41 @@ class ProductOfTwo(Step):
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         return x * torch.tanh(y)
 
-    def mean(self, ref: Reference, x: int, y: int) -> int:
+    def mean(self, ref: Program, x: int, y: int) -> int:
         return ref.product(x, ref.activation(y, torch.tanh))
+
+
+class Glu(Step):
+    """A signal and its gate, the halves of one value."""
+
+    @classmethod
+    def draw(cls, rng: random.Random, shape: Shape) -> dict[str, Any] | None:
+        return {"form": rng.choice(["glu", "chunk"])} if shape[0] % 2 == 0 else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.options["form"] == "glu":
+            return F.glu(x, 1)
+        signal, gate = x.chunk(2, 1)
+        return signal * gate.sigmoid()
+
+    def mean(self, ref: Program, x: int) -> int:
+        signal, gate = ref.vjp([x], lambda v: v.chunk(2, 1), "move")
+        if self.options["form"] == "chunk":
+            return ref.product(signal, ref.activation(gate, torch.sigmoid, gate=True))
+        return ref.product(signal, ref.activation(gate, torch.sigmoid, eps=1e-6), [False, True])
+
+
+class Swish(Step):
+    """x * sigmoid(beta x) with a learned number for each channel."""
+
+    def build(self, training: bool) -> None:
+        self.beta = self.parameter(self.shape[0], *(1,) * (len(self.shape) - 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sigmoid(self.beta * x) * x
+
+    def mean(self, ref: Program, x: int) -> int:
+        return ref.activation(x, lambda v: v * torch.sigmoid(self.beta * v))
 
 
 class Quotient(Step):
@@ -271,22 +310,21 @@ class Quotient(Step):
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         return x / (1.0 + y.square())
 
-    def mean(self, ref: Reference, x: int, y: int) -> int:
+    def mean(self, ref: Program, x: int, y: int) -> int:
         return ref.quotient(x, ref.add([(ref.activation(y, torch.square), 1.0)], 1.0))
 
 
 class ProductOfThree(Step):
     """A product of n similar branches: 1/n each."""
 
-    family = "products"
     arity = 2
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         return torch.einsum("bi,bi,bi->bi", x.flatten(1), y.flatten(1), x.flatten(1).tanh()).view_as(x)
 
-    def mean(self, ref: Reference, x: int, y: int) -> int:
+    def mean(self, ref: Program, x: int, y: int) -> int:
         t = ref.activation(x, torch.tanh)
-        return ref.vjp([x, y, t], lambda a, b, c: a * b * c, "product", 1 / 3)
+        return ref.matrix_product([x, y, t], lambda a, b, c: a * b * c)
 
 
 class Dropout(Step):
@@ -295,7 +333,7 @@ class Dropout(Step):
     def forward(self, x: Tensor) -> Tensor:
         return F.dropout(x, 0.4, self.training)
 
-    def mean(self, ref: Reference, x: int) -> int:
+    def mean(self, ref: Program, x: int) -> int:
         if not self.training:
             return x
         return ref.scale(x, F.dropout(torch.ones_like(ref.values[x]), 0.4, True), drawn=True)

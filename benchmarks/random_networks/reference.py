@@ -7,143 +7,28 @@ autograd gives the gradient of a loss on the relevance.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .formulas import LAYERWISE, WEIGHTS_ONLY, RuleSpec, relu_factor, stabilized, through_linear
-
-Function = Callable[..., Tensor]
-
-
-@dataclass
-class Primitive:
-    """One operation: ``function`` of its inputs, and what it means for relevance."""
-
-    kind: str
-    inputs: list[int]
-    outputs: list[int]
-    function: Function | None = None
-    data: dict[str, Any] = field(default_factory=dict)
-    owner: str = ""
-    named: bool = False  # a module of the owner's own name runs it, and not one inside of it
+from .formulas import LAYERWISE, WEIGHTS_ONLY, YIELDING, RuleSpec, relu_factor, stabilized, through_linear
+from .program import Primitive, Program
 
 
-# What may stand between the model's input and its first layer.
-SEEN_THROUGH = ("move", "scale", "drawn", "relu", "activation", "average", "winner", "resampling")
-
-
-class Reference:
-    """Primitives in order and the values between them. Steps write to it through its methods, which return the number of a value.
+class Reference(Program):
+    """Relevance through a program.
 
     Args:
-        detach_bias: whether biases are constants in the denominators of rules.
-        activation_eps: stabilizer of activations under rules other than epsilon; None: the rule's own.
+        inputs: of the network.
+        attention, product, norm: names of the rules of these operations.
     """
 
-    def __init__(self, inputs: Sequence[Tensor], detach_bias: bool = True, activation_eps: float | None = 1e-6) -> None:
-        self.values: list[Tensor] = list(inputs)
-        self.inputs = list(range(len(inputs)))
-        self.nodes: list[Primitive] = []
-        self.gates: set[int] = set()  # weights between 0 and 1, also moved, scaled by a number, with a constant added
-        self.owner, self.named = "", False
+    def __init__(self, inputs: Sequence[Tensor], attention: str, product: str, norm: str) -> None:
+        super().__init__(inputs)
+        self.attention, self.products, self.norms = attention, product, norm
         # Whether a batch norm or ReLU is a layer of its own, and does not merge into the layer ahead.
         self.stands_alone: Callable[[Primitive, Primitive], bool] = lambda node, ahead: False
-        self.detach_bias, self.activation_eps = detach_bias, activation_eps
-
-    def _add(
-        self, kind: str, inputs: Sequence[int], out: Tensor | Sequence[Tensor], function: Any = None, **data: Any
-    ) -> Any:
-        made = [out] if isinstance(out, Tensor) else list(out)
-        places = list(range(len(self.values), len(self.values) + len(made)))
-        self.values += made
-        self.nodes.append(Primitive(kind, list(inputs), places, function, data, self.owner, self.named))
-        return places[0] if isinstance(out, Tensor) else places
-
-    # -- what steps write ----------------------------------------------------------------------------------------------------------
-
-    def linear(self, x: int, function: Function, weight: Tensor, bias: Tensor | None = None, channel: int = 1) -> int:
-        """``function(x, weight, bias)``, linear in x and in the weight; ``channel``: dimension of the output channels."""
-        out = function(self.values[x], weight, bias)
-        return self._add("linear", [x], out, function, weight=weight, bias=bias, channel=channel % out.dim())
-
-    def batch_norm(self, x: int, gamma: Any, beta: Any, mean: Any, var: Any, eps: float, training: bool) -> int:
-        a = self.values[x]
-        shape = (1, -1, *(1,) * (a.dim() - 2))
-        if training:
-            dims = [d for d in range(a.dim()) if d != 1]
-            mean, var = a.mean(dims), a.var(dims, unbiased=False)
-        out = (a - mean.view(shape)) / (var.view(shape) + eps).sqrt()
-        out = out if gamma is None else out * gamma.view(shape)
-        out = out if beta is None else out + beta.view(shape)
-        k = (var.detach() + eps).rsqrt() * (1.0 if gamma is None else gamma)
-        shift = None if beta is None else (beta.detach() if self.detach_bias else beta)
-        c = -k * mean.detach() if shift is None else shift - k * mean.detach()
-        return self._add("batch_norm", [x], out, k=k, c=c)
-
-    def relu(self, x: int) -> int:
-        return self._add("relu", [x], self.values[x].clamp(min=0))
-
-    def activation(self, x: int, function: Function, gate: bool = False) -> int:
-        out: int = self._add("activation", [x], function(self.values[x]), function)
-        self.gates |= {out} if gate else set()
-        return out
-
-    def add(self, terms: Sequence[tuple[int, float]], constant: Tensor | float = 0.0) -> int:
-        out: Any = constant
-        for x, sign in terms:
-            out = out + sign * self.values[x]
-        place: int = self._add("add", [x for x, _ in terms], out, signs=[sign for _, sign in terms])
-        self.gates |= {place} if len(terms) == 1 and terms[0][0] in self.gates else set()
-        return place
-
-    def vjp(self, inputs: Sequence[int], function: Function, kind: str = "vjp", share: float = 1.0, **data: Any) -> Any:
-        """Follows its vector-Jacobian product: data movement ("move"), products of branches (``share`` each), softmax."""
-        out = self._add(kind, inputs, function(*(self.values[i] for i in inputs)), function, share=share, **data)
-        if kind == "move" and len(inputs) == 1 and inputs[0] in self.gates:
-            self.gates |= {out} if isinstance(out, int) else set(out)
-        return out
-
-    def softmax(self, x: int, dim: int) -> int:
-        out: int = self.vjp([x], lambda v: torch.softmax(v, dim))
-        self.gates.add(out)
-        return out
-
-    def product(self, x: int, y: int) -> int:
-        """Of a signal and a gate the signal takes all; the gate is the broadcast one, or what a sigmoid or softmax made. Else half each."""
-        sizes = self.values[x].numel(), self.values[y].numel()
-        if sizes[0] != sizes[1]:
-            return self.gate(x, y) if sizes[0] > sizes[1] else self.gate(y, x)
-        if (x in self.gates) != (y in self.gates):
-            return self.gate(y, x) if x in self.gates else self.gate(x, y)
-        out: int = self.vjp([x, y], torch.mul, "product", 0.5)
-        return out
-
-    def scale(self, x: int, factor: Tensor | float, drawn: bool = False) -> int:
-        out: int = self._add("drawn" if drawn else "scale", [x], self.values[x] * factor, lambda v: v * factor)
-        self.gates |= {out} if x in self.gates and not isinstance(factor, Tensor) else set()
-        return out
-
-    def gate(self, signal: int, gate: int) -> int:
-        return self._add("gate", [signal, gate], self.values[signal] * self.values[gate])
-
-    def quotient(self, x: int, y: int) -> int:
-        return self._add("quotient", [x, y], self.values[x] / self.values[y])
-
-    def average(self, x: int, function: Function) -> int:
-        return self._add("average", [x], function(self.values[x]), function)
-
-    def winner(self, x: int, function: Function) -> int:
-        return self._add("winner", [x], function(self.values[x]), function)
-
-    def norm(self, x: int, function: Function) -> int:
-        """``function(x, statistics)`` with ``statistics`` x itself, or a constant of the relevance pass."""
-        v = self.values[x]
-        return self._add("norm", [x], function(v, v), function)
-
-    # -- relevance -----------------------------------------------------------------------------------------------------------------
 
     def relevance(
         self,
@@ -186,34 +71,33 @@ class Reference:
                 continue
             if whole[0].kind in ("linear", "batch_norm"):
                 chosen = first if first is not None and near.issuperset(whole[0].inputs) else rule
-                gained = g[node.outputs[0]]
-                for k in range(len(whole) - 1, 0, -1):  # values inside the block, from the operations behind them alone
-                    place = whole[k - 1].outputs[0]
-                    if chosen.name not in WEIGHTS_ONLY or whole[k].kind == "relu":
-                        found[place] = self.values[place] * self._through(whole[k:], gained, chosen)
-                to = r if chosen.name in WEIGHTS_ONLY else g
-                give(to, whole[0].inputs[0], self._through(whole, gained, chosen))
+                yields = chosen.name in YIELDING
+                for source in (g, r):
+                    gained = source.get(node.outputs[0])
+                    if gained is None:
+                        continue
+                    for k in range(
+                        len(whole) - 1, 0, -1
+                    ):  # values inside the block, from the operations behind them alone
+                        place, is_relu = whole[k - 1].outputs[0], whole[k].kind == "relu"
+                        if is_relu or chosen.name not in WEIGHTS_ONLY:
+                            part = self._through(whole[k:], gained, chosen, source is r)
+                            is_found = (source is r) if is_relu else yields
+                            give(found, place, part if is_found else self.values[place] * part)
+                    give(r if yields else g, whole[0].inputs[0], self._through(whole, gained, chosen, source is r))
                 continue
             for source in (g, r):
                 arrived = [source.get(p) for p in node.outputs]
                 if any(a is not None for a in arrived):
-                    for place, part in zip(node.inputs, self._simple(node, arrived, rule, source is r), strict=True):
+                    parts, to = self._behind(node, arrived, rule, source is r, near)
+                    for place, part in zip(node.inputs, parts, strict=True):
                         if part is not None:
-                            give(source, place, part)
+                            give(r if to == "r" else g, place, part)
         for place in self.inputs:
             for kind, source in (("g", g), ("r", r)):
                 if place in source:
                     give(found, place, source[place] * self.values[place] if kind == "g" else source[place])
         return found, {place: part for place, part in g.items() if place not in r}
-
-    def near(self) -> set[int]:
-        """The inputs, and what is made of them behind what is seen through at most."""
-        near = set(self.inputs)
-        for node in self.nodes:
-            single_sum = node.kind == "add" and len(node.inputs) == 1
-            if (node.kind in SEEN_THROUGH or single_sum) and near.issuperset(node.inputs):
-                near.update(node.outputs)
-        return near
 
     def end_of_block(self, place: int) -> int:
         """The output of the block that a value is inside of; the value itself if it is in none."""
@@ -253,18 +137,21 @@ class Reference:
             inside |= {id(n) for n in whole[:-1]}
         return blocks, inside
 
-    def _through(self, whole: list[Primitive], g: Tensor, rule: RuleSpec) -> Tensor:
-        """Through a linear layer, a batch norm or both, and the ReLU behind."""
+    def _through(self, whole: list[Primitive], g: Tensor, rule: RuleSpec, is_relevance: bool) -> Tensor:
+        """Through a linear layer, a batch norm or both, and the ReLU behind, which leaves relevance itself unchanged."""
         if whole[0].kind == "relu":
             u = self.values[whole[0].outputs[0]]
-            return g * relu_factor(u, rule)
+            return g if is_relevance else g * relu_factor(u, rule)
+        if is_relevance and whole[-1].kind == "relu":
+            whole = whole[:-1]
         a, out = self.values[whole[0].inputs[0]], self.values[whole[-1].outputs[0]]
         u = out if whole[-1].kind == "relu" else None
         W, b, pattern = self._matrix(whole)
         rows = len(a)
+        marks = self.data(whole[0].inputs[0]) if rule.name in WEIGHTS_ONLY else torch.ones_like(a)
         result = through_linear(
             rule, a.reshape(rows, -1), W, b, pattern, out.reshape(rows, -1), None if u is None else u.reshape(rows, -1),
-            g.reshape(rows, -1),
+            g.reshape(rows, -1), marks.reshape(rows, -1), is_relevance,
         )  # fmt: skip
         return result.view_as(a)
 
@@ -281,8 +168,7 @@ class Reference:
             W = function(units, weight, None).reshape(n, -1)
             pattern = function(units, torch.ones_like(weight), None).reshape(n, -1)
             if bias is not None:
-                bias = bias.detach() if self.detach_bias else bias
-                b = (function(torch.zeros_like(units[:1]), weight.detach(), bias)).reshape(-1)
+                b = function(torch.zeros_like(units[:1]), weight.detach(), bias).reshape(-1)
         else:
             W = pattern = torch.eye(n, dtype=a.dtype)
         norms = [x for x in whole if x.kind == "batch_norm"]
@@ -292,24 +178,59 @@ class Reference:
             b = c if b is None else b * k + c
         return W, b, pattern
 
-    def _simple(self, node: Primitive, arrived: list[Any], rule: RuleSpec, is_relevance: bool) -> list[Tensor | None]:
+    def _behind(
+        self, node: Primitive, arrived: list[Any], rule: RuleSpec, is_relevance: bool, near: set[int]
+    ) -> tuple[Sequence[Tensor | None], str]:
+        """What an operation hands on, and whether that is "g" or "r": relevance itself follows the data, and is R / output elsewhere."""
+        values, kind, passes = (
+            [self.values[i] for i in node.inputs],
+            node.kind,
+            node.kind == "norm" and self.norms == "Pass",
+        )
+        if not is_relevance:
+            if passes:
+                return [arrived[0] * self.values[node.outputs[0]]], "r"
+            return self._simple(node, arrived, rule), "g"
+        if kind in ("scale", "drawn", "relu", "activation") or (kind == "add" and len(values) == 1) or passes:
+            return [_sum_to(arrived[0], values[0].shape)], "r"
+        if kind in ("move", "winner", "resampling"):
+            return self._vjp(node, values, arrived), "r"
+        if kind == "average" and near.issuperset(node.inputs):  # by the weights alone
+            assert node.function is not None
+            data = self.data(node.inputs[0])
+            total = node.function(data)
+            (part,) = self._vjp(node, values, [arrived[0] / torch.where(total == 0, 1.0, total)])
+            return [None if part is None else part * data], "r"
+        multipliers = [
+            None
+            if a is None
+            else torch.where(self.values[p] == 0, 0.0, a / torch.where(self.values[p] == 0, 1.0, self.values[p]))
+            for p, a in zip(node.outputs, arrived, strict=True)
+        ]
+        return self._simple(node, multipliers, rule), "g"
+
+    def _shares(self, node: Primitive) -> Sequence[float]:
+        """Of the operands of a product of branches."""
+        if node.kind == "matmul":
+            count, signals = len(node.inputs), node.data["signals"]
+            if self.attention == "Gradient":
+                return [1.0] * count
+            live = signals if self.attention == "CPLRP" and any(signals) else [True] * count
+            return [float(x) / sum(live) for x in live]
+        gates, alike = node.data["gates"], node.data["alike"]
+        if self.products == "CPLRP" and gates[0] == gates[1]:
+            gates = node.data["activated"]
+        if self.products == "Uniform" or gates[0] == gates[1]:
+            return alike
+        return [0.0 if gate else 1.0 for gate in gates]
+
+    def _simple(self, node: Primitive, arrived: list[Any], rule: RuleSpec) -> list[Tensor | None]:
         values = [self.values[i] for i in node.inputs]
         out, g, kind = self.values[node.outputs[0]], arrived[0], node.kind
-        if is_relevance:  # behind a rule that yields relevance: it follows the data
-            if kind in ("scale", "drawn", "add"):
-                return [_sum_to(g, values[0].shape)]
-            if kind in ("relu", "activation"):
-                return [g]
-            if kind == "average":  # by the weights alone
-                assert node.function is not None
-                arrived = [g / node.function(torch.ones_like(values[0]))]
-            return self._vjp(node, values, arrived)
         if kind == "relu":
             return [g * relu_factor(out, rule)]
         if kind == "activation":
-            own = rule.name == "Epsilon" or self.activation_eps is None
-            eps = max(rule.eps, 1e-9) if own else self.activation_eps
-            assert eps is not None
+            eps = node.data.get("eps") or (rule.eps if rule.name == "Epsilon" else min(rule.eps, 1e-6))
             return [g * out / stabilized(values[0], eps)]
         if kind == "add":
             signs = node.data["signs"]
@@ -322,30 +243,30 @@ class Reference:
                 g = g * out / (terms[0].clamp(min=0) + terms[1].clamp(min=0) + rule.eps)
                 return [_sum_to(g * (t >= 0) * s, v.shape) for t, s, v in zip(terms, signs, values, strict=True)]
             return [_sum_to(g * s, v.shape) for v, s in zip(values, signs, strict=True)]
-        if kind == "gate":
-            return [g * values[1], None]
         if kind == "quotient":
             return [g / values[1], None]
         if kind == "norm":
             x = values[0]
             function = node.function
             assert function is not None
+            if self.norms == "Gradient":
+                alias = (x if x.requires_grad else x.detach().requires_grad_()).view_as(x)
+                (back,) = torch.autograd.grad(function(alias, alias), alias, g, create_graph=True)
+                return [back]
             free = x.detach().requires_grad_()
             (back,) = torch.autograd.grad(function(free, x), free, g, create_graph=True)
             return [back]
         if kind == "average" and rule.name == "ZPlus":
             assert node.function is not None
-            up = bool(node.function(torch.ones_like(values[0])).sum() >= 0)  # else all weights are negative
-            own = values[0] >= 0 if up else values[0] < 0
-            positive = node.function(values[0].clamp(min=0) if up else values[0].clamp(max=0))
+            positive = node.function(values[0].clamp(min=0))
             (back,) = self._vjp(node, values, [g * out / stabilized(positive, rule.eps)])
             assert back is not None
-            return [back * own]
+            return [back * (values[0] >= 0)]
         if kind in ("average", "winner") and rule.name in LAYERWISE and not (kind == "winner" and rule.name == "Norm"):
             arrived = [g * out / stabilized(out, rule.eps)]
         parts = self._vjp(node, values, arrived)
-        share = node.data.get("share", 1.0)
-        return [None if p is None else p * share for p in parts]
+        shares = self._shares(node) if kind in ("product", "matmul") else [1.0] * len(parts)
+        return [None if p is None or not share else p * share for p, share in zip(parts, shares, strict=True)]
 
     def _vjp(self, node: Primitive, values: list[Tensor], arrived: list[Any]) -> list[Tensor | None]:
         assert node.function is not None

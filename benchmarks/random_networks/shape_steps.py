@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .reference import Reference
+from .program import Program
 from .steps import Shape, Step, is_image
 
 # Name -> (whether it fits, what runs with the step as its first argument).
@@ -68,9 +68,12 @@ class Move(Step):
     def forward(self, x: Tensor) -> Tensor:
         return self._run(x)
 
-    def mean(self, ref: Reference, x: int) -> int:
+    def mean(self, ref: Program, x: int) -> int:
         value = ref.values[x]
-        return x if self._run(value) is value else ref.vjp([x], self._run, "move")
+        if self._run(value) is value:
+            return x
+        copy = {"copy": True} if self.options["form"] == "clone" else {}  # the value itself
+        return ref.vjp([x], self._run, "move", **copy)
 
 
 # Constants among what moves: values that may be negative though what is moved is not.
@@ -85,8 +88,6 @@ _FILLS: dict[str, Callable[[Any, Tensor], Tensor]] = {
 class Fill(Step):
     """Data movement with negative constants."""
 
-    family = "negative-constants"
-
     @classmethod
     def draw(cls, rng: random.Random, shape: Shape) -> dict[str, Any] | None:
         return {"form": rng.choice(list(_FILLS))}
@@ -97,14 +98,12 @@ class Fill(Step):
     def forward(self, x: Tensor) -> Tensor:
         return _FILLS[self.options["form"]](self, x)
 
-    def mean(self, ref: Reference, x: int) -> int:
+    def mean(self, ref: Program, x: int) -> int:
         return ref.vjp([x], self.forward, "move")
 
 
 class NegativePool(Step):
     """Average pooling by a negative divisor."""
-
-    family = "negative-constants"
 
     @classmethod
     def draw(cls, rng: random.Random, shape: Shape) -> dict[str, Any] | None:
@@ -113,13 +112,13 @@ class NegativePool(Step):
     def forward(self, x: Tensor) -> Tensor:
         return F.avg_pool2d(x, 2, 1, divisor_override=-3)
 
-    def mean(self, ref: Reference, x: int) -> int:
-        weight = torch.full((1, 1, 2, 2), -1 / 3, dtype=torch.float64)
+    def mean(self, ref: Program, x: int) -> int:
+        weight = torch.full((1, 1, 2, 2), 1 / 3, dtype=torch.float64)
 
-        def pooled(v: Tensor, w: Tensor, b: Any) -> Tensor:
-            return F.conv2d(v, w.expand(v.shape[1], 1, 2, 2), groups=v.shape[1])
+        def pooled(v: Tensor) -> Tensor:
+            return F.conv2d(v, weight.expand(v.shape[1], 1, 2, 2), groups=v.shape[1])
 
-        return ref.average(x, lambda v: pooled(v, weight, None))
+        return ref.scale(ref.average(x, pooled), -1.0)  # an average has weights >= 0; the sign is a factor
 
 
 def _shifted(x: Tensor) -> Tensor:
@@ -146,19 +145,20 @@ _WRITES: dict[str, Callable[[Tensor], Tensor]] = {
 class Write(Step):
     """Values written into tensors that were not recorded; complex numbers in between."""
 
-    family = "writes"
-
     @classmethod
     def draw(cls, rng: random.Random, shape: Shape) -> dict[str, Any] | None:
         return {"form": rng.choice(list(_WRITES))}
 
     def forward(self, x: Tensor) -> Tensor:
-        form = self.options["form"]
-        return _WRITES[form](x.detach() if form == "out" and x.requires_grad and not torch.is_grad_enabled() else x)
+        return _WRITES[self.options["form"]](x)
 
-    def mean(self, ref: Reference, x: int) -> int:
-        moved = _shifted if self.options["form"] == "slice" else torch.clone
-        return ref.vjp([x], moved, "move")
+    def mean(self, ref: Program, x: int) -> int:
+        form = self.options["form"]
+        if form == "new buffer":  # zeros, a constant, plus x
+            return ref.add([(x, 1.0)])
+        if form == "out":
+            return ref.scale(x, 1.0)
+        return ref.vjp([x], _shifted if form == "slice" else torch.clone, "vjp" if form == "fft" else "move")
 
 
 class Split(Step):
@@ -176,7 +176,7 @@ class Split(Step):
             return x.split([1, n - 1], 1)
         return x.chunk(2, 1) if form == "chunk" else x.tensor_split([1], 1)
 
-    def mean(self, ref: Reference, x: int) -> list[int]:
+    def mean(self, ref: Program, x: int) -> list[int]:
         return ref.vjp([x], self.forward, "move")
 
 
@@ -188,7 +188,7 @@ class Fork(Step):
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         return x * 1.0, x.flip(1)
 
-    def mean(self, ref: Reference, x: int) -> list[int]:
+    def mean(self, ref: Program, x: int) -> list[int]:
         return [ref.scale(x, 1.0), ref.vjp([x], lambda v: v.flip(1), "move")]
 
 
@@ -206,7 +206,7 @@ class Cat(Step):
             return torch.cat([x, torch.ones_like(x[:, :1]), y], 1)
         return torch.cat([x, y], 1 if form == "channels" else -1)
 
-    def mean(self, ref: Reference, x: int, y: int) -> int:
+    def mean(self, ref: Program, x: int, y: int) -> int:
         return ref.vjp([x, y], self.forward, "move")
 
 
@@ -239,7 +239,7 @@ class AveragePool(Step):
             return x.mean(dims)
         return x.sum(dims) * 0.5 if form == "sum" else torch.mean(x, -1, keepdim=True)
 
-    def mean(self, ref: Reference, x: int) -> int:
+    def mean(self, ref: Program, x: int) -> int:
         if self.options["form"] == "sum":
             dims = tuple(range(2, len(self.shape) + 1))
             return ref.scale(ref.average(x, lambda v: v.sum(dims)), 0.5)
@@ -265,7 +265,7 @@ class MaxPool(Step):
             return _MAXIMUM[n](x, 3, 2, 1)
         return _MAXIMUM[n](x, 2, 1) if form == "overlapping" else _MAXIMUM[n](x, 2, ceil_mode=True)
 
-    def mean(self, ref: Reference, x: int) -> int:
+    def mean(self, ref: Program, x: int) -> int:
         return ref.winner(x, self.forward)
 
 
@@ -284,7 +284,7 @@ class Maximum(Step):
             return torch.amax(torch.stack([x, y], 1), 1)
         return torch.stack([x, y], 1).max(1).values if form == "max" else getattr(torch, form)(x, y)
 
-    def mean(self, ref: Reference, x: int, y: int) -> int:
+    def mean(self, ref: Program, x: int, y: int) -> int:
         return ref.vjp([x, y], self.forward, "move")
 
 
@@ -300,5 +300,5 @@ class LinearFunction(Step):
         form = self.options["form"]
         return x.cumsum(-1) if form == "cumsum" else F.interpolate(x, scale_factor=2, mode=form)
 
-    def mean(self, ref: Reference, x: int) -> int:
+    def mean(self, ref: Program, x: int) -> int:
         return ref.vjp([x], self.forward, "vjp" if self.options["form"] == "cumsum" else "resampling")

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from .check import Case, failure
+from .case import Case, Rules
+from .check import failure
 from .formulas import RuleSpec
 from .network import Network
 
@@ -37,17 +38,16 @@ def _smaller(case: Case) -> Iterator[Case]:
             )
             yield replace(case, plan=shorter, rules=replace(rules, steps=kept))
     if len(plan.steps) > 1:
-        made_by_last = plan.made()[-1]
-        last = plan.steps[-1]
-        named = tuple((name, spec) for name, spec in rules.steps if name != f"steps.{len(plan.steps) - 1}")
-        shorter = replace(case, plan=replace(plan, steps=plan.steps[:-1]), rules=replace(rules, steps=named))
-        yield shorter if made_by_last and last else case
+        kept = tuple((name, spec) for name, spec in rules.steps if name != f"steps.{len(plan.steps) - 1}")
+        yield replace(case, plan=replace(plan, steps=plan.steps[:-1]), rules=replace(rules, steps=kept))
     if rules.steps:
         yield replace(case, rules=replace(rules, steps=()))
     for n in range(len(rules.steps)):
         yield replace(case, rules=replace(rules, steps=rules.steps[:n] + rules.steps[n + 1 :]))
     if rules.first is not None:
         yield replace(case, rules=replace(rules, first=None))
+    if rules.operations != Rules(rules.default).operations:
+        yield replace(case, rules=replace(rules, operations=Rules(rules.default).operations))
     if rules.default != RuleSpec("Epsilon"):
         yield replace(case, rules=replace(rules, default=RuleSpec("Epsilon")))
     if plan.training:

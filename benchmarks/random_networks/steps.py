@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .reference import Reference
+from .program import Program
 
 Shape = tuple[int, ...]  # without the batch
 KINDS: dict[str, type[Step]] = {}
@@ -25,12 +25,10 @@ class Step(nn.Module):
         arity: how many values it reads; a second one has the first one's shape.
         weight: how often it is drawn.
         wild: values that it makes may be large, so it is followed by a bounded one.
-        family: of kinds that are drawn together; "": always.
     """
 
     arity = 1
     frequency = 1.0
-    family = ""
     options: dict[str, Any]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -54,7 +52,7 @@ class Step(nn.Module):
     def forward(self, *xs: Tensor) -> Any:
         raise NotImplementedError
 
-    def mean(self, ref: Reference, *xs: int) -> Any:
+    def mean(self, ref: Program, *xs: int) -> Any:
         raise NotImplementedError
 
     # -- helpers -------------------------------------------------------------------------------------------------------------------

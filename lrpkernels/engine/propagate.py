@@ -272,7 +272,7 @@ def propagate(node: Node, multipliers: Arrived, rule: Rule) -> Multipliers:
 
 def _yields(node: Node, rule: Rule) -> bool:
     """Whether an operation hands R itself on, by what it is or by a rule of its kind."""
-    return node.yields_relevance or (rule.yields_relevance and node.family in rule.families)
+    return node.yields_relevance or (rule.yields_relevance and node.family in rule.families and not node.is_statistic)
 
 
 def _hand_on(node: Node, parts: Sequence[Tensor | None], contributions: _Contributions) -> None:

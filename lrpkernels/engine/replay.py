@@ -143,6 +143,7 @@ class Trace:
     def __init__(self, recording: Recording) -> None:
         self._calls: list[Call] = []
         self._slots: dict[int, int] = {}
+        self._views: list[tuple[int, int]] = []  # slots of views, with those of what they are views of
         self._watched: list[Any] = []
         self._count = self._nodes = 0
         self._grad = torch.is_grad_enabled()
@@ -216,6 +217,8 @@ class Trace:
             for index in (*call.slots(), *call.results)
             if index is not None
         }
+        for view, base in self._views:  # a call that writes to a view changes its base
+            last[base] = max(last[base], last[view]) if base in last else last[view]
         for index in slots_of(self._output):
             last.pop(index, None)
         drops: dict[int, list[int]] = {}
@@ -233,7 +236,7 @@ class Trace:
             ]
         if recording.liveness is not None:
             self._kept = tuple(value.is_held for node in recording.nodes for value in node.outputs)
-        self._slots, self._watched, self._owners = {}, [], {}
+        self._slots, self._views, self._watched, self._owners = {}, [], [], {}
 
     def _template(self, recording: Recording, output: Any) -> Any:
         """The model's output with slots in place of its tensors."""
@@ -258,6 +261,8 @@ class Trace:
             return self._slots[key]
         index, self._count = self._count, self._count + 1
         self._slots[key] = index
+        if tensor._is_view() and id(tensor._base) in self._slots:
+            self._views.append((index, self._slots[id(tensor._base)]))
 
         def gone(_: Any, slots: dict[int, int] = self._slots) -> None:
             if slots.get(key) == index:
@@ -320,6 +325,8 @@ class Trace:
                 registry.pop(id(tensors[index]), None)
                 tensors[index] = None
         modules.clear()
+        if len(recording.nodes) != self._nodes:  # what is kept, and what merges, is known by the operations' places
+            refuse(recording, "its calls make other operations when they run again")
         recording.find_calls, recording.notes_calls = self._calls_in, self._notes_calls
         return filled(self._output, tensors)
 

@@ -99,7 +99,7 @@ class Scale(Node):
         g = _times(multipliers[0], self.factor, self.output)
         return (reduce_to(g, self.inputs[0].shape, self.output.shape),)
 
-    def propagate_relevance(self, relevances: Arrived, rule: Rule) -> Multipliers:
+    def propagate_relevance(self, relevances: Arrived, rule: Rule) -> Multipliers | None:
         return (reduce_to(relevances[0], self.inputs[0].shape, self.output.shape),)
 
 
@@ -119,7 +119,7 @@ class Normalized(Scale):
 
     kind = "normalization"
     family = "norm"
-    sees_through = False
+    sees_through = is_elementwise = False
     reads_inputs = True
 
     def __init__(self, input: Value, factor: Tensor, function: Callable[[Tensor], Tensor]) -> None:
@@ -128,6 +128,9 @@ class Normalized(Scale):
 
     def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
         return (rule.norm(self, multipliers[0]),)
+
+    def propagate_relevance(self, relevances: Arrived, rule: Rule) -> Multipliers | None:
+        return (relevances[0],) if _passes(rule) else None
 
     def pull(self, g: Tensor) -> Tensor:
         return _times(g, self.factor, self.output)
@@ -165,8 +168,7 @@ class Gate(Node):
         return self._of_signal(rule.norm(self, multipliers[0]))
 
     def propagate_relevance(self, relevances: Arrived, rule: Rule) -> Multipliers | None:
-        passes = self.family == "norm" and rule.yields_relevance and "norm" in rule.families
-        return self._of_signal(relevances[0]) if passes else None
+        return self._of_signal(relevances[0]) if self.family == "norm" and _passes(rule) else None
 
     def pull(self, g: Tensor) -> Tensor:
         """Through a norm: its factor is a constant."""
@@ -204,16 +206,26 @@ class Gate(Node):
         return tuple(reduce_to(part, own.shape, self.output.shape) for part, own in zip(parts, (x, y), strict=True))
 
 
+def _passes(rule: Rule) -> bool:
+    """Whether a rule hands relevance itself on through a norm."""
+    return rule.yields_relevance and "norm" in rule.families
+
+
 def _is_statistic(factor: Value, signal: Value) -> bool:
     """Whether a factor is a reduced and elementwise function of the signal it multiplies: x * rsqrt(mean(x ** 2) + eps)."""
-    value, reduced = factor, False
+    value, made = factor, list[Node]()
     while value is not signal:
         op = value.producer
         if op is None or len(op.inputs) != 1 or op.bounds == (0.0, 1.0) or op.kind not in _STATISTIC:
             return False
-        reduced = reduced or op.kind == "avg_pool"
+        made.append(op)
         value = op.inputs[0]
-    return reduced
+    if not any(op.kind == "avg_pool" for op in made):
+        return False
+    for op in made:  # parts of the norm: a rule of norms that differentiates the factor goes on through them
+        if op.output.consumers <= 1:
+            op.family, op.is_statistic = "norm", True
+    return True
 
 
 _STATISTIC = frozenset({"activation", "avg_pool", "add", "scale", "cast", "reshape", "movement"})
@@ -259,16 +271,26 @@ class GLU(Node):
 class Quotient(Node):
     """t = x / y of two branches: the divisor is a constant of the relevance pass (a normalization), x takes all.
 
-    Two functions of one value are an activation of it, as for products.
+    Two functions of one value are an activation of it, as for products; where y is made of x without weights, it is a norm.
     """
 
     kind = "quotient"
     reads_outputs = False
 
+    def __init__(self, x: Value, y: Value) -> None:
+        super().__init__(x, y)
+        self.family = "norm" if _is_statistic(y, x) else None
+
     def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
+        g = multipliers[0]
+        return (self.pull(g) if self.family is None else rule.norm(self, g)), None
+
+    def propagate_relevance(self, relevances: Arrived, rule: Rule) -> Multipliers | None:
+        return (relevances[0], None) if self.family == "norm" and _passes(rule) else None
+
+    def pull(self, g: Tensor) -> Tensor:
         x, y = self.inputs
-        g = _times(multipliers[0], y.tensor.reciprocal(), self.output)
-        return reduce_to(g, x.shape, self.output.shape), None
+        return reduce_to(_times(g, y.tensor.reciprocal(), self.output), x.shape, self.output.shape)
 
     def gradient(self, multipliers: Arrived, rule: Rule) -> Multipliers:
         x, y = self.inputs

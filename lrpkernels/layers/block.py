@@ -36,6 +36,7 @@ class Block(Node):
         self.module = linear.module
         self._parts: dict[PartOf, Any] = {}  # made for the current rule
         self._ones: Tensor | None = None
+        self._padded = False  # whether the rule has asked where the input holds data, and it holds padding, too
         self._detaches = False  # whether the current rule cuts biases off from gradients
 
     @property
@@ -83,7 +84,10 @@ class Block(Node):
     def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
         self._detaches = rule.detach_bias
         try:
-            return (rule.linear(self, multipliers[0]),)
+            found = rule.linear(self, multipliers[0])
+            if self._padded and rule.yields_relevance:  # what holds no data takes none
+                found = functional.times(found, self.ones())
+            return (found,)
         finally:
             self._parts.clear()
 
@@ -119,6 +123,7 @@ class Block(Node):
     def ones(self) -> Tensor:
         if self._ones is None:  # kept: once the walk has passed, the operations ahead are forgotten
             mark, a = marks(self.input), self.a
+            self._padded = mark is not None
             self._ones = torch.ones_like(a[:1]) if mark is None else mark.to(a.dtype)
         return self._ones
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import functional
-from ..graph import Arrived, Multipliers, Node, Value
+from ..graph import Arrived, Multipliers, Node, Value, marks
 from ..rules import Rule
 from .registry import Recorder, bind, leaves, per_dimension, records
 
@@ -42,7 +42,11 @@ class MaxPool(Node):
         return (self.winner(relevances[0]),)
 
     def marks(self, given: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
-        return [None]
+        mark = given[0]
+        if mark is None:
+            return [None]
+        mark, places = mark.expand(self.input.shape).flatten(2), self.indices.flatten(2).long()
+        return [mark.gather(2, places).view(self.output.shape)]
 
 
 class AveragePool(Node):
@@ -78,11 +82,14 @@ class AveragePool(Node):
         if not self.input.behind_input:
             return None
         # Ahead of the first layer there is relevance where pixels are 0: the weights alone share it out, as data movement would.
-        total = self.apply(torch.ones_like(self.input.form()[:1]))
-        return (self.pull(functional.over_value(relevances[0], total)),)
+        mark = marks(self.input)
+        total = self.apply(torch.ones_like(self.input.form()[:1]) if mark is None else mark)
+        pulled = self.pull(functional.over_value(relevances[0], total))
+        return (pulled if mark is None else functional.times(pulled, mark),)
 
     def marks(self, given: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
-        return [None]
+        mark = given[0]
+        return [mark if mark is None else (self.apply(mark) != 0).to(mark.dtype)]
 
 
 _MAX_POOLS: dict[Any, tuple[int, bool]] = {

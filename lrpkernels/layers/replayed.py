@@ -50,7 +50,8 @@ class Replayed(Node):
 
     @property
     def name(self) -> str:
-        return getattr(self.func, "__name__", str(self.func))
+        name: str = getattr(self.func, "__name__", str(self.func))
+        return self.func.__self__.__name__ if name == "__get__" else name  # of a property, such as x.real
 
     def _inputs(self) -> list[Tensor]:
         tensors = []
