@@ -99,8 +99,8 @@ inline Tensor to_layout(const Tensor& tensor, Layout layout) {
   try {
     return torch::stable::contiguous(tensor, format);
   } catch (const std::exception&) {  // its text names a line of torch
-    fail("lrpkernels: a dense copy of a tensor of shape ", format_sizes(sizes_of(tensor)),
-         " could not be made on ", device_name(tensor));
+    fail("lrpkernels: a dense copy of a tensor of shape ", format_sizes(sizes_of(tensor)), " could not be made on ",
+         device_name(tensor));
   }
 }
 
