@@ -404,7 +404,7 @@ class FromEmbeddings(nn.Module):
 
 
 @pytest.mark.filterwarnings("ignore:lrpkernels has no rule")
-@pytest.mark.parametrize("form", ["eager, left-padded", "fused"])
+@pytest.mark.parametrize("form", ["eager, left-padded", "fused", "fused, left-padded"])
 @pytest.mark.parametrize("name", ["BERT", "GPT-2", "Llama", "Qwen2", "Gemma3"])
 def test_language_models_are_complete(name: str, form: str) -> None:
     pytest.importorskip("transformers")
