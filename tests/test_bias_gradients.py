@@ -2,40 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable
-
 import pytest
 import torch
 import torch.nn.functional as F
+from functions import Wrapped, random
 from torch import Tensor, nn
 
 import lrpkernels as lrp
-from lrpkernels.errors import FallbackWarning
-
-Map = Callable[[Tensor], Tensor]
-
-
-def _random(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
-class Wrapped(nn.Module):
-    """A function as a model."""
-
-    def __init__(self, function: Map) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(x)
-
-
-def _heatmap(function: Map, rule: lrp.Rule | lrp.Composite, x: Tensor, target: int = 1) -> Tensor:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", FallbackWarning)
-        heatmap: Tensor = lrp.LRP(Wrapped(function), rule)(x, target)[1]
-    return heatmap
 
 
 def _parametrised(norm: bool) -> nn.Module:
@@ -78,7 +51,7 @@ BIASED = {
 @pytest.mark.parametrize("norm", [False, True], ids=["plain", "batch norm"])
 @pytest.mark.parametrize("name", BIASED)
 def test_gradients_reach_every_parameter_exactly(name: str, norm: bool) -> None:
-    net, x, weighing = _parametrised(norm), _random(2, 2, 4, 4, seed=26), _random(2, 2, 4, 4, seed=27)
+    net, x, weighing = _parametrised(norm), random(2, 2, 4, 4, seed=26), random(2, 2, 4, 4, seed=27)
     attribution = lrp.LRP(net, BIASED[name])
 
     def loss() -> Tensor:
@@ -101,8 +74,8 @@ def test_gradients_reach_every_parameter_exactly(name: str, norm: bool) -> None:
 @pytest.mark.parametrize("rule", [lrp.ZPlus, lrp.EpsilonLayerwise])
 def test_detached_biases_get_what_flows_through_activations_alone(rule: type[lrp.Rule], detach: bool) -> None:
     """Two dense layers, written out: with ``detach_bias`` the biases in the denominators are constants."""
-    x, weights = _random(4, 6, seed=29).abs(), [_random(5, 6, seed=30), _random(3, 5, seed=31)]
-    biases = [_random(5, seed=32), _random(3, seed=33)]
+    x, weights = random(4, 6, seed=29).abs(), [random(5, 6, seed=30), random(3, 5, seed=31)]
+    biases = [random(5, seed=32), random(3, seed=33)]
     parameters = [p.requires_grad_() for p in (*weights, *biases)]
 
     def net(x: Tensor) -> Tensor:

@@ -3,45 +3,19 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
+from functions import Map, Wrapped, heatmap_of, random
 from torch import Tensor, nn
 
 import lrpkernels as lrp
-from lrpkernels.errors import FallbackWarning
-
-Map = Callable[[Tensor], Tensor]
-
-
-def _random(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
-class Wrapped(nn.Module):
-    """A function as a model."""
-
-    def __init__(self, function: Map) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(x)
-
-
-def _heatmap(function: Map, rule: lrp.Rule | lrp.Composite, x: Tensor, target: int = 1) -> Tensor:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", FallbackWarning)
-        heatmap: Tensor = lrp.LRP(Wrapped(function), rule)(x, target)[1]
-    return heatmap
-
 
 # -- what is known to be non-negative -----------------------------------------------------------------------------------------------
 
-_MASK = _random(2, 3, 4, 4, seed=1) > 0.5
+_MASK = random(2, 3, 4, 4, seed=1) > 0.5
 _INDEX = torch.tensor([1, 2])
 SIGNED: dict[str, Map] = {
     "pad": lambda u: F.pad(u, (1, 1, 1, 1), value=-2.0),
@@ -80,10 +54,10 @@ SIGNED: dict[str, Map] = {
 @pytest.mark.parametrize("name", SIGNED)
 def test_constants_below_zero_are_met_by_the_rule_for_signed_inputs(name: str) -> None:
     """z+ of a convolution: positive contributions of signed inputs come from W+ and W-; its parts by plain autograd."""
-    x, change = _random(2, 3, 4, 4, seed=2), SIGNED[name]
+    x, change = random(2, 3, 4, 4, seed=2), SIGNED[name]
     v = change(x.relu())
     assert float(v.min()) < 0, "the case shows nothing"
-    weight, eps = _random(5, v.shape[1], 2, 2, seed=3), 1e-3
+    weight, eps = random(5, v.shape[1], 2, 2, seed=3), 1e-3
     found: dict[str, Tensor] = {}
 
     class Net(nn.Module):
@@ -121,7 +95,7 @@ def test_a_known_sign_still_saves_half_the_work() -> None:
         "softplus": lambda u: F.softplus(u),
     }
     for name, change in kept.items():
-        with lrp.record(Wrapped(lambda x, change=change: change(x.relu())), _random(2, 3, 4, 4)) as tape:
+        with lrp.record(Wrapped(lambda x, change=change: change(x.relu())), random(2, 3, 4, 4)) as tape:
             assert tape.nodes[-1].output.nonnegative, name
 
 
@@ -132,7 +106,7 @@ def test_even_same_padding_of_the_documented_size() -> None:
     layer = nn.Conv1d(1, 1, 2, padding="same", bias=False).double()
     nn.init.ones_(layer.weight)
     x = torch.tensor([[[1.0, 2.0, 3.0]]], dtype=torch.float64)
-    heatmap = _heatmap(lambda x: layer(x).flatten(1).sum(1, keepdim=True), lrp.Composite(first=lrp.Flat(0.0)), x, 0)
+    heatmap = heatmap_of(lambda x: layer(x).flatten(1).sum(1, keepdim=True), lrp.Composite(first=lrp.Flat(0.0)), x, 0)
     torch.testing.assert_close(heatmap, torch.tensor([[[1.5, 4.0, 5.5]]], dtype=torch.float64))
 
 
@@ -177,12 +151,12 @@ PADDED: dict[str, tuple[int, Map | None, dict[str, object]]] = {
 def test_padding_takes_no_share_of_a_first_layer_rule(name: str, rule: lrp.Rule) -> None:
     dimensions, ahead, options = PADDED[name]
     functions: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
-    x, weight = _random(1, 2, *(4,) * dimensions, seed=11), _random(3, 2, *(2,) * dimensions, seed=12)
+    x, weight = random(1, 2, *(4,) * dimensions, seed=11), random(3, 2, *(2,) * dimensions, seed=12)
 
     def conv(a: Tensor, w: Tensor) -> Tensor:
         return functions[dimensions](a if ahead is None else ahead(a), w, **options)
 
-    heatmap = _heatmap(lambda x: conv(x, weight).flatten(1).sum(1, keepdim=True), lrp.Composite(first=rule), x, 0)
+    heatmap = heatmap_of(lambda x: conv(x, weight).flatten(1).sum(1, keepdim=True), lrp.Composite(first=rule), x, 0)
     torch.testing.assert_close(heatmap, _first_layer(rule, conv, x, weight), rtol=1e-7, atol=1e-9)
 
 
@@ -190,16 +164,16 @@ def test_averages_over_padding_hand_all_on_to_the_pixels() -> None:
     """Two of four are zeros written ahead, or all of them."""
     x, weight = torch.tensor([[[1.0, 2.0, 3.0]]], dtype=torch.float64), torch.ones(1, 1, 2, dtype=torch.float64)
     padded = lambda x: F.avg_pool1d(F.pad(x, (3, 0)), 2)  # nothing, half of 1, the mean of 2 and 3
-    heatmap = _heatmap(lambda x: F.conv1d(padded(x), weight).flatten(1), lrp.Composite(first=lrp.Flat(0.0)), x, 1)
+    heatmap = heatmap_of(lambda x: F.conv1d(padded(x), weight).flatten(1), lrp.Composite(first=lrp.Flat(0.0)), x, 1)
     torch.testing.assert_close(heatmap, torch.tensor([[[1.5, 0.75, 0.75]]], dtype=torch.float64))
-    heatmap = _heatmap(lambda x: F.conv1d(padded(x), weight).flatten(1), lrp.Composite(first=lrp.Flat(0.0)), x, 0)
+    heatmap = heatmap_of(lambda x: F.conv1d(padded(x), weight).flatten(1), lrp.Composite(first=lrp.Flat(0.0)), x, 0)
     torch.testing.assert_close(heatmap, torch.tensor([[[0.5, 0.0, 0.0]]], dtype=torch.float64))
 
 
 @pytest.mark.parametrize("rule", FIRST, ids=lambda rule: type(rule).__name__)
 def test_padding_takes_nothing_where_it_is_asked_for(rule: lrp.Rule) -> None:
     net = nn.Sequential(nn.ConstantPad2d(1, -0.5), nn.Conv2d(2, 3, 3), nn.Flatten(), nn.Linear(48, 3)).double()
-    with lrp.record(net, _random(2, 2, 4, 4, seed=13)) as tape:
+    with lrp.record(net, random(2, 2, 4, 4, seed=13)) as tape:
         maps = tape.relevance(0, lrp.Composite(first=rule), at=["0"])
     torch.testing.assert_close(maps["0"], F.pad(maps["input"], (1, 1, 1, 1)))
 
@@ -208,23 +182,25 @@ def test_padding_takes_nothing_where_it_is_asked_for(rule: lrp.Rule) -> None:
 def test_padding_modes_of_modules_under_a_first_layer_rule(padding: str) -> None:
     for mode in ("zeros", "circular", "reflect", "replicate"):
         layer = nn.Conv2d(1, 2, 2, padding="same" if padding == "same" else 1, padding_mode=mode, bias=False).double()
-        x = _random(1, 1, 4, 4, seed=13)
-        heatmap = _heatmap(
+        x = random(1, 1, 4, 4, seed=13)
+        heatmap = heatmap_of(
             lambda x, layer=layer: layer(x).flatten(1).sum(1, keepdim=True), lrp.Composite(first=lrp.Flat(0.0)), x, 0
         )
         torch.testing.assert_close(heatmap.sum(), layer(x).sum())  # each output sees a pixel, and nothing is lost
 
 
 def test_bounds_per_channel_lie_along_the_channels_of_the_layer() -> None:
-    x, weight, low, high = _random(2, 4, 3, seed=14), _random(5, 3, seed=15), (-1.0, -2.0, -3.0), (4.0, 5.0, 6.0)
+    x, weight, low, high = random(2, 4, 3, seed=14), random(5, 3, seed=15), (-1.0, -2.0, -3.0), (4.0, 5.0, 6.0)
     box = lrp.Composite(first=lrp.ZBox(low, high))
-    dense = _heatmap(lambda x: F.linear(x, weight).flatten(1), box, x, 7)
-    conv = _heatmap(
+    dense = heatmap_of(lambda x: F.linear(x, weight).flatten(1), box, x, 7)
+    conv = heatmap_of(
         lambda x: F.conv1d(x, weight.unsqueeze(2)).transpose(1, 2).flatten(1), box, x.transpose(1, 2).contiguous(), 7
     )
     torch.testing.assert_close(dense, conv.transpose(1, 2))
     with pytest.raises(ValueError, match="low has 4 values, the layer's input has 3 channels"):
-        _heatmap(lambda x: F.linear(x, weight).flatten(1), lrp.Composite(first=lrp.ZBox((-1.0,) * 4, (1.0,) * 4)), x, 7)
+        heatmap_of(
+            lambda x: F.linear(x, weight).flatten(1), lrp.Composite(first=lrp.ZBox((-1.0,) * 4, (1.0,) * 4)), x, 7
+        )
 
 
 # -- attention --------------------------------------------------------------------------------------------------------------------------
@@ -246,8 +222,8 @@ ATTENTIONS = ["grouped", "one head", "broadcast batch", "broadcast heads", "reco
 @pytest.mark.parametrize("kind", ATTENTIONS)
 def test_fused_attention_is_eager_attention(kind: str, rule: lrp.Rule) -> None:
     width = {"grouped": 8, "one head": 4}.get(kind, 16)
-    to_q, to_k, to_v = _random(16, 5, seed=16), _random(width, 5, seed=17), _random(width, 5, seed=18)
-    shared = _random(1, 4, 6, 4, seed=19)
+    to_q, to_k, to_v = random(16, 5, seed=16), random(width, 5, seed=17), random(width, 5, seed=18)
+    shared = random(1, 4, 6, 4, seed=19)
 
     def model(x: Tensor, fused: bool) -> Tensor:
         heads = [F.linear(x, w).unflatten(-1, (-1, 4)).transpose(1, 2) for w in (to_q, to_k, to_v)]
@@ -267,8 +243,8 @@ def test_fused_attention_is_eager_attention(kind: str, rule: lrp.Rule) -> None:
         enable = kind in ("grouped", "one head")
         return F.scaled_dot_product_attention(q, k, v, mask, enable_gqa=enable).transpose(1, 2).flatten(1)
 
-    x = _random(3, 6, 5, seed=20)
-    maps = [_heatmap(lambda x, fused=fused: model(x, fused), rule, x) for fused in (True, False)]
+    x = random(3, 6, 5, seed=20)
+    maps = [heatmap_of(lambda x, fused=fused: model(x, fused), rule, x) for fused in (True, False)]
     torch.testing.assert_close(*maps, rtol=1e-6, atol=1e-9)
 
 
@@ -278,20 +254,20 @@ def test_rows_that_see_nothing_hand_nothing_on(boolean: bool) -> None:
     seen = torch.ones(2, 1, 4, 4, dtype=torch.bool).tril()
     seen[0, :, :, :2] = False  # the first two tokens of the first sequence are padding: rows 0 and 1 are empty
     mask = seen if boolean else torch.zeros(2, 1, 4, 4, dtype=torch.float64).masked_fill(~seen, -torch.inf)
-    to_q, to_k, to_v = (_random(8, 5, seed=seed) for seed in (21, 22, 23))
+    to_q, to_k, to_v = (random(8, 5, seed=seed) for seed in (21, 22, 23))
 
     def model(x: Tensor, mask: Tensor) -> Tensor:
         q, k, v = (F.linear(x, w).unflatten(-1, (2, 4)).transpose(1, 2) for w in (to_q, to_k, to_v))
         return F.scaled_dot_product_attention(q, k, v, mask).sum((1, 2))
 
-    x = _random(2, 4, 5, seed=24).requires_grad_()
+    x = random(2, 4, 5, seed=24).requires_grad_()
     for rule in (lrp.Epsilon(1e-3), lrp.EpsilonLayerwise(1e-3), lrp.ZPlus(1e-3)):
-        heatmap = _heatmap(lambda x: model(x, mask), rule, x)
+        heatmap = heatmap_of(lambda x: model(x, mask), rule, x)
         assert bool(heatmap.isfinite().all()) and not bool(heatmap[0, :2].any()) and bool(heatmap[0, 2:].any())
         (gradient,) = torch.autograd.grad(heatmap.square().sum(), x)
         assert bool(gradient.isfinite().all())
         short = x.detach()[:1, 2:]  # the same sequence without its padding
-        alone = _heatmap(lambda x: model(x, torch.ones(1, 1, 2, 2, dtype=torch.bool).tril()), rule, short)
+        alone = heatmap_of(lambda x: model(x, torch.ones(1, 1, 2, 2, dtype=torch.bool).tril()), rule, short)
         torch.testing.assert_close(heatmap[:1, 2:].detach(), alone)
 
 
@@ -304,12 +280,12 @@ def test_infinite_masks_under_rules_that_share_sums(rule: lrp.Rule) -> None:
     keep = torch.ones(4, 4, dtype=torch.bool).tril()
     added = torch.zeros(4, 4, dtype=torch.float64).masked_fill(~keep, -torch.inf)
     finite = torch.zeros(4, 4, dtype=torch.float64).masked_fill(~keep, -1e30)
-    to_q, to_k, to_v = (_random(4, 5, seed=seed) for seed in (21, 22, 23))
+    to_q, to_k, to_v = (random(4, 5, seed=seed) for seed in (21, 22, 23))
 
     def model(x: Tensor, mask: Tensor) -> Tensor:
         return _eager(*(F.linear(x, w) for w in (to_q, to_k, to_v)), mask).flatten(1)
 
-    x = _random(2, 4, 5, seed=25).requires_grad_()
-    maps = [_heatmap(lambda x, mask=mask: model(x, mask), rule, x, 9) for mask in (added, finite)]
+    x = random(2, 4, 5, seed=25).requires_grad_()
+    maps = [heatmap_of(lambda x, mask=mask: model(x, mask), rule, x, 9) for mask in (added, finite)]
     torch.testing.assert_close(*maps)
     assert bool(torch.autograd.grad(maps[0].square().sum(), x)[0].isfinite().all())

@@ -3,41 +3,14 @@
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from functions import Map, heatmap_of, random
+from torch import Tensor
 
 import lrpkernels as lrp
-from lrpkernels.errors import FallbackWarning
-
-Map = Callable[[Tensor], Tensor]
-
-
-def _random(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
-class Wrapped(nn.Module):
-    """A function as a model."""
-
-    def __init__(self, function: Map) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(x)
-
-
-def _heatmap(function: Map, rule: lrp.Rule | lrp.Composite, x: Tensor, target: int = 1) -> Tensor:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", FallbackWarning)
-        heatmap: Tensor = lrp.LRP(Wrapped(function), rule)(x, target)[1]
-    return heatmap
-
 
 _NEW_GELU = math.sqrt(2 / math.pi)
 WRITTEN: dict[str, tuple[Map, Map]] = {
@@ -75,16 +48,16 @@ RULES = [lrp.Epsilon(1e-2), lrp.ZPlus(1e-2), lrp.EpsilonLayerwise(1e-2), lrp.Gam
 @pytest.mark.parametrize("name", WRITTEN)
 def test_functions_written_out_are_the_functions(name: str, rule: lrp.Rule) -> None:
     written, named = WRITTEN[name]
-    x = torch.cat([torch.tensor([[-2.0, 0.5]], dtype=torch.float64), 3 * _random(6, 2, seed=4)])
-    weight, bias, head = _random(8, 2, seed=5), _random(8, seed=6), _random(3, 8, seed=7)
+    x = torch.cat([torch.tensor([[-2.0, 0.5]], dtype=torch.float64), 3 * random(6, 2, seed=4)])
+    weight, bias, head = random(8, 2, seed=5), random(8, seed=6), random(3, 8, seed=7)
 
     def model(function: Map) -> Map:
         return lambda x: F.linear(function(F.linear(x, weight, bias)), head)
 
     torch.testing.assert_close(written(x), named(x))
-    maps = [_heatmap(model(function), rule, x) for function in (written, named)]
+    maps = [heatmap_of(model(function), rule, x) for function in (written, named)]
     torch.testing.assert_close(*maps, rtol=1e-8, atol=1e-12)
-    alone = [_heatmap(lambda x, f=function: f(x), rule, x) for function in (written, named)]
+    alone = [heatmap_of(lambda x, f=function: f(x), rule, x) for function in (written, named)]
     torch.testing.assert_close(*alone, rtol=1e-8, atol=1e-12)
 
 
@@ -98,10 +71,10 @@ def test_the_value_itself_may_be_gone_by_the_time_of_the_product() -> None:
         x = torch.tanh(x)
         return half * x
 
-    x = _random(3, 4, seed=8)
+    x = random(3, 4, seed=8)
     for grad in (torch.no_grad, torch.enable_grad):
         with grad():
-            heatmap = _heatmap(shifted, lrp.Epsilon(1e-9), x)
+            heatmap = heatmap_of(shifted, lrp.Epsilon(1e-9), x)
         torch.testing.assert_close(heatmap.sum(1), (0.5 * x * torch.tanh(x + 1))[:, 1], rtol=1e-6, atol=1e-8)
 
 
@@ -121,16 +94,16 @@ def test_the_value_itself_may_be_gone_by_the_time_of_the_product() -> None:
     ],
 )  # fmt: skip
 def test_a_gate_written_out_is_a_gate(gate: Map) -> None:
-    x, signal, weigh = _random(4, 6, seed=8), _random(6, 6, seed=9), _random(6, 6, seed=10)
-    heatmap = _heatmap(lambda x: F.linear(x, signal) * gate(F.linear(x, weigh)), lrp.Epsilon(0.0), x)
+    x, signal, weigh = random(4, 6, seed=8), random(6, 6, seed=9), random(6, 6, seed=10)
+    heatmap = heatmap_of(lambda x: F.linear(x, signal) * gate(F.linear(x, weigh)), lrp.Epsilon(0.0), x)
     factor = gate(F.linear(x, weigh))[:, 1:2]
     torch.testing.assert_close(heatmap, x * signal[1] * factor)
 
 
 def test_two_values_are_no_function_of_one() -> None:
     """Products of two branches keep their shares, also where one has been an activation of the other's input."""
-    x, first, second = _random(4, 6, seed=8), _random(6, 6, seed=9), _random(6, 6, seed=10)
-    heatmap = _heatmap(lambda x: torch.tanh(F.linear(x, first)) * F.linear(x, second), lrp.Epsilon(1e-9), x)
+    x, first, second = random(4, 6, seed=8), random(6, 6, seed=9), random(6, 6, seed=10)
+    heatmap = heatmap_of(lambda x: torch.tanh(F.linear(x, first)) * F.linear(x, second), lrp.Epsilon(1e-9), x)
     a, b = torch.tanh(F.linear(x, first)), F.linear(x, second)
     r = (a * b)[:, 1:2]
     expected = 0.5 * x * (first[1] * r / F.linear(x, first)[:, 1:2] + second[1] * r / b[:, 1:2])
@@ -139,21 +112,21 @@ def test_two_values_are_no_function_of_one() -> None:
 
 def test_a_norm_is_no_function_of_one_element() -> None:
     """So a value times its norm is a product of two, to which no stabilizer of activations belongs."""
-    x = _random(4, 6, seed=11)
-    heatmap = _heatmap(lambda x: F.normalize(x) * x, lrp.Epsilon(0.5), x)
+    x = random(4, 6, seed=11)
+    heatmap = heatmap_of(lambda x: F.normalize(x) * x, lrp.Epsilon(0.5), x)
     expected = torch.zeros_like(x)
     expected[:, 1] = (F.normalize(x) * x)[:, 1]
     torch.testing.assert_close(heatmap, expected)
 
 
 def test_a_constant_added_to_a_layer_is_still_a_bias() -> None:
-    x, weight = _random(4, 6, seed=8), _random(6, 6, seed=9)
+    x, weight = random(4, 6, seed=8), random(6, 6, seed=9)
     bias = torch.full((6,), 0.3, dtype=torch.float64)
     ways: list[Map] = [
         lambda x: torch.tanh(F.linear(x, weight) + 0.3),
         lambda x: torch.tanh(F.linear(x, weight, bias)),
     ]
-    maps = [_heatmap(way, lrp.EpsilonLayerwise(1e-9), x) for way in ways]
+    maps = [heatmap_of(way, lrp.EpsilonLayerwise(1e-9), x) for way in ways]
     torch.testing.assert_close(*maps, rtol=1e-6, atol=1e-8)
 
 
@@ -166,5 +139,5 @@ def test_activations_follow_a_small_eps(rule: lrp.Rule) -> None:
     x = torch.tensor([[1e-6, -1e-6, 1e-9]], dtype=torch.float64)
     for function in (torch.tanh, F.silu, F.gelu):
         for k in range(3):
-            heatmap = _heatmap(function, rule, x, k)
+            heatmap = heatmap_of(function, rule, x, k)
             torch.testing.assert_close(heatmap.sum(1), function(x)[:, k], rtol=1e-5, atol=0.0)
