@@ -5,6 +5,7 @@ Each test runs on the CPU, too, where its logic is tried; ``pytest -m gpu`` runs
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -23,7 +24,6 @@ from lrpkernels.functional.tuner import FusedKernelWarning, Tuner
 from lrpkernels.testing import CPU_OPS, OPS, accuracies, samples
 
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU")
-DEVICES = ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, NO_GPU])]
 X = torch.rand(2, 3, 12, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
 RULES: dict[str, Any] = {
     "epsilon, z^B": lrp.Epsilon(1e-2, first=lrp.ZBox(0, 1)),
@@ -35,7 +35,34 @@ RULES: dict[str, Any] = {
 # Relative to the largest value of a float64 result; a float32 network may differ where rounding reaches a kink of a rule.
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 2e-3}
 
-pytestmark = pytest.mark.parametrize("device", DEVICES)
+HALF = (torch.bfloat16, torch.float16)
+# What some tests run over, and which of it the CPU has kernels for.
+CASES: dict[str, tuple[dict[str, list[Any]], Callable[..., bool]]] = {
+    "test_ops_against_float64": (
+        {"op": list(OPS), "dtype": [torch.float64, torch.float32, *HALF]},
+        lambda op, dtype: op in CPU_OPS and dtype != torch.float16,
+    ),
+    "test_heatmaps_and_gradients": (
+        {"name": list(NETWORKS), "rule": list(RULES), "mode": ["vendor", "fused"]},
+        lambda mode, **_: mode == "vendor",
+    ),
+    "test_half_precision": (
+        {"name": list(NETWORKS), "rule": ["epsilon", "epsilon, z^B"], "mode": ["vendor", "fused"], "dtype": [*HALF]},
+        lambda mode, dtype, **_: mode == "vendor" and dtype == torch.bfloat16,
+    ),
+}
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Every test runs on a GPU and, but for kernels that exist there alone, on the CPU."""
+    axes, on_cpu = CASES.get(metafunc.function.__name__, ({}, lambda: True))
+    cases = []
+    for values in itertools.product(*axes.values()):
+        name = "-".join(map(str, values))
+        if on_cpu(**dict(zip(axes, values, strict=True))):
+            cases.append(pytest.param("cpu", *values, id=f"{name}-cpu"))
+        cases.append(pytest.param("cuda", *values, marks=[pytest.mark.gpu, NO_GPU], id=f"{name}-cuda"))
+    metafunc.parametrize(["device", *axes], cases)
 
 
 @pytest.fixture(autouse=True)
@@ -66,11 +93,7 @@ def _close(ours: list[Tensor], expected: list[Tensor], tolerance: float) -> None
     assert max(errors) <= tolerance, errors
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("op", OPS)
 def test_ops_against_float64(device: str, op: str, dtype: torch.dtype) -> None:
-    if device == "cpu" and (op not in CPU_OPS or dtype == torch.float16):
-        pytest.skip("no such kernel on the CPU")
     for sample in samples(op, dtype):
         given = (a.to(device) if isinstance(a, Tensor) else a for a in sample.arguments)
         results = getattr(torch.ops.lrpkernels, op)(*given)
@@ -78,16 +101,11 @@ def test_ops_against_float64(device: str, op: str, dtype: torch.dtype) -> None:
             assert accuracy.ratio <= 1, sample.label
 
 
-@pytest.mark.parametrize("mode", ["vendor", "fused"])
-@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
-@pytest.mark.parametrize("name", NETWORKS)
-def test_heatmaps_and_gradients(device: str, name: str, rule: Any, mode: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    if device == "cpu" and mode == "fused":
-        pytest.skip("no such kernel on the CPU")
-    expected = _explained(name, rule, "cpu", torch.float64)
+def test_heatmaps_and_gradients(device: str, name: str, rule: str, mode: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = _explained(name, RULES[rule], "cpu", torch.float64)
     monkeypatch.setattr(tuner, "current", Tuner(mode))
     for dtype, tolerance in TOLERANCES.items():
-        _close([a.double() for a in _explained(name, rule, device, dtype)], expected, tolerance)
+        _close([a.double() for a in _explained(name, RULES[rule], device, dtype)], expected, tolerance)
 
 
 @pytest.mark.parametrize("target", [None, [0, 2], "all", torch.tensor([0, 1])], ids=str)
@@ -97,18 +115,13 @@ def test_targets(device: str, target: Any) -> None:
     _close(ours, expected, 1e-9)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("mode", ["vendor", "fused"])
-@pytest.mark.parametrize("rule", [lrp.Epsilon(1e-2), RULES["epsilon, z^B"]], ids=["epsilon", "epsilon, z^B"])
-@pytest.mark.parametrize("name", NETWORKS)
 def test_half_precision(
-    device: str, name: str, rule: Any, mode: Any, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    device: str, name: str, rule: str, mode: Any, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if device == "cpu" and (mode == "fused" or dtype == torch.float16):
-        pytest.skip("no such kernel on the CPU")
-    exact = _explained(name, rule, "cpu", torch.float64)[1]
+    chosen = lrp.Epsilon(1e-2) if rule == "epsilon" else RULES[rule]
+    exact = _explained(name, chosen, "cpu", torch.float64)[1]
     monkeypatch.setattr(tuner, "current", Tuner(mode))
-    _, heatmap, gradients = _explained(name, rule, device, dtype)
+    _, heatmap, gradients = _explained(name, chosen, device, dtype)
     assert bool(torch.isfinite(gradients).all())
     error = float((heatmap.double() - exact).abs().mean() / exact.abs().mean())
     assert error < 0.3, error
