@@ -9,7 +9,7 @@ export LRPKERNELS_CUDA ?= 0
 SOURCES := $(shell find csrc -type f) setup.py lrpkernels/_build_config.py
 CPP_FILES := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help build demo test test-slow lint format kernels kernel-times linked peers ratios clean
+.PHONY: help build demo test test-slow lint format kernels kernel-times linked peers random-networks ratios clean
 
 help:
 	@echo "make build    environment in $(VENV) and the package in it, editable; tests, linters and peers come with the targets that need them"
@@ -20,6 +20,7 @@ help:
 	@echo "make format   what make lint can mend"
 	@echo "make peers    zennit, captum, lxt and autoLRP, which benchmarks compare with, without their dependencies"
 	@echo "make kernel-times  every op beside eager PyTorch on shapes of real layers, pytest-benchmark"
+	@echo "make random-networks  2000 random networks against their reference"
 	@echo "make ratios   cost of an ISNet step and of heatmaps beside the accepted figures"
 	@echo "make kernels  every CUDA kernel through nvcc for every architecture; no spills, no warnings"
 
@@ -88,6 +89,10 @@ ratios: build
 	$(BIN)/python -m benchmarks.step --repeats 7 --json build/step.json
 	$(BIN)/python -m benchmarks.heatmap --networks resnet18 --composites epsilon EpsilonPlus --static --repeats 7 --json build/heatmap.json
 	$(BIN)/python -m benchmarks.compare build/step.json build/heatmap.json
+
+# Nightly; `make test` runs 100 of them. Prints the smallest network of every failure.
+random-networks: build $(BIN)/.test
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.random_networks --count 2000
 
 # Speed is reported, never asserted; a wrong result is.
 kernel-times: build $(BIN)/.test

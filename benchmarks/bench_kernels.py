@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.kernel_inputs import LAYERS, arguments_of, eager
-from lrpkernels.testing import CPU_OPS, OPS, SUM_MARGIN, SUMMING_OPS, error_ratio, reference
+from lrpkernels.testing import CPU_OPS, OPS, accuracies
 
 
 def _synchronised(run: Callable[[], object], device: str) -> Callable[[], object]:
@@ -30,14 +30,6 @@ def _synchronised(run: Callable[[], object], device: str) -> Callable[[], object
         torch.cuda.synchronize()
 
     return synchronised
-
-
-def _error(op: str, arguments: tuple[Any, ...], results: Any, dtype: torch.dtype) -> float:
-    """The largest error, relative to what the dtype allows; at most 1 if the op is right."""
-    exact, plain = reference(op, arguments), reference(op, arguments, dtype)
-    results = results if isinstance(results, tuple) else (results,)
-    margin = SUM_MARGIN if op in SUMMING_OPS else 1.0
-    return max(error_ratio(r.cpu(), p, e) / margin for r, p, e in zip(results, plain, exact, strict=True))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -54,7 +46,7 @@ def test_kernel(op: str, by: str, layer: str, kernel_options: tuple[str, str], b
     arguments = arguments_of(op, layer, dtype)
     there = tuple(a.to(device) if isinstance(a, Tensor) else a for a in arguments)
     kernel = getattr(torch.ops.lrpkernels, op)
-    assert _error(op, arguments, kernel(*there), dtype) <= 1
+    assert max(found.ratio for found in accuracies(op, arguments, kernel(*there))) <= 1
     benchmark.group = f"{op}, {layer}"
     benchmark.extra_info.update(op=op, by=by, layer=layer, dtype=name, device=device)
     benchmark(_synchronised((lambda: kernel(*there)) if by == "lrpkernels" else eager(op, there), device))

@@ -63,19 +63,19 @@ _FORMULAS: dict[str, Callable[..., Any]] = {
 }
 
 
-def arguments_of(op: str, layer: str, dtype: torch.dtype) -> tuple[Any, ...]:
+def arguments_of(op: str, layer: str | Layer, dtype: torch.dtype) -> tuple[Any, ...]:
     """Arguments in schema order, on the CPU.
 
     Args:
         op: a name in ``torch.ops.lrpkernels``.
-        layer: a name in :data:`LAYERS`.
+        layer: a name in :data:`LAYERS`, or sizes of your own.
         dtype: of storage.
 
     Raises:
         ValueError: an op that has no inputs here.
     """
     generator = torch.Generator().manual_seed(0)
-    batch, channels, side = LAYERS[layer]
+    batch, channels, side = LAYERS[layer] if isinstance(layer, str) else layer
     planes, half = (batch, channels, side, side), (batch, channels, side // 2, side // 2)
 
     def normal(*shape: int) -> Tensor:

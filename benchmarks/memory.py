@@ -85,7 +85,9 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
                 base = None
                 for kind in kinds:
                     shape = (options.batch, options.size, options.classes, options.device)
-                    peak = pool.apply(_measure, ((kind, network, *shape),))  # `map` divides by the workers alive, 0 between two
+                    peak = pool.apply(
+                        _measure, ((kind, network, *shape),)
+                    )  # `map` divides by the workers alive, 0 between two
                     base = base or peak
                     rows.append({"network": network, "what": kind, "bytes": peak, "ratio": peak / base})
                     print(f"{network:<12} {kind:<24} {peak / 2**20:8.1f} {peak / base:7.2f}", flush=True)

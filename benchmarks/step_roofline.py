@@ -8,8 +8,8 @@ products, and the bytes of each operation's inputs and outputs, each moved once.
 bytes / bandwidth; a step takes the sum. Left out are launches, caches, a second pass over the data where a kernel needs one, and how
 far a kernel stays below the peak. "Elementwise" is everything without multiply-adds: activations, batch norm, pooling, sums, loss.
 
-Steps: plain; ISNet Selective with the vendor's convolutions and with the fused ones (the tuner picks per shape on a GPU);
-plain autograd LRP (benchmarks/gradient_trick.py), which has no z^B rule at the input.
+Steps: plain; ISNet Selective with the vendor's convolutions and with the fused ones; plain autograd LRP (benchmarks/gradient_trick.py),
+which has no z^B rule at the input.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def _step(step: str, model: torch.nn.Module, x: Tensor, labels: Tensor, masks: T
         return gradient_trick_step(model, x, labels, masks, criterion)
     if step == "plain":
         return lambda: F.cross_entropy(model(x), labels).backward()
-    net = isnet.ISNet(model, "selective")
+    net = isnet.ISNet(model, "selective", check=False)
     net._range_is_checked = True  # only the first batch is checked, and there are no pixels here
     return lambda: criterion(net(x), labels, masks).total.backward()
 

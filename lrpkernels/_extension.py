@@ -73,5 +73,9 @@ class _Ops:
         """Whether this tensor's device has kernels that replace PyTorch's own (CUDA, or its emulation)."""
         return self.fused_device is not None and tensor.device.type == self.fused_device
 
+    def lack(self, tensor: torch.Tensor) -> bool:
+        """Whether there are no kernels for this tensor's dtype on its device: float16 on the CPU."""
+        return tensor.dtype is torch.float16 and tensor.device.type == "cpu" and not self.are_fused_for(tensor)
+
 
 ops = _Ops(Backend("lrpkernels", "cuda" if has_cuda_kernels() else None))

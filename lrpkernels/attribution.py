@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .engine.replay import StaticCalls
 from .engine.target import Target
+from .engine.verified import Check
 from .errors import NonFiniteError
 from .functional import is_capturing
 from .rules import Composite, Rule, as_composite
@@ -25,6 +26,8 @@ class LRP:
         checkpoint: when gradients are on, save less for backward and recompute it there; the numbers are the same.
         static: the model makes the same PyTorch calls whenever the form of its input and its mode are the same: its Python code runs
             once, later passes run these calls alone (:class:`StaticCalls`), which saves most of the overhead on small layers.
+        check: True: the model is verified at its first use with each form of input (:func:`lrpkernels.verify`), about one more forward and
+            two backward passes on two images; "always": at every use; False: never.
 
     Example:
         >>> attribution = lrp.LRP(model, composite=lrp.Epsilon(1e-2, first=lrp.ZBox(0, 1)))
@@ -40,17 +43,19 @@ class LRP:
         *,
         checkpoint: bool = False,
         static: bool = False,
+        check: Check = True,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
         self.model = model
         self.composite = as_composite(composite)
         self.checkpoint = checkpoint
+        self.check = check
         self._calls = StaticCalls() if static else None
 
     def __call__(
         self,
-        x: Tensor | tuple[Tensor, ...],
+        x: Tensor | tuple[Tensor, ...] | Mapping[str, Tensor],
         target: Target = None,
         *,
         output: Callable[[Any], Tensor] | None = None,
@@ -60,24 +65,33 @@ class LRP:
         """Logits and heatmap of a batch.
 
         Args:
-            x: what the model takes, usually one float tensor (B, C, H, W); a tuple if it takes several.
-            target: what is explained, per image: a class index for all images; a LongTensor [B]; a list of T of these (the heatmap
-                gains a dimension, [B, T, ...]; the forward pass is shared); "all" classes; a callable from the logits to one
-                scalar per image; None: the highest logit. Of a dense output [B, K, H, W] an index means channel K summed over
-                positions; a regression output [B] needs no target.
+            x: what the model takes, usually one float tensor (B, C, H, W); a tuple if it takes several, a dict for keyword inputs
+                ({"inputs_embeds": e}); token ids are explained through the embeddings that they look up.
+            target: what is explained, per image: a class index for all images; a LongTensor [B]; "all" classes; a callable from the
+                logits to one scalar per image; a list of T targets (the heatmap gains a dimension, [B, T, ...]; the forward pass is
+                shared), where a tuple names one entry of the output: [(-1, 7)] is token 7 at the last position; None: the highest
+                logit. Of a dense output [B, K, H, W] an index means channel K summed over positions; a regression output [B] needs
+                no target.
             output: picks the logits out of the model's output, if that is not a tensor.
             memory_budget: rough limit in bytes for the targets of one pass; the others follow in turn. None: all at once.
             kwargs: passed on to the model.
 
         Returns:
-            The model's output, and R at its input (a tuple for several), its shape and dtype, in units of the explained score. Both are
-            differentiable (the heatmap once) when gradients are on; use ``torch.no_grad()`` for pictures only.
+            The model's output, and R at its input (a tuple for several, a dict for keyword inputs; R per token of token ids), its shape
+            and dtype, in units of the explained score. Both are differentiable (the heatmap once) when gradients are on; use
+            ``torch.no_grad()`` for pictures only.
 
         Raises:
             TypeError, ValueError: an input or target that does not fit.
-            lrpkernels.errors.RelevanceError: a model that cannot be explained as asked.
+            lrpkernels.errors.RelevanceError: a model that cannot be explained as asked, or whose heatmap would be wrong
+                (VerificationError).
         """
-        options: dict[str, Any] = {"checkpoint": self.checkpoint, "static": self._calls}
+        options: dict[str, Any] = {
+            "checkpoint": self.checkpoint,
+            "static": self._calls,
+            "at": None,
+            "check": self.check,
+        }
         with record(self.model, x, composite=self.composite, **options, **kwargs) as tape:
             heatmap = tape.relevance(target, self.composite, output=output, memory_budget=memory_budget, release=True)
             if not _is_finite(heatmap):
@@ -94,7 +108,7 @@ class LRP:
             x: what the model takes.
         """
         rows = [("module", "operation", "rule", "output")]
-        with torch.no_grad(), record(self.model, x) as tape:
+        with torch.no_grad(), record(self.model, x, check=self.check) as tape:
             for node, rule in tape.plan(self.composite):
                 shape = str(tuple(node.output.shape))
                 rows.append((tape.module_path(node.module or self.model), node.label(), repr(rule), shape))
@@ -103,7 +117,9 @@ class LRP:
 
 
 def _is_finite(heatmap: Any) -> bool:
-    maps = heatmap if isinstance(heatmap, tuple) else (heatmap,)
+    maps = (
+        heatmap if isinstance(heatmap, tuple) else tuple(heatmap.values()) if isinstance(heatmap, dict) else (heatmap,)
+    )
     if any(is_capturing(m.device) for m in maps):
         return True  # no value can be read while a graph is captured
     return all(bool(torch.isfinite(m.detach().sum())) or bool(torch.isfinite(m.detach()).all()) for m in maps)
@@ -117,7 +133,7 @@ def _explain_non_finite(model: nn.Module, x: Any, kwargs: dict[str, Any]) -> Non
     """
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:
-        with torch.no_grad(), record(model, x, **kwargs) as tape:
+        with torch.no_grad(), record(model, x, check=False, **kwargs) as tape:
             _check_finite(tape)
     finally:
         with torch.no_grad():

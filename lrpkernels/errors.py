@@ -12,7 +12,7 @@ class UnsupportedOperationError(RelevanceError):
 
 
 class InPlaceError(RelevanceError):
-    """The model changes part of a recorded tensor in place, so the forward value is lost to the relevance pass."""
+    """The model changes a recorded tensor in place in a way that cannot be carried out on a copy (it changes its size)."""
 
 
 class UnusedInputError(RelevanceError):
@@ -21,6 +21,10 @@ class UnusedInputError(RelevanceError):
 
 class NonFiniteError(RelevanceError):
     """An activation or the explained score is NaN or infinite."""
+
+
+class VerificationError(RelevanceError):
+    """A recording is not what the model does (:func:`lrpkernels.verify`): its heatmaps would be wrong."""
 
 
 class FallbackWarning(UserWarning):

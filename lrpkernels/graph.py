@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,6 +15,7 @@ from .rules import Rule
 
 Multipliers = tuple["Tensor | None", ...]
 Arrived = Sequence[Any]  # one multiplier per output, None where nothing arrived
+EVERYTHING = (-math.inf, math.inf)
 
 
 class Value:
@@ -23,18 +25,24 @@ class Value:
         shape, dtype: of the tensor.
         consumers: how many recorded operations read it.
         nonnegative: known from the operations that made it to hold no negative number (lets z+ take its one-convolution path).
-        behind_input: the model's input, or what data movement and scaling by constants alone make of it.
+        behind_input: the model's input, or what operations that are seen through (``Node.sees_through``) make of it.
+        unlayered: no layer with weights stands between the model's input and it.
         history: the autograd node that made it; forgotten when recording ends.
         recipe: recomputes the tensor, where that is cheap and ``checkpoint`` is on.
     """
 
     __slots__ = (
         "_device", "_holders", "_strides", "_strong", "_weak", "behind_input", "consumers", "dtype", "history", "is_input",
-        "nonnegative", "producer", "recipe", "shape",
+        "nonnegative", "producer", "recipe", "shape", "unlayered",
     )  # fmt: skip
 
     def __init__(
-        self, tensor: Tensor, producer: Node | None, nonnegative: bool = False, behind_input: bool = False
+        self,
+        tensor: Tensor,
+        producer: Node | None,
+        nonnegative: bool = False,
+        behind_input: bool = False,
+        unlayered: bool = False,
     ) -> None:
         self._strong: Tensor | None = tensor
         self._weak: weakref.ref[Tensor] | None = None
@@ -45,6 +53,7 @@ class Value:
         self.is_input = producer is None
         self.nonnegative = nonnegative
         self.behind_input = behind_input
+        self.unlayered = unlayered
         self.consumers = 0
         self.history: Any = tensor.grad_fn
         self.recipe: Callable[[], Tensor] | None = None
@@ -117,17 +126,29 @@ class Node:
     Attributes:
         kind: name of the operation in tables.
         is_linear: a convolution, dense layer or batch norm, which becomes part of a block.
-        moves_only: data movement, or scaling by constants: a first layer behind it still reads the model's input.
-        is_gate: its output is a weight between 0 and 1; a product treats it as the gate, not as the signal.
+        sees_through: data movement, scaling by constants, interpolation, averages, elementwise functions: a layer behind it still reads
+            the model's input, so that a composite's ``first`` is meant for it.
+        bounds: between which numbers its outputs lie, whatever goes in.
+        line: (c, d) of an output c x + d with numbers c and d.
+        is_elementwise: where its operands have the output's shape, an element of the output depends on theirs in the same place alone.
+        source: what its output is an elementwise function of, once known (see ``lrpkernels.layers.elementwise``).
+        yields_relevance: :meth:`propagate` returns R at the inputs instead of G.
         reads_inputs, reads_outputs: whether the relevance pass reads these tensors: always, never, or if the rule's ``reads`` has one of
             the names.
+        is_statistic: it is a part of a norm that is written out, namely of the factor.
+        family: "attention", "product" or "norm": a composite's option of that name chooses its rule; None: a layer's rule.
         module_type: the module that does the same, for composites that select by type.
     """
 
     kind = "op"
-    is_linear = False
-    moves_only = False
-    is_gate = False
+    family: str | None = None
+    is_linear = is_statistic = False
+    sees_through = False
+    bounds = EVERYTHING
+    line: tuple[float, float] | None = None
+    is_elementwise = False
+    source: tuple[Value | None] | None = None
+    yields_relevance = False
     reads_inputs: bool | frozenset[str] = True
     reads_outputs: bool | frozenset[str] = True
     module_type: type[nn.Module] | None = None
@@ -144,6 +165,11 @@ class Node:
     @property
     def output(self) -> Value:
         return self.outputs[0]
+
+    @property
+    def operands(self) -> tuple[Value, ...]:
+        """The values that the operation itself read; relevance may go past them, to others among the inputs."""
+        return self.inputs
 
     @property
     def a(self) -> Tensor:
@@ -171,18 +197,39 @@ class Node:
         """
         raise UnsupportedOperationError(f"{self.label()}: this operation has no rule; use another one in the model")
 
-    def propagate_relevance(self, relevances: Arrived) -> Multipliers:
-        """Relevance R itself at the inputs, for operations ahead of a first-layer rule.
+    def gradient(self, multipliers: Arrived, rule: Rule) -> Multipliers:
+        """The exact vector-Jacobian product (:class:`lrpkernels.Gradient`); here for operations that hand on no other one."""
+        return self.propagate(multipliers, rule)
 
-        Raises:
-            UnsupportedOperationError: R cannot follow the data through this operation.
+    def through(self, multipliers: Arrived, rule: Rule) -> Multipliers:
+        """:meth:`propagate` or :meth:`gradient`, whichever the rule asks for."""
+        return self.gradient(multipliers, rule) if rule.is_gradient else self.propagate(multipliers, rule)
+
+    def propagate_relevance(self, relevances: Arrived, rule: Rule) -> Multipliers | None:
+        """Relevance R itself at the inputs, given R at the outputs: ahead of a layer whose rule yields relevance (z^B, flat, ...).
+
+        None: R does not follow the data through this operation; the multiplier R / output goes through :meth:`propagate`.
         """
-        raise UnsupportedOperationError(
-            f"{self.kind}: a first-layer rule yields relevance behind this operation, which cannot be taken through it; move the "
-            "operation out of the model, or use a rule without `first`"
-        )
+        return None
+
+    def marks(self, given: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+        """Marks of the outputs, given those of the inputs; see :func:`marks`. None: every element is marked."""
+        return [None if given[0] is None else given[0].expand(value.shape) for value in self.outputs]
 
     def release(self) -> None:
         """Let go of the forward values made here, once the walk has passed."""
         for value in self.outputs:
             value.release()
+
+
+def marks(value: Value) -> Tensor | None:
+    """1 where data movement ahead of this value copied an element, 0 where it wrote a constant, as padding does.
+
+    None: 1 everywhere. Constants that movement wrote are no part of the data: rules that look at weights or bounds alone leave them out, so
+    that a padded tensor means what a layer's own padding does.
+    """
+    node = value.producer
+    if node is None or not node.sees_through:
+        return None
+    given = [marks(v) for v in node.inputs]
+    return next(mark for out, mark in zip(node.outputs, node.marks(given), strict=True) if out is value)

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from .engine import propagate
+from ._extension import ops
+from .engine import verified
+from .engine.assignment import assign
+from .engine.conditions import Condition
+from .engine.eager import eager, outside_inference_mode
+from .engine.explain import Question, Start, relevance
 from .engine.fusion import Fuse, fused
 from .engine.liveness import Liveness
+from .engine.own_pass import unchanged
+from .engine.places import Place, values_at
 from .engine.recorder import Recording, RecordingMode
 from .engine.replay import StaticCalls, TracingMode
 from .engine.target import Target
-from .errors import UnusedInputError
+from .engine.verified import Check
+from .errors import UnusedInputError, VerificationError
 from .graph import Node, Value
+from .layers.registry import leaves
 from .rules import Composite, Rule, as_composite
 
 if TYPE_CHECKING:
@@ -33,10 +41,10 @@ class Tape:
     """
 
     def __init__(self, recording: Recording, output: Any, fuse: Fuse = fused) -> None:
+        self._recording = recording
         self.output = output
         self.inputs = recording.inputs
         self.model = recording.model
-        self._recording = recording
         self._fuse = fuse
         self._released = False
 
@@ -72,53 +80,63 @@ class Tape:
 
         Args:
             composite: as in :meth:`relevance`.
-            keep: values that must stay visible, so that nothing merges across them.
+            keep: values across which nothing merges.
         """
-        return propagate.with_rules(self._recording, self._fuse(self.nodes, keep), as_composite(composite))
+        return assign(self._recording, self._fuse, as_composite(composite), keep)
 
-    def module_output(self, name: str) -> Value:
-        """The recorded output of the submodule called ``name``.
+    def values_at(self, place: str | Place) -> tuple[Value, ...]:
+        """The recorded values at a place: what a module returns, or reads.
 
         Raises:
-            ValueError: no such module, or it did not run exactly once, or its output is not a recorded tensor.
+            ValueError: no such module or call, or no tensor there that depends on the model's input.
         """
-        modules = dict(self.model.named_modules())
-        if name not in modules:
-            near = difflib.get_close_matches(name, [n for n in modules if n], n=3, cutoff=0.3)
-            raise ValueError(f"at: the model has no module {name!r}; near matches: {', '.join(near) or 'none'}")
-        calls = self._recording.returned.get(id(modules[name]), [])
-        if len(calls) != 1:
-            raise ValueError(
-                f"at: module {name!r} must give one recorded tensor in a forward pass, it gave {len(calls)}"
-            )
-        return calls[0]
+        return values_at(self.model, self._recording.calls_of, place)
 
+    @eager
     def relevance(
         self,
         target: Target = None,
         composite: Composite | Rule | None = None,
-        at: Sequence[str] | None = None,
+        at: Sequence[str | Place] | None = None,
         output: Callable[[Any], Tensor] | None = None,
         memory_budget: int | None = None,
         release: bool = False,
+        *,
+        start: Start | None = None,
+        conditions: Sequence[Condition] | None = None,
+        exclude_parallel: bool = True,
     ) -> Any:
-        """Relevance at the model's input, and at the output of named modules.
+        """Relevance at the model's input, and at the output or input of its modules.
 
         Args:
             target: what is explained, as in :class:`lrpkernels.LRP`.
             composite: which rule each layer follows; default :class:`lrpkernels.Epsilon` with eps 1e-2.
-            at: module names. None: only the input's relevance is returned.
+            at: places in the model: a module's name stands for its output, :func:`lrpkernels.input_of` for its input. What is asked
+                for never changes the pass. Between a convolution and the batch norm merged with it, or ahead of the ReLU behind both,
+                relevance is what the operations behind that place hand on by the block's rule. None: only the input's relevance is
+                returned.
             output: picks the logits out of the model's output, if that is not a tensor.
             memory_budget: rough limit in bytes for the multipliers of the targets of one pass; the others follow in turn. None: all
                 at once.
             release: let go of each forward value as soon as the pass has read it; there can be no further pass.
+            start: relevance to start from, in place of a target: R at the output, of its shape, or {place: R there, ...}, each [B, ...]
+                or [B, T, ...]; 0 where the value is 0.
+            conditions: a list of T dicts from places to what relevance may pass there, each for a heatmap of its own: a channel or a
+                list of channels (dimension 1), or a bool or float mask that broadcasts against the value. With one target for all,
+                or a list of T targets, one for each.
+            exclude_parallel: of relevance, only what passes the places of its condition counts; False: what goes by them in parallel
+                branches, as a shortcut, counts as well.
 
         Returns:
-            R at the input, the input's shape; with several targets [B, T, ...] (targets after the batch dimension). A tuple if the
-            model has several inputs. With ``at`` a dict: {"input": R, name: R at that module's output, ...}.
+            R at the input, the input's shape; with several targets or conditions [B, T, ...] (targets after the batch dimension). A
+            tuple if the model has several inputs, a dict if they are keyword inputs; of token ids R per token. With ``at`` a dict:
+            {"input": R, place: R there, ...}, a tuple for a place of several tensors; behind a condition's place, and at it, what it keeps.
+
+        Source of conditions: Achtibat et al. 2023, "From attribution maps to human-understandable explanations through Concept
+        Relevance Propagation"; they mask the same places as zennit-crp does.
 
         Raises:
-            ValueError: a target or a module name does not fit this model.
+            ValueError: a target or a place does not fit this model, or the rule there defines no relevance at that place.
             UnusedInputError: the output does not depend on the input.
             UnsupportedOperationError: an operation on the way has no rule.
         """
@@ -130,19 +148,22 @@ class Tape:
             raise RuntimeError(
                 "tape: an earlier relevance(..., release=True) has let its values go; leave `release` out there"
             )
-        hidden = None if at is None else {name: self.module_output(name) for name in at}
         release = release and not self._recording.recomputes  # whose backward reads the values again
-        chosen = as_composite(composite)
+        asked = Question(
+            target, as_composite(composite), at, output, start, conditions, exclude_parallel, memory_budget, release
+        )
         self._released = release
-        return propagate.relevance(
-            self._recording, self._fuse, self.output, hidden, target=target, composite=chosen, pick=output,
-            memory_budget=memory_budget, release=release,
-        )  # fmt: skip
+        with outside_inference_mode():
+            return relevance(self._recording, self._fuse, self.output, asked)
 
     def clear(self) -> None:
         """Release every recorded tensor, now and not when Python's garbage collector comes round."""
         self._recording.clear()
         self.output = None
+
+    def __del__(self) -> None:
+        if self._recording.nodes:
+            self.clear()  # values and operations refer to each other
 
     def __enter__(self) -> Self:
         return self
@@ -151,14 +172,16 @@ class Tape:
         self.clear()
 
 
+@eager
 def record(
     model: nn.Module,
-    x: Tensor | tuple[Tensor, ...],
+    x: Tensor | tuple[Tensor, ...] | Mapping[str, Tensor],
     *,
     composite: Composite | Rule | Sequence[Composite | Rule] | None = None,
-    at: Sequence[str] = (),
+    at: Sequence[str | Place] | None = (),
     checkpoint: bool = False,
     static: StaticCalls | None = None,
+    check: Check = True,
     **kwargs: Any,
 ) -> Tape:
     """Run ``model(x, **kwargs)`` once, unchanged, and write down what it did.
@@ -168,42 +191,74 @@ def record(
 
     Args:
         model: any ``nn.Module`` made of PyTorch functions.
-        x: a floating-point tensor, or a tuple of them for a model with several inputs; relevance is attributed to them.
+        x: a tensor, or a tuple of them for a model with several inputs, or a dict of them by the model's keywords
+            ({"inputs_embeds": e}); relevance is attributed to them. Of an integer tensor (token ids), relevance is that of the rows of
+            the embeddings that it looks up.
         composite: the rules that the relevance passes to come will follow, one composite or several: only what these read is kept of
             the forward pass. None: everything is.
-        at: module names that they will ask for; counts beside ``composite``.
+        at: places that they will ask for or start from, as in :meth:`Tape.relevance`; counts beside ``composite``.
+            None: no place at all, so that modules' inputs and outputs need not be noted.
         checkpoint: when gradients are on, save less for backward and make it again there (lrpkernels.engine.recompute); the same numbers.
         static: for models that always make the same PyTorch calls, see :class:`lrpkernels.StaticCalls`: the calls of the first pass
             are run again in later ones, without the model's Python code. None: the model runs.
+        check: True: at its first use with this form of input the model is verified (docs/verify.md): on a few images, the recording's
+            gradients must be autograd's on the model itself. "always": at every use; False: never.
         kwargs: passed on to the model, not explained.
 
     Returns:
         A :class:`Tape`. Use it in a ``with`` statement, so that its tensors are released.
 
     Raises:
-        TypeError: an input is not a floating-point tensor.
+        TypeError: an input is not a tensor of numbers, or float16 on the CPU.
         UnusedInputError: the model called no PyTorch function on its input.
         InPlaceError, UnsupportedOperationError: see lrpkernels.errors.
+        VerificationError: a heatmap would be wrong; names the module.
         ValueError: ``static`` belongs to another model.
     """
-    inputs = _checked(x)
+    inputs, names = checked(model, x, kwargs)
+    with outside_inference_mode():
+        if check is not False:
+            verified.ensure(model, inputs, kwargs, take, check, static is not None, names)
+        return _recorded(model, _apart(inputs, kwargs), names, kwargs, composite, at, checkpoint, static)
+
+
+def _recorded(
+    model: nn.Module,
+    inputs: tuple[Tensor, ...],
+    names: tuple[str, ...] | None,
+    kwargs: dict[str, Any],
+    composite: Composite | Rule | Sequence[Composite | Rule] | None,
+    at: Sequence[str | Place] | None,
+    checkpoint: bool,
+    static: StaticCalls | None,
+) -> Tape:
     several = [composite] if isinstance(composite, (Composite, Rule)) else composite
-    key = None if static is None else static.key(model, inputs, kwargs, several, at, checkpoint)
+    key = None if static is None else static.key(model, inputs, kwargs, several, at, checkpoint, names)
     known = None if static is None else static.find(key)
-    if known is not None:
-        recording = Recording(model, inputs, None, checkpoint)
-        output = known.replay(recording)
-        recording.finish()
-        return Tape(recording, output, known.fused)
-    liveness = None if several is None else Liveness(model, [as_composite(c) for c in several], at)
-    recording = Recording(model, inputs, liveness, checkpoint)
-    mode = RecordingMode(recording) if static is None else TracingMode(recording)
+    composites = [as_composite(c) for c in several or ()]
+    whole = several is None or any(composite.yields_in_hidden_layers for composite in composites)
+    liveness = None if whole or known is not None else Liveness(model, composites, at or ())
+    recording = Recording(model, inputs, liveness, checkpoint, names)
+    recording.notes_calls = at is not None
     try:
-        with recording.running(mode):
-            output = model(*inputs, **kwargs)
+        if known is not None:
+            output, fuse = known.replay(recording), known.fused
+        else:
+            output, fuse = _run(recording, kwargs, static, key), fused
     except BaseException:
         recording.clear()  # now, and not when Python's garbage collector comes round
         raise
+    recording.finish()
+    return Tape(recording, output, fuse)
+
+
+def _run(recording: Recording, kwargs: dict[str, Any], static: StaticCalls | None, key: Any) -> Any:
+    """Run the model while it is recorded; returns its output."""
+    model = recording.model
+    mode = RecordingMode(recording) if static is None else TracingMode(recording)
+    inputs, names = recording.inputs, recording.names
+    with recording.running(mode):
+        output = model(*inputs, **kwargs) if names is None else model(**dict(zip(names, inputs, strict=True)), **kwargs)
     if recording.aliases.replaced:
         current = recording.current
         output = current(output) if isinstance(output, Tensor) else _map_tensors(current, output)
@@ -213,25 +268,78 @@ def record(
             "theirs: pass the nn.Module they were made from)"
         )
     recording.refuse_hidden_branches()
+    keeps_state = recording.settle()
     if static is not None and isinstance(mode, TracingMode):
-        mode.trace.finish(recording, output)
+        mode.trace.finish(recording, output, keeps_state)
         static.keep(key, mode.trace)
-    recording.finish()
-    return Tape(recording, output)
+    return output
 
 
-def _checked(x: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    inputs = x if isinstance(x, tuple) else (x,)
+def take(model: nn.Module, inputs: tuple[Tensor, ...], kwargs: dict[str, Any], static: bool) -> Tape:
+    """A recording to be verified; with ``static`` calls noted on other images are run again on these.
+
+    Raises:
+        VerificationError: the calls cannot be run again.
+    """
+    if not static:
+        return record(model, inputs, check=False, **kwargs)
+    calls = StaticCalls()
+    with unchanged(model, inputs[0].device):
+        record(model, tuple(0.9 * x.flip(0) for x in inputs), static=calls, check=False, **kwargs).clear()
+    try:
+        return record(model, inputs, static=calls, check=False, **kwargs)
+    except Exception as error:
+        raise VerificationError(
+            f"static: the model's calls, noted on one input, fail on another ({error}); leave `static` out"
+        ) from error
+
+
+def checked(model: nn.Module, x: Any, kwargs: Mapping[str, Any]) -> tuple[tuple[Tensor, ...], tuple[str, ...] | None]:
+    """The input tensors, and the keywords that they are given as, if they are.
+
+    Raises:
+        TypeError: one is not a tensor of numbers, or given twice.
+    """
+    names = tuple(x) if isinstance(x, Mapping) else None
+    inputs = tuple(x.values()) if isinstance(x, Mapping) else x if isinstance(x, tuple) else (x,)
     if not inputs:
-        raise TypeError("record: the model needs at least one input tensor, got an empty tuple")
+        raise TypeError(f"record: the model needs at least one input tensor, got an empty {type(x).__name__}")
     for index, tensor in enumerate(inputs):
-        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
-            got = f"dtype {tensor.dtype}" if isinstance(tensor, Tensor) else type(tensor).__name__
+        if isinstance(tensor, Tensor) and tensor.is_floating_point():
+            continue
+        got = f"dtype {tensor.dtype}" if isinstance(tensor, Tensor) else type(tensor).__name__
+        integers = isinstance(tensor, Tensor) and tensor.dtype in (torch.int64, torch.int32)
+        if not integers or not any(isinstance(module, nn.Embedding) for module in model.modules()):
             raise TypeError(
-                f"record: input {index} must be a floating-point tensor, got {got}; integer inputs (token ids) have no "
-                "relevance of their own: start at their embedding, or pass them as keyword arguments"
+                f"record: input {index if names is None else repr(names[index])} must be a floating-point tensor, got {got}; integers "
+                "(token ids) are explained through the nn.Embedding modules that look them up; pass what is not explained as a "
+                "keyword argument"
             )
-    return inputs
+    for index, tensor in enumerate(inputs):
+        if ops.lack(tensor):
+            raise TypeError(
+                f"record: input {index} has dtype float16 on the CPU, which has no kernels for it; use float32 or bfloat16"
+            )
+    twice = {*(names or ())} & {*kwargs}
+    if twice:
+        raise TypeError(
+            f"record: {', '.join(sorted(twice))} is given both as an input to explain and as a keyword argument"
+        )
+    return inputs, names
+
+
+def _apart(inputs: tuple[Tensor, ...], kwargs: Mapping[str, Any]) -> tuple[Tensor, ...]:
+    """The inputs as tensors of their own: one that is given twice has a share in each place."""
+    seen = {id(leaf) for leaf in leaves(kwargs) if isinstance(leaf, Tensor)}
+    found = []
+    for tensor in inputs:
+        if tensor.is_inference():
+            tensor = tensor.clone()  # autograd, which replays functions, cannot save them
+        elif id(tensor) in seen:
+            tensor = tensor.view_as(tensor)  # an input of its own, with a share of its own
+        seen.add(id(tensor))
+        found.append(tensor)
+    return tuple(found)
 
 
 def _map_tensors(function: Callable[[Any], Any], output: Any) -> Any:

@@ -16,15 +16,16 @@ zennit = import_zennit()
 
 
 class _ZennitBlock(_Residual):
-    """The sum as a module; zennit would double relevance at a plain one."""
+    """The sum as a module, at which zennit would double relevance, and a ReLU for each call, of which it keeps the last."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self.total = zennit.layer.Sum()
+        self.last = args[3]()
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
-        return self.relu(self.total(torch.stack([out, x if self.down is None else self.down(x)], dim=-1)))
+        return self.last(self.total(torch.stack([out, x if self.down is None else self.down(x)], dim=-1)))
 
 
 class ZennitResidual(Residual):

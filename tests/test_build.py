@@ -158,7 +158,7 @@ def test_the_source_distribution_holds_what_a_build_needs(tmp_path: Path) -> Non
     sources = {str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*") if path.is_file()}
     assert sources <= names
     assert {"setup.py", "pyproject.toml", "LICENSE", "lrpkernels/_build_config.py", "lrpkernels/py.typed"} <= names
-    assert {"python/isnet/cli/options.py", "python/isnet/py.typed"} <= names
+    assert {"python/isnet/cli/options.py", "python/isnet/runs/report.html.jinja", "python/isnet/py.typed"} <= names
     assert not any(name.endswith(".so") for name in names)
 
 

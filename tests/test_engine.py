@@ -212,31 +212,17 @@ def test_bad_inputs_and_models_are_named() -> None:
         lrp.LRP(Constant())(X)
 
 
-class _InPlace(nn.Module):
+class _Pooled(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.conv(x)
-        x[:, 0] = 0
-        return self.fc(x.mean((2, 3)))
+        return self.fc(self.conv(x).mean((2, 3)))
 
 
-def test_partial_in_place_changes_and_undifferentiable_steps_are_named() -> None:
-    with pytest.raises(lrp.InPlaceError, match="__setitem__"):
-        lrp.LRP(_InPlace().double())(X)
-
-    class Views(_InPlace):
-        def forward(self, x: Tensor) -> Tensor:
-            x = self.conv(x)
-            x[:, :2].relu_()
-            return self.fc(x.mean((2, 3)))
-
-    with pytest.raises(lrp.InPlaceError, match="view"):
-        lrp.LRP(Views().double())(X)
-
-    class Rounds(_InPlace):
+def test_undifferentiable_steps_are_named() -> None:
+    class Rounds(_Pooled):
         def forward(self, x: Tensor) -> Tensor:
             return self.fc(torch.argsort(self.conv(x).mean((2, 3))).double())
 
@@ -245,7 +231,7 @@ def test_partial_in_place_changes_and_undifferentiable_steps_are_named() -> None
 
 
 def test_an_unknown_smooth_function_warns_once_and_uses_its_gradient() -> None:
-    class Smooth(_InPlace):
+    class Smooth(_Pooled):
         def forward(self, x: Tensor) -> Tensor:
             return self.fc(torch.logaddexp(self.conv(x), self.conv(x) * 0.5).mean((2, 3)))
 

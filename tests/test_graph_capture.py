@@ -23,8 +23,8 @@ KNOWN: dict[str, set[tuple[str, str, str]]] = {
     "dual": _CHECKED_SCORE,
     "stochastic": {
         ("waits", "lrpkernels/engine/target.py", "_index"),
-        ("host work", "isnet/variants.py", "stochastic_target"),
-        ("host copy", "isnet/variants.py", "stochastic_target"),
+        ("host work", "isnet/variants/stochastic.py", "stochastic_target"),
+        ("host copy", "isnet/variants/stochastic.py", "stochastic_target"),
     },
     "original": set(),
 }

@@ -6,10 +6,10 @@ import json
 
 import pytest
 import torch
+from settings import train_config
 from test_isnet_training import blobs, small_model, train
 
-from isnet.balance import Balance
-from isnet.train_config import TrainConfig
+from isnet.training.balance import Balance
 
 
 def test_balance_descends_the_distance_from_no_loss() -> None:
@@ -37,13 +37,13 @@ def test_balance_follows_the_running_means() -> None:
     silent.see(0.0, 0.0)
     assert silent.share(0.5) == 0.5
     with pytest.raises(ValueError, match="balance: auto leaves no room"):
-        TrainConfig(balance="auto", p_ramp=1.0)
+        train_config(balance="auto", p_ramp=1.0)
     with pytest.raises(ValueError, match="balance: expected fixed or auto"):
-        TrainConfig(balance="manual")  # type: ignore[arg-type]
+        train_config(balance="manual")  # type: ignore[arg-type]
 
 
 def test_automatic_share_is_that_of_the_losses_before() -> None:
-    config = TrainConfig(epochs=1, warmup=1, batch_size=16, balance="auto", log_every=1, p=0.6)
+    config = train_config(epochs=1, warmup=1, batch_size=16, balance="auto", log_every=1, p=0.6)
     steps = [entry for entry in train(small_model(), config, "selective", data=blobs(64)) if entry["kind"] == "step"]
     first = steps[4]
     share = first["heatmap"] / (first["heatmap"] + first["classification"])

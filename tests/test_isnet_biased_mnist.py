@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from isnet.data import BiasedMNIST, biased_mnist_splits, mnist
-from isnet.data.biased_mnist import border_band, gratings, mark_places
+from isnet.experiments import mnist_files as mnist
+from isnet.experiments.biased_mnist import BiasedMNIST, biased_mnist_splits, border_band, gratings, mark_places
 
 RANDOM = np.random.default_rng(0)
 COUNT = 400

@@ -2,34 +2,47 @@
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import hashlib
 import json
 import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import click
 import numpy as np
 import pytest
 import torch
 import torch.distributed.run
 import typer
+import yaml
 from matplotlib.figure import Figure
+from memory_peak import peak_bytes
 from rich.console import Console
+from safetensors.torch import load_file
+from test_isnet_own_images import SHORT, SIDE, Tiny, folder  # noqa: F401
+from torch.nn.functional import cross_entropy
+from torch.utils.data import default_collate
 from typer.testing import CliRunner
 
-from isnet import architectures, cli
-from isnet.cli import options
-from isnet.data import mnist
-from isnet.data.idx import encode_idx
+from isnet import architectures, cli, runs
+from isnet.config import GROUPS, ImagesConfig, RunConfig, flag
+from isnet.config.files import to_markdown
+from isnet.config.option import options_of
+from isnet.config.texts import pairs
 from isnet.experiments import demo
-from isnet.pictures import curves_figure
-from isnet.report import Row
-from isnet.run_config import RunConfig
-from isnet.runs import load_config, load_run
+from isnet.experiments import mnist_files as mnist
+from isnet.experiments.digits import DigitsConfig, digits_run
+from isnet.experiments.idx import CorruptDataError, encode_idx
+from isnet.experiments.trainings import NARROW_RESNET
+from isnet.runs import build_criterion, build_network, load_config, load_run
+from isnet.runs.data import load_run_data, with_classes
+from isnet.runs.plan import plan_run
+from isnet.runs.tables import Row
+from isnet.scoring.pictures import curves_figure
+from isnet.variants import VARIANTS
 
-SMALL = ["--canvas", "40", "--batch-size", "16", "--arch-arg", "block_inplanes=[4,4,8,8]", "--epochs", "1"]
+SMALL = {"batch_size": 16, "epochs": 1, "arch_args": {**NARROW_RESNET.arch_args, "block_inplanes": [4, 4, 8, 8]}}
 
 
 @pytest.fixture
@@ -67,19 +80,19 @@ def run_main(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     return " ".join(capsys.readouterr().err.split())
 
 
-def test_train_evaluate_explain_report(tmp_path: Path, data_folder: Path) -> None:
-    standard, guarded = tmp_path / "standard", tmp_path / "guarded"
-    output = run("train", standard, "--data-folder", data_folder, *SMALL)
-    assert "| standard |" in output
-    run(
-        "train", guarded, "--data-folder", data_folder, *SMALL, "--variant", "selective", "--warmup", "1",
-        "--heatmap-every", "2", "--name", "guarded net", "--warmup-background", "smooth",
-    )  # fmt: skip
-    config = load_config(guarded)
-    assert (config.variant, config.train.warmup, config.train.heatmap_every) == ("selective", 1, 2)
-    assert (config.train.warmup_background, config.train.keep_replacing) == ("smooth", False)
-    assert config.arch_arguments["block_inplanes"] == [4, 4, 8, 8]
+def train_on_digits(
+    folder: Path, data_folder: Path, *, mark: str = "place", train_size: int | None = None, **options: Any
+) -> None:
+    data = DigitsConfig(str(data_folder), train_size=train_size, mark=mark)
+    name = options.pop("name", "")
+    run_ = runs.train_run(folder, digits_run(data, name, **{**SMALL, **options}), progress=False)
+    runs.evaluate_run(run_, progress=False)
 
+
+def test_runs_of_the_experiments_can_be_evaluated_explained_and_reported(tmp_path: Path, data_folder: Path) -> None:
+    standard, guarded = tmp_path / "standard", tmp_path / "guarded"
+    train_on_digits(standard, data_folder)
+    train_on_digits(guarded, data_folder, variant="selective", warmup=1, heatmap_every=2, name="guarded net")
     table = run("evaluate", standard, guarded, "--resamples", "20")
     assert re.search(r"\| guarded net \| +[\d.]+ % \| +[\d.]+ % \| +[\d.]+ % \| +[\d.]+ % \|", table)
     assert json.loads((guarded / "evaluation.json").read_text())["accuracy"].keys() == {
@@ -97,7 +110,7 @@ def test_train_evaluate_explain_report(tmp_path: Path, data_folder: Path) -> Non
     page = tmp_path / "report.html"
     run("report", standard, guarded, "--out", page, "--title", "A <report>")
     text = page.read_text()
-    assert "A &lt;report&gt;" in text and "guarded net" in text
+    assert "A &lt;report&gt;" in text and "guarded net" in text and "carries a mark in its background" in text
     assert text.count("data:image/png;base64,") == 2
     assert not re.search(r"(src|href)=\"(?!data:)", text)
 
@@ -105,19 +118,17 @@ def test_train_evaluate_explain_report(tmp_path: Path, data_folder: Path) -> Non
 def test_compare_needs_the_same_digits_and_marks(
     tmp_path: Path, data_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name, more in (("a", []), ("b", ["--train-size", "40"]), ("texture", ["--mark", "texture"])):
-        run("train", tmp_path / name, "--data-folder", data_folder, *SMALL, *more)
+    train_on_digits(tmp_path / "a", data_folder)
+    train_on_digits(tmp_path / "b", data_folder, train_size=40)
+    train_on_digits(tmp_path / "texture", data_folder, mark="texture")
     assert "deceiving test: McNemar" in run("compare", tmp_path / "a", tmp_path / "b", "--resamples", "5")
     assert "images are not the same" in run_main(monkeypatch, capsys, "compare", tmp_path / "a", tmp_path / "texture")
 
 
 def test_static_and_less_memory(tmp_path: Path, data_folder: Path) -> None:
-    options = ["--data-folder", data_folder, *SMALL, "--variant", "selective"]
-    run("train", tmp_path / "plain", *options)
-    run("train", tmp_path / "static", *options, "--static")
-    run("train", tmp_path / "small", *options, "--less-memory")
+    for name, options in (("plain", {}), ("static", {"static": True}), ("small", {"less_memory": True})):
+        train_on_digits(tmp_path / name, data_folder, variant="selective", **options)
     plain, static, small = (load_run(tmp_path / name).model.state_dict() for name in ("plain", "static", "small"))
-    assert load_config(tmp_path / "static").heatmap.static and load_config(tmp_path / "small").heatmap.checkpoint
     for name, tensor in plain.items():
         assert torch.equal(static[name], tensor), name
         # To rounding, which AdamW enlarges where gradients are small; the numbers themselves: tests/test_checkpoint.py.
@@ -125,83 +136,307 @@ def test_static_and_less_memory(tmp_path: Path, data_folder: Path) -> None:
 
 
 def test_train_resumes_with_the_runs_own_settings(
-    tmp_path: Path, data_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder, straight = tmp_path / "run", tmp_path / "straight"
-    options = ["--data-folder", data_folder, *SMALL, "--lr", "0.01"]
-    run("train", folder, *options)
-    assert "holds a run" in run_main(monkeypatch, capsys, "train", folder, *options)
-    run("train", folder, "--resume", "--epochs", "2")
+    resumed, straight = tmp_path / "run", tmp_path / "straight"
+    options = ["--data", folder, *SHORT, "--lr", "0.01"]
+    run("train", resumed, *options)
+    assert "holds a run: go on with --resume" in run_main(monkeypatch, capsys, "train", resumed, *options)
+    run("train", resumed, "--resume", "--epochs", "2")
     run("train", straight, *options, "--epochs", "2")
-    assert load_config(folder) == load_config(straight)
-    resumed, whole = load_run(folder).model.state_dict(), load_run(straight).model.state_dict()
-    assert all(torch.equal(value, whole[name]) for name, value in resumed.items())
-    assert "lr: 0.01 there, 0.5 now" in run_main(monkeypatch, capsys, "train", folder, "--resume", "--lr", "0.5")
-    assert "'mark': 'place'" in run_main(monkeypatch, capsys, "train", folder, "--resume", "--mark", "texture")
-    assert load_config(folder) == load_config(straight)
+    assert load_config(resumed) == load_config(straight)
+    found, whole = load_run(resumed).model.state_dict(), load_run(straight).model.state_dict()
+    assert all(torch.equal(value, whole[name]) for name, value in found.items())
+    assert "train.lr: 0.01 there, 0.5 now" in run_main(monkeypatch, capsys, "train", resumed, "--resume", "--lr", "0.5")
+    refused = run_main(monkeypatch, capsys, "train", resumed, "--resume", "--resize", "pad")
+    assert "data.resize: 'stretch' there, 'pad' now" in refused
+    assert load_config(resumed) == load_config(straight)
+    run("train", resumed, *options, "--epochs", "1", "--overwrite")
+    assert load_config(resumed).schedule.epochs == 1
+
+
+def test_a_config_file_says_all_that_the_command_line_says(tmp_path: Path, folder: Path) -> None:
+    """--print-config, --config, GROUP.OPTION=VALUE and a run's config.yaml: the same weights to the bit."""
+    options = ["--data", folder, *SHORT, "--variant", "stochastic", "--c1", "1", "--c2", "25", "--augment", "flip=0.5"]
+    run("train", tmp_path / "typed", *options, "--lr", "0.003", "--warmup", "1")
+    printed = tmp_path / "run.yaml"
+    printed.write_text(run("train", *options, "train.lr=3e-3", "--warmup", "2", "--print-config"))
+    run("train", tmp_path / "filed", "--config", printed, "schedule.warmup=1", "--quiet")
+    assert load_config(tmp_path / "filed") == load_config(tmp_path / "typed")
+    again = tmp_path / "typed" / "config.yaml"
+    assert run("train", tmp_path / "again", "--config", again, "--quiet") == ""
+    states = [load_file(tmp_path / name / "last.safetensors") for name in ("typed", "filed", "again")]
+    for state in states[1:]:
+        assert all(torch.equal(value, state[name]) for name, value in states[0].items())
+    # The baseline from the same file: what the command line switches off may stand there.
+    assert "variant: standard" in run("train", "--config", printed, "--variant", "standard", "--print-config")
+    only = yaml.safe_load(printed.read_text())
+    assert set(only) == {"name", *GROUPS} and only["train"]["lr"] == 0.003 and "classes" not in only["data"]
+
+
+def test_a_dry_run_tells_what_would_be_done_and_does_nothing(tmp_path: Path, folder: Path) -> None:
+    options = ["--data", folder, *SHORT, "--variant", "selective", "--epochs", "3", "--warmup", "1"]
+    told = run("train", tmp_path / "run", *options, "--dry-run")
+    assert re.search(r"device: +cpu", told) and "20 train, 4 validation, 12 test; 1x16x16; classes dark, light" in told
+    # 20 images in batches of 8: two steps an epoch.
+    assert "8 of 8 images (2 an epoch), and 4 before to measure C1 and C2" in told
+    parameters = sum(p.numel() for p in Tiny().parameters())
+    assert f"{parameters:,} parameters; selective" in told and re.search(r"memory: +about [\d,]+ MiB", told)
+    assert not (tmp_path / "run").exists()
+
+
+def test_memory_is_foreseen(tmp_path: Path, folder: Path) -> None:
+    """As measured in steps of the whole batch: what they allocate grows with it, and the optimizer's averages do not."""
+    data = with_classes(ImagesConfig(str(folder), size=(64, 64), channels=1))
+    wide = {**NARROW_RESNET.arch_args, "block_inplanes": [32, 32, 64, 64]}
+    base = RunConfig(data=data).replaced(arch=NARROW_RESNET.arch, arch_args=wide, c1=1, c2=25)
+    sets = load_run_data(base, progress=False)
+    weights = sum(4 * p.numel() for p in build_network(base).parameters())
+
+    def planned(**options: Any) -> int:
+        return plan_run(base.replaced(**options), sets).memory
+
+    def measured(config: RunConfig) -> int:
+        images, labels, masks = default_collate([sets.train[row] for row in range(config.train.batch_size)])
+        network, criterion = build_network(config), build_criterion(config)
+
+        def step() -> None:
+            network.zero_grad()
+            found = network(images)
+            loss = criterion(found, labels, masks).total if config.is_isnet else cross_entropy(found, labels)
+            loss.backward()
+            network.zero_grad()
+
+        return 3 * weights + peak_bytes(step)[0]
+
+    for options in ({"batch_size": 4}, {"batch_size": 8}, {"batch_size": 8, "variant": "dual", "static": True}):
+        expected = measured(base.replaced(**options))
+        assert abs(planned(**options) - expected) < 0.2 * expected, options
+    assert planned(batch_size=8, optimizer="sgd") == planned(batch_size=8) - weights
+    assert planned(batch_size=8, accumulate=2) == planned(batch_size=4) < planned(batch_size=8)
+
+
+def test_overwriting_removes_nothing_but_runs(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "thesis.tex").write_text("years")
+    told = run_main(monkeypatch, capsys, "train", precious, "--data", folder, *SHORT, "--overwrite")
+    assert "is no run, and is left as it is" in told and (precious / "thesis.tex").read_text() == "years"
+    told = run_main(monkeypatch, capsys, "train", precious, "--data", folder, "--overwrite", "--resume")
+    assert "--resume, --overwrite: the one goes on with what the other removes" in told
+    begun = tmp_path / "run"
+    run("train", begun, "--data", folder, *SHORT, "--quiet")
+    before = {path.name: path.read_bytes() for path in begun.iterdir()}
+    (begun / "notes").mkdir()
+    (begun / "notes" / "text").write_text("mine")
+    # What cannot be trained leaves the earlier run as it is.
+    for options in (["--arch", "no:Net"], ["--batch-size", "400"], ["--variant", "dual", "--layer", "no"]):
+        run_main(monkeypatch, capsys, "train", begun, "--data", folder, *SHORT, *options, "--overwrite")
+        assert all((begun / name).read_bytes() == content for name, content in before.items())
+    run(
+        "train",
+        begun,
+        "--data",
+        folder,
+        *SHORT,
+        "--seed",
+        "1",
+        "--save-every",
+        "1",
+        "--keep-last",
+        "1",
+        "--overwrite",
+        "--quiet",
+    )
+    assert load_config(begun).train.seed == 1 and (begun / "notes" / "text").read_text() == "mine"
+    assert list(begun.glob("epoch-*"))
+    run("train", begun, "--config", begun / "config.yaml", "--keep-last", "0", "--overwrite", "--quiet")
+    assert not list(begun.glob("epoch-*"))
+
+
+def test_what_cannot_be_trained_is_refused_by_dry_runs_too_and_makes_no_folder(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("train", tmp_path / "run", "--data", folder, *SHORT, "--quiet")
+    (tmp_path / "file").write_text("x")
+    for command, name, options, text in (
+        ("train", "run", [], "holds a run: go on with --resume"),
+        ("train", "run", ["--resume", "--lr", "1"], "is a run with other settings (train.lr: "),
+        ("train", "file", [], "is a file; name a folder"),
+        ("train", "new", ["--batch-size", "400"], "do not fill one batch of 400"),
+        ("tune", "new", [], "a standard run has no heatmaps, and nothing to measure"),
+        ("tune", "new", ["--variant", "dual", "--c1", "1", "--c2", "2"], "nothing to measure"),
+        ("tune", "new", ["--variant", "dual", "--batch-size", "400"], "do not fill one batch of 400"),
+    ):
+        for more in ([], ["--dry-run"]):
+            told = run_main(monkeypatch, capsys, command, tmp_path / name, "--data", folder, *SHORT, *options, *more)
+            assert text in told and not (tmp_path / "new").exists(), (command, name, options, more)
 
 
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
+        (["--variant", "fast"], "--variant: expected standard or selective or stochastic or original or dual or"),
+        (["--p", "2"], "--p: expected in [0, 1], got '2'"),
+        (["loss.p=2"], "--p: expected in [0, 1], got '2'"),
+        (["--lr", "fast"], "--lr: expected a valid number, unable to parse string as a number, got 'fast'"),
+        (["--channels", "2"], "--channels: expected 1 or 3, got '2'"),
+        (["--balance", "auto"], "--balance: to be used with an ISNet (--variant selective, say)"),
+        (["--milestone", "3"], "--milestone: to be used with --schedule step"),
+        (["--schedule", "step"], "--schedule: step needs milestones (--milestone EPOCH)"),
+        (["--lr-after-warmup", "1"], "--lr-after-warmup: to be used with --warmup"),
+        (["--warmup-background", "smooth"], "to be used with --warmup or --keep-replacing"),
+        (["--variant", "dual", "--foreground", "L3"], "--foreground: expected hybrid, L2 or L1, got 'L3'"),
+        (["--form", "block"], "--form: expected flex or layerwise, got 'block'"),
+        (["--variant", "dual", "--p-schedule", "3:0.5"], "--p-schedule: expected EPOCH=P, got ['3:0.5']"),
+        (["--variant", "dual", "--arch", "resnet"], "architecture: expected monai:NAME"),
+        (["--arch-arg", "width"], "--arch-arg: expected KEY=VALUE, got ['width']"),
+        (["trian.lr=1"], "trian.lr=1: no such group of options; did you mean train?"),
+        (["train.lrr=1"], "train.lrr: no such option; did you mean lr?"),
+        (["other"], "RUN: expected one folder, got "),
+        (["--device", "gpu"], "--device: expected cpu, cuda or cuda:N, got 'gpu'"),
+        (["--config", "{tmp}/no.yaml"], "--config: no file "),
+        (["--config", "{tmp}/group.yaml"], "group.yaml: optimiser: no such group of options"),
+        (["--config", "{tmp}/option.yaml"], "train.learning_rate: no such option"),
+        (["--config", "{tmp}/value.yaml"], "value.yaml: train.lr: expected > 0, got -1"),
+        (["--config", "{tmp}/list.yaml"], "list.yaml: expected groups of options (data, network,"),
+        (["--config", "{tmp}/broken.yaml"], "broken.yaml: no YAML"),
+        (["--config", "{tmp}/idle.yaml"], "idle.yaml: --decay: to be used with an ISNet"),
+        (["--config", "{tmp}/twice.yaml"], "twice.yaml: no YAML (train stands there twice"),
+        (["--config", "{tmp}/nested.yaml"], "nested.yaml: no YAML (lr stands there twice"),
+        (["--config", "{tmp}/set.yaml"], "set.yaml: network.arch_args: expected values that JSON has"),
+        (["--config", "{tmp}/name.yaml"], "name.yaml: name: expected a text, got False"),
         (
-            ["train", "{tmp}/run", "--variant", "fast"],
-            "variant: expected one of standard, selective, stochastic, original, dual",
+            ["--config", "{tmp}/ends.yaml", "--variant", "dual"],
+            "ends.yaml: loss.c1, c2: expected c1 < c2, got 5.0 and 1.0",
         ),
-        (["train", "{tmp}/run", "--p", "2"], "p: expected in [0, 1], got 2.0"),
-        (["train", "{tmp}/run", "--balance", "auto"], "--balance: to be used with an ISNet (--variant selective, say)"),
-        (["train", "{tmp}/run", "--milestone", "3"], "--milestone: to be used with --schedule step"),
-        (["train", "{tmp}/run", "--schedule", "step"], "--schedule step: to be used with --milestone"),
-        (["train", "{tmp}/run", "--lr-after-warmup", "1"], "--lr-after-warmup: to be used with --warmup"),
-        (["train", "{tmp}/run", "--warmup-background", "smooth"], "to be used with --warmup or --keep-replacing"),
-        (["train", "{tmp}/run", "--monitor", "loss"], "monitor: biased MNIST has no validation images"),
-        (["tune", "{tmp}/run", "--variant", "dual", "--c1", "1", "--c2", "2"], "--c1, --c2: isnet tune measures them"),
-        (
-            ["train", "{tmp}/run", "--variant", "dual", "--foreground", "L3"],
-            "foreground must be one of ('hybrid', 'L2', 'L1')",
-        ),
-        (["train", "{tmp}/run", "--form", "block"], "form must be one of flex, layerwise, got 'block'"),
-        (["train", "{tmp}/run", "--p-schedule", "3:0.5"], "--p-schedule: expected EPOCH=P, got '3:0.5'"),
-        (["train", "{tmp}/run", "--arch", "resnet"], "architecture: expected monai:NAME"),
-        (["train", "{tmp}/run", "--arch-arg", "width"], "expected key=value, got 'width'"),
-        (["evaluate", "{tmp}/nothing"], "is not a run: it has no config.json"),
-        (["explain", "{tmp}/nothing"], "is not a run"),
-        (["train", "{tmp}/run", "--data-folder", "{tmp}/damaged"], "damaged/t10k-labels-idx1-ubyte: truncated"),
+        (["--c1", "5", "--c2", "1", "--variant", "dual"], "--c1, --c2: expected c1 < c2, got 5.0 and 1.0"),
+        (["--seed", "4294967296"], "--seed: expected in [0, 4.29497e+09], got '4294967296'"),
+        (["--lr", "inf"], "--lr: expected a finite number, got 'inf'"),
+        (["--config", "{tmp}/old.json"], "old.json: an older version's run"),
     ],
 )
+@pytest.mark.parametrize("command", ["train", "tune"])
 def test_errors_are_one_line(
     tmp_path: Path,
-    data_folder: Path,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+    arguments: list[str],
+    text: str,
+) -> None:
+    for name, content in (
+        ("group", "optimiser: {lr: 1}"),
+        ("option", "train: {learning_rate: 1}"),
+        ("value", "train: {lr: -1}"),
+        ("list", "[1, 2]"),
+        ("broken", "train: ["),
+        ("idle", "loss: {d: 0.3}"),
+        ("twice", "train: {lr: 1}\ntrain: {seed: 3}"),
+        ("nested", "train: {lr: 1, lr: 2}"),
+        ("set", "network: {arch_args: {x: !!set {1, 2}}}"),
+        ("name", "name: no"),
+        ("ends", "loss: {c1: 5, c2: 1}"),
+    ):
+        (tmp_path / f"{name}.yaml").write_text(content)
+    (tmp_path / "old.json").write_text('{"variant": "standard", "heatmap": {}}')
+    words = [argument.format(tmp=tmp_path) for argument in arguments]
+    error = run_main(monkeypatch, capsys, command, tmp_path / "run", "--data", folder, *words)
+    assert text in error and "Traceback" not in error
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["train", "{tmp}/run"], "data: name the image folder, manifest or shards to train on (--data PATH)"),
+        (["train"], "RUN: name the folder of the run"),
+        (["train", "", "--data", "{data}", "--dry-run"], "RUN: name the folder of the run"),
+        (
+            ["tune", "{tmp}/run", "--data", "{data}", "--variant", "dual", "--c1", "1", "--c2", "2"],
+            "nothing to measure",
+        ),
+        (["evaluate", "{tmp}/nothing"], "is not a run: it has no config.json"),
+        (["explain", "{tmp}/nothing"], "is not a run"),
+        (["evaluate", "{tmp}/old"], "old/config.json: an older version's run"),
+        (["train", "{tmp}/old", "--resume"], "old/config.json: an older version's run"),
+        (["train", "{tmp}/rnu", "--resume"], "--resume: {tmp}/rnu holds no run"),
+        (["tune", "{tmp}/rnu", "--resume", "--variant", "dual"], "--resume: {tmp}/rnu holds no run"),
+    ],
+)
+def test_other_errors_are_one_line(
+    tmp_path: Path,
+    folder: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     arguments: list[str],
     text: str,
 ) -> None:
-    damaged = tmp_path / "damaged"
-    damaged.mkdir()
-    for path in data_folder.iterdir():
-        (damaged / path.name).write_bytes(path.read_bytes()[: 20 if "t10k-labels" in path.name else None])
-    if "--data-folder" not in arguments and arguments[0] in ("train", "tune"):
-        arguments = [*arguments, "--data-folder", str(data_folder)]
-    error = run_main(monkeypatch, capsys, *(argument.format(tmp=tmp_path) for argument in arguments))
-    assert text in error
-    assert "Traceback" not in error
+    old = tmp_path / "old"
+    old.mkdir()
+    (old / "config.json").write_text(
+        json.dumps({"variant": "standard", "data": {"path": "x"}, "heatmap": {}, "train": {}})
+    )
+    error = run_main(monkeypatch, capsys, *(word.format(tmp=tmp_path, data=folder) for word in arguments))
+    assert text.format(tmp=tmp_path) in error and "Traceback" not in error
+    assert not (tmp_path / "rnu").exists()
 
 
-def test_resuming_a_run_that_is_not_there(
-    tmp_path: Path, data_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for command in ("train", "tune"):
-        error = run_main(monkeypatch, capsys, command, tmp_path / "rnu", "--resume", "--variant", "selective")
-        assert f"--resume: {tmp_path}/rnu holds no run" in error and not (tmp_path / "rnu").exists()
-    run("train", tmp_path / "run", "--data-folder", data_folder, *SMALL, "--resume")  # as a scheduler would
+def test_a_run_begins_under_resume_too(tmp_path: Path, folder: Path) -> None:
+    run("train", tmp_path / "run", "--data", folder, *SHORT, "--resume")  # as a scheduler would
+
+
+def test_a_damaged_digit_file_is_named(tmp_path: Path, data_folder: Path) -> None:
+    labels = data_folder / "t10k-labels-idx1-ubyte"
+    labels.write_bytes(labels.read_bytes()[:20])
+    with pytest.raises(CorruptDataError, match="t10k-labels-idx1-ubyte: truncated"):
+        train_on_digits(tmp_path / "run", data_folder)
 
 
 def test_settings_survive_json() -> None:
-    config = RunConfig(variant="stochastic", name="x")
+    config = RunConfig(data=ImagesConfig("x", augment={"flip": 0.5}), name="x").replaced(
+        variant="stochastic", milestones=(2, 4), lr_schedule="step", p_schedule=((0, 0.2),), clip_norm=None
+    )
     assert RunConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
-    with pytest.raises(ValueError, match="do not fit this version"):
-        RunConfig.from_json({"train": {"warp": 9}})
+    for values, text in (
+        ({"train": {"warp": 9}}, r"train\.warp: no such option"),
+        ({"data": {"kind": "sounds"}}, "data.kind: expected images or biased MNIST, got 'sounds'"),
+        ({"train": 3}, "train: expected options with their values, got 3"),
+        ({"train": []}, r"train: expected options with their values, got \[\]"),
+        ({"data": "x"}, "data: expected options with their values, got 'x'"),
+        ([1], "expected groups of options"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            RunConfig.from_json(values)
+
+
+def test_runs_share_no_default() -> None:
+    one, other = (RunConfig(data=ImagesConfig("x")) for _ in range(2))
+    one.network.arch_args["width"] = 3
+    assert other.network.arch_args == {} == RunConfig(data=ImagesConfig("x")).network.arch_args
+
+
+@pytest.mark.parametrize(
+    ("text", "options"),
+    [
+        ("schedule: {lr_schedule: step, milestones: 3}", {"lr_schedule": "step", "milestones": (3,)}),
+        ("network: {variant: dual}\nloss: {p_schedule: 5=0.9}", {"variant": "dual", "p_schedule": ((5, 0.9),)}),
+        (
+            "network: {arch_args: {day: 2024-01-01, bad: 2024-99-01}}",
+            {"arch_args": {"day": "2024-01-01", "bad": "2024-99-01"}},
+        ),
+        ("train: {lr: 1e-4, ema: none, deterministic: yes}", {"lr": 1e-4, "deterministic": True}),
+        ('{"train": {"lr": 1e-4}}', {"lr": 1e-4}),
+        ("", {}),
+    ],
+)
+def test_what_yaml_means(tmp_path: Path, text: str, options: dict[str, Any]) -> None:
+    (tmp_path / "run.yaml").write_text(text)
+    printed = run("train", "--data", "x", "--config", tmp_path / "run.yaml", "--print-config")
+    assert RunConfig.from_json(yaml.safe_load(printed)) == RunConfig(data=ImagesConfig("x")).replaced(**options)
 
 
 @pytest.mark.parametrize(
@@ -225,47 +460,92 @@ def test_missing_extras_are_named(
     assert run_main(monkeypatch, capsys).endswith(text)
 
 
-SETTINGS = (
-    "--variant dual --foreground L2 --w-background 2 --w-foreground 0.5 --e 3 --decay 0.8 --layer-decay 0.6 --form layerwise "
-    "--log-every 7 --optimizer sgd --momentum 0.8 --schedule step --milestone 2 --gamma 0.3 --p-schedule 4=0.9 --p-schedule 2=0.8"
-)
+def test_every_option_can_be_given_in_each_way(tmp_path: Path) -> None:
+    """By its name, in a file, and as GROUP.OPTION=VALUE; what is printed is read back to the same settings."""
+    given = {
+        **{"normalize": "0.5/0.2", "channels": 1, "size": (8, 9), "labels": ("a", "b"), "augment": {"flip": 0.5, "zoom": 0.1}},
+        **{"masks": "m", "mask_policy": "skip", "segmenter": "a:b", "resize": "pad", "validation": 0.2},
+        **{"variant": "dual", "arch": "a:b", "arch_args": {"x": [1, 2], "y": "z"}, "layers": ("one", "two"), "eps": 0.5},
+        **{"form": "layerwise", "static": True, "less_memory": True, "p": 0.4, "p_ramp": 0.0, "p_schedule": ((2, 0.8), (4, 0.9))},
+        **{"balance": "fixed", "heatmap_every": 3, "d": 0.8, "e": 3, "c1": 2, "c2": 3, "foreground": "L2", "w_foreground": 0.5},
+        **{"w_background": 2, "layer_decay": 0.6, "batch_size": 6, "accumulate": 3, "optimizer": "sgd", "lr": 1e-4},
+        **{"momentum": 0.8, "weight_decay": 0.1, "clip_norm": None, "precision": "bfloat16", "ema": 0.9, "workers": 1, "seed": 5},
+        **{"sync_batch_norm": True, "channels_last": True, "deterministic": True, "epochs": 3, "warmup": 2},
+        **{"warmup_background": "swap", "keep_replacing": True, "lr_rampup": 0.5, "lr_after_warmup": 0.4, "lr_schedule": "step"},
+        **{"milestones": (1, 2), "gamma": 0.3, "monitor": "accuracy", "patience": 4, "log_every": 7, "save_every": 2},
+        **{"keep_last": 1, "tensorboard": True},
+    }  # fmt: skip
+    options = {name: (key, kind) for key, group in GROUPS.items() for name, (_, kind) in options_of(group).items()}
+    assert options.keys() - given.keys() == {"path", "tune"}, "an option that is tried nowhere"
+    expected = RunConfig(data=ImagesConfig("x")).replaced(**given)
+    typed, dotted = ["--data", "x"], ["--data", "x"]
+    for name, value in given.items():
+        texts = texts_of(value)
+        typed += [flag(name)] if texts is True else [word for text in texts for word in (flag(name), text)]
+        key = options[name][0]
+        whole = isinstance(value, (tuple, dict)) and name != "size"
+        dotted.append(f"{key}.{name}={json.dumps(texts) if whole else 'true' if texts is True else texts[0]}")
+    pages = [run("train", *words, "--print-config") for words in (typed, dotted)]
+    (tmp_path / "run.yaml").write_text(pages[0])
+    pages.append(run("train", "--config", tmp_path / "run.yaml", "--print-config"))
+    assert pages[0] == pages[1] == pages[2]
+    assert RunConfig.from_json(yaml.safe_load(pages[0])) == expected
 
 
-def test_every_setting_of_loss_and_schedule_is_an_option(tmp_path: Path) -> None:
-    configured = []
-    app = typer.Typer()
-    app.command()(functools.wraps(options.configure)(lambda **given: configured.append(options.configure(**given))))
-    assert CliRunner().invoke(app, [str(tmp_path / "run"), *SETTINGS.split()]).exit_code == 0
-    heatmap, train = configured[0].config.heatmap, configured[0].config.train
-    assert (heatmap.foreground, heatmap.w_background, heatmap.w_foreground) == ("L2", 2, 0.5)
-    assert (heatmap.e, heatmap.d, heatmap.layer_decay, heatmap.form) == (3, 0.8, 0.6, "layerwise")
-    assert (train.log_every, train.momentum, train.gamma) == (7, 0.8, 0.3)
-    assert train.p_schedule == ((2, 0.8), (4, 0.9))
-    assert RunConfig.from_json(json.loads(json.dumps(configured[0].config.to_json()))) == configured[0].config
+def texts_of(value: Any) -> Any:
+    """How a value is typed: True for a flag, else the texts, one for each time that the option is given."""
+    if value is True or value is None:
+        return value or ["none"]
+    if isinstance(value, dict):
+        return [f"{name}={json.dumps(part)}" for name, part in value.items()]
+    if isinstance(value, tuple) and value and isinstance(value[0], tuple):
+        return [f"{epoch}={number}" for epoch, number in value]
+    if value == (8, 9):
+        return ["8x9"]
+    return [str(part) for part in value] if isinstance(value, tuple) else [str(value)]
 
 
-def test_torchrun_lets_every_option_pass_under_one_of_its_names() -> None:
+def train_command() -> Any:
+    return typer.main.get_command(cli.app).commands["train"]
+
+
+def test_torchrun_lets_every_option_pass() -> None:
     """Its parser looks at all that follows and refuses what may stand for several of its own options."""
     parser = torch.distributed.run.get_args_parser()
-    for option in typer.main.get_command(cli.app).commands["train"].params:
-        for name in {*option.opts[-1:], *option.secondary_opts}:
-            parsed = parser.parse_args(["--nproc-per-node", "2", "-m", "isnet", "train", "RUN", name, "1"])
-            assert parsed.training_script_args[-2:] == [name, "1"]
+    for option in train_command().params:
+        for name in (*option.opts, *option.secondary_opts):
+            if name.startswith("-"):
+                parsed = parser.parse_args(["--nproc-per-node", "2", "-m", "isnet", "train", "RUN", name, "1"])
+                assert parsed.training_script_args[-2:] == [name, "1"]
 
 
-def test_help_names_the_defaults() -> None:
-    found = {option.name: option for option in typer.main.get_command(cli.app).commands["train"].params}
-    config = RunConfig()
-    checked = 0
-    for part in (config.data, config.heatmap, config.train):
-        for field in dataclasses.fields(part):
-            shown = getattr(found.get(field.name), "show_default", None)
-            value = getattr(part, field.name)
-            if isinstance(shown, str) and value is not None and not isinstance(value, bool):
-                shown = shown.split("; ")[-1].removesuffix(" for biased MNIST")
-                assert type(value)(shown) == value, field.name
-                checked += 1
-    assert checked > 15
+def test_help_is_short_and_the_whole_of_it_names_every_option_and_default() -> None:
+    short, whole = run("train", "--help"), run("train", "--help-all")
+    assert len(short.splitlines()) <= 120
+    for key, group in GROUPS.items():
+        for name, (option, _) in options_of(group).items():
+            assert flag(name) in whole and (flag(name) in short) == option.common, (key, name)
+    for name, shown in (("lr", "0.0003"), ("epochs", "8"), ("arch", "monai:DenseNet121"), ("size", "224x224")):
+        assert re.search(rf"{flag(name)}\b.*?Default: {re.escape(shown)}\.", re.sub(r"[│\s]+", " ", whole)), name
+    for variant in ("standard", *VARIANTS):
+        assert variant in short
+
+
+def test_the_page_of_options_is_current() -> None:
+    """Else: ``python -m isnet.config > docs/options.md``."""
+    page = Path(__file__).parents[1] / "docs" / "options.md"
+    assert page.read_text() == to_markdown()
+
+
+def test_completion_knows_the_choices() -> None:
+    found = {option.name: option for option in train_command().params}
+    context = click.Context(train_command())
+    assert [item.value for item in found["network__variant"].shell_complete(context, "s")] == [
+        "standard",
+        "selective",
+        "stochastic",
+    ]
+    assert [item.value for item in found["train__optimizer"].shell_complete(context, "ad")] == ["adamw"]
 
 
 def test_curves_of_many_runs_and_of_runs_with_other_tests() -> None:
@@ -321,10 +601,16 @@ def test_missing_package_is_named() -> None:
 
 
 def test_arguments_are_json_or_text() -> None:
-    parsed = architectures.parse_arguments(["a=1", "b=[1, 2]", "c=basic", "d=true", "e=x=y"])
-    assert parsed == {"a": 1, "b": [1, 2], "c": "basic", "d": True, "e": "x=y"}
-    with pytest.raises(architectures.ArchitectureError):
-        architectures.parse_arguments(["=1"])
+    assert pairs(["a=1", "b=[1, 2]", "c=basic", "d=true", "e=x=y"]) == {
+        "a": 1,
+        "b": [1, 2],
+        "c": "basic",
+        "d": True,
+        "e": "x=y",
+    }
+    for wrong in ("=1", "a", {"a": object()}, {"a": float("nan")}):
+        with pytest.raises(ValueError, match=r"KEY=VALUE|values that JSON has"):
+            pairs(wrong)
 
 
 # ---- the demonstration

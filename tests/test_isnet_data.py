@@ -17,14 +17,10 @@ import numpy as np
 import pytest
 
 from isnet._files import write_text
-from isnet.data import (
-    CorruptDataError,
-    DataUnavailableError,
-    load_mnist,
-    mnist,
-    sources,
-)
-from isnet.data.idx import decode_idx, encode_idx
+from isnet.experiments import downloads as sources
+from isnet.experiments import mnist_files as mnist
+from isnet.experiments.idx import CorruptDataError, decode_idx, encode_idx
+from isnet.experiments.mnist_files import DataUnavailableError, load_mnist
 
 RANDOM = np.random.default_rng(0)
 TRAIN, VALIDATION, TEST = 5, 2, 3

@@ -17,28 +17,28 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from isnet import cli
-from isnet.distributed import ProcessLostError, World, _losses_as_errors, speaks_first
+from isnet.training.distributed import ProcessLostError, World, _losses_as_errors, speaks_first
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAIN = """
 import json, os, pathlib, socket, sys, traceback, torch
 torch.set_num_threads(1)
 from isnet import runs
-from isnet.distributed import World, launched_world
-from isnet.run_config import HeatmapConfig, ImagesConfig, RunConfig
-from isnet.run_data import RunData
-from isnet.train_config import TrainConfig
-from isnet.validation import losses
+from isnet.training.distributed import World, launched_world
+from isnet.config import ImagesConfig, RunConfig
+from isnet.runs.data import RunData
+from isnet.training.validation import losses
 
 batches, slow = int(sys.argv[1]), float(sys.argv[2])
 
 if SYNC:  # as on GPUs: PyTorch's synchronised batch norm with kernels for the CPU, and neither it nor fit() looks at the device
     sys.path.append("TESTS")
     import sync_batch_norm
-    import isnet.training
+    import isnet.runs.plan
+    import isnet.training.loop
     kernels = sync_batch_norm.on_cpu()
     sync_batch_norm.pass_device_check()
-    isnet.training.require_trainable = lambda *_: None
+    isnet.training.loop.require_trainable = isnet.runs.plan.require_trainable = lambda *_: None
 
 class Images(torch.utils.data.Dataset):
     def __init__(self):
@@ -63,10 +63,13 @@ def build_model(config):
         torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(8, 3),
     ).double()
 
-runs.build_model = build_model
-train = TrainConfig(epochs=2, warmup=1, batch_size=8, lr=1e-2, p=0.6, ema=0.9, monitor="loss", save_every=1, log_every=2,
-                    sync_batch_norm=SYNC, balance="BALANCE")
-config = RunConfig("VARIANT", data=ImagesConfig("not read"), heatmap=HeatmapConfig(layers=("3",)), train=train, tune=1)
+import isnet.runs.build, isnet.runs.folder, isnet.runs.train
+for module in (isnet.runs.build, isnet.runs.folder, isnet.runs.train):
+    module.build_model = build_model
+config = RunConfig(data=ImagesConfig("not read")).replaced(
+    variant="VARIANT", layers=("3",), epochs=2, warmup=1, batch_size=8, lr=1e-2, p=0.6, ema=0.9, save_every=1, log_every=2,
+    sync_batch_norm=SYNC, balance="BALANCE", tune=1,
+)
 
 def work(folder):
     with launched_world("cpu") as (world, _):
@@ -199,12 +202,13 @@ def test_scoring_begins_when_the_other_processes_have_left(tmp_path: Path, monke
         order.append("left")
 
     tests = SimpleNamespace(tests={"test": None}, dropped=())
-    monkeypatch.setattr("isnet.cli.launched_world", world)
-    monkeypatch.setattr("isnet.run_data.load_data", lambda *_, **__: tests)
-    monkeypatch.setattr("isnet.runs.train_run", lambda *_, **__: order.append("trained"))
-    monkeypatch.setattr("isnet.runs.evaluate_run", lambda *_, **__: order.append("scored"))
-    monkeypatch.setattr("isnet.cli._print_scores", lambda *_: None)
-    assert CliRunner().invoke(cli.app, ["train", str(tmp_path / "run")]).exit_code == 0
+    monkeypatch.setattr("isnet.cli.train.launched_world", world)
+    monkeypatch.setattr("isnet.cli.train.with_classes", lambda data: data)
+    monkeypatch.setattr("isnet.cli.train.load_run_data", lambda *_, **__: tests)
+    monkeypatch.setattr("isnet.cli.train.train_run", lambda *_, **__: order.append("trained"))
+    monkeypatch.setattr("isnet.cli.train.evaluate_run", lambda *_, **__: order.append("scored"))
+    monkeypatch.setattr("isnet.cli.train.print_scores", lambda *_: None)
+    assert CliRunner().invoke(cli.app, ["train", str(tmp_path / "run"), "--data", "not read"]).exit_code == 0
     assert order == ["trained", "left", "scored"]
 
 

@@ -15,10 +15,12 @@ from torch import nn
 from typer.testing import CliRunner
 
 from isnet import cli
-from isnet.checkpoints import CheckpointError
-from isnet.data import MNIST, BiasedMNIST
 from isnet.experiments import classes, mnist, xray
 from isnet.experiments.baselines import Altered, InputGradients, with_mask
+from isnet.experiments.biased_mnist import BiasedMNIST
+from isnet.experiments.mnist_files import MNIST
+from isnet.experiments.mnist_table import TESTS
+from isnet.training.checkpoints import CheckpointError
 
 
 @pytest.fixture
@@ -34,7 +36,7 @@ def digits(monkeypatch: pytest.MonkeyPatch) -> None:
 
     few = MNIST(*part(140), *part(40), source="test")
     monkeypatch.setattr(mnist, "load_mnist", lambda *_, **__: few)
-    monkeypatch.setattr("isnet.run_data.load_mnist", lambda *_, **__: few)
+    monkeypatch.setattr("isnet.experiments.digits.load_mnist", lambda *_, **__: few)
 
 
 def toy(folder: Path, **changes: object) -> mnist.MNISTConfig:
@@ -60,7 +62,7 @@ def test_every_method_gives_a_cell(digits: None, tmp_path: Path) -> None:
     rows = mnist.table_rows(config, cells)
     assert [row["method"] for row in rows] == list(mnist.methods(config))
     for row in rows:
-        assert all(0 <= row[key][0] <= 100 for key in (*mnist.TESTS, "distance", "score")) and row["cost"] > 0
+        assert all(0 <= row[key][0] <= 100 for key in (*TESTS, "distance", "score")) and row["cost"] > 0
     standard = next(row for row in rows if row["method"] == "standard")
     assert standard["cost"] == 1
     text = mnist.table(rows)
@@ -71,7 +73,7 @@ def test_a_resumed_cell_counts_what_was_trained_before(
     digits: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ticks = itertools.count(100)
-    monkeypatch.setattr("isnet.training.time.process_time", lambda: float(next(ticks)))
+    monkeypatch.setattr("isnet.training.loop.time.process_time", lambda: float(next(ticks)))
     costs = []
     for name, killed in (("whole", False), ("killed", True)):
         config = toy(tmp_path / name, epochs=3)
@@ -95,7 +97,7 @@ def test_tables_are_means_over_seeds(tmp_path: Path) -> None:
     for cell, value in zip(cells, (0.5, 0.7), strict=True):
         result = {
             **cell._asdict(),
-            "accuracy": dict.fromkeys(mnist.TESTS, value),
+            "accuracy": dict.fromkeys(TESTS, value),
             "background": 0.2,
             "blind_spot": {"changed": 0.1, "distance": 0.25, "background": 0.2, "score": 0.125},
             "cpu_seconds": 3,
@@ -109,7 +111,7 @@ def test_tables_are_means_over_seeds(tmp_path: Path) -> None:
     assert "| 60.0 ± 14.1 | 20.0 | 25.0 | 12.5 | 1.00 |" in mnist.table([row])
     assert mnist.run_experiment(config, progress=False) == [row]  # nothing is left to train
     with pytest.raises(
-        CheckpointError, match=r"other settings \(train.epochs: 2 there, 3 now\); choose another folder"
+        CheckpointError, match=r"other settings \(schedule.epochs: 2 there, 3 now\); choose another folder"
     ):
         mnist.run_experiment(dataclasses.replace(config, epochs=2), progress=False)
     with pytest.raises(ValueError, match="methods: no magic; there are"):
@@ -120,6 +122,24 @@ def test_tables_are_means_over_seeds(tmp_path: Path) -> None:
         toy(tmp_path, marks=("place", "label"))
     with pytest.raises(ValueError, match=r"seeds: expected one or several different numbers, got \[2, 2\]"):
         toy(tmp_path, seeds=(2, 2))
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ('{"settings": {"heatmap": {}}}', "an older version's"),
+        ('{"accuracy": 1}', "an older version's, which kept no settings"),
+        ('{"settings": {"train": {"lrr": 3}}}', "train.lrr: no such option"),
+        ("{", "Expecting property name"),
+    ],
+)
+def test_cells_that_cannot_be_read_are_named(tmp_path: Path, content: str, text: str) -> None:
+    config = mnist.preset("quick", folder=str(tmp_path), methods=("standard",), marks=("place",))
+    path = tmp_path / "cells" / "standard_place_0.json"
+    path.parent.mkdir()
+    path.write_text(content)
+    with pytest.raises(CheckpointError, match=rf"standard_place_0\.json: {text}.*choose another folder"):
+        mnist.run_experiment(config, processes=1)
 
 
 def test_the_reference_has_no_marks_and_segmented_images_no_background(digits: None, tmp_path: Path) -> None:
@@ -154,18 +174,19 @@ def test_hard_setting(digits: None, tmp_path: Path) -> None:
     assert torch.equal(reference.train.masks, biased.train.masks)
     assert torch.equal(biased.train.marks, biased.train.labels)
     assert 0 < (reference.train.marks == reference.train.labels).float().mean() < 0.3
-    assert list(reference.tests) == list(mnist.TESTS)
+    assert list(reference.tests) == list(TESTS)
 
 
 def test_methods_set_what_they_are_called_after(tmp_path: Path) -> None:
     config = toy(tmp_path)
     settings = {name: mnist.run_config(config, mnist.Cell(name, "place", 0)) for name in mnist.methods(config)}
-    assert settings["selective after warm-up, automatic P"].train.balance == "auto"
+    assert settings["selective after warm-up, automatic P"].loss.balance == "auto"
     assert all(name in settings for name in mnist.PRESETS["quick"].methods if name != "selective after warm-up, K = 4")
-    swap = settings["selective with background swap, K = 4"].train
-    assert (swap.warmup, swap.warmup_background, swap.keep_replacing, swap.heatmap_every) == (1, "swap", True, 4)
-    assert not settings["dual after swap warm-up"].train.keep_replacing
-    assert settings["background noise"].train.warmup_background == "noise"
+    swap = settings["selective with background swap, K = 4"]
+    assert (swap.schedule.warmup, swap.schedule.warmup_background, swap.schedule.keep_replacing) == (1, "swap", True)
+    assert swap.loss.heatmap_every == 4
+    assert not settings["dual after swap warm-up"].schedule.keep_replacing
+    assert settings["background noise"].schedule.warmup_background == "noise"
 
 
 def test_input_gradients_are_penalised_outside_the_mask() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import json
 import math
 from pathlib import Path
@@ -12,20 +11,20 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from settings import train_config
 from test_isnet_training import Dying, KilledError, assert_same_model, blobs, small_model, train
 from torch import Tensor, nn
 
 from isnet import ISNet, ISNetLoss
-from isnet._steps import NonFiniteLossError, build_scheduler, require_trainable
-from isnet.checkpoints import CheckpointError, load_checkpoint, load_model_state
-from isnet.distributed import World
-from isnet.evaluation import accuracy
-from isnet.run_config import RunConfig
-from isnet.runlog import RunLog, read_log
-from isnet.train_config import TrainConfig
+from isnet.config import TrainConfig
+from isnet.data.backgrounds import replace_background
+from isnet.scoring.evaluation import accuracy
 from isnet.training import BEST_NAME, CHECKPOINT_NAME, fit
-from isnet.validation import Watch, losses
-from isnet.warmup import replace_background
+from isnet.training.checkpoints import CheckpointError, load_checkpoint, load_model_state
+from isnet.training.distributed import World
+from isnet.training.log import RunLog, read_log
+from isnet.training.steps import NonFiniteLossError, build_scheduler, require_trainable
+from isnet.training.validation import Watch, losses
 
 
 def plain_model() -> nn.Sequential:
@@ -45,16 +44,17 @@ def assert_close_models(one: nn.Module, other: nn.Module, tolerance: float = 1e-
 
 def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float:
     """As docs and options say: a ramp from 0, a factor after the warm-up, and a cosine or milestones over the epochs after it."""
-    rate, after = config.lr, step - config.warmup * steps_per_epoch
-    if config.lr_rampup:
-        rate *= min(1.0, (step + 1) / (config.lr_rampup * steps_per_epoch))
-    if after >= 0 and config.warmup:
-        rate *= config.lr_after_warmup
-    if after >= 0 and config.schedule == "cosine":
-        rate *= 0.5 * (1 + math.cos(math.pi * after / (config.epochs * steps_per_epoch)))
-    if after >= 0 and config.schedule == "step":
-        for epoch in config.milestones:
-            rate *= config.gamma if after >= epoch * steps_per_epoch else 1.0
+    schedule = config.schedule
+    rate, after = config.train.lr, step - schedule.warmup * steps_per_epoch
+    if schedule.lr_rampup:
+        rate *= min(1.0, (step + 1) / (schedule.lr_rampup * steps_per_epoch))
+    if after >= 0 and schedule.warmup:
+        rate *= schedule.lr_after_warmup
+    if after >= 0 and schedule.lr_schedule == "cosine":
+        rate *= 0.5 * (1 + math.cos(math.pi * after / (schedule.epochs * steps_per_epoch)))
+    if after >= 0 and schedule.lr_schedule == "step":
+        for epoch in schedule.milestones:
+            rate *= schedule.gamma if after >= epoch * steps_per_epoch else 1.0
     return rate
 
 
@@ -62,11 +62,11 @@ def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float
 @pytest.mark.parametrize("ramp", [0.0, 0.5, 2.7])
 @pytest.mark.parametrize("schedule", ["constant", "cosine", "step"])
 def test_learning_rates_and_where_a_resumed_run_takes_them_up(schedule: Any, ramp: float, warmup: int) -> None:
-    config = TrainConfig(
-        epochs=5, warmup=warmup, lr=0.1, lr_rampup=ramp, lr_after_warmup=0.3, schedule=schedule, milestones=(2, 4), gamma=0.2
+    config = train_config(
+        epochs=5, warmup=warmup, lr=0.1, lr_rampup=ramp, lr_after_warmup=0.3, lr_schedule=schedule, milestones=(2, 4), gamma=0.2
     )  # fmt: skip
     steps, weight = 7, [torch.zeros(1, requires_grad=True)]
-    optimizer = torch.optim.SGD(weight, lr=config.lr)
+    optimizer = torch.optim.SGD(weight, lr=config.train.lr)
     scheduler, rates = build_scheduler(optimizer, config, steps), []
     for _ in range((warmup + 5) * steps):
         rates.append(optimizer.param_groups[0]["lr"])
@@ -80,8 +80,8 @@ def test_learning_rates_and_where_a_resumed_run_takes_them_up(schedule: Any, ram
 
 
 def test_steps_are_taken_and_logged_at_their_learning_rate(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = TrainConfig(
-        epochs=2, warmup=1, batch_size=32, log_every=1, schedule="cosine", lr_rampup=1.5, optimizer="sgd"
+    config = train_config(
+        epochs=2, warmup=1, batch_size=32, log_every=1, lr_schedule="cosine", lr_rampup=1.5, optimizer="sgd"
     )
     taken, step = [], torch.optim.SGD.step
 
@@ -96,34 +96,31 @@ def test_steps_are_taken_and_logged_at_their_learning_rate(monkeypatch: pytest.M
 
 
 def test_p_schedule() -> None:
-    config = TrainConfig(epochs=5, warmup=1, p=0.2, p_schedule=((1, 0.5), (3, 0.9)))
+    config = train_config(epochs=5, warmup=1, p=0.2, p_schedule=((1, 0.5), (3, 0.9)))
     assert [config.heatmap_share(10 * epoch, 10) for epoch in range(6)] == [0, 0.2, 0.5, 0.5, 0.9, 0.9]
-    with pytest.raises(ValueError, match="p_schedule: expected"):
-        TrainConfig(p_schedule=((2, 0.5), (1, 0.6)))
+    assert train_config(p_schedule=["3=0.9", "1=0.5"]).loss.p_schedule == ((1, 0.5), (3, 0.9))
+    for wrong in (((1, 0.5), (1, 0.6)), ((-1, 0.5),), ((1, 1.5),), ["3:0.5"]):
+        with pytest.raises(ValueError, match="p_schedule: expected"):
+            train_config(p_schedule=wrong)
 
 
-def test_settings_survive_json_and_old_checkpoints_lack_new_ones() -> None:
-    config = TrainConfig(milestones=(2,), schedule="step", p_schedule=((0, 0.5),))
-    assert TrainConfig(**json.loads(json.dumps(config.to_json()))) == config
-    assert config.differences(config.to_json()) == []
-    old = {name: value for name, value in config.to_json().items() if name not in ("accumulate", "warmup_background")}
-    assert config.differences(old) == []
-    assert TrainConfig(accumulate=2).differences({"accumulate": 1}) == ["accumulate: 1 there, 2 now"]
-    assert TrainConfig(workers=2, tensorboard=True, keep_last=3).differences({}) == []
-
-
-def test_removed_settings_must_have_done_nothing() -> None:
-    train = {**TrainConfig().to_json(), "heatmap_fraction": 1.0}
-    assert TrainConfig().differences(train) == []
-    assert TrainConfig().differences({**train, "heatmap_fraction": 0.5}) == [
-        "heatmap_fraction: 0.5 there, not a setting now"
-    ]
-    heatmap = {"eps": 0.1, "leak": 0.0}
-    assert RunConfig.from_json({"train": train, "heatmap": heatmap}).heatmap.eps == 0.1
-    with pytest.raises(ValueError, match=r"do not fit this version of isnet: .*heatmap_fraction"):
-        RunConfig.from_json({"train": {**train, "heatmap_fraction": 0.5}})
-    with pytest.raises(ValueError, match=r"do not fit this version of isnet: .*leak"):
-        RunConfig.from_json({"heatmap": {**heatmap, "leak": 0.1}})
+def test_what_keeps_a_run_from_being_continued() -> None:
+    config = train_config(milestones=(2,), lr_schedule="step", p_schedule=((0, 0.5),))
+    assert config.differences(json.loads(json.dumps(config.training_json()))) == []
+    saved = train_config().training_json()
+    del saved["train"]["accumulate"]  # an option that came later counts as its default
+    assert train_config().differences(saved) == []
+    assert train_config(accumulate=2).differences(saved) == ["train.accumulate: 1 there, 2 now"]
+    assert train_config(workers=2, tensorboard=True, keep_last=3).differences(saved) == []
+    assert train_config(epochs=9).differences(saved) == []
+    assert train_config(lr_after_warmup=0.5).differences(saved, past_warmup=False) == []
+    assert train_config(lr_after_warmup=0.5).differences(saved) == ["schedule.lr_after_warmup: 0.3 there, 0.5 now"]
+    saved["loss"]["fraction"] = 0.5
+    assert train_config().differences(saved) == ["loss.fraction: 0.5 there, not an option now"]
+    cosine = train_config(lr_schedule="cosine")
+    assert cosine.replaced(epochs=9).differences(cosine.training_json()) == ["schedule.epochs: 8 there, 9 now"]
+    with pytest.raises(ValueError, match="an older version's"):
+        config.differences({"epochs": 8, "lr": 2e-3})
 
 
 # ---- parts of a batch
@@ -137,7 +134,7 @@ def test_accumulated_parts_equal_the_whole_batch(variant: str, warmup: int) -> N
         models.append(plain_model().double())
         data = blobs(32)
         data.images, data.masks = data.images.double(), data.masks.double()
-        config = TrainConfig(epochs=1, warmup=warmup, batch_size=16, accumulate=parts, log_every=1, p=0.5)
+        config = train_config(epochs=1, warmup=warmup, batch_size=16, accumulate=parts, log_every=1, p=0.5)
         log = train(models[-1], config, variant, data=data)
     assert_close_models(*models, tolerance=1e-9)
     assert [entry["step"] for entry in log if entry["kind"] == "step"] == list(range(1, 3 + 2 * warmup))
@@ -200,20 +197,20 @@ def test_smooth_noise_is_smooth_and_white_noise_is_not() -> None:
 def test_background_noise_throughout_may_branch_from_a_warmup(tmp_path: Path) -> None:
     """After the warm-up, noise as in more of it; the learning rate, too, where nothing lowers it."""
     longer, branched = small_model(), small_model()
-    warmup = TrainConfig(epochs=0, warmup=1, batch_size=32, lr_after_warmup=1.0)
-    train(longer, dataclasses.replace(warmup, warmup=3))
+    warmup = train_config(epochs=0, warmup=1, batch_size=32, lr_after_warmup=1.0)
+    train(longer, warmup.replaced(warmup=3))
     train(small_model(), warmup, run_dir=tmp_path)
-    config = dataclasses.replace(warmup, epochs=2, keep_replacing=True)
+    config = warmup.replaced(epochs=2, keep_replacing=True)
     train(branched, config, run_dir=tmp_path, resume=True)
     assert_same_model(longer, branched)
     with pytest.raises(CheckpointError, match="keep_replacing: True there, False now"):
-        train(small_model(), dataclasses.replace(config, keep_replacing=False), run_dir=tmp_path, resume=True)
+        train(small_model(), config.replaced(keep_replacing=False), run_dir=tmp_path, resume=True)
 
 
 def test_every_background_is_trained_on() -> None:
     white, *others = (small_model() for _ in range(3))
     for model, kind in zip((white, *others), ("noise", "smooth", "swap"), strict=True):
-        train(model, TrainConfig(epochs=0, warmup=1, batch_size=16, warmup_background=kind))  # type: ignore[arg-type]
+        train(model, train_config(epochs=0, warmup=1, batch_size=16, warmup_background=kind))  # type: ignore[arg-type]
     assert not any(torch.equal(white[0].weight, other[0].weight) for other in others)
 
 
@@ -226,16 +223,16 @@ def test_noise_range_per_channel(kind: Any) -> None:
 
 
 def test_single_images_have_nothing_to_swap() -> None:
-    config = TrainConfig(warmup=1, batch_size=16, accumulate=16, warmup_background="swap")
+    config = train_config(warmup=1, batch_size=16, accumulate=16, warmup_background="swap")
     with pytest.raises(
         ValueError, match="batch_size: backgrounds are swapped among two or more images, got 16 among 1"
     ):
         train(small_model(), config)
-    train(small_model(), dataclasses.replace(config, warmup=0, epochs=1), "selective", data=blobs(16))
+    train(small_model(), config.replaced(warmup=0, epochs=1), "selective", data=blobs(16))
 
 
 def test_static_calls_do_not_go_with_synchronised_batch_norm() -> None:
-    config, network = TrainConfig(sync_batch_norm=True), ISNet(small_model(), static=True)
+    config, network = train_config(sync_batch_norm=True), ISNet(small_model(), static=True)
     with pytest.raises(ValueError, match="sync_batch_norm: what processes tell each other cannot be repeated"):
         require_trainable(config, World(0, 2), 96, network, torch.device("cuda"))
 
@@ -244,7 +241,7 @@ def test_indivisible_batch_is_refused() -> None:
     with pytest.raises(
         ValueError, match="batch_size: 16 images cannot be shared out evenly among 1 processes, each in 3"
     ):
-        train(small_model(), TrainConfig(batch_size=16, accumulate=3))
+        train(small_model(), train_config(batch_size=16, accumulate=3))
 
 
 # ---- precision
@@ -256,7 +253,7 @@ def test_half_precision_follows_float32(precision: Any, variant: str | None) -> 
     for chosen in ("float32", precision):
         torch.manual_seed(0)
         model = plain_model()
-        config = TrainConfig(epochs=2, batch_size=16, lr=1e-2, precision=chosen, log_every=1, p=0.5)
+        config = train_config(epochs=2, batch_size=16, lr=1e-2, precision=chosen, log_every=1, p=0.5)
         log = train(model, config, variant)
         assert next(model.parameters()).dtype == torch.float32
         results.append(torch.tensor([entry["loss"] for entry in log if entry["kind"] == "step"]))
@@ -266,7 +263,7 @@ def test_half_precision_follows_float32(precision: Any, variant: str | None) -> 
 
 def test_isnet_in_float16_needs_a_gpu() -> None:
     with pytest.raises(ValueError, match="float16 needs a GPU"):
-        train(small_model(), TrainConfig(precision="float16"), "selective")
+        train(small_model(), train_config(precision="float16"), "selective")
 
 
 def test_float16_overflow_skips_the_step_and_shrinks_the_scale(tmp_path: Path) -> None:
@@ -281,7 +278,7 @@ def test_float16_overflow_skips_the_step_and_shrinks_the_scale(tmp_path: Path) -
             return (self.weight * 1e17 * 1e17).expand(len(x), 3).float() * 3e3 + 0 * x.flatten(1)[:, :3]
 
     model = Steep()
-    train(model, TrainConfig(epochs=1, batch_size=32, precision="float16", save_every=1), run_dir=tmp_path)
+    train(model, train_config(epochs=1, batch_size=32, precision="float16", save_every=1), run_dir=tmp_path)
     scaler = load_checkpoint(tmp_path / CHECKPOINT_NAME).settings["scaler"]
     assert scaler["scale"] == 65536 / 2**3
     assert torch.equal(model.weight, torch.zeros(3))
@@ -300,7 +297,7 @@ def test_moving_average_by_hand(tmp_path: Path) -> None:
 
     torch.manual_seed(0)
     model, data = Watched(*plain_model()), blobs(48)
-    config = TrainConfig(epochs=1, batch_size=16, lr=1e-2, ema=0.8)
+    config = train_config(epochs=1, batch_size=16, lr=1e-2, ema=0.8)
     log = train(model, config, data=data, run_dir=tmp_path, validation={"train": data})
     after = [*snapshots[1:3], model[-1].weight.detach()]  # the weights after each of the three steps
     expected = after[0]
@@ -354,7 +351,7 @@ def test_own_classification_loss_counts_in_every_step_and_in_validation() -> Non
 
     data, config = (
         blobs(32),
-        TrainConfig(epochs=1, batch_size=16, lr=1e-12, heatmap_every=2, log_every=1, monitor="loss"),
+        train_config(epochs=1, batch_size=16, lr=1e-12, heatmap_every=2, log_every=1, monitor="loss"),
     )
     logs = [
         train(small_model(), config, "selective", data=data, validation={"val": data}, **options)
@@ -372,7 +369,7 @@ def test_early_stopping_keeps_the_best(tmp_path: Path) -> None:
     data, held_out = blobs(48), blobs(24, seed=3)
     # The labels of the held-out set are wrong: the better the network, the higher its loss there.
     held_out.labels = (held_out.labels + 1) % 3
-    config = TrainConfig(epochs=30, batch_size=16, lr=1e-2, monitor="loss", patience=3)
+    config = train_config(epochs=30, batch_size=16, lr=1e-2, monitor="loss", patience=3)
     folder = tmp_path / "run"
     log = train(small_model(), config, "selective", data=data, validation={"val": held_out}, run_dir=folder)
     epochs = [entry for entry in log if entry["kind"] == "epoch"]
@@ -390,14 +387,14 @@ def test_early_stopping_keeps_the_best(tmp_path: Path) -> None:
 
 
 def test_monitor_needs_validation() -> None:
-    with pytest.raises(ValueError, match="monitor: needs a validation set"):
-        train(small_model(), TrainConfig(monitor="loss"))
+    with pytest.raises(ValueError, match="monitor: needs validation images"):
+        train(small_model(), train_config(monitor="loss"))
     with pytest.raises(ValueError, match="patience: needs monitor"):
-        TrainConfig(patience=2)
+        train_config(patience=2)
 
 
 def test_last_checkpoints_are_kept(tmp_path: Path) -> None:
-    train(small_model(), TrainConfig(epochs=4, batch_size=48, keep_last=2), run_dir=tmp_path)
+    train(small_model(), train_config(epochs=4, batch_size=48, keep_last=2), run_dir=tmp_path)
     kept = sorted(path.name for path in tmp_path.glob("*.safetensors"))
     assert kept == ["epoch-0003.safetensors", "epoch-0004.safetensors", CHECKPOINT_NAME]
     assert load_checkpoint(tmp_path / kept[0]).step == 6
@@ -414,13 +411,13 @@ def test_resumed_run_with_every_option_equals_an_uninterrupted_one(
     tmp_path: Path, variant: str | None, precision: Any, died_at: int
 ) -> None:
     data, held_out = blobs(64), blobs(24, seed=3)
-    config = TrainConfig(
+    config = train_config(
         epochs=3, warmup=1, batch_size=16, accumulate=2, precision=precision, ema=0.9, monitor="loss", patience=9,
         keep_last=2, save_every=3, log_every=1, lr_rampup=1.0, p_schedule=((1, 0.4),), deterministic=True,
     )  # fmt: skip
     if variant == "balanced":
         variant = "selective"
-        config = dataclasses.replace(config, balance="auto", p_schedule=(), heatmap_every=2)
+        config = config.replaced(balance="auto", p_schedule=(), heatmap_every=2)
     options: dict[str, Any] = {"validation": {"val": held_out}}
     whole = train(small_model(dropout=0.2), config, variant, data=data, run_dir=tmp_path / "whole", **options)
     folder = tmp_path / "killed"
@@ -445,7 +442,7 @@ def test_resumed_run_with_every_option_equals_an_uninterrupted_one(
 def test_log_as_table(tmp_path: Path) -> None:
     data = blobs(48)
     log = train(
-        small_model(), TrainConfig(epochs=1, batch_size=16, log_every=2), "selective", data=data, run_dir=tmp_path,
+        small_model(), train_config(epochs=1, batch_size=16, log_every=2), "selective", data=data, run_dir=tmp_path,
         validation={"train": data},
     )  # fmt: skip
     with (tmp_path / "log.csv").open() as file:
@@ -459,7 +456,7 @@ def test_log_as_table(tmp_path: Path) -> None:
 
 def test_tensorboard(tmp_path: Path) -> None:
     reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    config = TrainConfig(epochs=1, batch_size=16, log_every=2, tensorboard=True)
+    config = train_config(epochs=1, batch_size=16, log_every=2, tensorboard=True)
     log = train(small_model(), config, data=blobs(64), run_dir=tmp_path)
     events = reader.EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
@@ -489,7 +486,7 @@ def test_multi_label_training_from_end_to_end() -> None:
     model, criterion = small_model(), ISNetLoss(p=0.5)
     before = accuracy(model, data)
     log = fit(
-        ISNet(model, "original"), data, TrainConfig(epochs=12, batch_size=16, lr=2e-2, p=0.3), criterion=criterion,
+        ISNet(model, "original"), data, train_config(epochs=12, batch_size=16, lr=2e-2, p=0.3), criterion=criterion,
         validation={"train": data}, progress=False,
     )  # fmt: skip
     assert accuracy(model, data) == log[-1]["accuracy"]["train"] > max(0.9, before)
@@ -508,7 +505,7 @@ def test_non_finite_gradient_stops(tmp_path: Path, clip_norm: float | None) -> N
             return self.weight.sqrt().expand(len(x), 3)
 
     with pytest.raises(NonFiniteLossError, match=r"step 1: the gradient norm is (inf|nan)\. The batch is in"):
-        train(Root(), TrainConfig(batch_size=16, accumulate=2, clip_norm=clip_norm), run_dir=tmp_path)
+        train(Root(), train_config(batch_size=16, accumulate=2, clip_norm=clip_norm), run_dir=tmp_path)
     # Any of the parts may have been the cause.
     assert len(load_file(tmp_path / "non-finite-batch.safetensors")["images"]) == 16
 
@@ -516,5 +513,5 @@ def test_non_finite_gradient_stops(tmp_path: Path, clip_norm: float | None) -> N
 def test_models_of_the_same_seed_are_the_same() -> None:
     one, other = small_model(), small_model()
     for model in (one, other):
-        train(model, TrainConfig(epochs=1, batch_size=32, workers=0, deterministic=True))
+        train(model, train_config(epochs=1, batch_size=32, workers=0, deterministic=True))
     assert_same_model(one, other)

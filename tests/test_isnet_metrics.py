@@ -10,18 +10,11 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from isnet import ISNet
-from isnet.evaluation import background_attention, background_share, evaluate, spread_rows
-from isnet.metrics import (
-    Score,
-    as_json,
-    classification_scores,
-    compare,
-    macro_auc,
-    mcnemar,
-    paired_difference,
-    sign_flips,
-)
-from isnet.sensitivity import OtherBackground, bias_sensitivity, blind_spot
+from isnet.scoring.evaluation import background_attention, background_share, evaluate, spread_rows
+from isnet.scoring.intervals import Score, as_json, classification_scores
+from isnet.scoring.paired import compare, mcnemar, paired_difference, sign_flips
+from isnet.scoring.scores import macro_auc
+from isnet.scoring.sensitivity import OtherBackground, bias_sensitivity, blind_spot
 
 
 def two_classes(n: int = 400, gap: float = 1.0) -> tuple[Tensor, Tensor]:

@@ -22,8 +22,9 @@ from isnet import (
     selective_score,
     stochastic_target,
 )
-from isnet.evaluation import heatmaps
-from isnet.variants import VARIANTS, PositiveEvidence, logit_sum
+from isnet.explanation import heatmaps
+from isnet.variants import VARIANTS, PositiveEvidence
+from isnet.variants.dual import logit_sum
 
 DATA = Path(__file__).parent / "data"
 

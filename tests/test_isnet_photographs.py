@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from isnet.data import BiasedMNIST
-from isnet.data.photographs import CLASS_PHOTOGRAPHS, UNSEEN_PHOTOGRAPHS, crops, photograph
+from isnet.experiments.biased_mnist import BiasedMNIST
+from isnet.experiments.photographs import CLASS_PHOTOGRAPHS, UNSEEN_PHOTOGRAPHS, crops, photograph
 
 RANDOM = np.random.default_rng(0)
 COUNT = 60

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import statistics
 from pathlib import Path
@@ -11,17 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from settings import train_config
 from test_isnet_training import Dying, KilledError, blobs, small_model
 from torch import Tensor
 
 from isnet import ISNet, ISNetOutput, runs
-from isnet.checkpoints import load_checkpoint
-from isnet.ranges import NaturalRange, RelevanceTotals, Welford, load_ranges, natural_range, save_ranges, tune
-from isnet.run_config import ImagesConfig, RunConfig
-from isnet.run_data import RunData
-from isnet.runlog import read_log
-from isnet.train_config import TrainConfig
+from isnet.config import ImagesConfig, RunConfig
+from isnet.runs.data import RunData
 from isnet.training import CHECKPOINT_NAME, fit
+from isnet.training.checkpoints import load_checkpoint
+from isnet.training.log import read_log
+from isnet.training.ranges import NaturalRange, RelevanceTotals, Welford, load_ranges, natural_range, save_ranges, tune
 
 RECORDED = json.loads((Path(__file__).parent / "data" / "fasterisnet_unit_tunecut.json").read_text())
 
@@ -105,7 +104,7 @@ def isnet(variant: str = "selective") -> ISNet:
 def test_tuning_measures_each_layer_and_rule_and_leaves_the_network_alone(variant: str, numbers: int) -> None:
     network = isnet(variant)
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    config = TrainConfig(epochs=9, warmup=3, batch_size=16, p=0.9)
+    config = train_config(epochs=9, warmup=3, batch_size=16, p=0.9)
     found = tune(network, blobs(48), config, epochs=2, progress=False)
     assert list(found) == ["input", "2"]
     for layer in found.values():
@@ -117,7 +116,7 @@ def test_tuning_measures_each_layer_and_rule_and_leaves_the_network_alone(varian
 def test_tuning_sees_the_last_epoch_of_plain_training_only() -> None:
     network, data = isnet(), blobs(32)
     # A learning rate of nothing to speak of: the totals are those of the initial network, whatever the order.
-    found = tune(network, data, TrainConfig(batch_size=32, lr=1e-12, optimizer="sgd"), epochs=2, progress=False)
+    found = tune(network, data, train_config(batch_size=32, lr=1e-12, optimizer="sgd"), epochs=2, progress=False)
     network.train()
     totals = network(data.images).heatmaps["input"].double().abs().sum((1, 2, 3, 4))
     assert found["input"].images == 32
@@ -135,16 +134,16 @@ def test_backgrounds_stay_replaced_in_the_range_of_the_pixels(
         seen.append((low, high))
         return images
 
-    monkeypatch.setattr("isnet.training.replace_background", spy)
+    monkeypatch.setattr("isnet.training.learner.replace_background", spy)
     network = ISNet(small_model(), "selective", input_range=(-2.0, 2.0))
-    config = TrainConfig(batch_size=16, warmup=2, keep_replacing=True)
+    config = train_config(batch_size=16, warmup=2, keep_replacing=True)
     tune(network, blobs(32), config, epochs=1, input_range=given, progress=False)
     assert seen == [given or (-2.0, 2.0)] * 2
 
 
 def test_killed_tuning_resumes_to_the_same_ranges(tmp_path: Path) -> None:
     data = blobs(64)
-    config = TrainConfig(batch_size=16, save_every=1)
+    config = train_config(batch_size=16, save_every=1)
     expected = tune(isnet("stochastic"), data, config, epochs=2, progress=False)
     with pytest.raises(KilledError):
         tune(isnet("stochastic"), Dying(data, 16 * 6), config, epochs=2, run_dir=tmp_path, progress=False)
@@ -166,17 +165,15 @@ def test_ranges_survive_the_disk(tmp_path: Path) -> None:
 # ---- runs: warm-up, ranges of the network that it left, training
 
 
-CONFIG = RunConfig(
-    "selective",
-    data=ImagesConfig("not read"),
-    train=TrainConfig(epochs=1, warmup=2, batch_size=16, save_every=1, ema=0.9, monitor="loss", schedule="cosine"),
-    tune=2,
+CONFIG = RunConfig(data=ImagesConfig("not read")).replaced(
+    variant="selective", epochs=1, warmup=2, batch_size=16, lr=2e-3, save_every=1, ema=0.9, lr_schedule="cosine", tune=2
 )
 
 
 @pytest.fixture
 def data(monkeypatch: pytest.MonkeyPatch) -> RunData:
-    monkeypatch.setattr(runs, "build_model", lambda config: small_model(dropout=0.2))
+    for module in ("build", "train", "folder"):
+        monkeypatch.setattr(f"isnet.runs.{module}.build_model", lambda config: small_model(dropout=0.2))
     return RunData(blobs(48), {"held out": blobs(16, seed=1)}, {})
 
 
@@ -196,9 +193,9 @@ def test_ranges_are_measured_on_what_the_warmup_left(data: RunData, tmp_path: Pa
     runs.train_run(tmp_path / "run", CONFIG, data=data, progress=False)
     # By hand: the warm-up alone, tuning of a copy at the learning rate after it, and a training of one piece with these ranges.
     network = runs.build_isnet(CONFIG, small_model(dropout=0.2))
-    config = CONFIG.train
-    fit(network, data.train, dataclasses.replace(config, epochs=0, monitor=None), progress=False)
-    found = tune(network, data.train, dataclasses.replace(config, lr=0.3 * config.lr), epochs=2, progress=False)
+    config = CONFIG
+    fit(network, data.train, config.replaced(epochs=0, monitor=None), progress=False)
+    found = tune(network, data.train, config.replaced(lr=0.3 * config.train.lr), epochs=2, progress=False)
     assert load_ranges(tmp_path / "run" / "ranges.json") == found
     assert found != tune(runs.build_isnet(CONFIG, small_model()), data.train, config, epochs=2, progress=False)
     straight = small_model(dropout=0.2)
@@ -206,7 +203,7 @@ def test_ranges_are_measured_on_what_the_warmup_left(data: RunData, tmp_path: Pa
     fit(
         runs.build_isnet(CONFIG, straight),
         data.train,
-        dataclasses.replace(config, monitor=None),
+        config.replaced(monitor=None),
         criterion=criterion,
         progress=False,
     )
@@ -225,7 +222,7 @@ def test_a_run_killed_in_or_between_its_phases_goes_on_bit_for_bit(
     with monkeypatch.context() as patch:
         dying = data
         if isinstance(moment, str):
-            patch.setattr(runs, moment, raising)
+            patch.setattr(f"isnet.runs.train.{moment}", raising)
         else:
             dying = data._replace(train=Dying(blobs(48), moment))
         with pytest.raises(KilledError):
@@ -249,13 +246,13 @@ def test_tuning_alone_is_the_first_part_of_the_run(data: RunData, tmp_path: Path
 def test_without_validation_a_score_to_watch_is_refused_before_anything_is_trained(
     data: RunData, tmp_path: Path
 ) -> None:
-    with pytest.raises(ValueError, match="monitor: needs a validation set"):
+    with pytest.raises(ValueError, match="monitor: needs validation images"):
         runs.train_run(tmp_path / "run", CONFIG, data=data._replace(validation={}), progress=False)
     assert not (tmp_path / "run").exists()
 
 
 def test_branched_run_is_left_alone_once_it_has_begun(data: RunData, tmp_path: Path) -> None:
-    warmup = dataclasses.replace(CONFIG, variant="standard", train=dataclasses.replace(CONFIG.train, epochs=0))
+    warmup = CONFIG.replaced(variant="standard", epochs=0)
     runs.train_run(tmp_path / "warm-up", warmup, data=data, progress=False)
     runs.train_run(tmp_path / "whole", CONFIG, data=data, progress=False)
     for _ in range(2):

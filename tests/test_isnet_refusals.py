@@ -15,8 +15,8 @@ from torch import nn
 
 import isnet
 from isnet.architectures import ArchitectureError, build_architecture
-from isnet.data.files import FileRef, UnreadableFileError, read_image
-from isnet.ranges import load_ranges
+from isnet.data import FileRef, UnreadableFileError, read_image
+from isnet.training.ranges import load_ranges
 
 FITS = {"image_shape": (1, 8, 8), "num_classes": 3}
 
@@ -38,8 +38,8 @@ def test_images_of_other_channels_and_pixels_that_are_not_finite(tmp_path: Path)
 
 
 def test_ranges_that_are_not_finite(tmp_path: Path) -> None:
-    found = {"input": isnet.ranges.NaturalRange((1.0,), (25.0,), (5.0,), (2.0,), 10)}
-    isnet.ranges.save_ranges(tmp_path / "ranges.json", found)
+    found = {"input": isnet.training.ranges.NaturalRange((1.0,), (25.0,), (5.0,), (2.0,), 10)}
+    isnet.training.ranges.save_ranges(tmp_path / "ranges.json", found)
     assert load_ranges(tmp_path / "ranges.json") == found
     content = (tmp_path / "ranges.json").read_text().replace("25.0", "Infinity")
     (tmp_path / "ranges.json").write_text(content)

@@ -10,16 +10,16 @@ import pytest
 import sync_batch_norm
 import torch
 import torch.distributed as dist
+from settings import train_config
 from test_isnet_training import blobs
 from torch import Tensor, nn
 from torch.nn.modules._functions import SyncBatchNorm
 
 import lrpkernels as lrp
 from isnet import ISNet
-from isnet._steps import synchronize_batch_norm
-from isnet.distributed import World
-from isnet.train_config import TrainConfig
 from isnet.training import fit
+from isnet.training.distributed import World
+from isnet.training.steps import synchronize_batch_norm
 
 
 @pytest.fixture
@@ -100,6 +100,6 @@ def test_what_cannot_be_converted_is_named() -> None:
 
 
 def test_several_processes_on_the_cpu_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("isnet.training.current_world", lambda: World(0, 2))
+    monkeypatch.setattr("isnet.training.loop.current_world", lambda: World(0, 2))
     with pytest.raises(ValueError, match=r"sync_batch_norm: .* on GPUs only; leave it out on the CPU"):
-        fit(nn.Linear(1, 1), blobs(), TrainConfig(sync_batch_norm=True), progress=False)
+        fit(nn.Linear(1, 1), blobs(), train_config(sync_batch_norm=True), progress=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import re
@@ -13,17 +12,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from settings import train_config
 from torch import Tensor, nn
 
 from isnet import ISNet, ISNetLoss
-from isnet._steps import NonFiniteLossError
-from isnet.checkpoints import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
-from isnet.data import BiasedMNIST
-from isnet.evaluation import accuracy, background_attention, background_share, evaluate, heatmaps
-from isnet.runlog import LOG_NAME, read_log
-from isnet.train_config import TrainConfig
+from isnet.config import TrainConfig
+from isnet.data.backgrounds import replace_background
+from isnet.experiments.biased_mnist import BiasedMNIST
+from isnet.explanation import heatmaps
+from isnet.scoring.evaluation import accuracy, background_attention, background_share, evaluate
 from isnet.training import BEST_NAME, CHECKPOINT_NAME, fit
-from isnet.warmup import replace_background
+from isnet.training.checkpoints import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
+from isnet.training.log import LOG_NAME, read_log
+from isnet.training.steps import NonFiniteLossError
 
 
 def blobs(count: int = 96, seed: int = 0) -> BiasedMNIST:
@@ -56,7 +57,7 @@ def train(model: nn.Module, config: TrainConfig, variant: str | None = None, **o
     network: nn.Module = model
     if variant is not None:
         network = ISNet(model, variant, generator=torch.Generator())  # type: ignore[arg-type]
-        options.setdefault("criterion", ISNetLoss(p=config.p))
+        options.setdefault("criterion", ISNetLoss(p=config.loss.p))
     return fit(network, options.pop("data", None) or blobs(), config, progress=False, **options)
 
 
@@ -69,14 +70,14 @@ def assert_same_model(one: nn.Module, other: nn.Module) -> None:
 
 
 def test_share_and_steps_of_the_heatmap_loss() -> None:
-    config = TrainConfig(epochs=4, warmup=2, p=0.8, p_ramp=2.0, heatmap_every=3)
+    config = train_config(epochs=4, warmup=2, p=0.8, p_ramp=2.0, heatmap_every=3)
     steps = 10  # per epoch
     assert [config.heatmap_share(step, steps) for step in (0, 19)] == [0.0, 0.0]
     assert config.heatmap_share(20, steps) == pytest.approx(0.8 / 20)
     assert config.heatmap_share(29, steps) == pytest.approx(0.4)
     assert [config.heatmap_share(step, steps) for step in (39, 59)] == [0.8, 0.8]
     assert [step for step in range(30) if config.takes_heatmap(step, steps)] == [22, 25, 28]
-    assert TrainConfig(epochs=1).heatmap_share(0, steps) == 0.7
+    assert train_config(epochs=1).heatmap_share(0, steps) == 0.7
 
 
 @pytest.mark.parametrize(
@@ -91,14 +92,14 @@ def test_share_and_steps_of_the_heatmap_loss() -> None:
             ("lr", 0.0),
             ("p", 1.5),
         ],
-        *[("heatmap_every", 0), ("clip_norm", 0.0), ("schedule", "linear"), ("save_every", 0), ("seed", -1)],
+        *[("heatmap_every", 0), ("clip_norm", -1.0), ("lr_schedule", "linear"), ("save_every", 0), ("seed", -1)],
         *[("accumulate", 0), ("milestones", (0,)), ("gamma", 0.0), ("lr_rampup", -1.0), ("precision", "float8")],
         *[("ema", 1.0), ("monitor", "luck"), ("patience", 0), ("workers", -1), ("keep_last", -1)],
     ],
 )
 def test_wrong_settings_are_named(setting: str, value: object) -> None:
     with pytest.raises(ValueError, match=re.escape(f", got {value!r}")) as caught:
-        TrainConfig(**{setting: value})
+        train_config(**{setting: value})
     assert str(caught.value).startswith(f"{setting}: expected ")
 
 
@@ -109,7 +110,7 @@ def test_standard_training_learns_and_reports() -> None:
     model, data = small_model(), blobs()
     before = accuracy(model, data)
     log = train(
-        model, TrainConfig(epochs=6, batch_size=16, lr=1e-2, log_every=4), data=data, validation={"train": data}
+        model, train_config(epochs=6, batch_size=16, lr=1e-2, log_every=4), data=data, validation={"train": data}
     )
     assert before < 0.7
     assert accuracy(model, data) > 0.98
@@ -125,7 +126,7 @@ def test_standard_training_learns_and_reports() -> None:
 def test_the_log_has_every_step_once(tmp_path: Path) -> None:
     """Also where epochs are shorter than the log's intervals, and across an interruption."""
     single, sparse, resumed = (
-        TrainConfig(epochs=2, batch_size=16, log_every=every, save_every=5) for every in (1, 4, 4)
+        train_config(epochs=2, batch_size=16, log_every=every, save_every=5) for every in (1, 4, 4)
     )
 
     def losses(config: TrainConfig, folder: Path | None = None, **options: Any) -> list[tuple[int, float]]:
@@ -136,14 +137,14 @@ def test_the_log_has_every_step_once(tmp_path: Path) -> None:
     found = losses(sparse)
     assert [step for step, _ in found] == [3, 4, 5, 6]
     assert [loss for _, loss in found] == pytest.approx([sum(each[:3]) / 3, *each[3:]])
-    losses(dataclasses.replace(resumed, epochs=1), tmp_path)
+    losses(resumed.replaced(epochs=1), tmp_path)
     assert losses(resumed, tmp_path, resume=True) == found
 
 
 @pytest.mark.parametrize("variant", ["selective", "stochastic"])
 def test_isnet_training_moves_relevance_into_the_foreground(variant: str) -> None:
     standard, guarded, data = small_model(), small_model(), blobs()
-    config = TrainConfig(epochs=8, batch_size=16, lr=5e-3, p=0.8)
+    config = train_config(epochs=8, batch_size=16, lr=5e-3, p=0.8)
     train(standard, config, data=data)
     train(guarded, config, variant, data=data)
     assert background_attention(guarded, data) < 0.5 * background_attention(standard, data)
@@ -165,7 +166,7 @@ def test_warmup_needs_no_heatmap_and_replaces_the_background() -> None:
             raise AssertionError("the heatmap loss was taken during the warm-up")
 
     recorder, data = Recorder(), blobs()
-    train(recorder, TrainConfig(epochs=0, warmup=1, batch_size=32), "selective", data=data, criterion=Refusing())
+    train(recorder, train_config(epochs=0, warmup=1, batch_size=32), "selective", data=data, criterion=Refusing())
     seen = torch.cat(recorder.seen)
     # Each image is one of the set inside its mask, and like none of them outside.
     outside = ~data.masks.bool().flatten(1)
@@ -207,7 +208,7 @@ def test_lazy_heatmap_loss_is_taken_every_kth_step_and_weighted_k() -> None:
     model = small_model()
     criterion = FakeTerms(model)
     reference = small_model()
-    data, config = blobs(48), TrainConfig(
+    data, config = blobs(48), train_config(
         epochs=1, batch_size=16, optimizer="sgd", lr=0.1, momentum=0.0, weight_decay=0.0, p=0.25, heatmap_every=3,
         clip_norm=None, log_every=1,
     )  # fmt: skip
@@ -249,7 +250,7 @@ class Spy(torch.utils.data.Dataset[Any]):
 def test_global_random_state_is_left_alone() -> None:
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    train(small_model(dropout=0.3), TrainConfig(epochs=1, batch_size=32, warmup=1), "stochastic")
+    train(small_model(dropout=0.3), train_config(epochs=1, batch_size=32, warmup=1), "stochastic")
     assert torch.equal(before, torch.get_rng_state())
 
 
@@ -258,7 +259,7 @@ def test_seed_decides_the_result() -> None:
     for seed in (0, 0, 1):
         model = small_model(dropout=0.3)
         torch.rand(seed + len(results))  # the global state must not matter
-        train(model, TrainConfig(epochs=1, batch_size=32, seed=seed), "stochastic")
+        train(model, train_config(epochs=1, batch_size=32, seed=seed), "stochastic")
         results.append(model)
     assert_same_model(results[0], results[1])
     assert not torch.equal(results[0][-1].weight, results[2][-1].weight)
@@ -266,11 +267,11 @@ def test_seed_decides_the_result() -> None:
 
 def test_wrong_calls_are_explained() -> None:
     with pytest.raises(ValueError, match="96 images do not fill one batch of 100"):
-        train(small_model(), TrainConfig(batch_size=100))
+        train(small_model(), train_config(batch_size=100))
     with pytest.raises(ValueError, match="criterion"):
-        fit(ISNet(small_model(), "selective"), blobs(), TrainConfig())
+        fit(ISNet(small_model(), "selective"), blobs(), train_config())
     with pytest.raises(ValueError, match="run_dir"):
-        train(small_model(), TrainConfig(), resume=True)
+        train(small_model(), train_config(), resume=True)
 
 
 def test_non_finite_loss_stops_and_keeps_the_batch(tmp_path: Path) -> None:
@@ -282,7 +283,11 @@ def test_non_finite_loss_stops_and_keeps_the_batch(tmp_path: Path) -> None:
     model = small_model()
     with pytest.raises(NonFiniteLossError, match="step 3: the loss is inf"):
         train(
-            model, TrainConfig(epochs=1, batch_size=16, heatmap_every=3), "selective", criterion=Bad(), run_dir=tmp_path
+            model,
+            train_config(epochs=1, batch_size=16, heatmap_every=3),
+            "selective",
+            criterion=Bad(),
+            run_dir=tmp_path,
         )
     assert all(torch.isfinite(value).all() for value in model.state_dict().values())
     from safetensors.torch import load_file
@@ -321,7 +326,7 @@ def test_killed_between_two_checkpoints_it_keeps_the_same_best(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, written: bool
 ) -> None:
     """The third epoch is the best one, and the last two are kept; the run dies as it writes them."""
-    config = TrainConfig(epochs=3, batch_size=16, lr=1e-2, monitor="loss", keep_last=2)
+    config = train_config(epochs=3, batch_size=16, lr=1e-2, monitor="loss", keep_last=2)
     options: dict[str, Any] = {"data": blobs(48), "validation": {"held out": blobs(24, seed=3)}}
     expected = train(small_model(), config, run_dir=tmp_path / "whole", **options)
     assert [entry["best"] for entry in expected if entry["kind"] == "epoch"][-1]
@@ -334,7 +339,7 @@ def test_killed_between_two_checkpoints_it_keeps_the_same_best(
             raise KilledError
 
     with monkeypatch.context() as patch:
-        patch.setattr("isnet.training.save_checkpoint", dying)
+        patch.setattr("isnet.training.loop.save_checkpoint", dying)
         with pytest.raises(KilledError):
             train(small_model(), config, run_dir=tmp_path / "killed", **options)
     train(small_model(), config, run_dir=tmp_path / "killed", resume=True, **options)
@@ -352,9 +357,9 @@ def test_resumed_run_equals_an_uninterrupted_one(
     tmp_path: Path, optimizer: str, save_every: int | None, died_at_step: int
 ) -> None:
     data = blobs()
-    config = TrainConfig(
+    config = train_config(
         epochs=2, warmup=1, batch_size=16, optimizer=optimizer, heatmap_every=2, log_every=2, save_every=save_every,
-        schedule="cosine",
+        lr_schedule="cosine",
     )  # fmt: skip
     whole = small_model(dropout=0.2)
     expected = train(whole, config, "stochastic", data=data, run_dir=tmp_path / "whole", validation={"train": data})
@@ -391,26 +396,26 @@ def test_resumed_run_equals_an_uninterrupted_one(
 
 def test_warmup_can_be_shared(tmp_path: Path) -> None:
     straight, branched = small_model(), small_model()
-    config = TrainConfig(epochs=1, warmup=1, batch_size=32)
+    config = train_config(epochs=1, warmup=1, batch_size=32)
     train(straight, config, "selective")
-    train(small_model(), TrainConfig(epochs=0, warmup=1, batch_size=32), run_dir=tmp_path)
+    train(small_model(), train_config(epochs=0, warmup=1, batch_size=32), run_dir=tmp_path)
     train(branched, config, "selective", run_dir=tmp_path, resume=True)
     assert_same_model(straight, branched)
-    other = dataclasses.replace(config, p=0.9, schedule="cosine", lr_after_warmup=1.0, heatmap_every=2)
-    assert not other.differences(TrainConfig(warmup=1, batch_size=32).to_json(), past_warmup=False)
-    with pytest.raises(CheckpointError, match=r"lr_after_warmup: 0.3 there, 1.0 now.* p: 0.7 there, 0.9 now"):
+    other = config.replaced(p=0.9, lr_schedule="cosine", lr_after_warmup=1.0, heatmap_every=2)
+    assert not other.differences(train_config(warmup=1, batch_size=32).training_json(), past_warmup=False)
+    with pytest.raises(CheckpointError, match=r"lr_after_warmup: 0.3 there, 1.0 now.* loss.p: 0.7 there, 0.9 now"):
         train(small_model(), other, "selective", run_dir=tmp_path, resume=True)
 
 
 def test_resuming_under_other_settings_is_refused(tmp_path: Path) -> None:
-    train(small_model(), TrainConfig(epochs=1, batch_size=32), run_dir=tmp_path)
+    train(small_model(), train_config(epochs=1, batch_size=32), run_dir=tmp_path)
     with pytest.raises(CheckpointError, match=r"lr: 0\.002 there, 0\.1 now"):
-        train(small_model(), TrainConfig(epochs=2, batch_size=32, lr=0.1), run_dir=tmp_path, resume=True)
+        train(small_model(), train_config(epochs=2, batch_size=32, lr=0.1), run_dir=tmp_path, resume=True)
     with pytest.raises(CheckpointError, match="training images: 96 there, 64 now"):
-        train(small_model(), TrainConfig(epochs=1, batch_size=32), run_dir=tmp_path, resume=True, data=blobs(64))
+        train(small_model(), train_config(epochs=1, batch_size=32), run_dir=tmp_path, resume=True, data=blobs(64))
     with pytest.raises(CheckpointError, match="does not fit the model"):
-        train(small_model()[:6], TrainConfig(epochs=2, batch_size=32), run_dir=tmp_path, resume=True)
-    assert len(train(small_model(), TrainConfig(epochs=1, batch_size=32), run_dir=tmp_path, resume=True)) == 2
+        train(small_model()[:6], train_config(epochs=2, batch_size=32), run_dir=tmp_path, resume=True)
+    assert len(train(small_model(), train_config(epochs=1, batch_size=32), run_dir=tmp_path, resume=True)) == 2
 
 
 def test_checkpoint_round_trip(tmp_path: Path) -> None:

@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from isnet.checkpoints import CheckpointError
-from isnet.data import DataError, audit, read_table, sources
-from isnet.data import chest_ct as ct
+from isnet.data import DataError, audit, read_table
+from isnet.experiments import chest_ct as ct
+from isnet.experiments import downloads as sources
 from isnet.experiments import radiographs, xray, xray_images
 from isnet.experiments.markings import HOSPITALS, mark
-from isnet.run_data import image_set
 from isnet.runs import load_config
+from isnet.runs.data import image_set
+from isnet.training.checkpoints import CheckpointError
 
 
 def phantom(shape: tuple[int, int, int] = (40, 48, 60), spacing: float = 5.0) -> np.ndarray:
@@ -131,7 +132,7 @@ def test_methods_are_trained_scored_and_taken_up_again(
     log = (folder / "selective" / "log.jsonl").read_text().splitlines()
     assert [json.loads(line)["phase"] for line in log if "phase" in line] == ["warm-up", "training"]
     assert (folder / "selective" / "ranges.json").exists()
-    assert load_config(folder / "selective").train.warmup_background == "smooth"
+    assert load_config(folder / "selective").schedule.warmup_background == "smooth"
     rows = xray.run_experiment(config, processes=1, progress=False)  # all are there: none is trained again
     assert [row["method"] for row in rows] == list(config.methods) and len(rows[0]["tests"]) == 6
     text = (Path(config.folder) / "table.md").read_text()

@@ -12,6 +12,7 @@ from test_emulated_ops import load_emulated_ops
 from torch import Tensor
 from torch.autograd import gradcheck
 
+import lrpkernels as lrp
 from lrpkernels import functional
 
 ops = torch.ops.lrpkernels
@@ -162,3 +163,22 @@ def test_derivative_of_the_winner_in_three_dimensions() -> None:
     arguments = ((2, 3, 2), (2, 1, 2), (1, 1, 1), (1, 1, 1), False)
     g = torch.randn(3 * y.shape[0], *y.shape[1:], dtype=torch.float64, requires_grad=True)
     assert gradcheck(lambda g: functional.max_pool_winner(g, indices, x, arguments), (g,))
+
+
+def test_a_description_of_s_keeps_what_it_has_when_a_quotient_is_added() -> None:
+    g, addend, u, v, d = (torch.rand(2, 3, 4, dtype=torch.float64) + 0.1 for _ in range(5))
+    k = torch.rand(3, dtype=torch.float64)
+    scaled = functional.Scaled(g, addend, u, k, eps=0.5).over(v, d, 0.25)
+    expected = (g + addend) * (u / (u + 0.5)) * k[:, None] * v / (d + 0.25)
+    torch.testing.assert_close(scaled.tensor(), expected)
+
+
+def test_the_scale_of_a_batch_norm_can_be_read_in_any_grad_mode() -> None:
+    """Reading it changes nothing: one that was read without gradients has them later."""
+    with lrp.record(torch.nn.BatchNorm1d(3).eval(), torch.rand(2, 3)) as tape:
+        (norm,) = tape.nodes
+        before = dict(vars(norm))
+        with torch.inference_mode():
+            norm.scale()
+        gamma = norm.scale()
+        assert vars(norm) == before and gamma.requires_grad

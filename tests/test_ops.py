@@ -7,12 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from lrpkernels._extension import build_info
-from lrpkernels.testing import CPU_OPS, LAYOUTS, POINTWISE_OPS, POOL_OPS, error_ratio, lay_out, reference, samples
+from lrpkernels.testing import CPU_OPS, LAYOUTS, POINTWISE_OPS, POOL_OPS, accuracies, error_ratio, lay_out, samples
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 
@@ -28,12 +29,10 @@ def run(op: str, arguments: tuple[object, ...]) -> tuple[Tensor, ...]:
 @pytest.mark.parametrize("op", CPU_OPS)
 def test_agrees_with_float64(op: str, dtype: torch.dtype, layout: str, targets: int) -> None:
     for sample in samples(op, dtype, layout, targets):
-        exact = reference(op, sample.arguments)
-        plain = reference(op, sample.arguments, dtype)
-        actual = run(op, sample.arguments)
-        assert len(actual) == len(exact)
-        for i, (a, p, e) in enumerate(zip(actual, plain, exact, strict=True)):
-            assert error_ratio(a, p, e) <= 1, f"{sample.label}, result {i}"
+        found = accuracies(op, sample.arguments, run(op, sample.arguments))
+        assert found
+        for i, accuracy in enumerate(found):
+            assert accuracy.ratio <= 1, f"{sample.label}, result {i}"
 
 
 @pytest.mark.parametrize("op", POINTWISE_OPS)
@@ -164,3 +163,47 @@ class TestErrorRatio:
     def test_rejects_a_number_where_nan_is_due(self) -> None:
         exact = torch.tensor([1.0, float("nan")], dtype=torch.float64)
         assert error_ratio(torch.tensor([1.0, 0.0]), exact.float(), exact) > 1
+
+    @pytest.mark.parametrize(("value", "right"), [("inf", True), ("-inf", False), ("65504", False), ("nan", False)])
+    def test_a_result_beyond_the_dtype_must_be_infinite(self, value: str, right: bool) -> None:
+        exact = torch.tensor([1.0, 1e5], dtype=torch.float64)
+        actual = torch.tensor([1.0, float(value)], dtype=torch.float16)
+        assert (error_ratio(actual, exact.half(), exact) <= 1) == right
+
+    def test_where_eager_overflows_the_others_are_still_compared(self) -> None:
+        exact = torch.tensor([1.0, 6e4], dtype=torch.float64)
+        eager = torch.tensor([1.0, float("inf")], dtype=torch.float16)
+        assert error_ratio(exact.half(), eager, exact) <= 1
+        assert error_ratio(torch.tensor([1.0, 5e4], dtype=torch.float16), eager, exact) > 1
+
+
+class TestAccuracies:
+    """The bound of pointwise ops: wide enough for a sum that cancels in another order, and no wider."""
+
+    elements = 20_000
+
+    def _sum(self, seed: int) -> tuple[tuple[object, ...], Tensor]:
+        """A call of epsilon_scale_backward whose scale's gradient is next to nothing beside its terms, and those."""
+        half = torch.randn(1, 1, self.elements // 2, generator=torch.Generator().manual_seed(seed))
+        grad = torch.cat([half, -half, torch.full((1, 1, 1), 0.25)], 2)
+        return (grad, torch.ones_like(grad), None, None, torch.ones(1), 0.0, True), grad.flatten()
+
+    def _ratio(self, arguments: tuple[object, ...], total: float, place: int | None = None) -> float:
+        results = [r.clone() for r in run("epsilon_scale_backward", arguments)]
+        results[2].fill_(total)
+        if place is not None:
+            results[0].flatten()[place] += 1e-4
+        return max(accuracy.ratio for accuracy in accuracies("epsilon_scale_backward", arguments, results))
+
+    @pytest.mark.parametrize("seed", range(3))
+    def test_of_a_sum_that_cancels(self, seed: int) -> None:
+        arguments, terms = self._sum(seed)
+        one_by_one = float(np.add.accumulate(terms.numpy())[-1])  # torch adds up in float64
+        assert one_by_one != 0.25 and self._ratio(arguments, one_by_one) <= 1
+        assert self._ratio(arguments, one_by_one + float(terms[7])) > 1  # one counted twice
+        assert self._ratio(arguments, 0.0) > 1  # the last one lost
+
+    def test_every_number_has_its_own_bound(self) -> None:
+        arguments, terms = self._sum(0)
+        assert self._ratio(arguments, 0.25) <= 1
+        assert self._ratio(arguments, 0.25, int(terms.abs().argmin())) > 1

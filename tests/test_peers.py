@@ -113,6 +113,11 @@ PRESETS: dict[str, tuple[lrp.Composite, Callable[..., Any]]] = {
     "EpsilonPlus": (lrp.EpsilonPlus(EPS), zennit.composites.EpsilonPlus),
     "EpsilonPlusFlat": (lrp.EpsilonPlusFlat(EPS), zennit.composites.EpsilonPlusFlat),
     "EpsilonAlpha2Beta1": (lrp.EpsilonAlpha2Beta1(EPS), zennit.composites.EpsilonAlpha2Beta1),
+    "EpsilonAlpha2Beta1Flat": (lrp.EpsilonAlpha2Beta1Flat(EPS), zennit.composites.EpsilonAlpha2Beta1Flat),
+    "ExcitationBackprop": (
+        lrp.ExcitationBackprop(EPS),
+        lambda epsilon, canonizers: zennit.composites.ExcitationBackprop(epsilon, canonizers=canonizers),
+    ),
     "EpsilonGammaBox": (
         lrp.EpsilonGammaBox(LOW, HIGH, EPS),
         lambda **options: zennit.composites.EpsilonGammaBox(LOWS, HIGHS, **options),
@@ -128,6 +133,109 @@ def test_presets_equal_zennit(preset: str, network: str) -> None:
     ours, theirs = PRESETS[preset]
     expected = zennit_heatmap(variant, theirs(epsilon=EPS, canonizers=_canonizers(network)), X, 2)
     _same(_heatmap(net, ours, 2), expected)
+
+
+MODIFIED_GRADIENTS: dict[str, tuple[lrp.Composite, Callable[..., Any]]] = {
+    "DeconvNet": (lrp.DeconvNet(), zennit.composites.DeconvNet),
+    "GuidedBackprop": (lrp.GuidedBackprop(), zennit.composites.GuidedBackprop),
+    "BetaSmooth": (lrp.BetaSmooth(2.0), lambda: zennit.composites.BetaSmooth(2.0)),
+}
+
+
+@pytest.mark.parametrize("network", ["vgg", "residual", "dense"])
+@pytest.mark.parametrize("name", MODIFIED_GRADIENTS)
+def test_modified_gradients_equal_zennit(name: str, network: str) -> None:
+    net, variant = pair(*NETWORKS[network])
+    ours, theirs = MODIFIED_GRADIENTS[name]
+    with theirs().context(variant) as modified:
+        x = X.clone().requires_grad_()
+        (expected,) = torch.autograd.grad(modified(x)[:, 2].sum(), x)
+    _same(_heatmap(net, ours, 2), expected)
+    checkpointed = lrp.LRP(net, ours, checkpoint=True, static=True)
+    for _ in range(2):
+        _same(checkpointed(X, 2)[1].detach(), expected)
+
+
+HIDDEN: dict[str, tuple[lrp.Rule, Callable[[], Any]]] = {
+    "flat": (lrp.Flat(EPS), lambda: zennit.rules.Flat(EPS)),
+    "w^2": (lrp.WSquare(EPS), lambda: zennit.rules.WSquare(EPS)),
+    # Bounds of what the layer reads; zennit's tensors have its shape.
+    "box": (lrp.ZBox(-1.0, 4.0, EPS, bias=False), lambda: _Box()),
+}
+
+
+class _Box:
+    """zennit's box rule needs bounds of the layer's shape: made when the layer is known."""
+
+    def for_shape(self, shape: torch.Size) -> Any:
+        low, high = torch.full(shape, -1.0, dtype=X.dtype), torch.full(shape, 4.0, dtype=X.dtype)
+        return zennit.rules.ZBox(low, high, EPS)
+
+
+# Layers by name: in the middle, behind pooling, dense, two in a row, and a residual branch.
+PLACES = {"vgg": [("features.2",), ("features.5",), ("classifier.1",), ("features.2", "features.5")],
+          "residual": [("layer1.1.conv1",), ("layer1.0.conv2",), ("layer2.0.conv1", "fc")]}  # fmt: skip
+
+
+KEEPS_SHAPE = [("vgg", ("features.5",)), ("residual", ("layer1.1.conv1",)), ("residual", ("layer1.0.conv2",))]
+
+
+@pytest.mark.parametrize(
+    ("network", "names", "rule"),
+    [(network, names, rule) for network, places in PLACES.items() for names in places for rule in HIDDEN]
+    + [(network, names, "pass") for network, names in KEEPS_SHAPE],
+)
+@pytest.mark.parametrize("others", ["epsilon", "z+", "alpha 2 beta 1", "gamma"])
+def test_rules_in_hidden_layers_equal_zennit(others: str, rule: str, network: str, names: tuple[str, ...]) -> None:
+    net, variant = pair(*NETWORKS[network], norm_eps=1e-15)
+    ours, theirs = {**HIDDEN, "pass": (lrp.Pass(), lambda: zennit.rules.Pass())}[rule]
+    shapes = _input_shapes(net, names)
+    made = {name: theirs() for name in names}
+    name_map = [((name,), r.for_shape(shapes[name]) if isinstance(r, _Box) else r) for name, r in made.items()]
+    convolution, theirs_convolution = RULES[others]
+    base = _zennit_composite(network, theirs_convolution())
+    named = zennit.composites.NameMapComposite(name_map)
+    expected = zennit_heatmap(variant, zennit.composites.MixedComposite([named, base]), X, 3)
+    composite = _composite(convolution)
+    composite = lrp.Composite({**composite.layers, **dict.fromkeys(names, ours)}, default=composite.default)
+    _same(_heatmap(net, composite, 3), expected)
+
+
+def _input_shapes(net: nn.Module, names: tuple[str, ...]) -> dict[str, torch.Size]:
+    shapes: dict[str, torch.Size] = {}
+    modules = dict(net.named_modules())
+    hooks = [
+        modules[name].register_forward_pre_hook(lambda m, args, name=name: shapes.update({name: args[0].shape}))
+        for name in names
+    ]
+    net(X)
+    for hook in hooks:
+        hook.remove()
+    return shapes
+
+
+def test_a_batch_norm_named_for_a_rule_of_its_own_equals_zennit_without_merging() -> None:
+    """zennit's way without a canonizer: convolution and batch norm each follow their rule."""
+    net, variant = pair(Residual, ZennitResidual, norm_eps=1e-15)
+    for name, ours, theirs in (
+        ("bn1", lrp.Pass(), zennit.rules.Pass()),
+        ("layer1.1.bn2", lrp.Pass(), zennit.rules.Pass()),
+        ("layer2.0.bn1", lrp.EpsilonLayerwise(0.1), zennit.rules.Epsilon(0.1)),
+    ):
+        others = [n for n, m in net.named_modules() if isinstance(m, nn.BatchNorm2d) and n != name]
+        # The others are passed over by both, which makes each of them a layer of its own here.
+        named = zennit.composites.NameMapComposite([((name,), theirs), (tuple(others), zennit.rules.Pass())])
+        layers = [
+            *zennit.composites.layer_map_base(TINY),
+            (zennit.types.Convolution, zennit.rules.ZPlus(EPS)),
+            (nn.Linear, zennit.rules.Epsilon(EPS)),
+        ]
+        expected = zennit_heatmap(
+            variant, zennit.composites.MixedComposite([named, zennit.composites.LayerMapComposite(layers)]), X, 1
+        )
+        composite = _composite(lrp.ZPlus(EPS))
+        rules: dict[Any, lrp.Rule] = {**composite.layers, **dict.fromkeys(others, lrp.Pass()), name: ours}
+        _same(_heatmap(net, lrp.Composite(rules, default=composite.default), 1), expected)
 
 
 def test_a_sum_over_a_stack_follows_the_rule_of_sums() -> None:

@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from networks import NETWORKS, build
 from torch import Tensor, nn
 
@@ -87,3 +88,30 @@ def test_products_of_mixed_dtypes_under_autocast() -> None:
     assert heatmap.dtype == torch.float32 and _error(heatmap.detach(), exact) < 0.1
     heatmap.abs().sum().backward()
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in (net.maps.weight, net.head.weight))
+
+
+@pytest.mark.parametrize("mask", ["float", "bool", None])
+@pytest.mark.parametrize("rule", [lrp.Epsilon(1e-2), lrp.ZPlus(), lrp.Gradient()], ids=lambda r: type(r).__name__)
+@pytest.mark.parametrize("mixed", [False, True])
+def test_fused_attention_of_mixed_dtypes_under_autocast(mask: str | None, rule: lrp.Rule, mixed: bool) -> None:
+    """Autocast brings masks and operands of float32 to bfloat16 inside the call, where a recording sees float32."""
+
+    class Attends(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(3)
+            self.q, self.k, self.v, self.head = (nn.Linear(8, 8) for _ in range(4))
+            masks = {"float": torch.randn(4, 4), "bool": torch.ones(4, 4, dtype=torch.bool).tril(), None: None}
+            self.mask = masks[mask]
+
+        def forward(self, x: Tensor) -> Tensor:
+            q, k = self.q(x), self.k(x)
+            q, k = (q.float(), k.float()) if mixed else (q, k)
+            return self.head(F.scaled_dot_product_attention(q, k, self.v(x), attn_mask=self.mask)).mean(1)
+
+    net, x = Attends(), torch.randn(3, 4, 8, generator=torch.Generator().manual_seed(4))
+    _, expected = lrp.LRP(net, rule)(x, [1, 2])
+    with torch.autocast("cpu", torch.bfloat16):
+        _, heatmap = lrp.LRP(net, rule)(x, [1, 2])
+        heatmap.square().sum().backward()
+    assert float((heatmap - expected).abs().max()) < 0.1 * float(expected.abs().max())

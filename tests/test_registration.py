@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 import lrpkernels as lrp
 from lrpkernels.__main__ import app
 from lrpkernels._extension import build_info, has_cuda_kernels
+from lrpkernels.functional import ConvGeometry, ConvWeight, conv_apply, heatmap_scores
 from lrpkernels.testing import CPU_OPS, OPS, samples
 
 ops = torch.ops.lrpkernels
@@ -113,6 +114,50 @@ def _bad_calls() -> dict[str, tuple[Callable[[], object], str]]:
         ),
         "value shape": (lambda: ops.ratio(g, u[:, :3], u, 0.1), "ratio: value must have shape [B, C, ...]"),
         "ratio grad": (lambda: ops.ratio_backward(u, g, u, u, 0.1), "ratio_backward: grad must have the multiplier's"),
+        **_bad_heatmap_calls(),
+        "average divisor": (
+            lambda: ops.average_pool(g, [2, 2], [2, 2], [2, 2], [0, 0], True, -(2**63)),
+            "average_pool: divisor_override must not be 0 and be below 2^30 in size, got -9223372036854775808",
+        ),
+        "shares": (
+            lambda: ops.affine(g, u, u, k, None, float("nan"), 0.0, 0.1),
+            "affine: whole must be finite, got nan",
+        ),
+        "a copy larger than memory": (
+            lambda: scale(torch.ones(1, 1, 1, 1).expand(1, 2**24, 2**24, 1), None, None, None, 0.1),
+            "lrpkernels: a tensor of shape [1, 16777216, 16777216, 1] could not be allocated on cpu",
+        ),
+    }
+
+
+def _bad_heatmap_calls() -> dict[str, tuple[Callable[[], object], str]]:
+    r, mask, nan = torch.rand(2, 3, 4, 5), torch.zeros(2, 4, 5), float("nan")
+    order = ops.heatmap_scores(r, mask, 3, 0.5)[3]
+    repeated, outside = order.clone(), order.clone()
+    repeated[..., 1], outside[..., 1] = repeated[..., 0], 99
+    sums, rows = torch.rand(2, 3), torch.rand(2, 3, 4)
+
+    def backward(ranks: torch.Tensor, decay: float = 0.5) -> object:
+        return ops.heatmap_scores_backward(r, mask, ranks, sums, sums, rows, decay)
+
+    op = "heatmap_scores"
+    return {
+        "decay": (lambda: ops.heatmap_scores(r, mask, 3, 2.0), f"{op}: decay must lie in [0, 1], got 2.0"),
+        "NaN decay": (lambda: ops.heatmap_scores(r, mask, 3, nan), f"{op}: decay must lie in [0, 1], got nan"),
+        "decay of the function": (
+            lambda: heatmap_scores(r, mask, decay=nan),
+            f"{op}: decay must lie in [0, 1], got nan",
+        ),
+        "kept": (lambda: ops.heatmap_scores(r, mask, 9, 0.5), f"{op}: kept must be 0 to 5, got 9"),
+        "mask shape": (
+            lambda: ops.heatmap_scores(r, mask[:, :3], 3, 0.5),
+            f"{op}: mask must have shape [B, 1 or C, N]",
+        ),
+        "mask dtype": (lambda: ops.heatmap_scores(r, mask.double(), 3, 0.5), f"{op}: mask must have dtype"),
+        "backward decay": (lambda: backward(order, 2.0), f"{op}_backward: decay must lie in [0, 1], got 2.0"),
+        "order dtype": (lambda: backward(order.long()), f"{op}_backward: order must have dtype int32"),
+        "repeated ranks": (lambda: backward(repeated), f"{op}_backward: order must name each position of a row once"),
+        "a rank outside": (lambda: backward(outside), f"{op}_backward: order must hold positions below 5 or -1, got"),
     }
 
 
@@ -124,7 +169,31 @@ def test_errors_name_the_argument_what_was_expected_and_what_came(name: str) -> 
     assert text in str(raised.value)
 
 
-@pytest.mark.parametrize("name", ["addend shape", "output rank", "scale shape", "grad shape", "value shape"])
+def test_convolutions_refuse_weights_they_do_not_know() -> None:
+    x, weight = (torch.empty(1, 1, size, size, device="meta") for size in (4, 2))
+    for weights in (7, -1, 3):
+        with pytest.raises(RuntimeError, match=f"conv_apply: weights must be 0 to 2, got {weights}"):
+            ops.conv_apply(x, weight, weights, [1, 1], [0, 0], [1, 1], 1, False)
+    geometry = ConvGeometry((1, 1), (0, 0), (1, 1), False, (0, 0), 1)
+    with pytest.raises(RuntimeError, match="conv_apply: weights must be 0 to 2, got 7"):
+        conv_apply(torch.rand(1, 1, 4, 4), ConvWeight(torch.rand(1, 1, 2, 2), 7), None, geometry)  # type: ignore[arg-type]
+
+
+FAKE = [
+    "addend shape",
+    "output rank",
+    "scale shape",
+    "grad shape",
+    "value shape",
+    "decay",
+    "kept",
+    "mask shape",
+    "backward decay",
+    "average divisor",
+]
+
+
+@pytest.mark.parametrize("name", FAKE)
 def test_shape_functions_refuse_what_the_kernels_refuse(name: str) -> None:
     call, text = _bad_calls()[name]
     with FakeTensorMode(allow_non_fake_inputs=True), pytest.raises(RuntimeError) as raised:

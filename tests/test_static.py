@@ -110,14 +110,14 @@ class _Counting(nn.Module):
 def test_the_models_own_code_runs_once_for_each_form_and_mode() -> None:
     net, calls = _Counting().double(), lrp.StaticCalls()
     for batch in (3, 2, 3, 2):
-        _step(net, calls, _images(0, batch), lrp.Epsilon())
+        _step(net, calls, _images(0, batch), lrp.Epsilon(), check=False)
     assert net.runs == 2
     net.eval()
-    _step(net, calls, _images(0), lrp.Epsilon())
-    _step(net, calls, _images(0), lrp.ZPlus())  # keeps other values
-    with torch.no_grad(), lrp.record(net, _images(0), composite=lrp.Epsilon(), static=calls):
+    _step(net, calls, _images(0), lrp.Epsilon(), check=False)
+    _step(net, calls, _images(0), lrp.ZPlus(), check=False)  # keeps other values
+    with torch.no_grad(), lrp.record(net, _images(0), composite=lrp.Epsilon(), static=calls, check=False):
         assert net.runs == 5
-    _step(net, calls, _images(0), lrp.Epsilon(), gain=2.0)
+    _step(net, calls, _images(0), lrp.Epsilon(), gain=2.0, check=False)
     assert net.runs == 6
 
 
@@ -125,11 +125,43 @@ def test_awkward_calls_are_run_again_as_they_were() -> None:
     net = _Counting().double()
     other, calls = copy.deepcopy(net), lrp.StaticCalls()
     for seed in range(3):
-        values, state = _step(net, calls, _images(seed), lrp.ZPlus(1e-2))
-        expected, reference = _step(other, None, _images(seed), lrp.ZPlus(1e-2))
+        values, state = _step(net, calls, _images(seed), lrp.ZPlus(1e-2), check=False)
+        expected, reference = _step(other, None, _images(seed), lrp.ZPlus(1e-2), check=False)
         assert all(torch.equal(a, b) for a, b in zip(values, expected, strict=True))
         assert all(torch.equal(state[key], tensor) for key, tensor in reference.items())
     assert (net.runs, other.runs) == (1, 3) and int(net.norm.num_batches_tracked) == 3
+
+
+class _Called(nn.Module):
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        made: Tensor = self.function(x)
+        return made
+
+
+WRITTEN: dict[str, tuple[Any, Any]] = {
+    "into a view of a recorded tensor": (lambda x: (x * x).flatten(1).view_as(x), lambda x: x.relu_()),
+    "into a new tensor, as a number's": (lambda x: torch.zeros_like(x).add_(x), lambda x: x + 0.5),
+    "into a new tensor": (lambda x: x.new_empty(x.shape).copy_(x), lambda x: x.mul_(2.0)),
+}
+
+
+@pytest.mark.parametrize("kind", WRITTEN)
+def test_calls_that_write_make_the_same_operations_again(kind: str) -> None:
+    first, second = map(_Called, WRITTEN[kind])
+    with torch.no_grad():
+        _, width, *sizes = second(first(_images(0))).shape
+    head = nn.Linear(width * sizes[0] * sizes[1], 3)
+    net = nn.Sequential(first, second, nn.BatchNorm2d(width), nn.Flatten(), head).double().eval()
+    calls = lrp.StaticCalls()
+    for seed in range(3):
+        values, state = _step(net, calls, _images(seed), lrp.ZPlus(1e-2), at=["1", "2"], check=False)
+        expected, reference = _step(net, None, _images(seed), lrp.ZPlus(1e-2), at=["1", "2"], check=False)
+        for ours, theirs in [*zip(values, expected, strict=True), *((state[key], reference[key]) for key in reference)]:
+            assert ours.shape == theirs.shape and torch.equal(ours, theirs)
 
 
 @pytest.mark.parametrize("gradients", [True, False])
@@ -170,9 +202,9 @@ def test_the_sign_of_the_pixels_is_that_of_the_pass() -> None:
 
 def test_replaced_parameters_are_noticed() -> None:
     net, calls = _Counting().double(), lrp.StaticCalls()
-    _step(net, calls, _images(0), lrp.Epsilon())
+    _step(net, calls, _images(0), lrp.Epsilon(), check=False)
     net.head.weight = nn.Parameter(torch.zeros_like(net.head.weight))
-    values, _ = _step(net, calls, _images(0), lrp.Epsilon())
+    values, _ = _step(net, calls, _images(0), lrp.Epsilon(), check=False)
     assert torch.equal(values[0], net.head.bias.detach().expand(3, -1)) and net.runs == 2
 
 
@@ -223,7 +255,7 @@ class _Doubled(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return grad
+        return grad * 2
 
 
 _CONSTANTS = [torch.ones(4)]

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import lrpkernels as lrp
 from lrpkernels import functional
-from lrpkernels.functional import ConvGeometry, ConvWeight, Scaled
+from lrpkernels.functional import ConvGeometry, ConvWeight, Scaled, Weights
 from lrpkernels.functional import tuner as tuning
 from lrpkernels.functional.tuner import Choice, FusedKernelWarning, Tuner
 from lrpkernels.testing import emulated_cuda
@@ -92,6 +92,16 @@ def test_a_fixed_mode_runs_nothing_else(mode: str, monkeypatch: pytest.MonkeyPat
     assert (calls.fused_calls, calls.vendor_calls) == ((1, 0) if mode == "fused" else (0, 1))
 
 
+@pytest.mark.parametrize("unset", [None, "", " "])
+def test_the_default_is_the_vendor_s(unset: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LRPKERNELS_CONV", raising=False)
+    if unset is not None:
+        monkeypatch.setenv("LRPKERNELS_CONV", unset)
+    calls = Calls(1.0, 2.0)
+    assert Tuner().run(("a",), X, calls.fused, calls.vendor)[1] == "vendor"
+    assert (calls.fused_calls, calls.vendor_calls) == (0, 1)
+
+
 def test_an_unknown_mode_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LRPKERNELS_CONV", "fastest")
     with pytest.raises(ValueError, match="LRPKERNELS_CONV must be auto, fused or vendor, got 'fastest'"):
@@ -139,6 +149,14 @@ class TestThroughTheEmulatedKernels:
         scaled = Scaled(g, output=u, scale=k, eps=0.1)
         result = functional.conv_pull(scaled, ConvWeight(w), torch.randn(2, 3, 6, 6), self.geometry)
         return [result, *torch.autograd.grad(result.square().sum(), (g, u, k, w))]
+
+    def test_positive_weights_are_made_once_for_the_vendor_s(self) -> None:
+        weight = torch.randn(5, 3, 3, 3)
+        for mode, weights in (("vendor", Weights.ALL), ("fused", Weights.POSITIVE), ("auto", Weights.POSITIVE)):
+            with emulated_cuda(mode):  # type: ignore[arg-type]
+                found = functional.conv_weight(weight, None, functional.POSITIVE, self.geometry, torch.float32)
+            assert found.weights == weights
+            assert torch.equal(found.weight, weight.clamp(min=0) if mode == "vendor" else weight)
 
     @pytest.mark.parametrize("faster", ["fused", "vendor"])
     def test_every_path_gives_the_same_gradients(self, faster: str) -> None:

@@ -13,6 +13,7 @@ struct AffineOps {
     constexpr const char* kOp = "affine";
     const LrpDtype dtype = storage_dtype(kOp, multiplier, Backend::kDtypes);
     check(kOp, multiplier, value, input, slope, shift, epsilon);
+    check_shares(kOp, whole, positive);
     const typename Backend::Guard guard(multiplier);
     const Layout layout = layout_of(input);
     Tensor result = new_like(multiplier, layout);
@@ -33,6 +34,7 @@ struct AffineOps {
     const LrpDtype dtype = storage_dtype(kOp, multiplier, Backend::kDtypes);
     check_like_multiplier(kOp, "grad", grad, multiplier);
     check(kOp, multiplier, value, input, slope, shift, epsilon);
+    check_shares(kOp, whole, positive);
     const typename Backend::Guard guard(multiplier);
     const Layout layout = layout_of(input);
     Tensor grad_multiplier = new_like(multiplier, layout);
@@ -97,6 +99,11 @@ struct AffineOps {
   }
 
  private:
+  static void check_shares(const char* op, double whole, double positive) {
+    if (!std::isfinite(whole)) fail(op, ": whole must be finite, got ", whole);
+    if (!std::isfinite(positive)) fail(op, ": positive must be finite, got ", positive);
+  }
+
   static void check_summands(const char* op, const Tensor& multiplier, const Tensor& a, const Tensor& b,
                              double epsilon) {
     check_epsilon(op, epsilon);

@@ -13,20 +13,6 @@
 
 namespace lrpkernels {
 
-template <typename... Parts>
-[[noreturn]] inline void fail(const Parts&... parts) {
-  std::ostringstream text;
-  (text << ... << parts);
-  throw std::runtime_error(text.str());
-}
-
-inline std::string format_sizes(const std::vector<int64_t>& sizes) {
-  std::ostringstream text;
-  for (size_t d = 0; d < sizes.size(); ++d) text << (d == 0 ? "[" : ", ") << sizes[d];
-  text << (sizes.empty() ? "[]" : "]");
-  return text.str();
-}
-
 inline const char* dtype_name(ScalarType dtype) {
   switch (dtype) {
     case ScalarType::Float:
@@ -40,11 +26,6 @@ inline const char* dtype_name(ScalarType dtype) {
     default:
       return torch::headeronly::toString(dtype);
   }
-}
-
-inline std::string device_name(const Tensor& tensor) {
-  if (tensor.is_cpu()) return "cpu";
-  return (tensor.is_cuda() ? "cuda:" : "device:") + std::to_string(tensor.get_device_index());
 }
 
 // Arithmetic dtype: that of per-channel tensors.

@@ -2,6 +2,9 @@
 #pragma once
 #include <cstdint>
 #include <optional>
+#include <sstream>
+#include <stdexcept>
+#include <string>
 #include <tuple>
 #include <vector>
 
@@ -10,6 +13,10 @@
 #include <torch/headeronly/core/MemoryFormat.h>
 
 #include "types.h"
+
+#ifndef STABLE_TORCH_ERROR_CODE_CHECK  // PyTorch 2.11 has it under its older name
+#define STABLE_TORCH_ERROR_CODE_CHECK TORCH_ERROR_CODE_CHECK
+#endif
 
 namespace lrpkernels {
 
@@ -23,6 +30,25 @@ using FourTensors = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 using FiveTensors = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 enum class Layout { kContiguous, kChannelsLast };
+
+template <typename... Parts>
+[[noreturn]] inline void fail(const Parts&... parts) {
+  std::ostringstream text;
+  (text << ... << parts);
+  throw std::runtime_error(text.str());
+}
+
+inline std::string format_sizes(const std::vector<int64_t>& sizes) {
+  std::ostringstream text;
+  for (size_t d = 0; d < sizes.size(); ++d) text << (d == 0 ? "[" : ", ") << sizes[d];
+  text << (sizes.empty() ? "[]" : "]");
+  return text.str();
+}
+
+inline std::string device_name(const Tensor& tensor) {
+  if (tensor.is_cpu()) return "cpu";
+  return (tensor.is_cuda() ? "cuda:" : "device:") + std::to_string(tensor.get_device_index());
+}
 
 // Strides of a dense tensor of `sizes` in `layout`; sizes of 0 count as 1, as in torch.
 inline std::vector<int64_t> dense_strides(const std::vector<int64_t>& sizes, Layout layout) {
@@ -70,7 +96,12 @@ inline Tensor to_layout(const Tensor& tensor, Layout layout) {
   const MemoryFormat format = layout == Layout::kContiguous ? MemoryFormat::Contiguous
                               : tensor.dim() == 4           ? MemoryFormat::ChannelsLast
                                                             : MemoryFormat::ChannelsLast3d;
-  return torch::stable::contiguous(tensor, format);
+  try {
+    return torch::stable::contiguous(tensor, format);
+  } catch (const std::exception&) {  // its text names a line of torch
+    fail("lrpkernels: a dense copy of a tensor of shape ", format_sizes(sizes_of(tensor)), " could not be made on ",
+         device_name(tensor));
+  }
 }
 
 inline OptionalTensor to_layout(const OptionalTensor& tensor, Layout layout) {
@@ -84,9 +115,9 @@ inline Tensor new_dense(const Tensor& like, const std::vector<int64_t>& sizes, L
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
   const auto dtype_code = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
   AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(),
-                                                         strides.data(), dtype_code, device_type,
-                                                         like.get_device_index(), &handle));
+  if (aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(), dtype_code,
+                               device_type, like.get_device_index(), &handle) != 0)
+    fail("lrpkernels: a tensor of shape ", format_sizes(sizes), " could not be allocated on ", device_name(like));
   return Tensor(handle);
 }
 

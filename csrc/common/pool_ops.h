@@ -172,7 +172,9 @@ struct PoolOps {
  private:
   static void check_average(const char* op, const Sizes& input, const Sizes& output, const Sizes& kernel,
                             const Sizes& stride, const Sizes& padding, std::optional<int64_t> divisor_override) {
-    if (divisor_override && (*divisor_override == 0 || std::abs(*divisor_override) >= kMostPositions))
+    // Not by its absolute value, which -2^63 has none of.
+    if (divisor_override &&
+        (*divisor_override == 0 || *divisor_override >= kMostPositions || *divisor_override <= -kMostPositions))
       fail(op, ": divisor_override must not be 0 and be below 2^30 in size, got ", *divisor_override);
     const size_t dimensions = input.size();
     if (kernel.empty()) {

@@ -287,7 +287,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
     const double coefficient = static_cast<double>(read_global(grad_background + row)) * weight_scale(shape);
     for (int64_t rank = threadIdx.x; rank < shape.kept; rank += kThreads) {
       const int32_t position = read_global(order + row * shape.kept + rank);
-      if (position < 0) continue;
+      if (position < 0 || position >= shape.positions) continue;
       const int64_t at = row * shape.positions + position;
       const acc_t weight = static_cast<acc_t>(coefficient * pow(shape.decay, static_cast<double>(rank)));
       write_global(grad_heatmap + at, to_storage<scalar_t>(sign_of(to_arithmetic(read_global(heatmap + at))) * weight));

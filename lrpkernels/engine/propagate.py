@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from ..errors import UnsupportedOperationError, UnusedInputError
-from ..functional import Scaled, times
+from ..functional import Scaled, over_value, times
 from ..graph import Arrived, Multipliers, Node, Value
-from ..rules import Composite, Rule
-from . import recompute
-from .fusion import Fuse
-from .recorder import Recording
-from .target import Target, select_logits, start
+from ..layers import Block
+from ..rules import Rule
+from .assignment import Planned
+from .conditions import Mask, feeds
 
-Planned = list[tuple[Node, Rule]]
+Seeds = list[tuple[Value, Tensor]]
 Through = Callable[[Node, Arrived, Rule], Multipliers]
 
 
@@ -26,25 +23,63 @@ class _Contributions:
 
     def __init__(self) -> None:
         self._parts: dict[int, list[Tensor]] = {}
+        self._values: dict[int, Value] = {}
 
     def add(self, value: Value, part: Tensor) -> None:
-        if part.dtype != value.dtype:
+        if part.dtype != value.dtype and value.dtype.is_floating_point:
             part = part.to(value.dtype)
-        self._parts.setdefault(id(value), []).append(part)
+        parts = self._parts.get(id(value))
+        if parts is None:
+            self._parts[id(value)], self._values[id(value)] = [part], value
+        else:
+            parts.append(part)
 
     def pop(self, value: Value) -> Tensor | None:
         parts = self._parts.pop(id(value), None) if self._parts else None
         return None if parts is None else _sum(parts)
+
+    def drop(self, listed: Sequence[bool]) -> None:
+        """Let go of all that has arrived so far of the targets that are listed."""
+        if all(listed):
+            self._parts.clear()
+            return
+        for key, parts in self._parts.items():
+            for i, part in enumerate(parts):
+                parts[i] = _dropped(part, self._values[key], listed)
 
     def pop_scaled(self, value: Value) -> Scaled | None:
         """The contributions as at most two summands: blocks add the second in their own elementwise pass."""
         parts = self._parts.pop(id(value), None)
         if parts is None:
             return None
-        return Scaled(parts[0]) if len(parts) == 1 else Scaled(_sum(parts[:-1]), parts[-1])
+        if len(parts) == 1:
+            return Scaled(parts[0])
+        parts = alike(parts)
+        return Scaled(_sum(parts[:-1]), parts[-1])
+
+
+def _dropped(part: Tensor, value: Value, listed: Sequence[bool]) -> Tensor:
+    """What has arrived at a value, with zeros for the targets that are listed."""
+    if not part.numel():
+        return part
+    others = torch.tensor([not drop for drop in listed], device=part.device).view(-1, *(1,) * part.dim())
+    rows = part.unflatten(0, (-1, value.shape[0] if value.shape else 1))  # one for each target, or one for all
+    return torch.where(others, rows, torch.zeros_like(rows)).flatten(0, 1)
+
+
+def alike(parts: list[Tensor]) -> list[Tensor]:
+    """Multipliers of one value, of all targets where one of them is: those that the targets still share are repeated."""
+    rows = parts[0].shape[0]
+    if all(part.shape[0] == rows for part in parts):
+        return parts
+    most = max(part.shape[0] for part in parts)
+    return [p if p.shape[0] == most else p.repeat(most // p.shape[0], *(1,) * (p.dim() - 1)) for p in parts]
 
 
 def _sum(parts: list[Tensor]) -> Tensor:
+    if len(parts) == 1:
+        return parts[0]
+    parts = alike(parts)
     total = parts[0]
     for part in parts[1:]:
         total = total + part
@@ -57,7 +92,10 @@ class Walk:
     Args:
         planned: the fused operations in order, each with its rule; consumed on the way.
         wanted: values whose relevance is requested.
-        through: :meth:`Node.propagate`, or a form of it that saves less.
+        through: :func:`propagate`, or a form of it that saves less.
+        masks: what conditions keep of the multiplier at some values, by the value's id.
+        exclude_parallel: of a target with a condition, drop what passes by the value that the condition names.
+        times_values: False: what is found are the multipliers G, in place of R = a * G.
     """
 
     def __init__(
@@ -65,167 +103,179 @@ class Walk:
         planned: Planned,
         wanted: Sequence[Value],
         through: Through,
+        masks: Mapping[int, Mask] | None = None,
+        exclude_parallel: bool = True,
+        times_values: bool = True,
     ) -> None:
-        self._planned, self._through = planned, through
-        self._wanted = {id(v) for v in wanted}
+        self._planned, self._through, self._times_values = planned, through, times_values
+        self._masks, self._exclude_parallel = masks or {}, exclude_parallel
+        self._wanted = {id(v): v for v in wanted}
+        # What stands beside the values that conditions name, found while all operations are there.
+        self._beside: dict[int, list[Value]] = {}
+        if exclude_parallel:
+            self._beside = {key: [v for v in wanted if not feeds(mask.value, v)] for key, mask in self._masks.items()}
         self._multipliers, self._relevances = _Contributions(), _Contributions()
         self.found: dict[int, Tensor | None] = {id(v): None for v in wanted}
 
-    def run(self, logits: Value, seed: Tensor, inputs: Sequence[Value], release: bool) -> dict[int, Tensor | None]:
+    def run(self, seeds: Seeds, inputs: Sequence[Value], release: bool) -> dict[int, Tensor | None]:
         """Relevance at the inputs and the wanted values, by id of the value (None: nothing arrived).
 
-        ``release`` lets go of every operation, and of the forward values that it made, behind the walk.
+        Args:
+            seeds: the multipliers to start from.
+            inputs: of the model.
+            release: let go of every operation, and of the forward values that it made, behind the walk.
         """
-        self._multipliers.add(logits, seed)
+        self._stops = {*self._wanted, *self._masks}  # values inside a block count only if they are among these
+        for value, seed in seeds:
+            self._multipliers.add(value, seed)
+            self._stops.add(id(value))
+        node: Node | None = None
         try:
             while self._planned:
                 node, rule = self._planned.pop()
-                if node.kind == "block":
+                if isinstance(node, Block):
                     self._through_block(node, rule)
                 else:
                     self._through_node(node, rule)
                 if release:
                     node.release()
         finally:
-            for node, _ in self._planned if release else ():
-                node.release()
-        for v in inputs:
-            self.found[id(v)] = _at_value(v, self._multipliers.pop(v), self._relevances.pop(v))
+            if release and node is not None:  # what an exception has left
+                for left in (node, *(planned for planned, _ in self._planned)):
+                    left.release()
+        for v in sorted(inputs, key=lambda v: id(v) not in self._masks):  # what conditions name drops the others'
+            self.found[id(v)] = self._at_value(v, *self._take(v))
         return self.found
 
     def _through_node(self, node: Node, rule: Rule) -> None:
         arrived = [self._take(v) for v in node.outputs]
-        behind = [self._relevances.pop(v) for v in node.outputs]
-        if any(g is not None for g in arrived):
-            _hand_on(node, self._through(node, arrived, rule), self._multipliers)
-        if any(r is not None for r in behind):
-            _hand_on(node, node.propagate_relevance(behind), self._relevances)
-
-    def _through_block(self, block: Node, rule: Rule) -> None:
-        value = block.output
-        if self._relevances.pop(value) is not None:
-            raise UnsupportedOperationError(
-                f"{type(block.module).__name__} ({block.label()}): a rule that yields relevance itself (ZBox, Flat, WSquare, Pass) "
-                "stands behind this layer; such rules belong at the layers that read the input"
-            )
-        if id(value) in self._wanted:
-            total = self._take(value)
-            g = None if total is None else Scaled(total)
-        else:
-            g = self._multipliers.pop_scaled(value)
-        if g is not None:
+        multipliers, relevances = [g for g, _ in arrived], [r for _, r in arrived]
+        if any(g is not None for g in multipliers):
+            multipliers = _for_all_targets(multipliers)
             _hand_on(
-                block,
-                self._through(block, (g,), rule),
-                self._relevances if rule.yields_relevance else self._multipliers,
+                node,
+                self._through(node, multipliers, rule),
+                self._relevances if _yields(node, rule) else self._multipliers,
             )
+        if any(r is not None for r in relevances):
+            self._relevance_through(node, _for_all_targets(relevances), rule)
 
-    def _take(self, value: Value) -> Tensor | None:
-        """All multipliers that arrived at ``value``; its relevance is noted if it is requested."""
-        total = self._multipliers.pop(value)
-        if id(value) in self._wanted and total is not None:
-            self.found[id(value)] = _at_value(value, total, None)
-        return total
+    def _relevance_through(self, node: Node, behind: Arrived, rule: Rule) -> None:
+        """What a rule that yields relevance has left at the outputs: R follows the data, or is a multiplier again from here on."""
+        parts = node.propagate_relevance(behind, rule)
+        if parts is not None:
+            _hand_on(node, parts, self._relevances)
+            return
+        pairs = zip(behind, node.outputs, strict=True)
+        multipliers = [None if r is None else over_value(r, value.tensor) for r, value in pairs]
+        _hand_on(node, self._through(node, multipliers, rule), self._multipliers)
+
+    def _through_block(self, block: Block, rule: Rule) -> None:
+        behind = self._relevances if rule.yields_relevance else self._multipliers
+        if block.makes_any(self._stops):
+            for part, scaled in self._inside(block, rule):
+                _hand_on(part, self._through(part, (scaled,), rule), behind)
+            return
+        relevance = self._relevances.pop(block.output)
+        if relevance is not None:
+            part, scaled = block.behind_relu(relevance)
+            _hand_on(part, self._through(part, (scaled,), rule), behind)
+        arrived = self._multipliers.pop_scaled(block.output)
+        if arrived is not None:
+            _hand_on(block, self._through(block, (arrived,), rule), behind)
+
+    def _inside(self, block: Block, rule: Rule) -> list[tuple[Block, Scaled]]:
+        """What starts inside a block or at its output, as the part of the block that it passes; the wanted relevance is noted.
+
+        The block itself stays whole. Relevance inside it is what the operations behind that value, as a block of their own under the
+        same rule, hand on to it: through a ReLU alone, or through a batch norm alone.
+        """
+        parts: list[tuple[Block, Scaled]] = []
+        for value in reversed(block.made()):
+            g, r = self._multipliers.pop(value), self._relevances.pop(value)
+            if g is not None:
+                parts.append((block.until(value), Scaled(g)))
+            if r is not None:
+                parts.append(block.until(value).behind_relu(r))
+            mask = self._masks.get(id(value))
+            if (
+                mask is not None
+            ):  # batch norm and ReLU keep places and channels: a mask ahead of them is one behind them
+                self._passes(mask, bool(parts))
+                parts = [(part, s._replace(multiplier=mask.apply(s.multiplier))) for part, s in parts]
+            if id(value) in self._wanted and parts:
+                self.found[id(value)] = _sum([self._at(value, part, s, rule) for part, s in parts])
+        return parts
+
+    def _at(self, value: Value, part: Block, s: Scaled, rule: Rule) -> Tensor:
+        """What is found at a value inside a block, given the multiplier, or R itself, at the end of the part that is passed."""
+        if s.carrier is not None and value not in part.made()[:-1]:  # a ReLU leaves R unchanged
+            return s.multiplier
+        beyond = part.beyond(value)
+        if beyond is None:
+            return self._at_value(value, s.multiplier, None)  # type: ignore[return-value]
+        (found,) = self._through(beyond, (s if beyond.kind == "block" else s.multiplier,), rule)
+        assert found is not None
+        yields = beyond.kind == "block" and rule.yields_relevance
+        return found if yields else self._at_value(value, found, None)  # type: ignore[return-value]
+
+    def _take(self, value: Value) -> tuple[Tensor | None, Tensor | None]:
+        """All multipliers and all relevance that arrived at ``value``; their sum is noted if it is requested."""
+        g, r = self._multipliers.pop(value), self._relevances.pop(value)
+        mask = self._masks.get(id(value)) if self._masks else None
+        if mask is not None:
+            self._passes(mask, g is not None or r is not None)
+            g, r = (part if part is None else mask.apply(part) for part in (g, r))
+        if id(value) in self._wanted:
+            self.found[id(value)] = self._at_value(value, g, r)
+        return g, r
+
+    def _at_value(self, value: Value, multiplier: Tensor | None, relevance: Tensor | None) -> Tensor | None:
+        """R = a * G (+ R that a rule yielded)."""
+        if multiplier is None or not self._times_values:
+            return relevance if multiplier is None else multiplier
+        a = value.tensor
+        product = times(multiplier, a if a.is_floating_point() else a.to(multiplier.dtype))
+        return product if relevance is None else _sum([relevance, product])
+
+    def _passes(self, mask: Mask, arrived: bool) -> None:
+        """Relevance passes a value that conditions name; of those conditions, all else is dropped if asked for.
+
+        Raises:
+            ValueError: none arrives.
+        """
+        if not arrived:
+            raise ValueError(
+                f"conditions: no relevance reaches {mask.place!r}; it must stand between the input and what the pass starts from"
+            )
+        if self._exclude_parallel:
+            self._multipliers.drop(mask.listed)
+            self._relevances.drop(mask.listed)
+            for seen in self._beside[id(mask.value)]:
+                part = self.found[id(seen)]
+                if part is not None:
+                    self.found[id(seen)] = _dropped(part, seen, mask.listed)
 
 
-def _propagate(node: Node, multipliers: Arrived, rule: Rule) -> Multipliers:
-    return node.propagate(multipliers, rule)
+def _for_all_targets(parts: list[Tensor | None]) -> list[Tensor | None]:
+    """Multipliers at the outputs of one operation, of all targets where one of them is."""
+    if len(parts) < 2:
+        return parts
+    found = iter(alike([part for part in parts if part is not None]))
+    return [None if part is None else next(found) for part in parts]
 
 
-def _at_value(value: Value, multiplier: Tensor | None, relevance: Tensor | None) -> Tensor | None:
-    """R = a * G (+ R that a first-layer rule yielded)."""
-    if multiplier is not None:
-        product = times(multiplier, value.tensor)
-        relevance = product if relevance is None else relevance + product
-    return relevance
+def propagate(node: Node, multipliers: Arrived, rule: Rule) -> Multipliers:
+    """:meth:`Node.through` as it is."""
+    return node.through(multipliers, rule)
+
+
+def _yields(node: Node, rule: Rule) -> bool:
+    """Whether an operation hands R itself on, by what it is or by a rule of its kind."""
+    return node.yields_relevance or (rule.yields_relevance and node.family in rule.families and not node.is_statistic)
 
 
 def _hand_on(node: Node, parts: Sequence[Tensor | None], contributions: _Contributions) -> None:
     for value, part in zip(node.inputs, parts, strict=True):
         if part is not None:
             contributions.add(value, part)
-
-
-def with_rules(recording: Recording, blocks: list[Node], composite: Composite) -> Planned:
-    """Each operation with its rule."""
-    names: dict[int, str] = {}
-    if composite.reads_names():  # walking over all modules costs as much as a small layer
-        names = {id(module): name or "(model)" for name, module in recording.model.named_modules()}
-    choose = composite.chooser()
-    return [(node, choose(node, names.get(id(node.module), ""), _reads_input(node))) for node in blocks]
-
-
-def _reads_input(node: Node) -> bool:
-    return any(value.behind_input for value in node.inputs)
-
-
-def relevance(
-    recording: Recording,
-    fuse: Fuse,
-    output: Any,
-    hidden: dict[str, Value] | None,
-    *,
-    target: Target,
-    composite: Composite,
-    pick: Callable[[Any], Tensor] | None,
-    memory_budget: int | None,
-    release: bool,
-) -> Any:
-    """See :meth:`lrpkernels.tape.Tape.relevance`.
-
-    Args:
-        recording: a finished one.
-        fuse: the recorded nodes as blocks, given the values that must stay visible.
-        output: what the model returned.
-        hidden: values whose relevance is requested, by name; None: only that of the inputs is returned.
-        target, composite, memory_budget: what is explained, and how.
-        pick: picks the logits out of the model's output.
-        release: let go of forward values behind the (last) walk.
-    """
-    logits = select_logits(output, pick)
-    value = recording.value(logits)
-    name = type(recording.model).__name__
-    if value is None:
-        raise UnusedInputError(f"{name}: its output does not depend on its input through recorded operations")
-    wanted = list((hidden or {}).values())
-    through = recompute.propagate if recording.recomputes else _propagate
-    with torch.autocast(logits.device.type, enabled=False):
-        seed, targets = start(target, logits)
-        parts = [seed] if memory_budget is None or targets is None else _chunks(recording, seed, targets, memory_budget)
-        walks = []
-        for part in parts:
-            walk = Walk(with_rules(recording, fuse(recording.nodes, (value, *wanted)), composite), wanted, through)
-            last = release and part is parts[-1]
-            if last:
-                recording.nodes = []
-            walks.append(walk.run(value, part, recording.input_values, last))
-    found = {key: _joined([walk[key] for walk in walks]) for key in walks[0]}
-    inputs = [found[id(v)] for v in recording.input_values]
-    if all(r is None for r in inputs):
-        raise UnusedInputError(f"{name}: no relevance reaches its input; the output does not depend on it")
-
-    def shaped(relevance: Tensor | None, at_value: Value) -> Tensor:
-        if relevance is None:
-            batch = seed.shape[0] // logits.shape[0] * at_value.shape[0]
-            relevance = torch.zeros((batch, *at_value.shape[1:]), dtype=at_value.dtype, device=seed.device)
-        return relevance if targets is None else relevance.unflatten(0, (targets, -1)).movedim(0, 1)
-
-    heatmaps = tuple(shaped(r, v) for r, v in zip(inputs, recording.input_values, strict=True))
-    heatmap = heatmaps[0] if len(heatmaps) == 1 else heatmaps
-    if hidden is None:
-        return heatmap
-    return {"input": heatmap, **{name: shaped(found[id(v)], v) for name, v in hidden.items()}}
-
-
-def _chunks(recording: Recording, seed: Tensor, targets: int, budget: int) -> Sequence[Tensor]:
-    """The targets' seeds in groups whose multipliers fit the budget: about four of the largest value's size are alive at a time."""
-    if budget <= 0:
-        raise ValueError(f"memory_budget must be a positive number of bytes, got {budget!r}")
-    largest = max(value.shape.numel() * value.dtype.itemsize for node in recording.nodes for value in node.outputs)
-    together = max(1, min(targets, budget // (4 * largest)))
-    return seed.split(together * (seed.shape[0] // targets))
-
-
-def _joined(parts: list[Tensor | None]) -> Tensor | None:
-    present = [part for part in parts if part is not None]
-    return None if not present else present[0] if len(present) == 1 else torch.cat(present)

@@ -46,7 +46,17 @@ def without_saving(tensor: Tensor, recipe: Callable[[], Tensor]) -> AbstractCont
 
 
 def propagate(node: Node, multipliers: Arrived, rule: Rule) -> Multipliers:
-    """:meth:`Node.propagate`, run again in backward unless all that it saves is available anyway (or its first run is in backward)."""
+    """:meth:`Node.through`, run again in backward unless all that it saves is available anyway (or its first run is in backward)."""
     if node.kind != "block" or not reads_of(rule) or rule.yields_relevance or not torch.is_grad_enabled():
-        return node.propagate(multipliers, rule)
-    return checkpoint(node.propagate, multipliers, rule, use_reentrant=False, preserve_rng_state=False)
+        return node.through(multipliers, rule)
+    held: list[Any] = [node, multipliers, rule]
+
+    def run() -> Multipliers:
+        node, multipliers, rule = held
+        return node.through(multipliers, rule)
+
+    try:
+        return checkpoint(run, use_reentrant=False, preserve_rng_state=False)
+    except BaseException:
+        held.clear()  # PyTorch's frame, which refers to itself, keeps what it would run again
+        raise

@@ -8,7 +8,7 @@ through its own recorder, as in any other recording, so that batch-norm statisti
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -18,30 +18,35 @@ from torch import Tensor, nn
 from ..errors import UnsupportedOperationError
 from ..graph import Node, Value
 from ..layers.registry import leaves, map_leaves, record_of
+from ..layers.replayed import Unknown
 from ..rules import Composite, Rule, as_composite
+from . import writes
+from .calls import Call, Parts, Slot, filled, refuse, slots_of
 from .fusion import Plan, make_blocks, plan_blocks
+from .guards import ModuleGuard, depends_on_indices, reads_numbers
+from .hidden import in_custom_function
 from .liveness import Kept
-from .recorder import Recording, RecordingMode, in_custom_function
+from .overloads import public
+from .places import ModuleCall, Place
+from .recorder import Recording, RecordingMode
 
-# Functions that read numbers: the calls that follow may depend on them.
-_READS_NUMBERS = frozenset({
-    "item", "tolist", "numpy", "__array__", "__bool__", "__int__", "__float__", "__index__", "__complex__", "__contains__", "is_nonzero",
-    "equal", "allclose", "nonzero", "argwhere", "masked_select", "unique", "unique_consecutive", "bincount",
-})  # fmt: skip
+_MOST_TRACES = 32  # of one model: forms of its input, modes and settings
 
 
 class StaticCalls:
     """The calls of one model, by the form of its input (shapes, strides, dtypes, device) and its state (training, gradients, autocast).
 
-    For :func:`lrpkernels.record`, which fills it. The model must make the same PyTorch calls whenever these are the same; its modules
-    must stay what they are, numbers such as the p of a dropout included (parameters may be trained, loaded and replaced). Forward
-    hooks and other Python code of the model do not run again. A copy of this object, or a pickled one, knows no calls.
+    For :func:`lrpkernels.record`, which fills it. The model must make the same PyTorch calls whenever these are the same. Forward hooks
+    and other Python code of the model do not run again. Modules that were exchanged, hooks that were added and plain attributes that
+    were set since (the p of a dropout) are noticed: the model then runs once more. The calls of the 32 forms and states used last are
+    known. A copy of this object, or a pickled one, knows no calls.
     """
 
     def __init__(self) -> None:
         self._model: Callable[[], nn.Module | None] = lambda: None
         self._modules: list[nn.Module] = []
-        self._traces: dict[Any, Trace] = {}
+        self._traces: dict[Any, Trace] = {}  # the one used last at the end
+        self._latest: Trace | None = None
 
     def __reduce__(self) -> Any:
         return StaticCalls, ()
@@ -52,8 +57,9 @@ class StaticCalls:
         inputs: Sequence[Tensor],
         kwargs: Mapping[str, Any],
         composites: Sequence[Composite | Rule] | None,
-        at: Sequence[str],
+        at: Sequence[str | Place] | None,
         recompute: bool,
+        names: tuple[str, ...] | None = None,
     ) -> Any:
         """Everything that the calls, and what is kept of them, depend on.
 
@@ -74,20 +80,31 @@ class StaticCalls:
         autocast = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
         forms = [(x.shape, x.stride(), x.dtype, x.device, x.requires_grad) for x in inputs]
         training = [module.training for module in self._modules]
-        state = (torch.is_grad_enabled(), autocast, recompute)
+        state = (torch.is_grad_enabled(), autocast, recompute, names, at is None)
         given = [(name, type(value), value) for name, value in sorted(kwargs.items())]
-        return (*forms, *training, *state, *given, _liveness_key(composites, at))
+        return (*forms, *training, *state, *given, _liveness_key(composites, at or ()))
 
     def find(self, key: Any) -> Trace | None:
-        """The calls of that key, if they are known and the model's parameters are where they were."""
+        """The calls of that key, if they are known, and the model and its parameters are what they were."""
         trace = self._traces.get(key)
-        return trace if trace is not None and trace.is_current() else None
+        if trace is None:
+            return None
+        if not trace.is_current():
+            model = self._model()
+            self._modules = [] if model is None else [*model.modules()]
+            return None
+        if trace is not self._latest:
+            self._latest = self._traces[key] = self._traces.pop(key)
+        return trace
 
     def keep(self, key: Any, trace: Trace) -> None:
-        self._traces[key] = trace
+        self._traces.pop(key, None)
+        while len(self._traces) >= _MOST_TRACES:
+            del self._traces[next(iter(self._traces))]
+        self._latest = self._traces[key] = trace
 
 
-def _liveness_key(composites: Sequence[Composite | Rule] | None, at: Sequence[str]) -> Any:
+def _liveness_key(composites: Sequence[Composite | Rule] | None, at: Sequence[str | Place]) -> Any:
     """What the values to keep depend on; rules without selectors are equal where their settings are."""
     if composites is None:
         return None
@@ -112,80 +129,8 @@ def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, (int, float, bool, str, torch.dtype, torch.device))
 
 
-class _Slot:
-    """Stands for a tensor of the pass in a call's arguments."""
-
-    __slots__ = ("index",)
-
-    def __init__(self, index: int) -> None:
-        self.index = index
-
-
-class _Record:
-    """Stands for a dataclass."""
-
-    def __init__(self, kind: type, parts: dict[str, Any]) -> None:
-        self.kind, self.parts = kind, parts
-
-
-def _slots(template: Any) -> Iterator[int]:
-    for leaf in leaves(template):
-        if type(leaf) is _Slot:
-            yield leaf.index
-        elif type(leaf) is _Record:
-            yield from _slots(leaf.parts)
-
-
-def _filled(template: Any, tensors: Sequence[Any]) -> Any:
-    def fill(leaf: Any) -> Any:
-        if type(leaf) is _Slot:
-            return tensors[leaf.index]
-        return leaf.kind(**_filled(leaf.parts, tensors)) if type(leaf) is _Record else leaf
-
-    return map_leaves(fill, template)
-
-
-class _Call:
-    """One PyTorch call of the model.
-
-    Attributes:
-        func, args, kwargs: the call, slots in place of the pass's tensors.
-        module: the one that made it.
-        grad: whether gradients were on.
-        record: what records it; None: it reads no recorded tensor.
-        results: slots of the tensors that it returns, None for anything else.
-        whole: whether it was recorded as one node whose outputs are its results, with no other tensors in between.
-        drop: slots that no later call reads.
-    """
-
-    __slots__ = ("args", "drop", "func", "grad", "kwargs", "module", "nested", "record", "results", "whole")
-
-    def __init__(self, func: Any, args: Any, kwargs: Any, module: nn.Module, grad: bool) -> None:
-        self.func, self.args, self.kwargs, self.module, self.grad = func, args, kwargs, module, grad
-        self.record: Any = None
-        self.results: list[int | None] = []
-        self.whole = False
-        self.drop: tuple[int, ...] = ()
-        # Most calls have their tensors at the top of the positional arguments.
-        self.nested = len([*self.slots()]) != sum(type(argument) is _Slot for argument in args)
-
-    def filled(self, tensors: Sequence[Any]) -> tuple[Any, Any]:
-        """The arguments in this pass, positional and keyword ones."""
-        if self.nested:
-            return _filled(self.args, tensors), _filled(self.kwargs, tensors)
-        return tuple([tensors[a.index] if type(a) is _Slot else a for a in self.args]), self.kwargs
-
-    def keep(self, out: Any, tensors: list[Any]) -> None:
-        """Puts what the call has returned into its slots."""
-        if isinstance(out, Tensor):
-            tensors[self.results[0]] = out  # type: ignore[index]
-            return
-        for index, leaf in zip(self.results, leaves(out), strict=True):
-            if index is not None:
-                tensors[index] = leaf
-
-    def slots(self) -> Iterator[int]:
-        return _slots((self.args, self.kwargs))
+# Where values come from: (-1, an input) or (a node, one of its outputs).
+_Origins = tuple[tuple[int, int], ...]
 
 
 class Trace:
@@ -196,56 +141,75 @@ class Trace:
     """
 
     def __init__(self, recording: Recording) -> None:
-        self._calls: list[_Call] = []
+        self._calls: list[Call] = []
         self._slots: dict[int, int] = {}
+        self._views: list[tuple[int, int]] = []  # slots of views, with those of what they are views of
         self._watched: list[Any] = []
         self._count = self._nodes = 0
         self._grad = torch.is_grad_enabled()
         self._device = recording.inputs[0].device.type
         self._autocast = torch.is_autocast_enabled(self._device)
         self._owners = _tensors_of(recording.model)
+        self._modules = ModuleGuard(recording.model)
         self._guards: dict[int, tuple[dict[str, Any], str, Tensor]] = {}
         self._output: Any = None
-        self._returned: dict[int, list[tuple[int, int]]] = {}
+        self._module_calls: dict[int, list[tuple[_Origins, _Origins]]] = {}
         self._kept: tuple[bool, ...] | None = None
+        self._notes_calls = recording.notes_calls
         self._plans: dict[Any, Plan] = {}
         for tensor in recording.inputs:
             self._new_slot(tensor)
 
     # -- while the model is recorded ---------------------------------------------------------------------------------------------
 
-    def begin(self, recording: Recording, func: Any, args: Any, kwargs: Any) -> _Call:
+    def begin(self, recording: Recording, func: Any, args: Any, kwargs: Any) -> Call:
         """Notes a call that is about to run."""
-        name = getattr(func, "__name__", "")
-        if name in _READS_NUMBERS:
-            _refuse(recording, f"{name}() reads the numbers of a tensor, on which the model's next calls may depend")
+        func = func if record_of(func) is not None else public(func)[0]
+        reason = reads_numbers(func, args)
+        if reason:
+            refuse(recording, reason)
         if recording.live and not torch.is_grad_enabled() and in_custom_function():
-            _refuse(recording, "a custom autograd.Function brings a backward of its own")
+            refuse(recording, "a custom autograd.Function brings a backward of its own")
         if torch.is_autocast_enabled(self._device) != self._autocast:
-            _refuse(recording, "the model switches autocast on or off")
+            refuse(recording, "the model switches autocast on or off")
         current = recording.current
 
         def slot(leaf: Any) -> Any:
             return self._slot_of(recording, current(leaf)) if isinstance(leaf, Tensor) else leaf
 
         module = recording.modules[-1] if recording.modules else recording.model
-        call = _Call(func, map_leaves(slot, args), map_leaves(slot, kwargs), module, torch.is_grad_enabled())
+        call = Call(func, map_leaves(slot, args), map_leaves(slot, kwargs), module, torch.is_grad_enabled())
         if any(recording.value(leaf) is not None for leaf in map(current, leaves((args, kwargs)))):
-            call.record = record_of(func) or Recording.unknown
+            into = call.kwargs and call.kwargs.get("out") is not None
+            call.record = writes.into if into else record_of(func) or Recording.unknown
+        else:
+            call.writes = bool(writes.constants_written(func, args))
+        call.sizes = [] if depends_on_indices(args, kwargs) else None
         return call
 
-    def end(self, recording: Recording, call: _Call, out: Any) -> None:
+    def end(self, recording: Recording, call: Call, out: Any) -> None:
         """Notes what the call has returned."""
+        if call.func is torch._C._set_grad_enabled:
+            return  # each call knows its own
         made = leaves(out)
         added, self._nodes = recording.nodes[self._nodes :], len(recording.nodes)
         if not any(isinstance(leaf, Tensor) for leaf in made) and out is not None:
             return  # a shape, a dtype: constant
+        if call.record is not None and added and type(added[-1]) is Unknown:
+            call.record = Recording.unknown  # of complex numbers, say
         call.results = [self._new_slot(leaf) if isinstance(leaf, Tensor) else None for leaf in made]
+        if call.sizes is not None:
+            call.sizes += [leaf.shape for leaf in made if isinstance(leaf, Tensor)]
         call.whole = len(added) == 1 and [recording.value(leaf) for leaf in made] == [*added[0].outputs]
         self._calls.append(call)
 
-    def finish(self, recording: Recording, output: Any) -> None:
-        """The model has returned."""
+    def finish(self, recording: Recording, output: Any, keeps_state: bool) -> None:
+        """The model has returned; ``keeps_state``: and left numbers of its input in a tensor that outlives the pass."""
+        self._modules.settle()
+        if keeps_state:
+            refuse(
+                recording, "the model writes numbers of its input to a buffer or another tensor that outlives the pass"
+            )
         self._output = self._template(recording, output)
         last = {
             index: i
@@ -253,24 +217,26 @@ class Trace:
             for index in (*call.slots(), *call.results)
             if index is not None
         }
-        for index in _slots(self._output):
+        for view, base in self._views:  # a call that writes to a view changes its base
+            last[base] = max(last[base], last[view]) if base in last else last[view]
+        for index in slots_of(self._output):
             last.pop(index, None)
         drops: dict[int, list[int]] = {}
         for index, i in last.items():
             drops.setdefault(i, []).append(index)
         for i, call in enumerate(self._calls):
             call.drop = tuple(drops.get(i, ()))
-        places = {id(node): place for place, node in enumerate(recording.nodes)}
-        for module, values in recording.returned.items():
-            self._returned[module] = [
-                (-1, recording.input_values.index(v))
-                if v.producer is None
-                else (places[id(v.producer)], v.producer.outputs.index(v))
-                for v in values
+        origins = {id(value): (-1, i) for i, value in enumerate(recording.input_values)}
+        for place, node in enumerate(recording.nodes):
+            origins |= {id(value): (place, i) for i, value in enumerate(node.outputs)}
+        for module, calls in recording.calls.items():
+            self._module_calls[module] = [
+                (tuple(origins[id(v)] for v in call.inputs), tuple(origins[id(v)] for v in call.outputs))
+                for call in calls
             ]
         if recording.liveness is not None:
             self._kept = tuple(value.is_held for node in recording.nodes for value in node.outputs)
-        self._slots, self._watched, self._owners = {}, [], {}
+        self._slots, self._views, self._watched, self._owners = {}, [], [], {}
 
     def _template(self, recording: Recording, output: Any) -> Any:
         """The model's output with slots in place of its tensors."""
@@ -283,10 +249,10 @@ class Trace:
             return {key: self._template(recording, part) for key, part in output.items()}
         if is_dataclass(output):  # what transformers' models return
             parts = {field.name: getattr(output, field.name) for field in fields(output)}
-            return _Record(kind, self._template(recording, parts))
+            return Parts(kind, self._template(recording, parts))
         if not _is_plain(output):
             expected = "expected tensors, in tuples, lists, dicts or a dataclass"
-            _refuse(recording, f"the model returns {kind.__name__}; {expected}")
+            refuse(recording, f"the model returns {kind.__name__}; {expected}")
         return output
 
     def _new_slot(self, tensor: Tensor) -> int:
@@ -295,6 +261,8 @@ class Trace:
             return self._slots[key]
         index, self._count = self._count, self._count + 1
         self._slots[key] = index
+        if tensor._is_view() and id(tensor._base) in self._slots:
+            self._views.append((index, self._slots[id(tensor._base)]))
 
         def gone(_: Any, slots: dict[int, int] = self._slots) -> None:
             if slots.get(key) == index:
@@ -307,13 +275,16 @@ class Trace:
         """The slot of a tensor of this pass; a parameter, buffer or attribute of a module stands for itself."""
         index = self._slots.get(id(tensor))
         if index is not None:
-            return _Slot(index)
+            return Slot(index)
         shape = tuple(tensor.shape)
         if recording.value(tensor) is not None:
-            _refuse(recording, f"a tensor of shape {shape} was made by code that hides its PyTorch calls")
+            refuse(
+                recording,
+                f"a tensor of shape {shape} was made by code that hides its PyTorch calls, or by a change of a part of it",
+            )
         owner = self._owners.get(id(tensor))
         if owner is None:
-            _refuse(
+            refuse(
                 recording,
                 f"a tensor of shape {shape} is neither made by a PyTorch call of the model nor a parameter, buffer or "
                 "attribute of one of its modules",
@@ -325,8 +296,8 @@ class Trace:
     # -- afterwards --------------------------------------------------------------------------------------------------------------
 
     def is_current(self) -> bool:
-        """Whether every parameter, buffer and attribute that the calls read is still its module's."""
-        return all(place.get(name) is tensor for place, name, tensor in self._guards.values())
+        """Whether the modules are what they were, and every parameter, buffer and attribute that the calls read is still theirs."""
+        return self._modules.holds() and all(place.get(name) is tensor for place, name, tensor in self._guards.values())
 
     def replay(self, recording: Recording) -> Any:
         """Run the calls on the recording's inputs, which fills it; returns the model's output."""
@@ -344,32 +315,43 @@ class Trace:
                 out = _run(recording, call, args, kwargs)
             else:
                 with torch.set_grad_enabled(call.grad):
+                    if call.record is not None and not call.grad:
+                        args, kwargs = recording.without_history(call.func, args, kwargs)
                     out = _run(recording, call, args, kwargs)
             call.keep(out, tensors)
+            if call.sizes is not None:
+                call.check_sizes(recording, out)
             for index in call.drop:
                 registry.pop(id(tensors[index]), None)
                 tensors[index] = None
         modules.clear()
-        for module, places in self._returned.items():
-            recording.returned[module] = [
-                recording.input_values[place] if i < 0 else recording.nodes[i].outputs[place] for i, place in places
-            ]
-        return _filled(self._output, tensors)
+        if len(recording.nodes) != self._nodes:  # what is kept, and what merges, is known by the operations' places
+            refuse(recording, "its calls make other operations when they run again")
+        recording.find_calls, recording.notes_calls = self._calls_in, self._notes_calls
+        return filled(self._output, tensors)
 
-    def fused(self, nodes: Sequence[Node], keep: Sequence[Value]) -> list[Node]:
-        """The nodes of a replayed recording, merged into blocks; what merges is found once for each ``keep``."""
-        places = tuple(-1 if value.producer is None else nodes.index(value.producer) for value in keep)
+    def _calls_in(self, recording: Recording, module: int) -> list[ModuleCall]:
+        """What a module, by its id, read and returned in a replayed pass."""
+
+        def values(origins: _Origins) -> tuple[Value, ...]:
+            return tuple(recording.input_values[i] if n < 0 else recording.nodes[n].outputs[i] for n, i in origins)
+
+        return [ModuleCall(values(inputs), values(outputs)) for inputs, outputs in self._module_calls.get(module, [])]
+
+    def fused(self, nodes: Sequence[Node], apart: Sequence[Value]) -> list[Node]:
+        """The nodes of a replayed recording, merged into blocks; what merges is found once for each ``apart``."""
+        places = tuple(-1 if value.producer is None else nodes.index(value.producer) for value in apart)
         if places not in self._plans:
-            self._plans[places] = plan_blocks(nodes, keep)
+            self._plans[places] = plan_blocks(nodes, apart)
         return make_blocks(nodes, self._plans[places])
 
 
-def _run(recording: Recording, call: _Call, args: Any, kwargs: Any) -> Any:
-    return call.func(*args, **kwargs) if call.record is None else call.record(recording, call.func, args, kwargs)
-
-
-def _refuse(recording: Recording, reason: str) -> None:
-    raise UnsupportedOperationError(f"static: {recording.path()}: {reason}; leave `static` out for this model")
+def _run(recording: Recording, call: Call, args: Any, kwargs: Any) -> Any:
+    if call.record is not None:
+        return call.record(recording, call.func, args, kwargs)
+    if call.writes:
+        writes.before_writing(recording.nodes, call.func, args)
+    return call.func(*args, **kwargs)
 
 
 class TracingMode(RecordingMode):
@@ -380,6 +362,8 @@ class TracingMode(RecordingMode):
         self.trace = Trace(recording)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self.recording is None:
+            return super().__torch_function__(func, types, args, kwargs)
         call = self.trace.begin(self.recording, func, args, kwargs or {})
         out = super().__torch_function__(func, types, args, kwargs)
         self.trace.end(self.recording, call, out)

@@ -9,7 +9,7 @@ from .conv import ConvWeight, conv_apply, conv_box, conv_pull, conv_pull_by_sign
 from .geometry import ConvGeometry, Weights
 from .heatmap import HeatmapScores, has_heatmap_kernels, heatmap_scores, kept_ranks
 from .layout import is_capturing, per_channel, select_by_sign, times, wide
-from .pointwise import NEGATIVE, POSITIVE, WHOLE, Part, Scaled, epsilon_scale, positive_weight, ratio
+from .pointwise import NEGATIVE, POSITIVE, WHOLE, Part, Scaled, epsilon_scale, over_value, positive_weight, ratio
 from .pool import average_pool_transpose, average_pull, max_pool_winner, scatter_winner
 from .shapes import uncat
 
@@ -40,6 +40,7 @@ __all__ = [
     "is_capturing",
     "kept_ranks",
     "max_pool_winner",
+    "over_value",
     "per_channel",
     "positive_weight",
     "ratio",

@@ -97,8 +97,9 @@ def affine(
 
 class _AffineKnown(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, known: Tensor, input: Tensor, slope: Tensor, centre: Tensor) -> Tensor:
+    def forward(ctx: Any, known: Tensor, input: Tensor, slope: Tensor, centre: Tensor, shift: Tensor | None) -> Tensor:
         ctx.save_for_backward(input, slope, centre)
+        ctx.shift_dtype = None if shift is None else shift.dtype
         return known.detach()
 
     @staticmethod
@@ -106,15 +107,17 @@ class _AffineKnown(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Any:
         input, slope, centre = ctx.saved_tensors
         others = (0, *range(2, grad.dim()))
-        grad_input = grad_slope = None
+        grad_input = grad_slope = grad_shift = None
         if ctx.needs_input_grad[1]:
             grad_input = grad * per_channel(slope.to(grad.dtype), grad.dim())
-        if ctx.needs_input_grad[2]:
-            grad_slope = (grad * input).sum(others, dtype=slope.dtype) - grad.sum(others, dtype=slope.dtype) * centre
-        return None, grad_input, grad_slope, None
+        if ctx.needs_input_grad[2] or ctx.needs_input_grad[4]:
+            total = grad.sum(others, dtype=slope.dtype)
+            grad_slope = (grad * input).sum(others, dtype=slope.dtype) - total * centre
+            grad_shift = total.to(ctx.shift_dtype) if ctx.needs_input_grad[4] else None
+        return None, grad_input, grad_slope, None, grad_shift
 
 
-def affine_known(known: Tensor, input: Tensor, slope: Tensor, centre: Tensor) -> Tensor:
+def affine_known(known: Tensor, input: Tensor, slope: Tensor, centre: Tensor, shift: Tensor | None = None) -> Tensor:
     """k (x - m) + c, a batch norm with its statistics held constant, whose value the forward pass has already computed.
 
     Args:
@@ -122,10 +125,11 @@ def affine_known(known: Tensor, input: Tensor, slope: Tensor, centre: Tensor) ->
         input: x, (B, C, ...).
         slope: k, (C,), float32 or float64.
         centre: m, likewise; a constant.
+        shift: c, (C,), for its gradient alone; None: it gets none.
 
-    Gradients: input, slope; first order only.
+    Gradients: input, slope, shift; first order only.
     """
-    return call(_AffineKnown, known, input, slope, centre)
+    return call(_AffineKnown, known, input, slope, centre, shift)
 
 
 class _SumZPlus(torch.autograd.Function):

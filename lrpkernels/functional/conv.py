@@ -11,7 +11,7 @@ from torch import Tensor
 from . import conv_routes
 from .autograd import call, first_order
 from .conv_routes import NO_EPILOGUE, Epilogue
-from .geometry import ConvGeometry, Weights
+from .geometry import ConvGeometry, Weights, check_part
 from .layout import empty_planes, memory_format, per_channel, select_by_sign, times
 from .pointwise import NEGATIVE, POSITIVE, WHOLE, Scaled, check_epsilon_scale, positive_weight
 
@@ -238,7 +238,7 @@ def conv_box(
         scaled: how s is made of G at the block's output, (T*B, C_out, ...).
         weight: W, dtype of the multiplier.
         input: x, (B, C_in, ...).
-        low, high: bounds of the pixels, (C_in,), float32 (float64 beside float64); None: 0.
+        low, high: bounds of the pixels, (C_in,); None: 0.
         geometry: of the convolution.
 
     Returns:
@@ -251,7 +251,7 @@ def conv_box(
     if conv_routes.picks_parts(weight, geometry):
         dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
         zero = torch.zeros(input.shape[1], dtype=dtype, device=input.device)
-        bounds = tuple(zero if bound is None else bound for bound in (low, high))
+        bounds = tuple(zero if bound is None else bound.to(dtype) for bound in (low, high))
         return call(_ConvPull, *scaled[:6], weight, input, scaled.eps, Weights.BOX, geometry, bounds)
     parts = [(input, weight)]
     for bound, clamp in ((low, {"min": 0}), (high, {"max": 0})):
@@ -276,7 +276,8 @@ def _pull_each(scaled: Scaled, weights: list[Tensor], input: Tensor, geometry: C
 
 @torch.library.register_fake("lrpkernels::conv_relevance")
 def _conv_relevance(multiplier: Tensor, *rest: Any) -> Tensor:
-    addend, output, scale, _, _, weight, _, _, _, _, input_size, _, _, _, groups, *_ = rest
+    addend, output, scale, _, _, weight, weights, _, _, _, input_size, _, _, _, groups, *_ = rest
+    check_part("conv_relevance", weights, Weights.BOX)
     check_epsilon_scale("conv_relevance", multiplier, addend, output, scale)
     format = memory_format(multiplier if output is None else output)
     return empty_planes((multiplier.shape[0], weight.shape[1] * groups), input_size, multiplier, format)
@@ -285,6 +286,7 @@ def _conv_relevance(multiplier: Tensor, *rest: Any) -> Tensor:
 @torch.library.register_fake("lrpkernels::conv_apply")
 def _conv_apply(input: Tensor, weight: Tensor, weights: int, *rest: Any) -> Tensor:
     stride, padding, dilation, groups, _ = rest
+    check_part("conv_apply", weights)
     geometry = ConvGeometry(tuple(stride), tuple(padding), tuple(dilation), False, (), groups)
     spatial = geometry.output_size(input.shape, weight.shape)
     return empty_planes((input.shape[0], weight.shape[0]), spatial, input, memory_format(input))

@@ -1,7 +1,7 @@
 """Decides how a convolution is computed; nothing else does.
 
 The vendor's convolution (oneDNN, cuDNN) through ATen with our elementwise kernels around it; on CUDA tensors our fused kernel where
-:mod:`.tuner` found it to be faster.
+``LRPKERNELS_CONV`` asks for it, or for :mod:`.tuner` to find the faster.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .._extension import ops
 from . import tuner
-from .geometry import ConvGeometry, Weights
+from .geometry import ConvGeometry, Weights, check_part
 from .layout import is_channels_last, per_channel, select_by_sign, times
 from .pointwise import Scaled
 
@@ -34,8 +34,13 @@ NO_EPILOGUE = Epilogue()
 
 
 def picks_parts(weight: Tensor, geometry: ConvGeometry) -> bool:
-    """Whether kernels pick W+ and W- as they load W: fused ones, for one or two dimensions, not transposed."""
-    return ops.are_fused_for(weight) and not geometry.transposed and weight.dim() in (3, 4)
+    """Whether kernels may pick W+ and W- as they load W: fused ones where asked for, in one or two dimensions, not transposed."""
+    return (
+        tuner.current.mode != "vendor"
+        and ops.are_fused_for(weight)
+        and not geometry.transposed
+        and weight.dim() in (3, 4)
+    )
 
 
 def relevance(
@@ -108,9 +113,10 @@ def weight_gradient(scaled: Scaled, input: Tensor, weight: Tensor, geometry: Con
 
 def part_of(weight: Tensor, weights: Weights) -> Tensor:
     """W, W+ or W-."""
-    if weights == Weights.POSITIVE:
-        return weight.clamp(min=0)
-    return weight.clamp(max=0) if weights == Weights.NEGATIVE else weight
+    if weights == Weights.ALL:
+        return weight
+    check_part("conv_apply", weights)
+    return weight.clamp(min=0) if weights == Weights.POSITIVE else weight.clamp(max=0)
 
 
 def _tuned(key: tuple[Any, ...], like: Tensor, fused: Callable[[], Tensor], vendor: Callable[[], Tensor]) -> Tensor:

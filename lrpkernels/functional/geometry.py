@@ -33,3 +33,8 @@ class Weights(IntEnum):
     SAME_SIGN = 3  # W+ where a >= 0, W- elsewhere
     OPPOSITE_SIGN = 4  # W- where a >= 0, W+ elsewhere
     BOX = 5  # relevance a * (W^T s) - low * (W+^T s) - high * (W-^T s)
+
+
+def check_part(op: str, weights: int, last: Weights = Weights.NEGATIVE) -> None:
+    """Raise RuntimeError unless ``weights`` names weights that this op knows."""
+    torch._check(0 <= weights <= last, lambda: f"{op}: weights must be 0 to {int(last)}, got {int(weights)}")

@@ -76,6 +76,8 @@ def heatmap_scores(heatmap: Tensor, mask: Tensor, *, decay: float) -> HeatmapSco
 
     Source: Bassi et al., Nature Communications 15:291, 2024; arXiv 1809.08264 (pooling); docs/method.md section 3.
     """
+    if not 0.0 <= decay <= 1.0:
+        raise RuntimeError(f"heatmap_scores: decay must lie in [0, 1], got {decay}")
     return HeatmapScores(*call(_HeatmapScores, heatmap, mask, float(decay)))
 
 
@@ -100,13 +102,65 @@ def heatmap_scores_formula(r: Tensor, mask: Tensor, kept: int, decay: float) -> 
     return (r.abs() * m).sum((2, 3)), (r * m).sum((2, 3)), pooled, order
 
 
+def _check(op: str, heatmap: Tensor, mask: Tensor, kept: int, decay: float) -> None:
+    """Raise RuntimeError unless the arguments fit each other; the kernels' host side checks the same."""
+    torch._check(heatmap.dim() == 4, lambda: f"{op}: heatmap must have shape [B, M, C, N], got {list(heatmap.shape)}")
+    b, _, c, n = heatmap.shape
+    torch._check(
+        mask.dim() == 3 and tuple(mask.shape) in ((b, 1, n), (b, c, n)),
+        lambda: (
+            f"{op}: mask must have shape [B, 1 or C, N] beside [B, M, C, N] = {list(heatmap.shape)}, got {list(mask.shape)}"
+        ),
+    )
+    torch._check(mask.dtype == heatmap.dtype, lambda: f"{op}: mask must have dtype {heatmap.dtype}, got {mask.dtype}")
+    torch._check(n > 0, lambda: f"{op}: heatmap must have 1 to 2^30 - 1 positions, got {n}")
+    torch._check(0 <= kept <= n, lambda: f"{op}: kept must be 0 to {n}, got {kept}")
+    torch._check(0.0 <= decay <= 1.0, lambda: f"{op}: decay must lie in [0, 1], got {decay}")
+
+
+def _check_backward(heatmap: Tensor, mask: Tensor, order: Tensor, *rest: Any) -> None:
+    op = "heatmap_scores_backward"
+    torch._check(order.dim() == 4, lambda: f"{op}: order must have shape [B, M, C, kept], got {list(order.shape)}")
+    _check(op, heatmap, mask, order.shape[-1], rest[-1])
+    torch._check(
+        order.shape[:3] == heatmap.shape[:3],
+        lambda: (
+            f"{op}: order must have shape [B, M, C, kept] beside [B, M, C, N] = {list(heatmap.shape)}, got {list(order.shape)}"
+        ),
+    )
+    torch._check(order.dtype == torch.int32, lambda: f"{op}: order must have dtype int32, got {order.dtype}")
+    names = ("grad_foreground", "grad_signed_foreground", "grad_background")
+    for name, grad, leading in zip(names, rest, (2, 2, 3), strict=False):
+        expected = list(heatmap.shape[:leading])
+        torch._check(
+            list(grad.shape) == expected,
+            lambda name=name, grad=grad, expected=expected: (
+                f"{op}: {name} must have shape {expected}, got {list(grad.shape)}"
+            ),
+        )
+
+
+def _check_ranks(order: Tensor, length: int) -> None:
+    """Each position may stand once among the ranks of a row; -1 stands for none."""
+    op, ranks = "heatmap_scores_backward", order.sort(-1).values
+    if bool((ranks < -1).any() or (ranks >= length).any()):
+        raise RuntimeError(
+            f"{op}: order must hold positions below {length} or -1, got {int(ranks.min())} to {int(ranks.max())}"
+        )
+    if bool(((ranks[..., 1:] == ranks[..., :-1]) & (ranks[..., 1:] >= 0)).any()):
+        raise RuntimeError(f"{op}: order must name each position of a row once, got one at several ranks")
+
+
 @torch.library.impl("lrpkernels::heatmap_scores", "CPU")
 def _scores(heatmap: Tensor, mask: Tensor, kept: int, decay: float) -> tuple[Tensor, ...]:
+    _check("heatmap_scores", heatmap, mask, kept, decay)
     return tuple(score.contiguous() for score in heatmap_scores_formula(wide(heatmap), wide(mask), kept, decay))
 
 
 @torch.library.impl("lrpkernels::heatmap_scores_backward", "CPU")
 def _scores_backward(heatmap: Tensor, mask: Tensor, order: Tensor, *rest: Any) -> Tensor:
+    _check_backward(heatmap, mask, order, *rest)
+    _check_ranks(order, heatmap.shape[-1])
     grad_foreground, grad_signed_foreground, grad_background, decay = rest
     r, m = wide(heatmap), wide(mask).unsqueeze(1)
     length, kept, sign = r.shape[-1], order.shape[-1], r.sign()
@@ -126,6 +180,7 @@ def _scores_backward(heatmap: Tensor, mask: Tensor, order: Tensor, *rest: Any) -
 
 @torch.library.register_fake("lrpkernels::heatmap_scores")
 def _heatmap_scores(heatmap: Tensor, mask: Tensor, kept: int, decay: float) -> tuple[Tensor, ...]:
+    _check("heatmap_scores", heatmap, mask, kept, decay)
     dtype = torch.float64 if heatmap.dtype == torch.float64 else torch.float32
     maps, rows = heatmap.shape[:2], heatmap.shape[:3]
     order = heatmap.new_empty((*rows, kept), dtype=torch.int32)
@@ -133,5 +188,6 @@ def _heatmap_scores(heatmap: Tensor, mask: Tensor, kept: int, decay: float) -> t
 
 
 @torch.library.register_fake("lrpkernels::heatmap_scores_backward")
-def _heatmap_scores_backward(heatmap: Tensor, *rest: Any) -> Tensor:
+def _heatmap_scores_backward(heatmap: Tensor, mask: Tensor, order: Tensor, *rest: Any) -> Tensor:
+    _check_backward(heatmap, mask, order, *rest)
     return heatmap.new_empty(heatmap.shape)

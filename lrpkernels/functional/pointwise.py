@@ -10,7 +10,7 @@ from torch.nn.functional import leaky_relu
 
 from .._extension import ops
 from .autograd import call, first_order
-from .layout import check_forward_value, check_like_multiplier, empty_like, memory_format
+from .layout import check_forward_value, check_like_multiplier, empty_like, memory_format, times
 
 _threshold_backward = torch.ops.aten.threshold_backward.default
 
@@ -102,18 +102,33 @@ def ratio(multiplier: Tensor, value: Tensor, denominator: Tensor, *, epsilon: fl
     return call(_Ratio, multiplier, value, denominator, float(epsilon))
 
 
+def over_value(relevance: Tensor, value: Tensor) -> Tensor:
+    """The multiplier G with R = G v; 0 where v is 0.
+
+    Args:
+        relevance: R, (T*B, ...), T targets of one batch, target-major.
+        value: v, (B, ...).
+    """
+    zero = value == 0
+    return times(relevance, torch.where(zero, 0.0, torch.where(zero, 1.0, value).reciprocal()))
+
+
 class Scaled(NamedTuple):
     """How s is made from the multiplier at a layer's output, so that kernels can make it as they load it.
 
     s = (G + G2) * m(u) * k_c * v / (d + eps sgn d), m as in :func:`epsilon_scale`; what is None drops out. ``eps`` belongs to m, or to d
     where there is one.
 
+    Behind a rule that yields relevance (:func:`Scaled.of_relevance`) R itself takes the place of G v, so that relevance where v is 0
+    is carried on as well.
+
     Attributes:
-        multiplier, addend: G and G2, (T*B, C, ...), T targets of one batch, target-major.
+        multiplier, addend: G and G2, (T*B, C, ...), T targets of one batch, target-major; or R.
         output: u, (B, C, ...).
         scale: k, (C,), float32 or float64.
         value, denominator: v and d, (B, C, ...).
         eps: stabilizer, >= 0.
+        carrier: where ``multiplier`` is R: the layer's output z, (B, C, ...), which G would be R over.
     """
 
     multiplier: Tensor
@@ -123,18 +138,52 @@ class Scaled(NamedTuple):
     value: Tensor | None = None
     denominator: Tensor | None = None
     eps: float = 0.0
+    carrier: Tensor | None = None
+
+    @staticmethod
+    def of_relevance(relevance: Tensor, carrier: Tensor) -> Scaled:
+        """R itself, (T*B, C, ...), at a layer whose output is ``carrier``."""
+        return Scaled(relevance, carrier=carrier)
 
     def total(self) -> Tensor:
         """G + G2."""
+        if self.carrier is not None:
+            return over_value(self.multiplier, self.carrier)
         return self.multiplier if self.addend is None else self.multiplier + self.addend
 
+    def joined(self) -> Scaled:
+        """The same with G + G2 in one tensor, for rules that read it several times."""
+        return self if self.addend is None else Scaled(self.total())
+
+    def relevance(self, value: Tensor) -> Tensor:
+        """R = (G + G2) v, v the layer's output."""
+        return self.multiplier if self.carrier is not None else times(self.total(), value)
+
+    def carried(self, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Two tensors whose product is R: G + G2 and v, or R and ones."""
+        if self.carrier is not None:
+            return self.multiplier, torch.ones_like(self.carrier)
+        return self.total(), value
+
+    def by_sign(self, value: Tensor) -> tuple[tuple[Scaled, Tensor], tuple[Scaled, Tensor]]:
+        """What is carried where v > 0 and where v < 0, each with the v that :meth:`over` takes."""
+        if self.carrier is None:
+            return (self, value.clamp(min=0)), (self, value.clamp(max=0))
+        up = times(self.multiplier, (value >= 0).to(value.dtype))
+        return (self._replace(multiplier=up), value), (self._replace(multiplier=self.multiplier - up), value)
+
     def at_relu(self, output: Tensor | None, eps: float) -> Scaled:
-        """(G + G2) m(u), u the ReLU's output (None: there is no ReLU, m = 1)."""
+        """(G + G2) m(u), u the ReLU's output (None: there is no ReLU, m = 1); of R itself R / (z + eps sgn z)."""
+        if self.carrier is not None:
+            return self.over(self.carrier, self.carrier, eps) if eps else Scaled(self.total())
         return Scaled(self.multiplier, self.addend, output, None, None, None, eps)
 
     def over(self, value: Tensor, denominator: Tensor, eps: float) -> Scaled:
-        """(G + G2) v / (d + eps sgn d)."""
-        return Scaled(self.total(), value=value, denominator=denominator, eps=eps)
+        """s as it is so far, times v / (d + eps sgn d), v the layer's output."""
+        if self.carrier is None and not (self.output is None and self.scale is None and self.denominator is None):
+            return Scaled(self.tensor(), value=value, denominator=denominator, eps=eps)
+        multiplier, value = self.carried(value)
+        return Scaled(multiplier, value=value, denominator=denominator, eps=eps)
 
     @property
     def is_plain(self) -> bool:

@@ -185,4 +185,9 @@ def _check_indices(op: str, indices: Tensor, other: Tensor) -> None:
 @torch.library.register_fake("lrpkernels::average_pool")
 @torch.library.register_fake("lrpkernels::average_pool_transpose")
 def _average_pool(values: Tensor, size: Sequence[int], *windows: Any) -> Tensor:
+    divisor = windows[-1]
+    torch._check(
+        divisor is None or 0 < abs(divisor) < 2**30,
+        lambda: f"average_pool: divisor_override must not be 0 and be below 2^30 in size, got {divisor}",
+    )
     return empty_planes(values.shape[:2], size, values, memory_format(values))

@@ -1,7 +1,7 @@
-"""Which convolution kernel runs where: our fused CUDA kernel or the vendor's convolution with our elementwise kernels around it.
+"""Which convolution kernel runs where: the vendor's convolution with our elementwise kernels around it, or our fused CUDA kernel.
 
-Which is faster depends on the GPU and the shape, so the first use of a shape runs both on the real tensors, compares
-their results and their times, and keeps the faster. ``LRPKERNELS_CONV`` = ``auto`` (this), ``fused`` or ``vendor`` fixes the choice.
+``LRPKERNELS_CONV`` says which: ``vendor``, the default (docs/gpu.md has the figures behind it), ``fused``, or ``auto``: the first use of
+a shape runs both on the real tensors, compares their results and their times, and keeps the faster.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class Tuner:
     """Chooses between two ways to compute the same tensor, once per key.
 
     Args:
-        mode: "auto", "fused" or "vendor"; None: what ``LRPKERNELS_CONV`` says, else "auto".
+        mode: "auto", "fused" or "vendor"; None: what ``LRPKERNELS_CONV`` says, else "vendor".
         timer: milliseconds of a call on a device.
 
     Raises:
@@ -98,7 +98,7 @@ class Tuner:
     """
 
     def __init__(self, mode: Mode | None = None, timer: Timer = elapsed) -> None:
-        chosen = mode or os.environ.get("LRPKERNELS_CONV", "auto").strip().lower() or "auto"
+        chosen = mode or os.environ.get("LRPKERNELS_CONV", "").strip().lower() or "vendor"
         if chosen not in ("auto", "fused", "vendor"):
             raise ValueError(f"LRPKERNELS_CONV must be auto, fused or vendor, got {chosen!r}")
         self.mode = chosen
@@ -111,7 +111,7 @@ class Tuner:
     ) -> tuple[Tensor, Route]:
         """The result for ``key``, and the path that gave it.
 
-        Unknown keys are tuned, except under graph capture (vendor, nothing remembered) and under
+        Under "auto" unknown keys are tuned, except under graph capture (vendor, nothing remembered) and under
         ``torch.use_deterministic_algorithms`` (vendor always, so that timings cannot change a result from run to run).
 
         Args:

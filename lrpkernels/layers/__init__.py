@@ -1,4 +1,16 @@
 """What each PyTorch function means in a recording, one file per family. Importing this package fills the table of records."""
 
-from . import activation, arithmetic, attention, batch_norm, linear, pooling, replayed, sample_norms, shapes
+from . import (
+    activation,
+    arithmetic,
+    attention,
+    batch_norm,
+    embedding,
+    linear,
+    pooling,
+    products,
+    replayed,
+    sample_norms,
+    shapes,
+)
 from .block import Block, can_merge

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..graph import Arrived, Multipliers, Node, Value
+from ..graph import EVERYTHING, Arrived, Multipliers, Node, Value
 from ..rules import Rule
+from .elementwise import argument, keep_for_products, value_range
+from .gradients import pull_back
 from .registry import Recorder, bind, records
 
 
@@ -17,18 +22,25 @@ class Relu(Node):
     """u = max(z, 0)."""
 
     kind = "relu"
-    reads_inputs = False
+    is_elementwise = True
+    bounds = (0.0, math.inf)
+    reads_inputs = frozenset({"relu"})
     module_type = nn.ReLU
+    sees_through = True
 
     def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
         return (rule.relu(self, multipliers[0]),)
+
+    def propagate_relevance(self, relevances: Arrived, rule: Rule) -> Multipliers:
+        return (relevances[0],)
 
 
 @records(F.relu, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_)
 def _relu(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
     x = args[0] if args else kwargs["input"]
-    out = torch.relu(x)
-    rec.add(Relu(rec.known(x)), out, nonnegative=True)
+    out, value = torch.relu(x), rec.known(x)
+    keep_for_products(value)
+    rec.add(Relu(value), out, nonnegative=True)
     inplace = args[1] if len(args) > 1 else kwargs.get("inplace", False)
     if inplace or func is torch.relu_ or func is Tensor.relu_:
         rec.replace(x, out)
@@ -36,19 +48,55 @@ def _relu(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
 
 
 class Activation(Node):
-    """Any other elementwise a = f(z): R_z = R_a, so that the multiplier is scaled by f(z) / z. Sigmoid and its kin are gates."""
+    """Any other elementwise a = f(z): R_z = R_a, so that the multiplier is scaled by f(z) / z.
+
+    Where a model writes f out in several operations, this is the last of them, and relevance goes past the others to z.
+
+    Args:
+        source: z.
+        name: of the operation in tables.
+        function: the operation itself, of its operands; a random one draws the same numbers again.
+        bounds, line: see :class:`lrpkernels.graph.Node`.
+        operands: what the operation reads; none: z.
+    """
 
     kind = "activation"
+    is_elementwise = True
+    sees_through = True
 
-    def __init__(self, input: Value, name: str, gate: bool = False) -> None:
-        super().__init__(input)
-        self.name, self.is_gate = name, gate
+    def __init__(
+        self,
+        source: Value,
+        name: str,
+        function: Callable[..., Tensor],
+        bounds: tuple[float, float] = EVERYTHING,
+        operands: tuple[Value, ...] = (),
+        line: tuple[float, float] | None = None,
+    ) -> None:
+        given = operands or (source,)
+        super().__init__(*{id(value): value for value in (source, *given)}.values())
+        self.name, self.function, self.bounds, self.line, self._operands = name, function, bounds, line, given
+
+    @property
+    def operands(self) -> tuple[Value, ...]:
+        return self._operands
 
     def label(self) -> str:
         return self.name
 
     def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
-        return (rule.activation(self, multipliers[0]),)
+        return rule.activation(self, multipliers[0]), *(None,) * (len(self.inputs) - 1)
+
+    def gradient(self, multipliers: Arrived, rule: Rule) -> Multipliers:
+        given = [value.tensor for value in self.operands]
+        pulled: dict[int, Tensor] = {}
+        for value, part in zip(self.operands, pull_back(self.function, given, multipliers[0]), strict=True):
+            if part is not None:
+                pulled[id(value)] = pulled[id(value)] + part if id(value) in pulled else part
+        return tuple(pulled.get(id(value)) for value in self.inputs)
+
+    def propagate_relevance(self, relevances: Arrived, rule: Rule) -> Multipliers:
+        return relevances[0], *(None,) * (len(self.inputs) - 1)
 
 
 # The function that runs -> all its names; in-place forms are replaced by it.
@@ -90,13 +138,20 @@ _ACTIVATIONS: dict[Any, tuple[Any, ...]] = {
     torch.log: (Tensor.log, Tensor.log_),
     torch.log1p: (Tensor.log1p, torch.special.log1p),
     torch.erf: (Tensor.erf, torch.special.erf),
+    torch.erfc: (Tensor.erfc, torch.special.erfc),
+    torch.special.ndtr: (),
+    torch.exp2: (Tensor.exp2, torch.special.exp2),
+    torch.log2: (Tensor.log2,),
+    torch.log10: (Tensor.log10,),
+    torch.sinh: (Tensor.sinh,),
+    torch.cosh: (Tensor.cosh,),
+    torch.asinh: (Tensor.asinh, torch.arcsinh),
     torch.sin: (Tensor.sin,),
     torch.cos: (Tensor.cos,),
     torch.atan: (Tensor.atan, torch.arctan),
 }  # fmt: skip
 _CANONICAL = {alias: function for function, aliases in _ACTIVATIONS.items() for alias in (function, *aliases)}
 _RANDOM = (F.alpha_dropout, F.feature_alpha_dropout)
-_NON_NEGATIVE = {F.relu6, torch.sigmoid, F.hardsigmoid, F.softplus, torch.abs, torch.square, torch.sqrt, torch.exp}
 
 
 @records(*_CANONICAL)
@@ -109,39 +164,122 @@ def _activation(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
     # The flag may be positional (F.relu6(x, True)); every function here has it last.
     flagged = bool(args) and isinstance(args[-1], bool) and function not in _RANDOM
     inplace = kwargs.get("inplace", flagged and args[-1]) or func.__name__.endswith("_")
-    out = function(*(args[:-1] if flagged else args), **options)
+    options.pop("input", None)
+    rest = args[1:-1] if flagged else args[1:]
+    draws = _Draws(x) if function in _RANDOM or (function is F.rrelu and _is_training(rest, options)) else None
+    out = function(x, *rest, **options)
     if out is x:
         return out
-    low, high = _bounds(function, args, kwargs)
-    gate = function in (torch.sigmoid, F.hardsigmoid) or (low, high) == (0, 1)
-    node = Activation(rec.known(x), function.__name__, gate)
-    rec.add(node, out, nonnegative=function in _NON_NEGATIVE or (isinstance(low, (int, float)) and low >= 0))
+    source = rec.known(x)
+    bounds = _bounds(function, args, kwargs)
+    if function is torch.reciprocal:
+        bounds = over(1.0, source)
+    again = _again(function, rest, options, draws)
+    node = Activation(argument(rec, source), function.__name__, again, bounds, (source,))
+    rec.add(node, out, nonnegative=bounds[0] >= 0)
     if inplace:
         rec.replace(x, out)
     return out
 
 
-def _bounds(function: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
-    """The range of outputs that the call itself asks for, (None, None) for most."""
+def _again(function: Any, rest: Any, options: Any, draws: _Draws | None = None) -> Callable[[Tensor], Tensor]:
+    """f of z alone, holding nothing of the pass but what ``rest`` and ``options`` do."""
+
+    def again(z: Tensor) -> Tensor:
+        if draws is None:
+            return function(z, *rest, **options)
+        with draws.once_more():
+            return function(z, *rest, **options)
+
+    return again
+
+
+class _Draws:
+    """The state of PyTorch's generators, ahead of a function that draws."""
+
+    def __init__(self, x: Tensor) -> None:
+        self._devices = [x.device] if x.device.type == "cuda" else []
+        self._cpu = torch.get_rng_state()
+        self._cuda = [torch.cuda.get_rng_state(device) for device in self._devices]
+
+    @contextmanager
+    def once_more(self) -> Iterator[None]:
+        """Draw the same numbers again; the generators are afterwards where they were."""
+        with torch.random.fork_rng(self._devices):
+            torch.set_rng_state(self._cpu)
+            for device, state in zip(self._devices, self._cuda, strict=True):
+                torch.cuda.set_rng_state(state, device)
+            yield
+
+
+def _is_training(rest: Any, options: Any) -> bool:
+    return bool(options.get("training", len(rest) > 2 and rest[2]))
+
+
+# What comes out, whatever goes in.
+_RANGES: dict[Any, tuple[float, float]] = {
+    **dict.fromkeys((torch.sigmoid, F.hardsigmoid, torch.special.ndtr), (0.0, 1.0)),
+    **dict.fromkeys((torch.tanh, torch.erf, F.softsign, torch.sin, torch.cos), (-1.0, 1.0)),
+    **dict.fromkeys(
+        (torch.abs, torch.square, torch.sqrt, torch.rsqrt, torch.exp, torch.exp2, torch.cosh), (0.0, math.inf)
+    ),
+    F.relu6: (0.0, 6.0),
+    torch.erfc: (0.0, 2.0),
+    F.logsigmoid: (-math.inf, 0.0),
+}
+
+
+def _bounds(function: Any, args: Any, kwargs: Any) -> tuple[float, float]:
+    """The range of outputs, as far as the function and the numbers of its call tell."""
+    low: Any = None
+    high: Any = None
     if function is F.hardtanh:
-        return tuple(bind(args, kwargs, "input", "min_val", "max_val", min_val=-1.0, max_val=1.0)[1:3])
-    if function is torch.clamp:
-        return tuple(bind(args, kwargs, "input", "min", "max")[1:3])
-    if function is torch.clamp_min:
-        return bind(args, kwargs, "input", "min")[1], None
-    return None, None
+        low, high = bind(args, kwargs, "input", "min_val", "max_val", min_val=-1.0, max_val=1.0)[1:3]
+    elif function is torch.clamp:
+        low, high = bind(args, kwargs, "input", "min", "max")[1:3]
+    elif function is torch.clamp_min:
+        low = bind(args, kwargs, "input", "min")[1]
+    elif function is torch.clamp_max:
+        high = bind(args, kwargs, "input", "max")[1]
+    elif function is F.softplus:
+        return (0.0, math.inf) if bind(args, kwargs, "input", "beta", beta=1.0)[1] > 0 else EVERYTHING
+    else:
+        return _RANGES.get(function, EVERYTHING)
+    if isinstance(low, Tensor) or isinstance(high, Tensor):
+        return EVERYTHING
+    low, high = -math.inf if low is None else low, math.inf if high is None else high
+    return min(low, high), high  # PyTorch clamps from above last
 
 
-@records(torch.pow, Tensor.pow, Tensor.__pow__, Tensor.__rtruediv__, Tensor.__rdiv__)
+@records(torch.pow, Tensor.pow, Tensor.__pow__, Tensor.__rpow__, Tensor.__rtruediv__, Tensor.__rdiv__)
 def _power(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
-    """x ** p and c / x with constants p, c: elementwise functions of x like any other."""
+    """x ** p, c ** x and c / x with constants p, c: elementwise functions of x like any other."""
     x, other = bind(args, kwargs, "input" if "input" in kwargs else "self", "exponent")
-    value = rec.value(x)
-    if value is None or rec.value(other) is not None:
+    power, first = func in (torch.pow, Tensor.pow, Tensor.__pow__), True
+    if power and rec.value(x) is None:
+        x, other, power, first = other, x, False, False
+    if rec.value(x) is None or rec.value(other) is not None:
+        return rec.unknown(func, args, kwargs)
+    if isinstance(other, Tensor) and torch.broadcast_shapes(other.shape, x.shape) != x.shape:
         return rec.unknown(func, args, kwargs)
     out = func(*args, **kwargs)
-    if out.shape != x.shape:
-        return rec.unknown(func, args, kwargs)
-    even = isinstance(other, int) and other % 2 == 0 and func.__name__.endswith(("pow", "pow__"))
-    rec.add(Activation(value, func.__name__.strip("_")), out, nonnegative=value.nonnegative or even)
+    value, number, bounds = rec.known(x), not isinstance(other, Tensor), EVERYTHING
+    if power:
+        even = isinstance(other, int) and other % 2 == 0
+        bounds = (0.0, math.inf) if value.nonnegative or even else EVERYTHING
+    elif func in (Tensor.__rtruediv__, Tensor.__rdiv__):
+        bounds = over(other, value) if number else EVERYTHING
+    elif number and other >= 0:
+        bounds = (0.0, math.inf)
+    again = _again(func, (other,), {}) if first else lambda z: torch.pow(other, z)
+    node = Activation(argument(rec, value), func.__name__.strip("_"), again, bounds, (value,))
+    rec.add(node, out, nonnegative=bounds[0] >= 0)
     return out
+
+
+def over(number: float, value: Value) -> tuple[float, float]:
+    """Between which numbers ``number / value`` lies."""
+    low, high = value_range(value)
+    if number < 0 or low < 0:
+        return (0.0, math.inf) if number >= 0 and value.nonnegative else EVERYTHING
+    return number / high, number / low if low > 0 else math.inf

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..functional import ratio
 from ..graph import Arrived, Multipliers, Node, Value
 from ..rules import Rule
+from .activation import Activation
+from .elementwise import argument, common_source, is_gate, keep_for_products, made_by_activation
+from .gradients import pull_back
 from .registry import Recorder, bind, records
 
 
@@ -26,23 +32,39 @@ def reduce_to(multiplier: Tensor, shape: torch.Size, output: torch.Size) -> Tens
 
 
 class Add(Node):
-    """t = x + y or x - y of two branches, or of a branch and a constant (which keeps its share, like a bias)."""
+    """t = x + y or x - y of two branches, or of a branch and a constant (which keeps its share, like a bias).
+
+    Args:
+        inputs: the branches.
+        signs: their factors.
+        constant: with its factor, if there is one branch.
+    """
 
     kind = "add"
+    is_elementwise = True
     reads_inputs = frozenset({"summands"})
     reads_outputs = frozenset({"sum"})
 
-    def __init__(self, inputs: tuple[Value, ...], signs: tuple[float, ...]) -> None:
+    def __init__(self, inputs: tuple[Value, ...], signs: tuple[float, ...], constant: Any = None) -> None:
         super().__init__(*inputs)
         self.signs = signs
-        self.moves_only = len(inputs) == 1
+        self.sees_through = len(inputs) == 1
+        if isinstance(constant, (int, float)):
+            self.line = (signs[0], float(constant))
+        self._mask = constant if isinstance(constant, Tensor) else None
+
+    @property
+    def value(self) -> Tensor:
+        """t; 1 where an added mask is infinite: behind the softmax that follows nothing is left there to be shared."""
+        total = self.output.tensor
+        return total if self._mask is None else torch.where(self._mask.isinf(), 1.0, total)
 
     def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
         return rule.add(self, multipliers[0])
 
-    def propagate_relevance(self, relevances: Arrived) -> Multipliers:
+    def propagate_relevance(self, relevances: Arrived, rule: Rule) -> Multipliers | None:
         if len(self.inputs) > 1:
-            return super().propagate_relevance(relevances)
+            return None
         return (reduce_to(relevances[0], self.inputs[0].shape, self.output.shape),)
 
     @property
@@ -64,18 +86,20 @@ class Scale(Node):
     """t = c * x with a constant c: a diagonal linear map."""
 
     kind = "scale"
-    moves_only = True
+    sees_through = is_elementwise = True
     reads_inputs = reads_outputs = False
 
     def __init__(self, input: Value, factor: Tensor | float) -> None:
         super().__init__(input)
         self.factor = factor
+        if isinstance(factor, (int, float)):
+            self.line = (float(factor), 0.0)
 
     def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
         g = _times(multipliers[0], self.factor, self.output)
         return (reduce_to(g, self.inputs[0].shape, self.output.shape),)
 
-    def propagate_relevance(self, relevances: Arrived) -> Multipliers:
+    def propagate_relevance(self, relevances: Arrived, rule: Rule) -> Multipliers | None:
         return (reduce_to(relevances[0], self.inputs[0].shape, self.output.shape),)
 
 
@@ -86,24 +110,87 @@ def _times(multiplier: Tensor, factor: Tensor | float, output: Value) -> Tensor:
     return (multiplier.unflatten(0, (targets, -1)) * factor).flatten(0, 1).to(multiplier.dtype)
 
 
-class Gate(Node):
-    """t = x * y of two branches. The signal takes all relevance, the gate none (as in squeeze-and-excite); see docs/rules.md.
+class Normalized(Scale):
+    """t = x over a number made of x itself, which is a constant of the relevance pass.
 
-    The gate is the smaller (broadcast) operand, or the one that a sigmoid, its kin or a softmax made; of two similar operands each gets
-    half (the uniform rule of AttnLRP, arXiv 2402.05602).
+    Attributes:
+        function: t of x.
+    """
+
+    kind = "normalization"
+    family = "norm"
+    sees_through = is_elementwise = False
+    reads_inputs = True
+
+    def __init__(self, input: Value, factor: Tensor, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__(input, factor)
+        self.function = function
+
+    def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
+        return (rule.norm(self, multipliers[0]),)
+
+    def propagate_relevance(self, relevances: Arrived, rule: Rule) -> Multipliers | None:
+        return (relevances[0],) if _passes(rule) else None
+
+    def pull(self, g: Tensor) -> Tensor:
+        return _times(g, self.factor, self.output)
+
+    def gradient(self, multipliers: Arrived, rule: Rule) -> Multipliers:
+        return pull_back(self.function, (self.a,), multipliers[0])
+
+
+class Gate(Node):
+    """t = x * y of two branches. The gate is the smaller (broadcast) operand, or the one that a sigmoid, its kin or a softmax made.
+
+    A factor that is made of the signal without weights, as 1 / deviation is, makes it a norm that is written out. Two functions of one
+    value are no gate and signal: their product is an activation of it.
+
+    Attributes:
+        factors: how many similar factors it is the product of, x * y * z say; 1 for a signal with its gate.
     """
 
     kind = "gate"
     reads_outputs = False
+    factors: int = 1
+
+    def __init__(self, x: Value, y: Value) -> None:
+        super().__init__(x, y)
+        smaller = self.gates.index(True) if self.gates in ((True, False), (False, True)) else None
+        is_norm = smaller is not None and _is_statistic(self.inputs[smaller], self.inputs[1 - smaller])
+        self.family = "norm" if is_norm else "product"
+        counts = [v.producer.factors if isinstance(v.producer, Gate) else 1 for v in (x, y)]
+        self.factors = sum(counts) if smaller is None else 1
+        self._alike = tuple(count / sum(counts) for count in counts)
 
     def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
+        if self.family == "product":
+            return rule.product(self, multipliers[0])
+        return self._of_signal(rule.norm(self, multipliers[0]))
+
+    def propagate_relevance(self, relevances: Arrived, rule: Rule) -> Multipliers | None:
+        return self._of_signal(relevances[0]) if self.family == "norm" and _passes(rule) else None
+
+    def pull(self, g: Tensor) -> Tensor:
+        """Through a norm: its factor is a constant."""
+        factor = self.inputs[self.gates.index(True)]
+        return _times(g, factor.tensor, self.output)
+
+    def _of_signal(self, part: Tensor) -> Multipliers:
+        return tuple(None if gate else part for gate in self.gates)
+
+    @property
+    def gates(self) -> tuple[bool, ...]:
+        x, y = (value.shape.numel() for value in self.inputs)
+        return (x < y, y < x) if x != y else tuple(map(is_gate, self.inputs))
+
+    @property
+    def activated(self) -> tuple[bool, ...]:
+        return tuple(map(made_by_activation, self.inputs))
+
+    def back(self, g: Tensor, shares: Sequence[float]) -> Multipliers:
         x, y = self.inputs
-        g = multipliers[0]
-        shares = (0.5, 0.5)
-        if x.shape.numel() != y.shape.numel():
-            shares = (1.0, 0.0) if x.shape.numel() > y.shape.numel() else (0.0, 1.0)
-        elif _is_gate(x) != _is_gate(y):
-            shares = (0.0, 1.0) if _is_gate(x) else (1.0, 0.0)
+        if shares[0] == shares[1]:  # of n similar factors each gets an nth, however they are grouped
+            shares = self._alike
         results: list[Tensor | None] = []
         for share, own, other in zip(shares, (x, y), (y, x), strict=True):
             if share == 0:
@@ -113,53 +200,103 @@ class Gate(Node):
             results.append(reduce_to(part, own.shape, self.output.shape))
         return tuple(results)
 
+    def gradient(self, multipliers: Arrived, rule: Rule) -> Multipliers:
+        x, y = self.inputs
+        parts = (_times(multipliers[0], other.tensor, self.output) for other in (y, x))
+        return tuple(reduce_to(part, own.shape, self.output.shape) for part, own in zip(parts, (x, y), strict=True))
 
-def _is_gate(value: Value) -> bool:
-    """Whether this value is a gate-like activation, a softmax, or one after data movement, a constant factor or constant added."""
-    op = value.producer
-    while op is not None and len(op.inputs) == 1:
-        if op.is_gate or _is_hard_sigmoid(op):
-            return True
-        constant = (isinstance(op, Scale) and not isinstance(op.factor, Tensor)) or op.kind == "add"
-        if not constant and op.kind not in ("reshape", "movement", "cast"):
+
+def _passes(rule: Rule) -> bool:
+    """Whether a rule hands relevance itself on through a norm."""
+    return rule.yields_relevance and "norm" in rule.families
+
+
+def _is_statistic(factor: Value, signal: Value) -> bool:
+    """Whether a factor is a reduced and elementwise function of the signal it multiplies: x * rsqrt(mean(x ** 2) + eps)."""
+    value, made = factor, list[Node]()
+    while value is not signal:
+        op = value.producer
+        if op is None or len(op.inputs) != 1 or op.bounds == (0.0, 1.0) or op.kind not in _STATISTIC:
             return False
-        op = op.inputs[0].producer
-    return False
+        made.append(op)
+        value = op.inputs[0]
+    if not any(op.kind == "avg_pool" for op in made):
+        return False
+    for op in made:  # parts of the norm: a rule of norms that differentiates the factor goes on through them
+        if op.output.consumers <= 1:
+            op.family, op.is_statistic = "norm", True
+    return True
 
 
-def _is_hard_sigmoid(op: Node) -> bool:
-    """relu6(x + 3), as in a hard sigmoid that is written out."""
-    source = op.inputs[0].producer
-    return getattr(op, "name", "") == "relu6" and isinstance(source, Add) and len(source.inputs) == 1
+_STATISTIC = frozenset({"activation", "avg_pool", "add", "scale", "cast", "reshape", "movement"})
+
+
+def _written_out(name: str, function: Any, out: Tensor, *operands: Value) -> Activation | None:
+    """The last operation of a function of one value that the model writes out, such as x * sigmoid(x); None: of several values."""
+    source = common_source(*operands) if all(value.shape == out.shape for value in operands) else None
+    if source is None or source.dtype != out.dtype or source.present() is None:
+        return None
+    return Activation(source, name, function, operands=operands)
 
 
 class GLU(Node):
-    """a * sigmoid(b) of the two halves of one tensor: a takes all, as the signal of a gate."""
+    """a * sigmoid(b) of the two halves of one tensor: signal and gate."""
 
     kind = "glu"
+    family = "product"
+    module_type = nn.GLU
     reads_outputs = False
+    gates, activated = (False, True), (False, True)
 
     def __init__(self, input: Value, dim: int) -> None:
         super().__init__(input)
         self.dim = dim
 
     def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
-        x = self.inputs[0].tensor
-        gate = x.chunk(2, self.dim)[1].sigmoid()
-        signal = _times(multipliers[0], gate, self.output)
-        return (torch.cat([signal, torch.zeros_like(signal)], self.dim),)
+        return rule.product(self, multipliers[0])
+
+    def back(self, g: Tensor, shares: Sequence[float]) -> Multipliers:
+        a, b = self.inputs[0].tensor.chunk(2, self.dim)
+        gate = b.sigmoid()
+        signal = _times(g * shares[0], gate, self.output)
+        if shares[1] == 0:
+            return (torch.cat([signal, torch.zeros_like(signal)], self.dim),)
+        behind = _times(g * shares[1], a, self.output)  # and on through the sigmoid, which leaves R unchanged
+        return (torch.cat([signal, ratio(behind, gate, b.contiguous(), epsilon=1e-6)], self.dim),)
+
+    def gradient(self, multipliers: Arrived, rule: Rule) -> Multipliers:
+        return pull_back(lambda x: F.glu(x, self.dim), (self.a,), multipliers[0])
 
 
 class Quotient(Node):
-    """t = x / y of two branches: the divisor is a constant of the relevance pass (a normalization), x takes all."""
+    """t = x / y of two branches: the divisor is a constant of the relevance pass (a normalization), x takes all.
+
+    Two functions of one value are an activation of it, as for products; where y is made of x without weights, it is a norm.
+    """
 
     kind = "quotient"
     reads_outputs = False
 
+    def __init__(self, x: Value, y: Value) -> None:
+        super().__init__(x, y)
+        self.family = "norm" if _is_statistic(y, x) else None
+
     def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
+        g = multipliers[0]
+        return (self.pull(g) if self.family is None else rule.norm(self, g)), None
+
+    def propagate_relevance(self, relevances: Arrived, rule: Rule) -> Multipliers | None:
+        return (relevances[0], None) if self.family == "norm" and _passes(rule) else None
+
+    def pull(self, g: Tensor) -> Tensor:
+        x, y = self.inputs
+        return reduce_to(_times(g, y.tensor.reciprocal(), self.output), x.shape, self.output.shape)
+
+    def gradient(self, multipliers: Arrived, rule: Rule) -> Multipliers:
         x, y = self.inputs
         g = _times(multipliers[0], y.tensor.reciprocal(), self.output)
-        return reduce_to(g, x.shape, self.output.shape), None
+        of_y = -_times(g, x.tensor / y.tensor, self.output)
+        return reduce_to(g, x.shape, self.output.shape), reduce_to(of_y, y.shape, self.output.shape)
 
 
 @records(F.glu)
@@ -176,7 +313,7 @@ def _normalize(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
     x, p, dim, eps = bind(args, kwargs, "input", "p", "dim", "eps", p=2.0, dim=1, eps=1e-12)
     out = func(x, p, dim, eps)
     norm = x.norm(p, dim, keepdim=True).clamp_min(eps)
-    rec.add(Scale(rec.known(x), norm.reciprocal()), out)
+    rec.add(Normalized(rec.known(x), norm.reciprocal(), lambda z: func(z, p, dim, eps)), out)
     return out
 
 
@@ -188,7 +325,8 @@ def _local_response_norm(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Te
     out = func(x, size, alpha, beta, k)
     square = F.pad(x.square().flatten(2).unsqueeze(1), (0, 0, size // 2, (size - 1) // 2))
     mean = F.avg_pool2d(square, (size, 1), stride=1).view_as(x)
-    rec.add(Scale(rec.known(x), (k + alpha * mean).pow(-beta)), out)
+    factor = (k + alpha * mean).pow(-beta)
+    rec.add(Normalized(rec.known(x), factor, lambda z: func(z, size, alpha, beta, k)), out)
     return out
 
 
@@ -224,9 +362,11 @@ def _operands(args: Any, kwargs: Any) -> tuple[Any, Any]:
 
 
 def _finish(rec: Recorder, func: Any, op: Node, x: Any, out: Tensor, nonnegative: bool = False) -> Tensor:
+    if len(op.operands) == 1:
+        keep_for_products(op.operands[0])
     rec.add(op, out, nonnegative=nonnegative)
     if func in _IN_PLACE:
-        rec.replace(x, out)
+        rec.overwrite(x, out)
     return out
 
 
@@ -234,8 +374,6 @@ def _finish(rec: Recorder, func: Any, op: Node, x: Any, out: Tensor, nonnegative
 def _add(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
     x, y = _operands(args, kwargs)
     alpha = kwargs.get("alpha", 1)
-    if func in _IN_PLACE and rec.value(x) is None:
-        return rec.unknown(func, args, kwargs)
     how: Any = torch.add
     left, right = 1.0, float(alpha)
     if func in _SUBS:
@@ -246,7 +384,17 @@ def _add(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
     values = (rec.value(x), rec.value(y))
     pairs = [(value, sign) for value, sign in zip(values, (left, right), strict=True) if value is not None]
     nonnegative = len(pairs) == 2 and all(value.nonnegative and sign > 0 for value, sign in pairs)
-    op = Add(tuple(value for value, _ in pairs), tuple(sign for _, sign in pairs))
+    constant = None if len(pairs) == 2 else y if values[1] is None else x
+    if isinstance(constant, (int, float)):
+        constant *= right if values[1] is None else left
+    op: Node = Add(tuple(value for value, _ in pairs), tuple(sign for _, sign in pairs), constant)
+    if op.line is not None and pairs[0][0].shape == out.shape:
+        (value, _), *_ = pairs
+        source = argument(rec, value, op.line[1])
+        if source is not value:
+            line: tuple[float, float] = op.line
+            on_line = lambda v: v * line[0] + line[1]  # noqa: E731
+            op = Activation(source, func.__name__.strip("_"), on_line, operands=(value,), line=line)
     return _finish(rec, func, op, x, out, nonnegative)
 
 
@@ -254,26 +402,29 @@ def _add(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
 def _mul(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
     x, y = _operands(args, kwargs)
     left, right = rec.value(x), rec.value(y)
-    if func in _IN_PLACE and left is None:
-        return rec.unknown(func, args, kwargs)
     out = torch.mul(x, y)
     if left is not None and right is not None:
-        return _finish(rec, func, Gate(left, right), x, out, left.nonnegative and right.nonnegative)
+        nonnegative = left is right or (left.nonnegative and right.nonnegative)
+        node = _written_out("mul", torch.mul, out, left, right) or Gate(left, right)
+        return _finish(rec, func, node, x, out, nonnegative)
     value, factor = (left, y) if left is not None else (rec.known(y), x)
-    positive = not isinstance(factor, Tensor) and factor >= 0
+    positive = isinstance(factor, (int, float)) and factor >= 0
     return _finish(rec, func, Scale(value, factor), x, out, value.nonnegative and positive)
 
 
 @records(*_DIVS)
 def _div(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
     x, y = _operands(args, kwargs)
-    value = rec.value(x)
-    if value is None or kwargs.get("rounding_mode") is not None:
+    value, divisor = rec.value(x), rec.value(y)
+    if kwargs.get("rounding_mode") is not None or (value is None and (divisor is None or func in _IN_PLACE)):
         return rec.unknown(func, args, kwargs)
+    if value is None:
+        return rec.call(Tensor.__rtruediv__, y, x)
     out = torch.div(x, y)
-    divisor = rec.value(y)
     if divisor is not None:
-        return _finish(rec, func, Quotient(value, divisor), x, out)
-    positive = not isinstance(y, Tensor) and y > 0
-    factor = y.reciprocal() if isinstance(y, Tensor) else 1.0 / y
+        return _finish(
+            rec, func, _written_out("div", torch.div, out, value, divisor) or Quotient(value, divisor), x, out
+        )
+    positive = isinstance(y, (int, float)) and y > 0
+    factor = y.reciprocal() if isinstance(y, Tensor) else 1.0 / y if y else math.copysign(math.inf, y)
     return _finish(rec, func, Scale(value, factor), x, out, value.nonnegative and positive)

@@ -1,4 +1,4 @@
-"""Products of two branches in transformers: matrix products, softmax, attention, by the rules of AttnLRP (arXiv 2402.05602)."""
+"""Products of two branches in transformers: matrix products, softmax, attention, whose rules composites choose."""
 
 from __future__ import annotations
 
@@ -8,141 +8,135 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import UnsupportedOperationError
 from ..graph import Arrived, Multipliers, Node, Value
 from ..rules import Rule
-from .linear import Linear
-from .registry import Recorder, bind, leaves, recorded, records
+from .gradients import pull_back
+from .registry import Recorder, bind, recorded, records
 from .replayed import Replayed
 
 
 class Taylor(Replayed):
     """A function that follows its first-order Taylor term, R = x * gradient: softmax (AttnLRP, eq. 7), Lp pooling (homogeneous).
 
-    The weights of a softmax sum to 1: they are a gate.
+    Written out by PyTorch's derivative.
     """
 
     kind = "taylor"
     linear = False
 
 
-class Product(Replayed):
-    """A product of two branches: each operand gets half of the relevance (the uniform rule, AttnLRP, eq. 8)."""
+class Softmax(Taylor):
+    """Weights that sum to 1: a product treats them as a gate."""
 
-    kind = "product"
-    linear = False
+    kind = "softmax"
+    family = "attention"
+    module_type = nn.Softmax
+    bounds = (0.0, 1.0)
 
     def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
-        halves = [None if g is None else g * 0.5 for g in multipliers]
-        return self._vjp(halves)
+        return (rule.softmax(self, multipliers[0]),)
+
+    def pull(self, g: Tensor) -> Tensor | None:
+        return self._vjp([g])[0]
 
 
 class Attention(Node):
-    """softmax(Q K^T scale + mask) V: a product of two branches shares relevance uniformly, softmax follows its Taylor term.
-
-    Some of Q, K and V may be constants (learned queries): the other operand of their product then takes all.
-    """
+    """softmax(Q K^T scale + mask) V."""
 
     kind = "attention"
+    family = "attention"
     reads_outputs = False
 
-    def __init__(self, operands: Sequence[Value | Tensor], mask: Tensor | None, causal: bool, scale: float) -> None:
-        super().__init__(*(operand for operand in operands if not isinstance(operand, Tensor)))
-        self.operands, self.mask, self.causal, self.scale = operands, mask, causal, scale
+    def __init__(self, qkv: Sequence[Value], mask: Tensor | None, scale: float) -> None:
+        super().__init__(*qkv)
+        self.mask, self.scale = mask, scale
 
     def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
-        q, k, v = (operand if isinstance(operand, Tensor) else operand.tensor for operand in self.operands)
-        live_q, live_k, live_v = (not isinstance(operand, Tensor) for operand in self.operands)
-        g = multipliers[0].unflatten(0, (-1, self.output.shape[0]))  # [T, B, ...]
-        p = _attention_weights(q, k, self.mask, self.causal, self.scale)
-        parts = []
-        if live_q or live_k:
-            g_p = g @ v.transpose(-2, -1) * (0.5 if live_v else 1.0)
-            g_s = p * (g_p - (p * g_p).sum(-1, keepdim=True)) * self.scale
-            half = 0.5 if live_q and live_k else 1.0
-            if live_q:
-                parts.append(half * (g_s @ k))
-            if live_k:
-                parts.append(half * (g_s.transpose(-2, -1) @ q))
-        if live_v:
-            parts.append((0.5 if live_q or live_k else 1.0) * (p.transpose(-2, -1) @ g))
-        return tuple(part.flatten(0, 1) for part in parts)
+        return rule.attention(self, multipliers[0])
+
+    def back(self, g: Tensor, q: float, k: float, v: float) -> Multipliers:
+        query, key, value = (operand.tensor.to(self.output.dtype) for operand in self.inputs)  # as autocast runs it
+        g = g.unflatten(0, (-1, self.output.shape[0]))  # [T, B, ...]
+        p = _attention_weights(query, key, self.mask, self.scale)
+        parts: list[Tensor | None] = [None, None, None if v == 0 else v * (p.transpose(-2, -1) @ g)]
+        if q or k:
+            g_p = g @ value.transpose(-2, -1)
+            g_s = self.scale * p * (g_p - (p * g_p).sum(-1, keepdim=True))
+            parts[:2] = q * (g_s @ key), k * (g_s.transpose(-2, -1) @ query)
+        pairs = zip(parts, self.inputs, strict=True)
+        return tuple(None if part is None else part.flatten(0, 1).to(operand.dtype) for part, operand in pairs)
+
+    def gradient(self, multipliers: Arrived, rule: Rule) -> Multipliers:
+        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            q, k, v = (t.to(self.output.dtype) for t in (q, k, v))
+            return _attention_weights(q, k, self.mask, self.scale) @ v
+
+        return pull_back(attend, [value.tensor for value in self.inputs], multipliers[0])
 
 
-def _attention_weights(q: Tensor, k: Tensor, mask: Tensor | None, causal: bool, scale: float) -> Tensor:
+def _attention_weights(q: Tensor, k: Tensor, mask: Tensor | None, scale: float) -> Tensor:
     scores = q @ k.transpose(-2, -1) * scale
-    if causal:
-        keep = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-        scores = scores.masked_fill(~keep, -torch.inf)
-    if mask is not None:
-        scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
-    return scores.softmax(-1)
+    if mask is None:
+        return scores.softmax(-1)
+    scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask.to(scores.dtype)
+    empty = scores.isneginf().all(
+        -1, keepdim=True
+    )  # rows that see nothing (padding) are zeros, not NaN, and hand nothing on
+    return scores.masked_fill(empty, 0.0).softmax(-1).masked_fill(empty, 0.0)
 
 
 @records(F.scaled_dot_product_attention)
 def _attention(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
     names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
     q, k, v, mask, dropout, causal = bind(args, kwargs, *names, dropout_p=0.0, is_causal=False)
-    operands = [rec.value(t) or t for t in (q, k, v)]
-    leading = {t.shape[:-2] for t in (q, k, v)}
-    if kwargs.get("enable_gqa") or len(leading) > 1 or rec.value(mask) is not None:
-        return rec.unknown(func, args, kwargs)
     if dropout:
         raise UnsupportedOperationError(
             f"{rec.path()}: attention draws a dropout mask (dropout_p={dropout}) that the relevance pass cannot see; set the "
             "attention dropout to 0 while heatmaps are made"
         )
-    out = func(*args, **kwargs)
     scale = kwargs.get("scale")
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    rec.add(Attention(operands, mask, causal, scale), out)
-    return out
-
-
-@records(
-    torch.matmul, Tensor.matmul, Tensor.__matmul__, Tensor.__rmatmul__, torch.bmm, Tensor.bmm, torch.mm, Tensor.mm, torch.einsum,
-    torch.outer,
-)  # fmt: skip
-def _matmul(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
+    if kwargs.get("enable_gqa"):  # each head of K and V serves several of Q, one after the other
+        heads = q.shape[-3]
+        k, v = (t if t.shape[-3] == heads else rec.call(_repeat, t, heads // t.shape[-3], -3) for t in (k, v))
+    if causal:
+        mask = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device).tril()
+    if rec.value(mask) is not None or any(rec.value(t) is None for t in (q, k, v)):
+        return _in_parts(rec, q, k, v, mask, scale)
+    leading = torch.broadcast_shapes(*(t.shape[:-2] for t in (q, k, v)))
+    shapes = [(*leading, *t.shape[-2:]) for t in (q, k, v)]
+    spread = [
+        t if t.shape == shape else rec.call(Tensor.expand, t, shape) for t, shape in zip((q, k, v), shapes, strict=True)
+    ]
     out = func(*args, **kwargs)
-    inputs = recorded(rec, args, kwargs)
-    if len(inputs) == 1 and func in _PLAIN_PRODUCTS and not kwargs and len(args) == 2:
-        left, right = (args[1], args[0]) if func is Tensor.__rmatmul__ else args
-        if rec.value(left) is not None and left.dim() >= 2 and right.dim() == 2:  # a dense layer written as a product
-            rec.add(Linear(inputs[0], right.t(), None), out)
-            return out
-    kind = Product if len(inputs) > 1 or _twice(inputs, args, kwargs) else Replayed
-    rec.add(kind(inputs, func, args, kwargs), out)
+    rec.add(Attention([rec.known(t) for t in spread], mask, scale), out)
     return out
 
 
-def _twice(inputs: list[Value], args: Any, kwargs: Any) -> bool:
-    """Whether a product's two operands are the same tensor."""
-    return sum(leaf is inputs[0].tensor for leaf in leaves((args, kwargs))) > 1
+_repeat = Tensor.repeat_interleave
 
 
-_PLAIN_PRODUCTS = (torch.matmul, Tensor.matmul, Tensor.__matmul__, Tensor.__rmatmul__, torch.mm, Tensor.mm)
-
-
-@records(torch.addmm, Tensor.addmm)
-def _addmm(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
-    bias, x, weight = bind(args, {"input": kwargs.get("self"), **kwargs}, "input", "mat1", "mat2")
-    plain = not {"alpha", "beta", "out"} & set(kwargs) and bias.dim() == 1 and len(args) <= 3
-    if not plain or rec.value(x) is None or rec.value(weight) is not None or rec.value(bias) is not None:
-        return rec.unknown(func, args, kwargs)
-    out = func(*args, **kwargs)
-    rec.add(Linear(rec.known(x), weight.t(), bias), out)
-    return out
+def _in_parts(rec: Recorder, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """Attention with constant operands, whose products are linear maps, or with a mask that depends on the input, a branch of a sum."""
+    scores = rec.call(torch.mul, rec.call(torch.matmul, q, rec.call(torch.transpose, k, -2, -1)), scale)
+    if mask is None:
+        return rec.call(torch.matmul, rec.call(torch.softmax, scores, -1), v)
+    if mask.dtype == torch.bool:
+        mask = torch.zeros(mask.shape, dtype=scores.dtype, device=mask.device).masked_fill(~mask, -torch.inf)
+    empty = mask.detach().isneginf().all(-1, keepdim=True)
+    scores = rec.call(torch.masked_fill, rec.call(torch.add, scores, mask), empty, 0.0)
+    weights = rec.call(torch.masked_fill, rec.call(torch.softmax, scores, -1), empty, 0.0)
+    return rec.call(torch.matmul, weights, v)
 
 
 @records(F.softmax, torch.softmax, Tensor.softmax, F.log_softmax, F.lp_pool1d, F.lp_pool2d, F.lp_pool3d)
 def _taylor(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
     out = func(*args, **kwargs)
-    op = Taylor(recorded(rec, args, kwargs), func, args, kwargs)
-    op.is_gate = func in (F.softmax, torch.softmax, Tensor.softmax)
-    rec.add(op, out, nonnegative=op.is_gate)
+    kind = Softmax if func in (F.softmax, torch.softmax, Tensor.softmax) else Taylor
+    rec.add(kind(recorded(rec, args, kwargs), func, args, kwargs), out, nonnegative=kind is Softmax)
     return out
 
 

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from .. import functional
 from ..functional import Part, Scaled, wide
-from ..graph import Value
+from ..graph import Arrived, Multipliers, Value
+from ..rules import Rule
+from .gradients import pull_back
 from .linear import LinearNode
 from .registry import Recorder, bind, records
 
@@ -26,16 +28,28 @@ class BatchNorm(LinearNode):
     """y = k * x + c, k = gamma / sqrt(var + eps), c = beta - k * mean; alone (as here) or merged into the convolution ahead of it.
 
     In training mode mean and variance are those of the batch, as the forward pass computed them; gradients reach gamma and beta,
-    never the statistics (docs/method.md section 1).
+    never the statistics (docs/method.md section 1), but for :meth:`gradient`.
+
+    Attributes:
+        batch_eps: the eps of batch statistics, which are made of the input; None: the statistics are constants.
     """
 
     kind = "batch_norm"
     module_type = nn.modules.batchnorm._BatchNorm
 
     def __init__(
-        self, input: Value, gamma: Tensor | None, beta: Tensor | None, mean: Tensor, spread: Tensor | Variance
+        self,
+        input: Value,
+        gamma: Tensor | None,
+        beta: Tensor | None,
+        mean: Tensor,
+        spread: Tensor | Variance,
+        batch_eps: float | None = None,
     ) -> None:
         super().__init__(input)
+        self.batch_eps = batch_eps
+        if batch_eps is not None:
+            self.reads_inputs = frozenset({"input", "statistics"})
         self.gamma, self.beta = gamma, beta
         self.mean, self.spread = mean, spread
 
@@ -46,10 +60,7 @@ class BatchNorm(LinearNode):
     def scale(self) -> Tensor:
         """k, (C,), float32 or float64."""
         if isinstance(self.spread, Variance):
-            if not torch.is_grad_enabled():
-                return functional.batch_norm_scale(self.spread.variance, self.gamma, self.spread.eps)
-            with torch.no_grad():
-                self.spread = functional.batch_norm_scale(self.spread.variance, None, self.spread.eps)
+            return functional.batch_norm_scale(self.spread.variance, self.gamma, self.spread.eps)
         return self.spread if self.gamma is None else wide(self.gamma) * self.spread
 
     def shift(self, detach: bool = True) -> Tensor:
@@ -79,6 +90,12 @@ class BatchNorm(LinearNode):
         if s.denominator is not None:
             s = Scaled(s.tensor())
         return s._replace(scale=weight if s.scale is None else weight * s.scale).tensor()
+
+    def gradient(self, multipliers: Arrived, rule: Rule) -> Multipliers:
+        """Through batch statistics as autograd goes; the images of a batch are then coupled."""
+        eps, gamma = self.batch_eps, self.gamma
+        assert eps is not None
+        return pull_back(lambda x: F.batch_norm(x, None, None, gamma, None, True, 0.0, eps), (self.a,), multipliers[0])
 
     def share(self, g: Tensor, value: Tensor, a: Tensor, bias: Tensor | None, part: Part, eps: float) -> Tensor:
         """A rule with the weights V in one pass: see :func:`lrpkernels.functional.affine`, which takes b whole."""
@@ -112,7 +129,7 @@ def _batch_norm(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
         return func(x, mean, var, gamma, beta, training, momentum, eps)  # raises PyTorch's own error
     with rec.unsaved(value):
         out, mean, spread = _normalized(x, mean, var, gamma, beta, training, momentum, eps)
-    rec.add(BatchNorm(value, gamma, beta, mean, spread), out)
+    rec.add(BatchNorm(value, gamma, beta, mean, spread, eps if training else None), out)
     return out
 
 
@@ -146,10 +163,16 @@ def _statistics(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
 
 @records(torch.batch_norm_elemt)
 def _synchronised_batch_norm(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
-    x, gamma, beta, mean, inverse_deviation, _ = bind(args, kwargs, "input", "weight", "bias", "mean", "invstd", "eps")
+    x, gamma, beta, mean, inverse_deviation, eps = bind(
+        args, kwargs, "input", "weight", "bias", "mean", "invstd", "eps"
+    )
     value = rec.value(x)
     with torch.no_grad():
         out = func(*args, **kwargs)
     if value is not None:
-        rec.add(BatchNorm(value, gamma, beta, mean, wide(inverse_deviation)), out)
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        alone = (
+            not distributed or torch.distributed.get_world_size() == 1
+        )  # else the statistics are of other images, too
+        rec.add(BatchNorm(value, gamma, beta, mean, wide(inverse_deviation), eps if alone else None), out)
     return out

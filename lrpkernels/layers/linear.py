@@ -13,8 +13,11 @@ from torch import Tensor, nn
 
 from .. import functional
 from ..functional import ConvGeometry, ConvWeight, Scaled
-from ..graph import Node, Value
-from .registry import Recorder, bind, per_dimension, records
+from ..graph import Arrived, Multipliers, Node, Value
+from ..rules import Rule
+from .elementwise import is_gate, made_by_activation
+from .registry import Recorder, per_dimension, recorded, records
+from .replayed import Replayed
 
 
 class LinearNode(Node, ABC):
@@ -23,9 +26,11 @@ class LinearNode(Node, ABC):
     Attributes:
         weight: as recorded, in its own dtype.
         bias: b, (channels,), or None.
+        channel_dim: the dimension of the input that holds its channels.
     """
 
     is_linear = True
+    channel_dim = 1
     reads_inputs = frozenset({"input"})
     reads_outputs = frozenset({"output", "preactivation"})
     weight: Tensor
@@ -39,6 +44,10 @@ class LinearNode(Node, ABC):
     @abstractmethod
     def part(self, part: Any, scale: Tensor | None, dtype: torch.dtype) -> Any:
         """V, the part of k W, in the form that the methods below take; k is over output channels."""
+
+    def per_output(self, vector: Tensor) -> Tensor:
+        """A vector over output channels, to be broadcast against the output."""
+        return functional.per_channel(vector, len(self.output.shape))
 
     @abstractmethod
     def apply(self, a: Tensor, weight: Any, bias: Tensor | None, known: Tensor | None = None) -> Tensor:
@@ -58,12 +67,12 @@ class LinearNode(Node, ABC):
         return self.pull(Scaled(s[0]), weights[0]) + self.pull(Scaled(s[1]), weights[1])
 
     def box(self, s: Scaled, scale: Tensor | None, a: Tensor, low: Tensor | None, high: Tensor | None) -> Tensor:
-        """a * W^T s - low * W+^T s - high * W-^T s; bounds are broadcast against a."""
+        """a * W^T s - low * W+^T s - high * W-^T s; bounds have a's dimensions and are broadcast against it."""
         made = Scaled(s.tensor())
         total = functional.times(self.pull(made, self.part(functional.WHOLE, scale, a.dtype)), a)
         for bound, part in ((low, functional.POSITIVE), (high, functional.NEGATIVE)):
             if bound is not None:
-                total = total - self.pull(made, self.part(part, scale, a.dtype)) * bound
+                total = total - functional.times(self.pull(made, self.part(part, scale, a.dtype)), bound)
         return total
 
 
@@ -103,6 +112,9 @@ class Conv(LinearNode):
         return functional.conv_pull_sum(s, weights, self.input.form(), self.geometry)
 
     def box(self, s: Scaled, scale: Tensor | None, a: Tensor, low: Tensor | None, high: Tensor | None) -> Tensor:
+        varies = [bound is not None and bound.numel() > bound.shape[1] for bound in (low, high)]
+        if any(varies):  # by pixel or image
+            return super().box(s, scale, a, low, high)
         weight = self.part(functional.WHOLE, scale, a.dtype).weight
         low, high = (None if bound is None else bound.flatten().expand(a.shape[1]) for bound in (low, high))
         return functional.conv_box(s, weight, a, low, high, self.geometry)
@@ -134,6 +146,7 @@ class Linear(LinearNode):
 
     kind = "linear"
     module_type = nn.Linear
+    channel_dim = -1
 
     def __init__(self, input: Value, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__(input)
@@ -155,6 +168,43 @@ class Linear(LinearNode):
     def pull(self, s: Scaled, weight: Tensor) -> Tensor:
         return s.tensor() @ weight
 
+    def per_output(self, vector: Tensor) -> Tensor:
+        return vector
+
+
+class Product(Replayed):
+    """A product of several operands that depend on the input, of one with itself among them.
+
+    Args:
+        factors: the inputs as often as they occur.
+    """
+
+    kind = "product"
+    family = "attention"
+    linear = False
+
+    def __init__(self, inputs: Sequence[Value], func: Any, args: Any, kwargs: Any, factors: Sequence[Value]) -> None:
+        super().__init__(inputs, func, args, kwargs)
+        self._factors = factors
+
+    def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
+        return rule.matmul(self, multipliers[0])
+
+    @property
+    def gates(self) -> tuple[bool, ...]:
+        return tuple(map(is_gate, self._factors))
+
+    @property
+    def activated(self) -> tuple[bool, ...]:
+        return tuple(map(made_by_activation, self._factors))
+
+    def back(self, g: Tensor, shares: Sequence[float]) -> Multipliers:
+        if len(set(shares)) == 1:
+            return self._vjp([g * shares[0]])
+        share_of = {id(value): share for value, share in zip(self._factors, shares, strict=True)}
+        pulled = zip(self._vjp([g]), (share_of[id(value)] for value in self.inputs), strict=True)
+        return tuple(None if part is None or share == 0 else part * share for part, share in pulled)
+
 
 @lru_cache(maxsize=1024)
 def _geometry(
@@ -168,8 +218,8 @@ def _record_conv(rec: Recorder, func: Any, args: Any, kwargs: Any, spatial: int,
         # What nn.ConvNd calls: no need to look at every form.
         x, weight, bias, *slide = args
         plain = type(slide[0]) is tuple and type(slide[1]) is tuple and type(slide[2]) is tuple
-        value = rec.value(x)
-        if plain and value is not None and rec.value(weight) is None and x.dim() == spatial + 2:
+        value, constant = rec.value(x), rec.value(weight) is None and rec.value(bias) is None
+        if plain and value is not None and constant and x.dim() == spatial + 2:
             out = func(*args)
             rec.add(Conv(value, weight, bias, _geometry(*slide)), out)
             return out
@@ -179,7 +229,15 @@ def _record_conv(rec: Recorder, func: Any, args: Any, kwargs: Any, spatial: int,
     options = {**defaults, "bias": None, **given, **kwargs}
     x, weight, bias, stride, padding = (options[name] for name in ("input", "weight", "bias", "stride", "padding"))
     dilation, groups, output_padding = options["dilation"], options["groups"], options["output_padding"]
-    if rec.value(x) is None or rec.value(weight) is not None:
+    if rec.value(bias) is not None:  # it depends on the input: a branch that is added
+        names = ("input", "weight", "stride", "padding", *order)
+        without = rec.call(func, **{name: options[name] for name in names})
+        return rec.call(torch.add, without, rec.call(Tensor.view, bias, -1, *(1,) * spatial))
+    if rec.value(weight) is not None and rec.value(x) is not None:  # kernels made from the input
+        out = func(*args, **kwargs)
+        rec.add(Product(recorded(rec, (x, weight)), func, args, kwargs, (rec.known(x), rec.known(weight))), out)
+        return out
+    if rec.value(x) is None:
         return rec.unknown(func, args, kwargs)
     if x.dim() == spatial + 1:  # PyTorch's unbatched form
         batched = rec.call(torch.unsqueeze, x, 0)
@@ -221,13 +279,3 @@ for _spatial, _plain, _transposed in (
 ):
     records(_plain)(partial(_record_conv, spatial=_spatial, transposed=False))
     records(_transposed)(partial(_record_conv, spatial=_spatial, transposed=True))
-
-
-@records(F.linear)
-def _linear(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
-    x, weight, bias = bind(args, kwargs, "input", "weight", "bias")
-    if rec.value(x) is None or rec.value(weight) is not None or x.dim() < 2:
-        return rec.unknown(func, args, kwargs)
-    out = func(x, weight, bias)
-    rec.add(Linear(rec.known(x), weight, bias), out)
-    return out

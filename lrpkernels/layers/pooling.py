@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import functional
-from ..graph import Arrived, Multipliers, Node, Value
+from ..graph import Arrived, Multipliers, Node, Value, marks
 from ..rules import Rule
-from .registry import Recorder, bind, per_dimension, records
+from .registry import Recorder, bind, leaves, per_dimension, records
 
 
 class MaxPool(Node):
@@ -23,6 +23,7 @@ class MaxPool(Node):
     """
 
     kind = "max_pool"
+    sees_through = True
     reads_inputs = reads_outputs = frozenset({"pool"})
 
     def __init__(self, input: Value, indices: Tensor, arguments: tuple[Any, ...] | None) -> None:
@@ -37,6 +38,16 @@ class MaxPool(Node):
     def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
         return (rule.max_pool(self, multipliers[0]),)
 
+    def propagate_relevance(self, relevances: Arrived, rule: Rule) -> Multipliers:
+        return (self.winner(relevances[0]),)
+
+    def marks(self, given: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+        mark = given[0]
+        if mark is None:
+            return [None]
+        mark, places = mark.expand(self.input.shape).flatten(2), self.indices.flatten(2).long()
+        return [mark.gather(2, places).view(self.output.shape)]
+
 
 class AveragePool(Node):
     """A parameter-free linear map with non-negative weights: average pooling, adaptive average pooling, mean over positions.
@@ -47,6 +58,7 @@ class AveragePool(Node):
     """
 
     kind = "avg_pool"
+    sees_through = True
     reads_inputs = reads_outputs = frozenset({"pool"})
 
     def __init__(self, input: Value, map: Callable[[Tensor], Tensor], windows: tuple[Any, ...] | None = None) -> None:
@@ -65,6 +77,19 @@ class AveragePool(Node):
 
     def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
         return (rule.average_pool(self, multipliers[0]),)
+
+    def propagate_relevance(self, relevances: Arrived, rule: Rule) -> Multipliers | None:
+        if not self.input.behind_input:
+            return None
+        # Ahead of the first layer there is relevance where pixels are 0: the weights alone share it out, as data movement would.
+        mark = marks(self.input)
+        total = self.apply(torch.ones_like(self.input.form()[:1]) if mark is None else mark)
+        pulled = self.pull(functional.over_value(relevances[0], total))
+        return (pulled if mark is None else functional.times(pulled, mark),)
+
+    def marks(self, given: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+        mark = given[0]
+        return [mark if mark is None else (self.apply(mark) != 0).to(mark.dtype)]
 
 
 _MAX_POOLS: dict[Any, tuple[int, bool]] = {
@@ -85,6 +110,8 @@ def _max_pool(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
         args, kwargs, *names, padding=0, dilation=1, ceil_mode=False, return_indices=False
     )
     value = rec.value(x)
+    if value is not None and x.dim() == spatial + 1:
+        return _each_alone(rec, func, args, kwargs)
     if value is None or x.dim() != spatial + 2:
         return rec.unknown(func, args, kwargs)
     kernel = per_dimension(kernel, spatial)
@@ -115,11 +142,22 @@ def _max_pool_by_winner(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any
     options = {k: v for k, v in kwargs.items() if k != "return_indices"}
     x = args[0] if args else kwargs["input"]
     value = rec.value(x)
+    if value is not None and x.dim() == spatial + 1:
+        return _each_alone(rec, func, args, kwargs)
     if value is None or x.dim() != spatial + 2:
         return rec.unknown(func, args, kwargs)
     out, indices = pool(*args, **options)
     rec.add(MaxPool(value, indices, None), out, nonnegative=value.nonnegative)
     return (out, indices) if pool is func or kwargs.get("return_indices") else out
+
+
+def _each_alone(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
+    """Max pooling without a batch dimension: every channel as an image of its own, which gives the same numbers."""
+    x = args[0] if args else kwargs["input"]
+    options = {name: option for name, option in kwargs.items() if name != "input"}
+    out = rec.call(func, rec.call(torch.unsqueeze, x, 1), *args[1:], **options)
+    parts = [rec.call(torch.squeeze, part, 1) for part in leaves(out)]
+    return tuple(parts) if isinstance(out, tuple) else parts[0]
 
 
 _AVERAGE_POOLS: dict[Any, int] = {F.avg_pool1d: 1, F.avg_pool2d: 2, F.avg_pool3d: 3}
@@ -129,7 +167,13 @@ _ADAPTIVE_POOLS: dict[Any, int] = {F.adaptive_avg_pool1d: 1, F.adaptive_avg_pool
 @records(*_AVERAGE_POOLS)
 def _average_pool(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
     names = ("input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
-    x, kernel, stride, padding, _, include, divisor = bind(args, kwargs, *names, padding=0, count_include_pad=True)
+    x, kernel, stride, padding, ceil, include, divisor = bind(
+        args, kwargs, *names, padding=0, ceil_mode=False, count_include_pad=True
+    )
+    if (
+        divisor is not None and divisor < 0 and rec.value(x) is not None
+    ):  # the average has weights >= 0; the sign is a factor
+        return rec.call(torch.neg, rec.call(func, x, kernel, stride, padding, ceil, include, -divisor))
     spatial = _AVERAGE_POOLS[func]
     kernel = per_dimension(kernel, spatial)
     stride = per_dimension(stride, spatial) if stride else kernel

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from typing import Any, Protocol, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..graph import Node, Value
 
@@ -20,9 +20,11 @@ class Recorder(Protocol):
     """A forward pass that is being recorded (:class:`lrpkernels.engine.recorder.Recording`).
 
     Attributes:
+        modules: those running, the innermost last.
         recomputes: whether less is saved for backward and recomputed there.
     """
 
+    modules: list[nn.Module]
     recomputes: bool
 
     def value(self, tensor: object) -> Value | None:
@@ -42,6 +44,9 @@ class Recorder(Protocol):
 
     def replace(self, stale: Tensor, fresh: Tensor) -> None:
         """An in-place call on ``stale`` was carried out as ``fresh``: later uses of ``stale`` mean ``fresh``."""
+
+    def overwrite(self, target: Tensor, fresh: Tensor) -> None:
+        """:meth:`replace`, where ``fresh`` may be of another dtype."""
 
     def rename(self, stale: Tensor, fresh: Tensor) -> None:
         """Later uses of ``stale`` mean ``fresh``, which holds the same numbers."""

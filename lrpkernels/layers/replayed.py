@@ -16,7 +16,7 @@ from ..rules import Rule
 from .registry import leaves, map_leaves
 
 
-class _Place:
+class Place:
     """Where an operation's input goes in its call."""
 
     def __init__(self, index: int) -> None:
@@ -38,18 +38,26 @@ class Replayed(Node):
         self.func = func
         device = inputs[0].tensor.device.type
         self._autocast = (device, torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else None
-        places = {id(value.tensor): _Place(index) for index, value in enumerate(inputs)}
-        self._call = map_leaves(lambda leaf: places.get(id(leaf), leaf), (args, kwargs))
+        places = {id(value.tensor): Place(index) for index, value in enumerate(inputs)}
+
+        def held(leaf: Any) -> Any:
+            place = places.get(id(leaf))
+            if place is None and isinstance(leaf, Tensor) and leaf.is_inference():
+                return leaf.clone()  # autograd cannot save what inference mode has made
+            return leaf if place is None else place
+
+        self._call = map_leaves(held, (args, kwargs))
 
     @property
     def name(self) -> str:
-        return getattr(self.func, "__name__", str(self.func))
+        name: str = getattr(self.func, "__name__", str(self.func))
+        return self.func.__self__.__name__ if name == "__get__" else name  # of a property, such as x.real
 
     def _inputs(self) -> list[Tensor]:
         tensors = []
         for value in self.inputs:
             tensor = value.tensor
-            if not tensor.is_floating_point():
+            if not (tensor.is_floating_point() or tensor.is_complex()):
                 tensors.append(tensor)
             elif self.linear or not tensor.requires_grad:
                 tensors.append(tensor.detach().requires_grad_())
@@ -58,7 +66,7 @@ class Replayed(Node):
         return tensors
 
     def _run(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        args, kwargs = map_leaves(lambda leaf: tensors[leaf.index] if type(leaf) is _Place else leaf, self._call)
+        args, kwargs = map_leaves(lambda leaf: tensors[leaf.index] if type(leaf) is Place else leaf, self._call)
         # The relevance pass itself runs without autocast; a function that mixed dtypes under it would fail here.
         autocast = nullcontext() if self._autocast is None else torch.autocast(*self._autocast, cache_enabled=False)
         with autocast:
@@ -75,10 +83,12 @@ class Replayed(Node):
             ys = [y for y, _ in pairs]
             live = [i for i, tensor in enumerate(tensors) if tensor.requires_grad]
             wanted = [tensors[i] for i in live]
-            targets = pairs[0][1].shape[0] // ys[0].shape[0]
+            targets = pairs[0][1].shape[0] // (
+                ys[0].shape[0] if ys[0].dim() else 1
+            )  # a number of the whole batch counts as one image
             rows = []
             for t in range(targets):
-                part = [g if targets == 1 else g.unflatten(0, (targets, -1))[t] for _, g in pairs]
+                part = [(g if targets == 1 else g.unflatten(0, (targets, -1))[t]).reshape(y.shape) for y, g in pairs]
                 rows.append(
                     torch.autograd.grad(
                         ys, wanted, part, create_graph=keep, retain_graph=keep or targets > 1, allow_unused=True
@@ -91,6 +101,9 @@ class Replayed(Node):
         return tuple(parts)
 
     def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
+        return self._vjp(multipliers)
+
+    def gradient(self, multipliers: Arrived, rule: Rule) -> Multipliers:
         return self._vjp(multipliers)
 
 
@@ -120,12 +133,7 @@ class Unknown(Replayed):
                 )
         return results
 
-    def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
-        if any(len(value.shape) == 0 for value in self.outputs):
-            raise UnsupportedOperationError(
-                f"{self.path}: {self.name} mixes the images of a batch into one number, which relevance cannot be followed through; "
-                "reduce over other dimensions than the batch's"
-            )
+    def gradient(self, multipliers: Arrived, rule: Rule) -> Multipliers:
         try:
             result: Multipliers = self._vjp(multipliers)
         except RuntimeError as error:
@@ -137,6 +145,15 @@ class Unknown(Replayed):
                 f"{self.path}: {self.name} is not differentiable, so no relevance can flow through it; detach its result if it is "
                 "meant as a constant, or replace the function"
             )
+        return result
+
+    def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
+        if any(len(value.shape) == 0 for value in self.outputs):
+            raise UnsupportedOperationError(
+                f"{self.path}: {self.name} mixes the images of a batch into one number, which relevance cannot be followed through; "
+                "reduce over other dimensions than the batch's"
+            )
+        result = self.gradient(multipliers, rule)
         warnings.warn(
             f"lrpkernels has no rule for {self.name} ({self.path}): its gradient is used, as in gradient times input",
             FallbackWarning,
@@ -145,7 +162,30 @@ class Unknown(Replayed):
         return result
 
 
+class OnCopies:
+    """A function that writes to its arguments, run on copies of them, which it returns: nothing outside changes when it runs again.
+
+    Args:
+        func: the function.
+        places: of the positional arguments that it writes to.
+    """
+
+    def __init__(self, func: Any, places: tuple[int, ...]) -> None:
+        self.func, self.places = func, places
+        self.__name__ = getattr(func, "__name__", str(func))
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        given = list(args)
+        for place in self.places:
+            given[place] = map_leaves(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, given[place])
+        self.func(*given, **kwargs)
+        written = [given[place] for place in self.places]
+        return written[0] if len(written) == 1 else written
+
+
 def _alike(recorded: Tensor, again: Tensor) -> bool:
     if recorded.shape != again.shape:
         return False
-    return not recorded.is_floating_point() or torch.allclose(again, recorded, rtol=1e-3, atol=1e-5, equal_nan=True)
+    return not (recorded.is_floating_point() or recorded.is_complex()) or torch.allclose(
+        again, recorded, rtol=1e-3, atol=1e-5, equal_nan=True
+    )

@@ -6,12 +6,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..functional import per_channel
 from ..graph import Arrived, Multipliers, Node, Value
 from ..rules import Rule
 from .batch_norm import BatchNorm, Variance
+from .gradients import pull_back
 from .registry import Recorder, bind, records
 
 
@@ -20,20 +21,33 @@ class Normalization(Node):
 
     The deviation takes no relevance, as in AttnLRP (arXiv 2402.05602): it is a number that x is divided by. The mean is subtracted by a
     linear map, whose adjoint subtracts the multiplier's mean. Deviation and w are live, so that a loss on the heatmap has its exact
-    gradient. All rules treat it the same way.
+    gradient.
     """
 
     kind = "normalization"
+    family = "norm"
     reads_outputs = False
 
     def __init__(
-        self, input: Value, grouped: tuple[int, ...], weight: Tensor | None, eps: float, centred: bool = True
+        self,
+        input: Value,
+        module_type: type[nn.Module],
+        grouped: tuple[int, ...],
+        weight: Tensor | None,
+        eps: float,
+        centred: bool = True,
     ) -> None:
         super().__init__(input)
+        self.module_type = module_type
         self.grouped, self.weight, self.eps, self.centred = grouped, weight, eps, centred
 
     def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
-        g: Tensor = multipliers[0]
+        return (rule.norm(self, multipliers[0]),)
+
+    def propagate_relevance(self, relevances: Arrived, rule: Rule) -> Multipliers | None:
+        return (relevances[0],) if rule.yields_relevance and "norm" in rule.families else None
+
+    def pull(self, g: Tensor) -> Tensor:
         x = self.inputs[0].tensor
         groups = x.reshape(self.grouped)
         dims = tuple(range(2, len(self.grouped)))
@@ -44,7 +58,20 @@ class Normalization(Node):
         if self.centred:
             dims = tuple(d + 1 for d in dims)
             scaled = scaled - scaled.mean(dims, keepdim=True)
-        return (scaled.reshape(g.shape).to(g.dtype),)
+        return scaled.reshape(g.shape).to(g.dtype)
+
+    def gradient(self, multipliers: Arrived, rule: Rule) -> Multipliers:
+        return pull_back(self._normalized, (self.a,), multipliers[0])
+
+    def _normalized(self, x: Tensor) -> Tensor:
+        """y, without its b."""
+        groups = x.reshape(self.grouped)
+        dims = tuple(range(2, len(self.grouped)))
+        if self.centred:
+            groups = groups - groups.mean(dims, keepdim=True)
+        groups = groups * torch.rsqrt(groups.square().mean(dims, keepdim=True) + self.eps)
+        normalized = groups.reshape(x.shape)
+        return normalized if self.weight is None else normalized * self.weight
 
 
 def _per_channel(weight: Tensor | None, x: Tensor) -> Tensor | None:
@@ -58,7 +85,7 @@ def _layer_norm(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
         return rec.unknown(func, args, kwargs)
     out = func(*args, **kwargs)
     samples = x.shape[: x.dim() - len(shape)].numel()
-    rec.add(Normalization(rec.known(x), (1, samples, *shape), weight, eps), out)
+    rec.add(Normalization(rec.known(x), nn.LayerNorm, (1, samples, *shape), weight, eps), out)
     return out
 
 
@@ -70,7 +97,7 @@ def _rms_norm(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
     out = func(*args, **kwargs)
     eps = torch.finfo(x.dtype).eps if eps is None else eps
     samples = x.shape[: x.dim() - len(shape)].numel()
-    rec.add(Normalization(rec.known(x), (1, samples, *shape), weight, eps, centred=False), out)
+    rec.add(Normalization(rec.known(x), nn.RMSNorm, (1, samples, *shape), weight, eps, centred=False), out)
     return out
 
 
@@ -81,7 +108,7 @@ def _group_norm(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
         return rec.unknown(func, args, kwargs)
     out = func(*args, **kwargs)
     grouped = (x.shape[0], groups, x.shape[1:].numel() // groups)
-    rec.add(Normalization(rec.known(x), grouped, _per_channel(weight, x), eps), out)
+    rec.add(Normalization(rec.known(x), nn.GroupNorm, grouped, _per_channel(weight, x), eps), out)
     return out
 
 
@@ -98,5 +125,7 @@ def _instance_norm(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
         rec.add(BatchNorm(rec.known(x), weight, bias, mean.detach(), Variance(var.detach(), eps)), out)
         return out
     grouped = (x.shape[0], x.shape[1], x.shape[2:].numel())
-    rec.add(Normalization(rec.known(x), grouped, _per_channel(weight, x), eps), out)
+    rec.add(
+        Normalization(rec.known(x), nn.modules.instancenorm._InstanceNorm, grouped, _per_channel(weight, x), eps), out
+    )
     return out

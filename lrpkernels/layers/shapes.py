@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,34 +10,36 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import functional
-from ..errors import InPlaceError
 from ..graph import Arrived, Multipliers, Node, Value
 from ..rules import Rule
 from .arithmetic import Scale
 from .registry import Recorder, bind, leaves, recorded, records
-from .replayed import Replayed
+from .replayed import OnCopies, Replayed
 
 
 class Reshape(Node):
     """The same numbers in the same order under another shape."""
 
     kind = "reshape"
-    moves_only = True
+    sees_through = True
     reads_inputs = reads_outputs = False
 
     def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
         g, shape = multipliers[0], self.inputs[0].shape
         return (g.reshape(g.numel() // max(1, shape[1:].numel()), *shape[1:]),)
 
-    def propagate_relevance(self, relevances: Arrived) -> Multipliers:
+    def propagate_relevance(self, relevances: Arrived, rule: Rule) -> Multipliers:
         return (relevances[0].reshape(-1, *self.inputs[0].shape[1:]),)
+
+    def marks(self, given: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+        return [None if given[0] is None else given[0].reshape(self.output.shape)]
 
 
 class Cat(Node):
     """Concatenation along a dimension other than the batch's."""
 
     kind = "cat"
-    moves_only = True
+    sees_through = True
     reads_inputs = reads_outputs = False
 
     def __init__(
@@ -50,8 +52,17 @@ class Cat(Node):
     def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
         return functional.uncat(multipliers[0], self.dim, self.places)
 
-    def propagate_relevance(self, relevances: Arrived) -> Multipliers:
+    def propagate_relevance(self, relevances: Arrived, rule: Rule) -> Multipliers:
         return functional.uncat(relevances[0], self.dim, self.places)
+
+    def marks(self, given: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+        whole = sum(length for _, length in self.places) == self.output.shape[self.dim]
+        if whole and all(mark is None for mark in given):
+            return [None]
+        made = self.output.form().new_zeros(self.output.shape)
+        for (start, length), mark in zip(self.places, given, strict=True):
+            made.narrow(self.dim, start, length).copy_(1 if mark is None else mark)  # type: ignore[arg-type]
+        return [made]
 
     def recipe(self) -> Callable[[], Tensor]:
         assert self._tensors is not None
@@ -75,26 +86,54 @@ class Concatenation:
 
 
 class Movement(Replayed):
-    """Any other data movement: every output element is a copy of one input element (or zero)."""
+    """Any other data movement: every output element is a copy of one input element, or a constant."""
 
     kind = "movement"
-    moves_only = True
+    sees_through = True
 
-    def propagate_relevance(self, relevances: Arrived) -> Multipliers:
+    def propagate_relevance(self, relevances: Arrived, rule: Rule) -> Multipliers:
         return self._vjp(relevances)
+
+    def marks(self, given: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+        with torch.enable_grad():
+            tensors = self._inputs()
+            live = [i for i, tensor in enumerate(tensors) if tensor.requires_grad]
+            wanted = [tensors[i] for i in live]
+            marked = [torch.ones_like(t) if given[i] is None else given[i] for i, t in zip(live, wanted, strict=True)]
+            results = self._run(tensors)
+            ys = [y for y in results if y.requires_grad]
+            # A vector-Jacobian product is linear in its vector; the derivative for that is the Jacobian-vector product.
+            seeds = [torch.zeros_like(y, requires_grad=True) for y in ys]
+            pulled = torch.autograd.grad(ys, wanted, seeds, create_graph=True)
+            made = iter(torch.autograd.grad(pulled, seeds, marked))
+        # Windows that overlap (fold) add up.
+        return [next(made).clamp(max=1) if y.requires_grad else None for y in results]
+
+
+class Interpolation(Replayed):
+    """Resampling: every output element is a weighted mean of input elements, whose weights share its relevance out."""
+
+    kind = "interpolation"
+    sees_through = True
+
+    def propagate_relevance(self, relevances: Arrived, rule: Rule) -> Multipliers:
+        return self._vjp(relevances)
+
+    def marks(self, given: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+        return [None]
 
 
 class Cast(Node):
     """A copy, possibly in another dtype; the walk casts multipliers to each value's dtype by itself."""
 
     kind = "cast"
-    moves_only = True
+    sees_through = is_elementwise = True
     reads_inputs = reads_outputs = False
 
     def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
         return (multipliers[0],)
 
-    def propagate_relevance(self, relevances: Arrived) -> Multipliers:
+    def propagate_relevance(self, relevances: Arrived, rule: Rule) -> Multipliers:
         return (relevances[0],)
 
 
@@ -102,7 +141,6 @@ class Dropout(Scale):
     """Dropout in training mode: a product with the mask that was drawn."""
 
     kind = "dropout"
-    moves_only = False
 
 
 def _getter(name: str) -> Any:
@@ -163,6 +201,8 @@ def _cat(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
     Tensor.moveaxis, F.fold, torch.broadcast_to, Tensor.broadcast_to, F.pixel_shuffle, F.pixel_unshuffle, F.channel_shuffle, F.unfold,
 )  # fmt: skip
 def _movement(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
+    if _sums_up(func, args, kwargs):
+        return rec.unknown(func, args, kwargs)
     out = func(*args, **kwargs)
     outputs = [t for t in leaves(out) if isinstance(t, Tensor)]
     if any(rec.value(t) is not None for t in outputs):
@@ -170,8 +210,61 @@ def _movement(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     if any(t.dim() == 0 for t in outputs):  # for example the maximum of a whole batch
         return rec.unknown(func, args, kwargs)
     inputs = recorded(rec, args, kwargs)
-    rec.add(Movement(inputs, func, args, kwargs), *outputs, nonnegative=all(v.nonnegative for v in inputs))
+    nonnegative = all(v.nonnegative for v in inputs) and _writes_nothing_negative(rec, func, args, kwargs)
+    rec.add(Movement(inputs, func, args, kwargs), *outputs, nonnegative=nonnegative)
     return out
+
+
+# The numbers that a function may write, by position and name; any other number is an index or a size.
+_WRITTEN: dict[Any, tuple[tuple[int, str], ...]] = {
+    F.pad: ((3, "value"),),
+    torch.where: ((1, "input"), (1, "self"), (2, "other")),
+    Tensor.where: ((2, "other"),),
+    **dict.fromkeys((torch.masked_fill, Tensor.masked_fill), ((2, "value"),)),
+    **dict.fromkeys((torch.index_fill, Tensor.index_fill), ((3, "value"),)),
+    **dict.fromkeys((torch.scatter, Tensor.scatter), ((3, "value"), (3, "src"))),
+    **dict.fromkeys((torch.nan_to_num, Tensor.nan_to_num), ((1, "nan"), (2, "posinf"))),
+}
+# Whose tensors all hold data, none an index.
+_JOINS = {
+    torch.cat, torch.concat, torch.concatenate, torch.stack, torch.hstack, torch.vstack, torch.dstack, torch.column_stack,
+    torch.slice_scatter, torch.select_scatter, torch.min, Tensor.min, torch.minimum, Tensor.minimum,
+}  # fmt: skip
+_LARGEST = (torch.max, Tensor.max, torch.maximum, Tensor.maximum)
+
+
+def _writes_nothing_negative(rec: Recorder, func: Any, args: Any, kwargs: Any) -> bool:
+    """Whether the constants among the arguments leave a result of non-negative inputs non-negative, as far as the call tells."""
+    if func in _LARGEST:
+        return True
+    constants = [t for t in leaves((args, kwargs)) if isinstance(t, Tensor) and rec.value(t) is None]
+    if any(t.is_floating_point() or func in _JOINS for t in constants):
+        return False  # their numbers are not looked at: the host would wait for the device
+    written = [args[place] if place < len(args) else kwargs.get(name) for place, name in _WRITTEN.get(func, ())]
+    return all(rec.value(it) is not None or it is None or (not isinstance(it, Tensor) and it >= 0) for it in written)
+
+
+_COPIES = (
+    "alias", "expand", "permute", "select", "slice", "squeeze", "t", "transpose", "unbind", "unfold", "unsqueeze", "view", "split",
+    "split_with_sizes", "as_strided",
+)  # fmt: skip
+_MOVES = (
+    "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes", "unsafe_chunk", "hsplit", "vsplit", "dsplit", "take", "index_put",
+    "index_copy", "masked_scatter", "masked_select", "diagonal_scatter", "as_strided", "atleast_1d", "atleast_2d", "atleast_3d",
+    "row_stack", "fliplr", "flipud", "adjoint", "diag_embed", "block_diag", "narrow_copy", "positive", "fmax", "fmin",
+    "msort", "cummax", "cummin", "native_channel_shuffle", "meshgrid", *(f"{name}_copy" for name in _COPIES),
+)  # fmt: skip
+records(
+    *(getattr(owner, name) for owner in (torch, Tensor) for name in _MOVES if hasattr(owner, name)),
+    torch.ops.aten.slice.Tensor,
+    torch.ops.aten.index.Tensor,
+)(_movement)
+
+
+def _sums_up(func: Any, args: Any, kwargs: Any) -> bool:
+    """Whether numbers that are written into a tensor are added to, or multiplied with, what was there."""
+    position = {"index_put": 3, "index_put_": 3, "scatter": 4, "scatter_": 4}.get(func.__name__)
+    return bool(kwargs.get("accumulate") or kwargs.get("reduce") or (position is not None and len(args) > position))
 
 
 @records(torch.cumsum, Tensor.cumsum, F.interpolate, F.upsample, F.grid_sample, torch.lerp, Tensor.lerp)
@@ -182,7 +275,8 @@ def _linear_function(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     if rec.value(how) is not None or (func is F.grid_sample and rec.value(where) is not None):
         return rec.unknown(func, args, kwargs)  # a product of what is sampled and where
     out = func(*args, **kwargs)
-    rec.add(Replayed(inputs, func, args, kwargs), out, nonnegative=False)
+    kind = Interpolation if func in (F.interpolate, F.upsample, F.grid_sample) else Replayed
+    rec.add(kind(inputs, func, args, kwargs), out, nonnegative=False)
     return out
 
 
@@ -202,12 +296,17 @@ def _reshape_in_place(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
 
 @records(
     Tensor.contiguous, torch.clone, Tensor.clone, Tensor.to, Tensor.float, Tensor.double, Tensor.half, Tensor.bfloat16,
-    Tensor.type_as, Tensor.type,
+    Tensor.type_as, Tensor.type, Tensor.long, Tensor.int,
 )  # fmt: skip
 def _cast(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     out = func(*args, **kwargs)
     value = rec.value(args[0])
-    if not isinstance(out, Tensor) or out is args[0] or value is None or not out.is_floating_point():
+    if (
+        not isinstance(out, Tensor)
+        or out is args[0]
+        or value is None
+        or (value.dtype.is_floating_point and not (out.is_floating_point() or out.is_complex()))
+    ):
         return out
     rec.add(Cast(value), out, nonnegative=value.nonnegative)
     return out
@@ -222,14 +321,22 @@ def _constant(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     return func(*args, **kwargs)
 
 
-@records(Tensor.__setitem__, Tensor.index_put_, Tensor.masked_fill_, Tensor.copy_, Tensor.fill_, Tensor.zero_)
+@records(
+    Tensor.__setitem__, Tensor.index_put_, Tensor.masked_fill_, Tensor.copy_, Tensor.fill_, Tensor.zero_, Tensor.index_fill_,
+    Tensor.index_copy_, Tensor.masked_scatter_, Tensor.scatter_, Tensor.fill_diagonal_,
+)  # fmt: skip
 def _assignment(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
-    if rec.value(args[0]) is None and not (args[0]._is_view() and rec.value(args[0]._base) is not None):
-        return rec.unknown(func, args, kwargs)
-    raise InPlaceError(
-        f"{rec.path()}: {func.__name__} changes a recorded tensor of shape {tuple(args[0].shape)} in place; "
-        "build a new tensor in the model (torch.where, torch.cat, masked_fill without the underscore)"
-    )
+    """Numbers written into a tensor: the tensor as it was, with these in their places."""
+    if _sums_up(func, args, kwargs):
+        return rec.unknown(func, args, kwargs)  # a sum with what was there
+    run, target = OnCopies(func, (0,)), args[0]
+    out = run(*args, **kwargs)
+    inputs = recorded(rec, args, kwargs)
+    if rec.value(target) is None:
+        args = (target.detach(), *args[1:])  # only its form matters: the model's own tensor need not live on
+    rec.add(Movement(inputs, run, args, kwargs), out, nonnegative=False)
+    rec.replace(target, out)
+    return out
 
 
 _DROPOUT_DIMS = {F.dropout: None, F.dropout1d: 1, F.dropout2d: 2, F.dropout3d: 3}
@@ -245,8 +352,11 @@ def _dropout(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
     value = rec.known(x)
     # The mask is drawn as PyTorch does on the CPU, so that the random stream is that of an unrecorded run; the mask is kept.
     whole = _DROPOUT_DIMS[func]
-    shape = x.shape if whole is None else (*x.shape[: x.dim() - whole], *(1,) * whole)
-    noise = torch.empty(shape, dtype=x.dtype, device=x.device).bernoulli_(1 - p)
+    if whole is None:
+        noise = torch.empty_like(x)  # in the input's layout, which decides which number falls on which element
+    else:
+        noise = torch.empty((*x.shape[: x.dim() - whole], *(1,) * whole), dtype=x.dtype, device=x.device)
+    noise = noise.bernoulli_(1 - p)
     noise = noise.div_(1 - p) if p < 1 else noise
     out = x * noise
     rec.add(Dropout(value, noise), out, nonnegative=value.nonnegative)

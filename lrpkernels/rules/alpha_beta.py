@@ -22,8 +22,9 @@ class AlphaBeta(Rule):
         alpha: >= 1.
         beta: >= 0, alpha - 1.
         eps: stabilizer of both denominators, >= 0.
-        bias: whether the (detached) bias takes part in the denominators and so absorbs relevance.
+        bias: whether the bias takes part in the denominators and so absorbs relevance.
         first: rule of the first layer when this rule is used as a composite.
+        detach_bias: gradients of a heatmap leave the bias in the denominator out, as in the public code of ISNet.
 
     Raises:
         ValueError: alpha - beta is not 1, or a negative number.
@@ -36,6 +37,7 @@ class AlphaBeta(Rule):
     eps: float = 1e-6
     bias: bool = True
     first: Rule | None = None
+    detach_bias: bool = False
     reads = frozenset({"input", "output"})
 
     def __post_init__(self) -> None:
@@ -46,7 +48,7 @@ class AlphaBeta(Rule):
             raise ValueError(f"alpha - beta must be 1, got alpha={self.alpha!r}, beta={self.beta!r}")
 
     def linear(self, layer: Layer, g: Scaled) -> Tensor:
-        g = Scaled(g.total())  # once for both shares
+        g = g.joined()  # once for both shares
         up = layer.share(g, POSITIVE, self.eps, self.bias)
         if self.beta == 0:
             return up * self.alpha
@@ -64,8 +66,9 @@ class ZPlus(Rule):
 
     Args:
         eps: stabilizer, >= 0.
-        bias: whether the positive part of the (detached) bias takes part in the denominator and so absorbs relevance.
+        bias: whether the positive part of the bias takes part in the denominator and so absorbs relevance.
         first: rule of the first layer when this rule is used as a composite, for example ``ZBox(0, 1)``.
+        detach_bias: gradients of a heatmap leave the bias in the denominator out, as in the public code of ISNet.
 
     Raises:
         ValueError: eps negative or not finite.
@@ -76,6 +79,7 @@ class ZPlus(Rule):
     eps: float = 1e-2
     bias: bool = True
     first: Rule | None = None
+    detach_bias: bool = False
     reads = frozenset({"input", "output", "summands", "sum", "pool"})
 
     def __post_init__(self) -> None:

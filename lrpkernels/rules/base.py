@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite
 
 from torch import Tensor
 
 from ..functional import Scaled, epsilon_scale, ratio
-from .views import Activation, Average, Layer, Maximum, Sum
+from .views import Activation, Attention, Average, Layer, Maximum, Norm, Product, Softmax, Sum
 
 # The forward values that a rule's methods may read: `a`, `value` and `preactivation` of a layer; terms and value of a sum; input and
-# output of a pooling layer. What ReLUs and other activations read is always kept.
-EVERYTHING = frozenset({"input", "output", "preactivation", "summands", "sum", "pool"})
+# output of a pooling layer; what a batch norm took its batch statistics of; the input of a ReLU that stands alone. The outputs of ReLUs and
+# what other activations read are always kept.
+EVERYTHING = frozenset({"input", "output", "preactivation", "summands", "sum", "pool", "statistics", "relu"})
+
+SMALLEST = 1e-15  # stabilizer of activations under rules without any: f(0) / 0 has to be a number
 
 
 def positive(name: str, value: float) -> None:
@@ -28,17 +32,37 @@ def reads_of(rule: Rule) -> frozenset[str]:
     return found
 
 
+def equal_shares(operands: int) -> tuple[float, ...]:
+    """The same share of the relevance for each operand."""
+    return (1 / operands,) * operands
+
+
+def shares_without(constants: Sequence[bool]) -> tuple[float, ...]:
+    """Equal shares for the operands that are not constants, 0 for those that are; equal ones for all if that leaves none."""
+    live = len(constants) - sum(constants)
+    return tuple((0.0 if constant else 1 / live) for constant in constants) if live else equal_shares(len(constants))
+
+
 @dataclass(frozen=True)
 class Rule(ABC):
     """Base of all rules. A rule works on multipliers G (R = a * G); what it does not define passes G on unchanged.
 
     Attributes:
-        yields_relevance: :meth:`linear` returns R at the input instead of G (rules for the first layer).
+        eps: the rule's stabilizer.
+        detach_bias: gradients of a heatmap do not reach biases through the denominators that these take part in.
+        yields_relevance: :meth:`linear` (and what :attr:`families` names) returns R at the input instead of G.
+        is_gradient: operations hand on their exact vector-Jacobian product, whatever the methods below say (:class:`Gradient`).
+        families: of "attention", "product", "norm": those operations that it may be chosen for, by a composite's option of that name or
+            by a selector. What a composite chooses for none of these follows the layers' rule, which is AttnLRP's below.
         reads: which forward values its methods read, of ``EVERYTHING`` above: others need not be kept. A subclass sets its own.
     """
 
+    eps = 1e-6
+    detach_bias = False
     yields_relevance = False
+    is_gradient = False
     reads = EVERYTHING
+    families = frozenset[str]()
 
     @property
     def first(self) -> Rule | None:
@@ -62,8 +86,11 @@ class Rule(ABC):
         return epsilon_scale(g, layer.value, epsilon=0.0)
 
     def activation(self, layer: Activation, g: Tensor) -> Tensor:
-        """Through any other activation a = f(z): R is unchanged, so G is multiplied by a / z (stabilized by 1e-6 around z = 0)."""
-        return ratio(g, layer.value, layer.a, epsilon=1e-6)
+        """Through any other activation a = f(z): R is unchanged, so G is multiplied by a / z.
+
+        The stabilizer only keeps the quotient finite around z = 0: eps, and never more than 1e-6 of it.
+        """
+        return ratio(g, layer.value, layer.a, epsilon=max(min(self.eps, 1e-6), SMALLEST))
 
     def add(self, layer: Sum, g: Tensor) -> tuple[Tensor, ...]:
         """Through a sum of branches: shares u / (u + v), so G is the same for both."""
@@ -77,6 +104,39 @@ class Rule(ABC):
         """Through a maximum: the winner takes all."""
         return layer.winner(g)
 
+    # -- operations on several branches, and norms: AttnLRP (Achtibat et al. 2024) ------------------------------------------------
+
+    def attention(self, layer: Attention, g: Tensor) -> tuple[Tensor | None, ...]:
+        """Through attention in one operation: as the matrix products and the softmax that it is made of."""
+        return layer.back(g, 0.25, 0.25, 0.5)
+
+    def softmax(self, layer: Softmax, g: Tensor) -> Tensor | None:
+        """Through a softmax: R = x * gradient, its first-order Taylor term (AttnLRP, Proposition 3.1)."""
+        return layer.pull(g)
+
+    def matmul(self, layer: Product, g: Tensor) -> tuple[Tensor | None, ...]:
+        """Through a matrix product of branches: the same share for each operand (the uniform rule, Proposition 3.3)."""
+        return layer.back(g, equal_shares(len(layer.gates)))
+
+    def product(self, layer: Product, g: Tensor) -> tuple[Tensor | None, ...]:
+        """Through an elementwise product: a gate takes nothing; operands of the same kind share equally (Proposition 3.2)."""
+        return layer.back(g, shares_without(layer.gates))
+
+    def norm(self, layer: Norm, g: Tensor) -> Tensor:
+        """Through a norm: the deviation is a constant (Proposition 3.4), centring a linear map."""
+        return layer.pull(g)
+
     def passes(self, nonnegative: bool) -> float:
         """Passes of a linear layer's size that :meth:`linear` needs at least, beside one forward pass (docs/method.md)."""
         return 1.0
+
+
+class OperationRule(Rule):
+    """Base of the rules for attention, products and norms alone: a composite's options of these names take them, and its selectors."""
+
+    families = frozenset({"attention", "product", "norm"})
+    reads = frozenset[str]()
+
+    def linear(self, layer: Layer, g: Scaled) -> Tensor:
+        """Not for layers with weights; no composite asks for it."""
+        raise TypeError(f"{type(self).__name__} is a rule of attention, products and norms, not of layers with weights")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..functional import WHOLE, Scaled, epsilon_scale, ratio
-from .base import Rule, positive
+from .base import SMALLEST, Rule, positive
 from .views import Activation, Layer
 
 
@@ -43,4 +43,4 @@ class Epsilon(Rule):
         return epsilon_scale(g, layer.value, epsilon=self.eps)
 
     def activation(self, layer: Activation, g: Tensor) -> Tensor:
-        return ratio(g, layer.value, layer.a, epsilon=max(self.eps, 1e-9))
+        return ratio(g, layer.value, layer.a, epsilon=max(self.eps, SMALLEST))

@@ -21,8 +21,9 @@ class Gamma(Rule):
     Args:
         gamma: >= 0; 0 is the epsilon rule, large values approach alpha 1, beta 0.
         eps: stabilizer, >= 0.
-        bias: whether the (detached) bias takes part in the denominators and so absorbs relevance.
+        bias: whether the bias takes part in the denominators and so absorbs relevance.
         first: rule of the first layer when this rule is used as a composite.
+        detach_bias: gradients of a heatmap leave the bias in the denominator out, as in the public code of ISNet.
 
     Raises:
         ValueError: a negative number.
@@ -34,6 +35,7 @@ class Gamma(Rule):
     eps: float = 1e-6
     bias: bool = True
     first: Rule | None = None
+    detach_bias: bool = False
     reads = frozenset({"input", "output"})
 
     def __post_init__(self) -> None:

@@ -15,7 +15,7 @@ from .views import Average, Layer, Maximum, Sum
 class EpsilonLayerwise(Rule):
     """R_j = a_j sum_k w_jk R_k / (z_k + eps sgn z_k) at every layer: the form of LRP-Block, zennit and captum.
 
-    z = W a + b with the bias detached. ReLUs pass R on unchanged. It agrees with :class:`Epsilon` as eps goes to 0.
+    z = W a + b. ReLUs pass R on unchanged. It agrees with :class:`Epsilon` as eps goes to 0.
 
     Args:
         eps: stabilizer, >= 0.
@@ -23,6 +23,7 @@ class EpsilonLayerwise(Rule):
         pools: stabilize pooling layers, too.
         bias: whether the bias takes part in z and so absorbs relevance.
         first: rule of the first layer when this rule is used as a composite.
+        detach_bias: gradients of a heatmap leave the bias in the denominator out, as in the public code of ISNet.
 
     Raises:
         ValueError: eps negative or not finite.
@@ -35,6 +36,7 @@ class EpsilonLayerwise(Rule):
     pools: bool = True
     bias: bool = True
     first: Rule | None = None
+    detach_bias: bool = False
     reads = frozenset({"input", "output", "preactivation", "sum", "pool"})
 
     def __post_init__(self) -> None:

@@ -7,7 +7,7 @@ rule never needs to know which.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from torch import Tensor, nn
@@ -23,11 +23,15 @@ class Recorded(Protocol):
     Attributes:
         kind: "block" for a linear layer, else the name of the operation.
         module: the module that ran it.
+        family: "attention" (softmax and matrix products included), "product" or "norm" for operations whose rule a composite chooses
+            by that option; None for all others.
         module_type: the module that does the same, for functional calls; None: there is none.
     """
 
     kind: str
 
+    @property
+    def family(self) -> str | None: ...
     @property
     def module(self) -> nn.Module | None: ...
     @property
@@ -52,11 +56,18 @@ class Layer(Recorded, Protocol):
     def activation(self) -> Tensor | None:
         """The output of the ReLU; None without one."""
 
+    @property
+    def channel_dim(self) -> int:
+        """The dimension of ``a`` that holds the input channels: 1, or -1 for a dense layer."""
+
+    def ones(self) -> Tensor:
+        """1 for every element of the input, (1 or B, C_in, ...); 0 where data movement ahead of the layer wrote constants (padding)."""
+
     def preactivation(self, bias: bool = True) -> Tensor:
-        """z, (B, C_out, ...), with b detached, or without it."""
+        """z, (B, C_out, ...), or z without b. With the rule's ``detach_bias`` b is a constant here and below."""
 
     def bias(self, part: PartOf) -> Tensor | None:
-        """V of b, detached, shaped to be added to the output; None if the layer has none."""
+        """V of b, shaped to be added to the output; None if the layer has none."""
 
     def apply(self, a: Tensor, part: PartOf, bias: bool = False) -> Tensor:
         """V a, plus the same part of b with ``bias``."""
@@ -72,7 +83,7 @@ class Layer(Recorded, Protocol):
         """
 
     def box(self, s: Scaled, low: Tensor | None, high: Tensor | None) -> Tensor:
-        """Relevance x * W^T s - low * W+^T s - high * W-^T s; the bounds broadcast against the input, None is 0."""
+        """Relevance x * W^T s - low * W+^T s - high * W-^T s; the bounds have its dimensions, None is 0."""
 
 
 class Sum(Recorded, Protocol):
@@ -133,3 +144,49 @@ class Activation(Recorded, Protocol):
     @property
     def value(self) -> Tensor:
         """f(z), (B, ...)."""
+
+
+class Product(Recorded, Protocol):
+    """t = x * y or x @ y of branches (einsum: of any number): linear in each operand.
+
+    Attributes:
+        gates: which operands are weights: made by a sigmoid, its kin or a softmax, or (of an elementwise product) broadcast.
+        activated: which operands an activation function made.
+    """
+
+    @property
+    def gates(self) -> tuple[bool, ...]: ...
+    @property
+    def activated(self) -> tuple[bool, ...]: ...
+
+    def back(self, g: Tensor, shares: Sequence[float]) -> tuple[Tensor | None, ...]:
+        """Multipliers at the operands, each of which gets its share of the relevance: share * G * dt/dx; None for a share of 0."""
+
+
+class Attention(Recorded, Protocol):
+    """softmax(Q K^T scale + mask) V in one operation, whose operands depend on the model's input."""
+
+    def back(self, g: Tensor, q: float, k: float, v: float) -> tuple[Tensor | None, ...]:
+        """Multipliers at Q, K and V: the share times the gradient, softmax by its own derivative; None for shares of 0."""
+
+
+class Softmax(Recorded, Protocol):
+    """p = softmax(x)."""
+
+    def pull(self, g: Tensor) -> Tensor | None:
+        """p (G - sum p G): its first-order Taylor term, R = x * gradient."""
+
+
+class Norm(Recorded, Protocol):
+    """Layer, group, instance or RMS norm, y = w (x - mean) / deviation + b."""
+
+    @property
+    def a(self) -> Tensor:
+        """x, (B, ...)."""
+
+    @property
+    def value(self) -> Tensor:
+        """y, (B, ...)."""
+
+    def pull(self, g: Tensor) -> Tensor:
+        """Through w / deviation, a constant factor, and the subtraction of the mean, a linear map."""

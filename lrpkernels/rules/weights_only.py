@@ -9,13 +9,13 @@ from torch import Tensor
 
 from ..functional import Scaled, times
 from .base import Rule, positive
-from .views import Layer, PartOf
+from .views import Layer, Norm, PartOf
 
 
 def _spread(layer: Layer, g: Scaled, part: PartOf, bias: bool, eps: float) -> Tensor:
     """R_j = sum_k v_jk R_k / (sum_i v_ik + eps) for non-negative weights v, whatever the input."""
-    ones = torch.ones_like(layer.a[:1])
-    d = layer.apply(ones, part, bias)
+    d = layer.apply(layer.ones(), part, bias)
+    d = torch.where(d == 0, 1.0, d)  # it sees padding alone, and has nobody to hand anything on to
     return layer.pull(g.over(layer.value, d.expand_as(layer.value).contiguous(), eps), part)
 
 
@@ -26,6 +26,7 @@ class WSquare(Rule):
     Args:
         eps: stabilizer, >= 0.
         bias: whether b^2 takes part in the denominator.
+        detach_bias: gradients of a heatmap leave the bias in the denominator out, as in the public code of ISNet.
 
     Raises:
         ValueError: eps negative or not finite.
@@ -35,6 +36,7 @@ class WSquare(Rule):
 
     eps: float = 1e-6
     bias: bool = True
+    detach_bias: bool = False
     yields_relevance = True
     reads = frozenset({"input", "output"})
 
@@ -71,7 +73,7 @@ class Flat(Rule):
 
 @dataclass(frozen=True)
 class Pass(Rule):
-    """R_j = R_k: relevance unchanged, for layers whose output has the shape of their input.
+    """R_j = R_k: relevance unchanged, for layers whose output has the shape of their input, and for norms.
 
     Raises:
         ValueError: (when applied) the shapes differ.
@@ -79,6 +81,10 @@ class Pass(Rule):
 
     yields_relevance = True
     reads = frozenset({"input", "output"})
+    families = frozenset({"norm"})
+
+    def norm(self, layer: Norm, g: Tensor) -> Tensor:
+        return times(g, layer.value)
 
     def linear(self, layer: Layer, g: Scaled) -> Tensor:
         if layer.a.shape != layer.value.shape:
@@ -86,4 +92,4 @@ class Pass(Rule):
                 f"Pass: a layer of input shape {tuple(layer.a.shape)} and output shape {tuple(layer.value.shape)} cannot pass relevance "
                 "on unchanged; give it another rule"
             )
-        return times(g.total(), layer.value)
+        return g.relevance(layer.value)

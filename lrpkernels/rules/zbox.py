@@ -1,4 +1,4 @@
-"""The z^B (box) rule for a first layer that reads pixels of known range."""
+"""The z^B (box) rule for a layer that reads pixels of known range."""
 
 from __future__ import annotations
 
@@ -7,76 +7,166 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..functional import NEGATIVE, POSITIVE, Scaled
+from ..functional import NEGATIVE, POSITIVE, Scaled, is_capturing
 from .base import Rule, positive
 from .views import Layer
 
+Bound = float | tuple[float, ...] | list[float] | Tensor
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False, repr=False)
 class ZBox(Rule):
     """R_x = x * W^T s - l * W+^T s - h * W-^T s,  s = R_h / z,  z = W x + b - l (W+ 1 + b+) - h (W- 1 + b-), stabilized.
 
-    W and b are the first layer merged with its batch norm, b detached; R_h = h * G_h at the first ReLU's output h, that ReLU's own
-    factor not applied; the image of ones gets the layer's zero padding as the input does.
+    W and b are the layer merged with its batch norm; R_h = h * G_h at the ReLU's output h, that ReLU's own factor not applied. With
+    bounds per channel or pixel W+ 1 and W- 1 become W+ l and W- h, and b+ and b- count with the mean bound of the image.
 
     Args:
-        low: l, the smallest pixel value: a number, or one per channel.
-        high: h, the largest pixel value, likewise; low < high.
+        low: l, the smallest value of the layer's input: a number; one per channel (a tuple, list or 1-d tensor; channels are the last
+            dimension ahead of a dense layer, else the second); or a tensor that broadcasts to that input, (C, 1, 1), (C, H, W),
+            (B, C, H, W), .... A constant for gradients.
+        high: h, the largest value, likewise; low < high.
         eps: stabilizer, >= 0.
-        bias: whether b takes part in z, as above; without it z = W x - l W+ 1 - h W- 1 (what zennit's box rule comes to).
+        bias: whether b takes part in z, as above; without it z = W x - W+ l - W- h (what zennit's box rule comes to).
+        detach_bias: gradients of a heatmap leave the bias in the denominator out, as in the public code of ISNet.
 
     Raises:
-        ValueError: low is not below high, or a length that is not the number of input channels.
+        ValueError: low is not below high; bounds that do not fit together or, when applied, the layer's input.
 
     Source: Montavon et al. 2017 and 2019 (z^B rule); docs/method.md section 1.
     """
 
-    low: float | tuple[float, ...] = 0.0
-    high: float | tuple[float, ...] = 1.0
+    low: Bound = 0.0
+    high: Bound = 1.0
     eps: float = 1e-2
     bias: bool = True
+    detach_bias: bool = False
 
     yields_relevance = True
     reads = frozenset({"input", "output", "preactivation"})
 
     def __post_init__(self) -> None:
         positive("eps", self.eps)
-        low, high = _numbers(self.low), _numbers(self.high)
-        if len(low) > 1 and len(high) > 1 and len(low) != len(high):
-            raise ValueError(f"low and high must have the same length, got {len(low)} and {len(high)}")
-        lows, highs = low * max(1, len(high) // len(low)), high * max(1, len(low) // len(high))
-        if any(not a < b for a, b in zip(lows, highs, strict=True)):
-            raise ValueError(f"low must be below high, got low={self.low!r}, high={self.high!r}")
+        self._check(_are_below(self.low, self.high))
+
+    def _check(self, below: bool) -> None:
+        if not below:
+            raise ValueError(f"low must be below high, got low={_text(self.low)}, high={_text(self.high)}")
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, ZBox)
+            and (type(self), self.eps, self.bias, self.detach_bias)
+            == (type(other), other.eps, other.bias, other.detach_bias)
+            and _same(self.low, other.low)
+            and _same(self.high, other.high)
+        )
+
+    def __hash__(self) -> int:
+        return hash((type(self), self.eps, self.bias))
+
+    def __repr__(self) -> str:
+        bounds = f"low={_text(self.low)}, high={_text(self.high)}"
+        return (
+            f"{type(self).__name__}({bounds}, eps={self.eps!r}, bias={self.bias!r}, detach_bias={self.detach_bias!r})"
+        )
 
     def linear(self, layer: Layer, g: Scaled) -> Tensor:
-        low, high = self._bound("low", self.low, layer.a), self._bound("high", self.high, layer.a)
+        low, high = _bound("low", self.low, layer), _bound("high", self.high, layer)
+        if _are_mixed(self.low, self.high) and low is not None and high is not None and not is_capturing(low.device):
+            self._check(bool((low < high).all()))
         z = layer.preactivation(self.bias)
-        for bound, numbers, part in ((low, self.low, POSITIVE), (high, self.high, NEGATIVE)):
+        for bound, given, part in ((low, self.low, POSITIVE), (high, self.high, NEGATIVE)):
             if bound is None:
                 continue
-            # The same for every image, so one image of the bound's value will do. The bias counts with the mean bound.
-            z = z - layer.apply(bound.expand(1, *layer.a.shape[1:]).contiguous(), part)
+            # One image of bounds that are the same for every image, where the layer reads pixels.
+            z = z - layer.apply(bound * layer.ones(), part)
             b = layer.bias(part) if self.bias else None
             if b is not None:
-                z = z - sum(_numbers(numbers)) / len(_numbers(numbers)) * b
+                z = z - _mean(given, bound, z.dim()) * b
         return layer.box(g.over(layer.value, z, self.eps), low, high)
 
     def passes(self, nonnegative: bool) -> float:
-        return 3.0  # W, W+ and W- are each applied to s; their denominators come from one image of constants
+        return 3.0  # W, W+ and W- are each applied to s; their denominators come from one image of bounds
 
-    def _bound(self, name: str, bound: float | tuple[float, ...], x: Tensor) -> Tensor | None:
-        """The bound, (1, C or 1, 1, ...); None if it is zero everywhere and drops out."""
-        numbers = _numbers(bound)
-        if not any(numbers):
-            return None
-        if len(numbers) > 1 and (x.dim() < 2 or len(numbers) != x.shape[1]):
-            raise ValueError(
-                f"ZBox: {name} has {len(numbers)} values, the first layer's input has {x.shape[1]} channels"
-            )
+
+def _bound(name: str, bound: Bound, layer: Layer) -> Tensor | None:
+    """A bound with the dimensions of the layer's input, 1 where it does not vary; None if it is zero everywhere and drops out."""
+    x = layer.a
+    if isinstance(bound, Tensor):
+        found = bound.detach().to(x)
+    else:
         # As torch.tensor, but filled on the device: a copy from the host cannot be captured in a CUDA graph.
-        filled = torch.cat([torch.full((1,), number, dtype=x.dtype, device=x.device) for number in numbers])
-        return filled.view(1, -1, *(1,) * (x.dim() - 2))
+        found = torch.cat([torch.full((1,), number, dtype=x.dtype, device=x.device) for number in _numbers(bound)])
+    if found.dim() <= 1:
+        channels = x.shape[layer.channel_dim]
+        if found.numel() not in (1, channels):
+            raise ValueError(f"ZBox: {name} has {found.numel()} values, the layer's input has {channels} channels")
+        shape = [1] * x.dim()
+        shape[layer.channel_dim] = found.numel()
+        zero = not isinstance(bound, Tensor) and not any(_numbers(bound))
+        return None if zero else found.view(shape)
+    fits = found.dim() <= x.dim() and all(
+        own in (1, size) for own, size in zip(found.shape[::-1], x.shape[::-1], strict=False)
+    )
+    if not fits:
+        raise ValueError(
+            f"ZBox: {name} of shape {tuple(found.shape)} does not broadcast to the layer's input of shape {tuple(x.shape)}; bounds are "
+            "those of what the layer reads, behind any data movement"
+        )
+    return found.view(*(1,) * (x.dim() - found.dim()), *found.shape)
 
 
-def _numbers(bound: float | tuple[float, ...]) -> tuple[float, ...]:
+def _mean(given: Bound, bound: Tensor, dimensions: int) -> float | Tensor:
+    """The mean bound of each image, to be broadcast against the layer's output; a number if that is given by numbers."""
+    if not isinstance(given, Tensor):
+        return sum(_numbers(given)) / len(_numbers(given))
+    return bound.flatten(1).mean(1).view(-1, *(1,) * (dimensions - 1))
+
+
+def _numbers(bound: Bound) -> tuple[float, ...]:
     return tuple(float(v) for v in bound) if isinstance(bound, (tuple, list)) else (float(bound),)
+
+
+def _are_below(low: Bound, high: Bound) -> bool:
+    """Whether low < high everywhere.
+
+    Raises:
+        ValueError: they do not fit together.
+    """
+    if not isinstance(low, Tensor) and not isinstance(
+        high, Tensor
+    ):  # without tensors: a rule may be made at every step
+        lows, highs = _numbers(low), _numbers(high)
+        if len(lows) > 1 and len(highs) > 1 and len(lows) != len(highs):
+            raise ValueError(f"low and high must have the same length, got {len(lows)} and {len(highs)}")
+        pairs = zip(lows * max(1, len(highs) // len(lows)), highs * max(1, len(lows) // len(highs)), strict=True)
+        return all(a < b for a, b in pairs)
+    tensors = (
+        b.detach() if isinstance(b, Tensor) else torch.tensor(_numbers(b), dtype=torch.float64) for b in (low, high)
+    )
+    below, above = tensors
+    if _are_mixed(low, high):
+        return True
+    try:
+        return bool((below.to(above.device) < above).all())
+    except RuntimeError:
+        shapes = f"{tuple(below.shape)} and {tuple(above.shape)}"
+        raise ValueError(f"low and high must broadcast against each other, got shapes {shapes}") from None
+
+
+def _are_mixed(low: Bound, high: Bound) -> bool:
+    """Whether one is a bound per channel, the other one per pixel: which dimension is the channels' is known when the rule is applied."""
+    dims = [bound.dim() if isinstance(bound, Tensor) else int(len(_numbers(bound)) > 1) for bound in (low, high)]
+    return min(dims) == 1 < max(dims)
+
+
+def _same(bound: Bound, other: Bound) -> bool:
+    if isinstance(bound, Tensor) or isinstance(other, Tensor):
+        both = isinstance(bound, Tensor) and isinstance(other, Tensor)
+        return bound is other or (both and bound.device == other.device and torch.equal(bound, other))  # type: ignore[arg-type, union-attr]
+    return _numbers(bound) == _numbers(other)
+
+
+def _text(bound: Bound) -> str:
+    return f"<tensor of shape {tuple(bound.shape)}>" if isinstance(bound, Tensor) else repr(bound)

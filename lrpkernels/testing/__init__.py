@@ -1,5 +1,6 @@
 """Sample inputs and float64 references of every op, and the CUDA kernels on the CPU: shared by tests, doctor and benchmarks."""
 
+from .accuracy import Accuracy, accuracies, error_ratio
 from .emulation import emulated_cuda
 from .layer_samples import CONV_OPS, POOL_OPS, REFERENCES
 from .rule_samples import RULE_OPS, RULE_REFERENCES
@@ -9,11 +10,8 @@ from .samples import (
     OPS,
     POINTWISE_OPS,
     SHAPES,
-    SUM_MARGIN,
-    SUMMING_OPS,
     Sample,
     arithmetic_dtype,
-    error_ratio,
     lay_out,
     reference,
     samples,

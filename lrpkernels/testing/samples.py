@@ -20,9 +20,6 @@ from .rule_samples import RULE_OPS, RULE_REFERENCES, rule_samples
 POINTWISE_OPS = ("epsilon_scale", "epsilon_scale_backward", "ratio", "ratio_backward")
 OPS = (*POINTWISE_OPS, *POOL_OPS, *CONV_OPS, *RULE_OPS)
 CPU_OPS = tuple(op for op in OPS if op not in CONV_OPS)  # convolutions of CPU tensors are ATen's
-# Sums over images and positions, which plain PyTorch adds up in another order: its own error is a weaker bound for a kernel's.
-SUMMING_OPS = (*CONV_OPS, "affine_backward")
-SUM_MARGIN = 4.0
 LAYOUTS = ("contiguous", "channels_last", "strided", "offset")
 
 # Odd sizes, vector tails, batch 0 and 1, one channel, [N, C], volumes, planes longer than a parallel task, many channels.
@@ -167,35 +164,3 @@ def reference(op: str, arguments: tuple[Any, ...], dtype: torch.dtype = torch.fl
     found = iter(torch.autograd.grad(results, asked, grads if isinstance(results, tuple) else grads[0]))
     pairs = [pair for pair in zip(leaves, wanted, strict=False) if pair[1] is not None]
     return tuple(next(found) if want and leaf is not None else grads[0].new_empty(0) for leaf, want in pairs)
-
-
-def error_ratio(actual: Tensor, plain: Tensor, exact: Tensor) -> float:
-    """The largest error of a kernel, relative to what is allowed.
-
-    The bound is twice plain PyTorch's error in the same dtype plus two roundings; for float64, where the exact result is
-    itself rounded, 64 roundings.
-
-    Args:
-        actual: the kernel's result.
-        plain: plain PyTorch's result, computed in the storage dtype.
-        exact: the result in float64.
-
-    Returns:
-        At most 1 for a correct kernel; infinite for a NaN that is not in ``exact``, a missing one, or another shape.
-    """
-    if actual.shape != exact.shape:
-        return float("inf")
-    if not actual.is_floating_point():  # positions: right or wrong
-        return 0.0 if torch.equal(actual, exact.to(actual.dtype)) else float("inf")
-    got, eager = actual.double(), plain.double()
-    known = ~exact.isnan()
-    if not torch.equal(got.isnan(), ~known):
-        return float("inf")
-    if not known.any():
-        return 0.0
-    exact = exact[known]
-    error = (got[known] - exact).abs().max()
-    limits = torch.finfo(actual.dtype)
-    roundings = 64 if actual.dtype == torch.float64 else 2
-    allowed = 2 * (eager[known] - exact).abs().max().nan_to_num(0.0) + roundings * limits.eps * exact.abs().max()
-    return float(error / (allowed + limits.tiny))

@@ -11,7 +11,7 @@ from rich.table import Table
 from torch import Tensor
 
 from .._extension import has_cuda_kernels
-from ..testing import CONV_OPS, CPU_OPS, LAYOUTS, OPS, SUM_MARGIN, SUMMING_OPS, error_ratio, reference, samples
+from ..testing import CONV_OPS, CPU_OPS, LAYOUTS, OPS, accuracies, samples
 
 _CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 _CUDA_DTYPES = (*_CPU_DTYPES, torch.float16)
@@ -119,31 +119,20 @@ def _check(op: Callable[..., Any], kernel: str, dtype: torch.dtype, device: str,
     count, largest, worst, highest, failure = 0, 0.0, "", -1.0, None
     for arguments, label in _calls(kernel, dtype):
         given = (*arguments[:-1], True) if tensor_cores else arguments
-        exact = reference(kernel, arguments)
-        plain = reference(kernel, arguments, torch.bfloat16 if tensor_cores and dtype == torch.float32 else dtype)
         try:
             results = op(*(a.to(device) if isinstance(a, Tensor) else a for a in given))
         except RuntimeError as error:
             failure = failure or f"{label}: {error}"
             break
-        results = results if isinstance(results, tuple) else (results,)
         count += 1
-        for actual, eager, truth in zip(results, plain, exact, strict=True):
-            ratio = error_ratio(actual.cpu(), eager, truth) / (SUM_MARGIN if kernel in SUMMING_OPS else 1.0)
-            if ratio > highest:
-                highest, worst = ratio, label
-            largest = max(largest, _relative(actual.cpu(), truth))
-            if not ratio <= 1 and failure is None:
-                failure = f"{label}: {ratio:.3g} times the error that {_name(dtype, tensor_cores)} allows"
+        plain = torch.bfloat16 if tensor_cores and dtype == torch.float32 else dtype
+        for found in accuracies(kernel, arguments, results, plain):
+            if found.ratio > highest:
+                highest, worst = found.ratio, label
+            largest = max(largest, found.error)
+            if not found.ratio <= 1 and failure is None:
+                failure = f"{label}: {found.ratio:.3g} times the error that {_name(dtype, tensor_cores)} allows"
     return Check(device, kernel, _name(dtype, tensor_cores), count, largest, worst, failure is None, failure)
-
-
-def _relative(actual: Tensor, exact: Tensor) -> float:
-    if actual.shape != exact.shape:
-        return float("inf")
-    if exact.numel() == 0 or not bool(exact.any()):
-        return 0.0
-    return float((actual.double() - exact).abs().max().nan_to_num(float("inf")) / exact.abs().max())
 
 
 def table(diagnosis: Diagnosis) -> Any:

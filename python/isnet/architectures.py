@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -20,24 +19,6 @@ _CLASS_NAMES = ("num_classes", "out_channels", "n_classes")
 
 class ArchitectureError(ValueError):
     """An architecture that cannot be found, built, or run on the data."""
-
-
-def parse_arguments(pairs: Iterable[str]) -> dict[str, Any]:
-    """Reads ``key=value`` pairs; a value that is valid JSON is read as such, any other as text.
-
-    Raises:
-        ArchitectureError: a pair without ``=`` or with an empty key.
-    """
-    arguments = {}
-    for pair in pairs:
-        key, separator, text = pair.partition("=")
-        if not separator or not key.isidentifier():
-            raise ArchitectureError(f"expected key=value, got {pair!r}")
-        try:
-            arguments[key] = json.loads(text)
-        except json.JSONDecodeError:
-            arguments[key] = text
-    return arguments
 
 
 def build_architecture(

@@ -8,9 +8,9 @@ import lightning
 import torch
 from torch import Tensor
 
-from isnet.evaluation import Example, right_answers
 from isnet.loss import ISNetLoss, classification_loss
 from isnet.model import ISNet
+from isnet.scoring.evaluation import Example, right_answers
 
 
 class ISNetModule(lightning.LightningModule):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -14,9 +14,7 @@ from torch import Tensor, nn
 from lrpkernels.functional import HeatmapScores, has_heatmap_kernels, heatmap_scores
 
 from .gwrp import gwrp
-
-if TYPE_CHECKING:
-    from .model import ISNetOutput
+from .model import ISNetOutput
 
 Normalization = Literal["absolute", "signed", "none"]
 Foreground = Literal["hybrid", "L2", "L1"]

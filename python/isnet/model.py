@@ -12,10 +12,8 @@ from torch import Tensor, nn
 
 import lrpkernels as lrp
 
-from .evaluation import heatmaps
+from .explanation import heatmaps
 from .variants import VARIANTS, Form
-
-VariantName = Literal["selective", "stochastic", "original", "dual", "gradient_times_input"]
 
 
 @dataclass(frozen=True)
@@ -52,6 +50,7 @@ class ISNet(nn.Module):
             steps run these calls alone, which saves time on small layers (:class:`lrpkernels.StaticCalls` states the requirements).
         form: where epsilon maps have their stabilizers: "flex", at each ReLU (LRP-Flex), or "layerwise", at every linear layer, pooling
             and sum (LRP-Block), the second for comparison (docs/isnet.md, "Choices").
+        check: whether the model is verified at its first use with each form of input, as in :class:`lrpkernels.LRP`.
 
     Raises:
         TypeError: ``model`` is not a module.
@@ -63,7 +62,7 @@ class ISNet(nn.Module):
     def __init__(
         self,
         model: nn.Module,
-        variant: VariantName = "selective",
+        variant: str = "selective",
         eps: float = 1e-2,
         input_range: tuple[Any, Any] | None = (0.0, 1.0),
         layers: Sequence[str] = (),
@@ -71,6 +70,7 @@ class ISNet(nn.Module):
         checkpoint: bool = False,
         static: bool = False,
         form: Form = "flex",
+        check: bool | Literal["always"] = True,
     ) -> None:
         super().__init__()
         if not isinstance(model, nn.Module):
@@ -89,7 +89,7 @@ class ISNet(nn.Module):
         self.model = model
         self.variant = variant
         self.eps, self.input_range, self.layers, self.generator = eps, input_range, tuple(layers), generator
-        self.checkpoint, self.form = checkpoint, form
+        self.checkpoint, self.form, self.check = checkpoint, form, check
         self._calls = lrp.StaticCalls() if static else None
         self._variant = VARIANTS[variant](eps, input_range, generator, form)
         self._variant.epsilon()  # checks eps and input_range now, not at the first batch
@@ -115,18 +115,22 @@ class ISNet(nn.Module):
             lrpkernels.RelevanceError: the model cannot be explained.
         """
         if not self.training:
-            return self.model(x)
+            return lrp.select_logits(self.model(x))
         if not heatmaps:
-            return ISNetOutput(self.model(x))
+            return ISNetOutput(lrp.select_logits(self.model(x)))
         if not self._range_is_checked:
             self._check_range(x)
         composites = self._variant.composites()
-        options: dict[str, Any] = {"at": self.layers, "checkpoint": self.checkpoint, "static": self._calls}
+        options: dict[str, Any] = {
+            "at": self.layers,
+            "checkpoint": self.checkpoint,
+            "static": self._calls,
+            "check": self.check,
+        }
         with lrp.record(self.model, x, composite=composites, **options) as tape:
-            logits = tape.output
-            if not isinstance(logits, Tensor) or logits.dim() != 2:
-                got = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
-                raise ValueError(f"model must return logits of shape [B, K], got {got}")
+            logits = lrp.select_logits(tape.output)
+            if logits.dim() != 2:
+                raise ValueError(f"model must return logits of shape [B, K], got shape {tuple(logits.shape)}")
             maps: dict[str, list[Tensor]] = {}
             passes = self._variant.explained(logits, place)
             for explained in passes:
@@ -140,7 +144,7 @@ class ISNet(nn.Module):
         )
 
     def explain(self, x: Tensor, target: Any = None) -> tuple[Tensor, Tensor]:
-        """Logits and heatmap to look at (:func:`isnet.evaluation.heatmaps`): in evaluation mode, without gradients.
+        """Logits and heatmap to look at (:func:`isnet.scoring.evaluation.heatmaps`): in evaluation mode, without gradients.
 
         By the epsilon rule, z^B at the input if its range is known, whatever the variant: so that networks can be compared.
 

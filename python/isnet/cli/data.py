@@ -11,6 +11,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from isnet.config import ImagesConfig
+from isnet.data import audit, describe, review
+from isnet.data.table import TRAIN, VALIDATION
+from isnet.runs.data import image_set, load_table, progress_bar
+
 app = typer.Typer(help="Images and masks.", no_args_is_help=True)
 
 
@@ -26,11 +31,6 @@ def check(
 
     A mask may be missing where only tests see the image.
     """
-    from isnet.data import audit, describe, review
-    from isnet.data.records import TRAIN, VALIDATION
-    from isnet.run_config import ImagesConfig
-    from isnet.run_data import _progress, image_set, load_table
-
     config = ImagesConfig(str(data), None if masks is None else str(masks), tuple(label or ()), segmenter=segmenter)
     config = dataclasses.replace(config, size=(size, size), channels=1)
     table = load_table(config)
@@ -40,7 +40,7 @@ def check(
         summary.add_row(split, source or "-", str(count), *(str(number) for number in classes.values()))
     console.print(summary)
     images = image_set(config, table, need_masks=(TRAIN, VALIDATION))
-    problems = audit(images, _progress("reading images and masks", True))
+    problems = audit(images, progress_bar("reading images and masks", True))
     for problem in problems:
         console.print(f"[red]{problem.trouble}[/]: {escape(problem.text)}", soft_wrap=True, highlight=False)
     bad = len({problem.row for problem in problems})

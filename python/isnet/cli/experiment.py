@@ -7,6 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
+from isnet.experiments import classes as classes_experiment
+from isnet.experiments import mnist as mnist_experiment
+from isnet.experiments import xray as xray_experiment
+
 app = typer.Typer(help="Experiments that a single command repeats.", no_args_is_help=True)
 
 _WARMUP_BACKGROUND = typer.Option(
@@ -50,16 +54,14 @@ def mnist(
     processes: Annotated[int, typer.Option(help="Trainings at a time.", min=1)] = 2,
 ) -> None:
     """Every method on biased MNIST, several kinds of mark; goes on where it was interrupted."""
-    from isnet.experiments import mnist as experiment
-
     changes: dict[str, Any] = {"data_folder": str(data_folder), **_methods(method)}
     if mark:
         changes["marks"] = tuple(mark)
     if out is not None:
         changes["folder"] = str(out)
     changes |= _seeds_and_background(seeds, warmup_background)
-    config = experiment.preset(preset, **changes)
-    typer.echo(experiment.table(experiment.run_experiment(config, processes=processes)))
+    config = mnist_experiment.preset(preset, **changes)
+    typer.echo(mnist_experiment.table(mnist_experiment.run_experiment(config, processes=processes)))
     typer.echo(f"Cells and tables: {config.folder}")
 
 
@@ -67,16 +69,14 @@ def mnist(
 def classes(
     out: Annotated[Path, typer.Option(help="Folder of figure and table.")] = Path("runs/classes"),
     count: Annotated[
-        list[int] | None, typer.Option(help="Number of classes; repeatable.", show_default="2 10 50 200 1000")
+        list[int] | None, typer.Option(help="Number of classes; repeatable.", min=2, show_default="2 10 50 200 1000")
     ] = None,
     repeats: Annotated[int, typer.Option(help="Pairs of steps.", min=1)] = 5,
 ) -> None:
     """Training time against the number of classes."""
-    from isnet.experiments import classes as experiment
-
-    rows = experiment.measure(count or (2, 10, 50, 200, 1000), repeats=repeats)
-    experiment.write(out, rows)
-    typer.echo(experiment.table(rows))
+    rows = classes_experiment.measure(count or (2, 10, 50, 200, 1000), repeats=repeats)
+    classes_experiment.write(out, rows)
+    typer.echo(classes_experiment.table(rows))
     typer.echo(f"Figure and table: {out}")
 
 
@@ -115,8 +115,6 @@ def xray(
     processes: Annotated[int, typer.Option(help="Trainings at a time.", min=1)] = 2,
 ) -> None:
     """Chest radiographs out of distribution: rendered from four CTs (semi-synthetic), or your own; goes on where it stopped."""
-    from isnet.experiments import xray as experiment
-
     changes: dict[str, Any] = {"ct_folder": str(ct_folder), **_methods(method)}
     for name, value in (("data", data), ("images", images), ("folder", out)):
         if value is not None:
@@ -126,6 +124,6 @@ def xray(
         changes["size"] = size
     if held_out:
         changes["held_out"] = tuple(held_out)
-    config = experiment.preset(preset, **changes)
-    typer.echo(experiment.table(experiment.run_experiment(config, processes=processes)))
+    config = xray_experiment.preset(preset, **changes)
+    typer.echo(xray_experiment.table(xray_experiment.run_experiment(config, processes=processes)))
     typer.echo(f"Runs and tables: {config.folder}")

@@ -1,37 +1,31 @@
-"""Data sets with foreground masks: the user's own images, and biased MNIST."""
+"""Your own images with labels and foreground masks."""
 
 from isnet.data.audit import Problem, apply_policy, audit, review
 from isnet.data.augmentation import Augmentation, joint_transform
-from isnet.data.biased_mnist import BiasedMNIST, BiasedMNISTSplits, biased_mnist_splits
-from isnet.data.files import FileRef, UnreadableFileError, read_image, read_mask
-from isnet.data.idx import CorruptDataError
-from isnet.data.masked_images import MaskedImages, MaskError, pixel_range
-from isnet.data.mnist import MNIST, DataUnavailableError, load_mnist
-from isnet.data.records import DataError, ImageTable, Record, describe, read_table, with_validation
-from isnet.data.shards import ShardError
+from isnet.data.files import FileRef, UnreadableFileError
+from isnet.data.masked_images import Example, MaskedImages, MaskError, MaskPolicy, Resize, pixel_range
+from isnet.data.pixels import read_image, read_mask
+from isnet.data.sets import ShardError, read_table
+from isnet.data.table import DataError, ImageTable, Record, describe, with_validation
 
 __all__ = [
-    "MNIST",
     "Augmentation",
-    "BiasedMNIST",
-    "BiasedMNISTSplits",
-    "CorruptDataError",
     "DataError",
-    "DataUnavailableError",
+    "Example",
     "FileRef",
     "ImageTable",
     "MaskError",
+    "MaskPolicy",
     "MaskedImages",
     "Problem",
     "Record",
+    "Resize",
     "ShardError",
     "UnreadableFileError",
     "apply_policy",
     "audit",
-    "biased_mnist_splits",
     "describe",
     "joint_transform",
-    "load_mnist",
     "pixel_range",
     "read_image",
     "read_mask",

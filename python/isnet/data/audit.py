@@ -8,9 +8,10 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from isnet.data.files import UnreadableFileError, read_image
+from isnet.data.files import UnreadableFileError
 from isnet.data.masked_images import MaskedImages, MaskError, MaskPolicy
-from isnet.data.records import TRAIN, DataError, ImageTable
+from isnet.data.pixels import read_image
+from isnet.data.table import TRAIN, DataError, ImageTable
 
 Trouble = Literal["image", "mask"]
 _NAMED = 5  # of many images or groups

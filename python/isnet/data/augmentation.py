@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from numbers import Real
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from isnet.data.records import DataError
+from isnet.data.table import DataError
 
 JointTransform = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -78,6 +78,24 @@ def _albumentations(transform: Any, image: Tensor, mask: Tensor) -> Any:
 _CALLS = {"torchvision": _torchvision, "monai": _monai, "albumentations": _albumentations}
 
 
+# What each strength may be at most.
+STRENGTHS: Mapping[str, float] = {"flip": 1, "rotate": 180, "shift": math.inf, "zoom": 0.9, "contrast": 0.9}
+
+
+def check_strengths(strengths: Mapping[str, Any]) -> None:
+    """Checks the arguments of an :class:`Augmentation`.
+
+    Raises:
+        ValueError: an unknown name, or a number out of range.
+    """
+    for name, value in strengths.items():
+        if name not in STRENGTHS:
+            raise ValueError(f"expected {', '.join(STRENGTHS)}, got {name!r}")
+        # Texts and booleans can come from the command line.
+        if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) <= STRENGTHS[name]:
+            raise ValueError(f"{name}: expected a number in [0, {STRENGTHS[name]}], got {value!r}")
+
+
 class Augmentation:
     """Random flips, rotations, shifts, zooms and contrast, the geometric ones applied to image and mask alike.
 
@@ -98,17 +116,7 @@ class Augmentation:
     ) -> None:
         from monai.transforms import Compose, RandAdjustContrastd, RandAffined
 
-        limits = {
-            "flip": (flip, 1),
-            "rotate": (rotate, 180),
-            "shift": (shift, math.inf),
-            "zoom": (zoom, 0.9),
-            "contrast": (contrast, 0.9),
-        }
-        for name, (value, most) in limits.items():
-            # Texts and booleans can come from the command line.
-            if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value <= most:
-                raise ValueError(f"{name}: expected a number in [0, {most}], got {value!r}")
+        check_strengths({"flip": flip, "rotate": rotate, "shift": shift, "zoom": zoom, "contrast": contrast})
         both = ["image", "mask"]
         steps: list[Any] = []
         # For small images MONAI's bookkeeping takes longer than their training step: what needs no resampling is done without MONAI.

@@ -13,9 +13,11 @@ from torch.utils.data import Dataset
 
 from isnet._seeds import seeded, stream_seed
 from isnet.data.augmentation import joint_transform
-from isnet.data.files import FileRef, UnreadableFileError, read_image, read_mask
-from isnet.data.records import DataError, ImageTable, Record
+from isnet.data.files import FileRef, UnreadableFileError
+from isnet.data.pixels import read_image, read_mask
+from isnet.data.table import DataError, ImageTable, Record
 
+Example = tuple[Tensor, Tensor, Tensor]  # image [C, H, W], label [] or labels [K], mask [1, H, W]
 MaskPolicy = Literal["error", "skip", "full"]
 Resize = Literal["stretch", "pad"]
 Segmenter = Callable[[Tensor], Tensor]
@@ -92,8 +94,8 @@ class MaskedImages(Dataset[tuple[Tensor, Tensor, Tensor]]):
         self.labels = torch.tensor(labels, dtype=torch.float32 if table.multi_label else torch.int64)
 
     @property
-    def files(self) -> list[FileRef]:
-        """The images' files, by absolute path."""
+    def contents(self) -> list[FileRef]:
+        """What the set shows, to compare it with others: the images' files, by absolute path."""
         return [replace(record.image, path=record.image.path.resolve()) for record in self.table.records]
 
     def __len__(self) -> int:

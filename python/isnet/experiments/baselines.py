@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from isnet.evaluation import Example
+from isnet.data import Example
 from isnet.loss import classification_loss
 
 

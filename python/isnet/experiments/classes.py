@@ -15,9 +15,9 @@ from rich.progress import track
 
 from isnet._files import atomic_path, write_json
 from isnet.architectures import build_architecture
+from isnet.experiments.trainings import NARROW_RESNET
 from isnet.loss import ISNetLoss
 from isnet.model import ISNet
-from isnet.run_config import NARROW_RESNET, NARROW_RESNET_ARGUMENTS
 
 VARIANTS = ("original", "dual", "selective", "stochastic")
 
@@ -66,8 +66,10 @@ def measure(
 
 def _steps(variant: str, classes: int, batch: int, size: int) -> tuple[Callable[[], None], Callable[[], None]]:
     torch.manual_seed(0)
-    model = build_architecture(NARROW_RESNET, NARROW_RESNET_ARGUMENTS, image_shape=(1, size, size), num_classes=classes)
-    network = ISNet(model.train(), variant, generator=torch.Generator())  # type: ignore[arg-type]
+    model = build_architecture(
+        NARROW_RESNET.arch, NARROW_RESNET.arch_args, image_shape=(1, size, size), num_classes=classes
+    )
+    network = ISNet(model.train(), variant, generator=torch.Generator())
     criterion = ISNetLoss()
     images, labels = torch.rand(batch, 1, size, size), torch.arange(batch) % classes
     masks = torch.zeros(batch, 1, size, size)

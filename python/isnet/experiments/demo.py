@@ -11,7 +11,6 @@ The warm-up is computed once and continued three times.
 
 from __future__ import annotations
 
-import dataclasses
 import multiprocessing
 import os
 import shutil
@@ -28,13 +27,13 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from isnet._files import write_text
-from isnet.data import load_mnist
-from isnet.report import Row, gallery, markdown_table, score_rows, write_report
-from isnet.run_config import DataConfig, HeatmapConfig, RunConfig
-from isnet.run_data import load_data
-from isnet.runlog import LOG_NAME, read_log
-from isnet.runs import branch_run, evaluate_run, load_run, train_run
-from isnet.train_config import TrainConfig
+from isnet.config import RunConfig
+from isnet.experiments.digits import DigitsConfig, digits_run
+from isnet.experiments.mnist_files import load_mnist
+from isnet.runs import branch_run, evaluate_run, load_run, load_run_data, train_run
+from isnet.runs.report import gallery, write_report
+from isnet.runs.tables import Row, markdown_table, score_rows
+from isnet.training.log import LOG_NAME, read_log
 
 WARMUP = "warm-up"
 _POLL_SECONDS = 0.4
@@ -98,34 +97,33 @@ class _Job(NamedTuple):
 
     @property
     def epochs(self) -> int:
-        return self.config.train.warmup + self.config.train.epochs
+        return self.config.schedule.warmup + self.config.schedule.epochs
 
 
 def demo_runs(config: DemoConfig) -> dict[str, RunConfig]:
     """The settings of the four networks and of the warm-up that three of them share, by folder name."""
-    data = DataConfig(
-        folder=config.data_folder, train_size=config.train_size, test_size=config.test_size, seed=config.seed
-    )
-    train = TrainConfig(
-        epochs=config.epochs,
-        warmup=config.warmup,
-        batch_size=config.batch_size,
-        lr_after_warmup=config.lr_after_warmup,
-        schedule="cosine",
-        heatmap_every=config.heatmap_every,
-        channels_last=True,
-        log_every=10,
-        seed=config.seed,
-    )
-    base = RunConfig(data=data, heatmap=HeatmapConfig(), train=train)
-    alone = dataclasses.replace(train, warmup=0, epochs=config.standard_epochs)
-    only_warmup = dataclasses.replace(train, epochs=0)
+    data = DigitsConfig(folder=config.data_folder, train_size=config.train_size, test_size=config.test_size)
+    common = {
+        "epochs": config.epochs,
+        "warmup": config.warmup,
+        "batch_size": config.batch_size,
+        "lr_after_warmup": config.lr_after_warmup,
+        "lr_schedule": "cosine",
+        "heatmap_every": config.heatmap_every,
+        "channels_last": True,
+        "log_every": 10,
+        "seed": config.seed,
+    }
+
+    def run(name: str, **options: Any) -> RunConfig:
+        return digits_run(data, name, **{**common, **options})
+
     return {
-        WARMUP: dataclasses.replace(base, train=only_warmup, name="warm-up"),
-        "standard": dataclasses.replace(base, train=alone, name="standard"),
-        "selective": dataclasses.replace(base, variant="selective", name="Selective ISNet"),
-        "stochastic": dataclasses.replace(base, variant="stochastic", name="Stochastic ISNet"),
-        "control": dataclasses.replace(base, name="control (warm-up, then standard)"),
+        WARMUP: run("warm-up", epochs=0),
+        "standard": run("standard", warmup=0, epochs=config.standard_epochs),
+        "selective": run("Selective ISNet", variant="selective"),
+        "stochastic": run("Stochastic ISNet", variant="stochastic"),
+        "control": run("control (warm-up, then standard)"),
     }
 
 
@@ -175,11 +173,11 @@ def run_demo(config: DemoConfig, *, resume: bool = False, console: Console | Non
     if not resume:
         for name in runs:
             shutil.rmtree(folder / name, ignore_errors=True)
-    jobs = [_Job(name, run, WARMUP if run.train.warmup and name != WARMUP else None) for name, run in runs.items()]
+    jobs = [_Job(name, run, WARMUP if run.schedule.warmup and name != WARMUP else None) for name, run in runs.items()]
     _run_jobs(jobs, folder, console)
 
     loaded = {name: load_run(folder / name) for name in ("standard", "control", "selective", "stochastic")}
-    data = load_data(runs["standard"].data)
+    data = load_run_data(runs["standard"])
     rows = dict(zip(loaded, score_rows(list(loaded.values())), strict=True))
     claims = check_claims(rows)
     seconds = time.perf_counter() - started
@@ -243,7 +241,7 @@ def _work(folder: str, config: dict[str, Any], start: str | None, threads: int) 
     if start is not None:
         branch_run(folder, start)
     settings = RunConfig.from_json(config)
-    data = load_data(settings.data, progress=False)
+    data = load_run_data(settings, progress=False)
     run = train_run(folder, settings, data=data, resume=True, progress=False)
     evaluate_run(run, data, progress=False)
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import statistics
-from collections.abc import Callable, Mapping, Sequence, Sized
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,22 +19,23 @@ from torch import nn
 from torch.utils.data import Dataset, Subset
 
 from isnet._files import write_json, write_text
-from isnet.checkpoints import CheckpointError
-from isnet.data import load_mnist
-from isnet.data.biased_mnist import Bias, Mark
-from isnet.evaluation import Example, accuracy, background_attention
+from isnet.config import RunConfig
+from isnet.config.groups import Balance
+from isnet.data import Example
+from isnet.data.backgrounds import WARMUP_BACKGROUNDS, WarmupBackground
 from isnet.experiments import trainings
 from isnet.experiments.baselines import Altered, InputGradients, segmented, with_mask
-from isnet.run_config import DataConfig, HeatmapConfig, RunConfig, Variant
-from isnet.run_data import RunData, load_data
-from isnet.runlog import flatten
-from isnet.runs import build_criterion, build_isnet, build_model
-from isnet.sensitivity import blind_spot
-from isnet.train_config import Balance, TrainConfig
+from isnet.experiments.biased_mnist import Bias, Mark
+from isnet.experiments.digits import DigitsConfig, digits_run, load_digits
+from isnet.experiments.mnist_files import load_mnist
+from isnet.experiments.mnist_table import rows_of, table
+from isnet.runs import RunData, build_criterion, build_isnet, build_model
+from isnet.scoring.evaluation import accuracy, background_attention
+from isnet.scoring.sensitivity import blind_spot
 from isnet.training import fit
-from isnet.warmup import WARMUP_BACKGROUNDS, WarmupBackground
+from isnet.training.checkpoints import CheckpointError
+from isnet.training.log import flatten
 
-TESTS = ("biased", "unbiased", "deceiving")
 _GRADIENT_STRENGTH = 1.0
 _ATTENTION_IMAGES = 200
 _SWAP_LAZY = 4  # K of the Selective ISNet beside swapped backgrounds: the cheap one
@@ -54,7 +54,7 @@ class MNISTConfig:
         train_size, test_size: Digits; None: all.
         warmup, epochs: Of each method that has them; all methods see warmup + epochs epochs.
         warmup_background: What replaces the background then, and throughout for the rival "background noise"; see
-            :class:`isnet.train_config.TrainConfig`. Methods named after the swap use the swap.
+            :class:`isnet.config.ScheduleConfig`. Methods named after the swap use the swap.
         batch_size: Images per step.
         heatmap_every: K of the ISNets.
         lazy: Further K, of the Selective ISNet after the warm-up.
@@ -126,7 +126,7 @@ class Method(NamedTuple):
         rival: A kind of training for which the package has no variant.
     """
 
-    variant: Variant
+    variant: str
     warm: bool = False
     throughout: bool = False
     background: WarmupBackground | None = None
@@ -161,7 +161,7 @@ def methods(config: MNISTConfig) -> dict[str, Method]:
         "segmentation, then classification": Method("standard", rival="segmented"),
         "input gradients": Method("standard", rival="gradients"),
     }
-    variants: tuple[Variant, ...] = ("selective", "stochastic", "dual", "gradient_times_input", "original")
+    variants = ("selective", "stochastic", "dual", "gradient_times_input", "original")
     for variant in variants:
         name = variant.replace("_", " ")
         found[f"{name} from scratch"] = Method(variant, every=config.heatmap_every)
@@ -219,11 +219,14 @@ def _finished(config: MNISTConfig, cell: Cell) -> bool:
     path = _path(Path(config.folder), cell)
     if not path.exists():
         return False
-    saved = json.loads(path.read_text()).get("settings")
-    if saved is None:
-        raise CheckpointError(f"{path}: an older version's, which kept no settings; choose another folder")
-    # Through JSON again: a setting newer than the cell has its default.
-    ours, theirs = (flatten(run.to_json()) for run in (run_config(config, cell), RunConfig.from_json(saved)))
+    try:
+        saved = json.loads(path.read_text()).get("settings")
+        if saved is None:
+            raise ValueError("an older version's, which kept no settings")
+        # Through JSON again: a setting newer than the cell has its default.
+        ours, theirs = (flatten(run.to_json()) for run in (run_config(config, cell), RunConfig.from_json(saved)))
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}; choose another folder (--out)") from error
     differences = [
         f"{key}: {theirs.get(key)!r} there, {ours[key]!r} now" for key in ours if ours[key] != theirs.get(key)
     ]
@@ -253,13 +256,13 @@ def train_cell(config: MNISTConfig, cell: Cell) -> None:
     model = build_model(run)
     network: nn.Module = model
     options: dict[str, Any] = {}
-    if run.variant != "standard":
+    if run.is_isnet:
         network, options = build_isnet(run, model), {"criterion": build_criterion(run)}
     elif method.rival == "gradients":
         network = InputGradients(model, _GRADIENT_STRENGTH)
         options = {"classification_loss": network.loss}
     train_set = Altered(data.train, with_mask) if method.rival == "gradients" else data.train
-    log = fit(network, train_set, run.train, run_dir=folder / "runs" / cell.key, resume=True, progress=False, **options)
+    log = fit(network, train_set, run, run_dir=folder / "runs" / cell.key, resume=True, progress=False, **options)
     scores = {test: accuracy(model, dataset) for test, dataset in data.tests.items()}
     biased, deceiving = (_first(data.tests[test], _ATTENTION_IMAGES) for test in ("biased", "deceiving"))
     shown = background_attention(model, deceiving)
@@ -280,7 +283,13 @@ def run_config(config: MNISTConfig, cell: Cell) -> RunConfig:
     method = methods(config)[cell.method]
     total = config.warmup + config.epochs
     warmup = config.warmup if method.warm else 0
-    train = TrainConfig(
+    data = DigitsConfig(config.data_folder, config.train_size, config.test_size, mark=cell.mark)
+    if cell.mark == "photo":
+        data = dataclasses.replace(data, mask="digit", imprecise=_MASK_ERROR, ink=_INK)
+    return digits_run(
+        data,
+        variant=method.variant,
+        static=True,
         epochs=total - warmup,
         warmup=warmup,
         # Without a warm-up, another background leaves runs valid.
@@ -289,21 +298,17 @@ def run_config(config: MNISTConfig, cell: Cell) -> RunConfig:
         batch_size=config.batch_size,
         channels_last=True,
         lr_after_warmup=1.0,
-        schedule="cosine",
+        lr_schedule="cosine",
         balance=method.balance,
         heatmap_every=method.every,
         seed=cell.seed,
     )
-    data = DataConfig(config.data_folder, config.train_size, config.test_size, mark=cell.mark, seed=cell.seed)
-    if cell.mark == "photo":
-        data = dataclasses.replace(data, mask="digit", imprecise=_MASK_ERROR, ink=_INK)
-    return RunConfig(method.variant, data=data, heatmap=HeatmapConfig(static=True), train=train)
 
 
 def cell_data(run: RunConfig, method: Method) -> RunData:
     """The data sets of a cell: biased training images, except for the methods that see others."""
-    assert isinstance(run.data, DataConfig)
-    data = load_data(run.data, progress=False, train_bias=method.bias)
+    assert isinstance(run.data, DigitsConfig)
+    data = load_digits(run.data, seed=run.train.seed, progress=False, train_bias=method.bias)
     if method.rival == "segmented":
         tests: dict[str, Dataset[Example]] = {name: Altered(test, segmented) for name, test in data.tests.items()}
         return RunData(Altered(data.train, segmented), {}, tests)
@@ -311,56 +316,8 @@ def cell_data(run: RunConfig, method: Method) -> RunData:
 
 
 def table_rows(config: MNISTConfig, cells: Sequence[Cell]) -> list[dict[str, Any]]:
-    """Mean and standard deviation over the seeds, per mark and method; cost: processor time over that of the standard network."""
-    found = [json.loads(_path(Path(config.folder), cell).read_text()) for cell in cells]
-    rows = []
-    for mark in config.marks:
-        plain = _mean(found, "standard", mark, lambda result: result["cpu_seconds"] / result["steps"])
-        for name in dict.fromkeys(cell.method for cell in cells if cell.mark == mark):
-            row: dict[str, Any] = {"mark": mark, "method": name}
-            for test in TESTS:
-                row[test] = _mean(found, name, mark, partial(_percent, test))
-            row["background"] = _mean(found, name, mark, lambda result: 100 * result["background"])
-            for key in ("distance", "score"):
-                row[key] = _mean(found, name, mark, partial(_spot, key))
-            cost = _mean(found, name, mark, lambda result: result["cpu_seconds"] / result["steps"])
-            row["cost"] = None if plain is None or cost is None else cost[0] / plain[0]
-            rows.append(row)
-    return rows
-
-
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows in Markdown, mean ± standard deviation in per cent."""
-    lines = [
-        "| mark | method | biased | unbiased | deceiving | background relevance | decisions moved | blind spot | cost |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    for row in rows:
-        cells = [_cell(row[key]) for key in (*TESTS, "background", "distance", "score")]
-        cost = "-" if row["cost"] is None else f"{row['cost']:.2f}"
-        lines.append(f"| {row['mark']} | {row['method']} | {' | '.join(cells)} | {cost} |")
-    return "\n".join(lines) + "\n"
-
-
-def _cell(score: tuple[float, float] | None) -> str:
-    return "-" if score is None else f"{score[0]:.1f} ± {score[1]:.1f}" if score[1] else f"{score[0]:.1f}"
-
-
-def _mean(
-    results: Sequence[Mapping[str, Any]], method: str, mark: str, value: Callable[[Mapping[str, Any]], float]
-) -> tuple[float, float] | None:
-    values = [value(result) for result in results if result["method"] == method and result["mark"] == mark]
-    if not values:
-        return None
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
-
-
-def _percent(test: str, result: Mapping[str, Any]) -> float:
-    return 100 * float(result["accuracy"][test])
-
-
-def _spot(key: str, result: Mapping[str, Any]) -> float:
-    return 100 * float(result["blind_spot"][key])
+    """The rows of :func:`isnet.experiments.mnist_table.rows_of`, from the files of the cells."""
+    return rows_of([json.loads(_path(Path(config.folder), cell).read_text()) for cell in cells], config.marks)
 
 
 def _path(folder: Path, cell: Cell) -> Path:

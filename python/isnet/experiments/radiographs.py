@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor
 
-from isnet.data.chest_ct import SPACING, ChestCT
+from isnet.experiments.chest_ct import SPACING, ChestCT
 
 _RAY_STEPS = 56
 _KNOTS = 10  # per axis, between which the bent rays are straight

@@ -6,7 +6,6 @@ The reproducible set is semi-synthetic (:mod:`isnet.experiments.radiographs`), r
 
 from __future__ import annotations
 
-import dataclasses
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,35 +15,28 @@ from typing import Any, NamedTuple
 import torch
 
 from isnet._files import write_json, write_text
-from isnet.data.chest_ct import CT_SOURCES
+from isnet.config import ImagesConfig, RunConfig
+from isnet.data.backgrounds import WARMUP_BACKGROUNDS, WarmupBackground
 from isnet.experiments import trainings
-from isnet.experiments.xray_images import MANIFEST, UNMARKED, images_folder, render_images
-from isnet.run_config import ImagesConfig, RunConfig, Variant
-from isnet.run_data import with_classes
+from isnet.experiments.xray_images import MANIFEST, UNMARKED, RenderConfig, images_folder, render_images
 from isnet.runs import branch_run, evaluate_run, load_evaluation, load_run, require_same_run, train_run
-from isnet.train_config import TrainConfig
-from isnet.warmup import WARMUP_BACKGROUNDS, WarmupBackground
+from isnet.runs.data import with_classes
 
 _RESAMPLES = 200
 _WARMUP = "warm-up"
 
 
 @dataclass(frozen=True)
-class XrayConfig:
+class XrayConfig(RenderConfig):
     """The size of the experiment.
 
     Attributes:
         folder: Where runs (``seed-N/METHOD``) and tables go.
-        data: The user's own image folder, manifest or shards; None: the rendered images.
-        images: Folder to render into, ``seed-N`` in it for each seed.
-        ct_folder: Where the CTs are kept.
-        train, validation, test: Images rendered of the training patients (train, validation, test) and of the others (test again).
-        held_out: Patients that only tests see.
-        pixels: Side of the rendered images.
+        data: The user's own image folder, manifest or shards; None: the rendered images (:class:`RenderConfig`).
         size: Side of the network's images.
         warmup, epochs: Of each method that has a warm-up; all see warmup + epochs epochs.
         warmup_background: What replaces the background then, and throughout for the rival "background noise"; see
-            :class:`isnet.train_config.TrainConfig`.
+            :class:`isnet.config.ScheduleConfig`.
         batch_size, lr: Of the training.
         p, dual_p: P of the ISNets, the share of the heatmap loss, and Dual's: with 0.7 it follows the marks.
         heatmap_every: K of the ISNets.
@@ -54,13 +46,6 @@ class XrayConfig:
 
     folder: str = "runs/xray"
     data: str | None = None
-    images: str = "data/xray"
-    ct_folder: str = "data/chest-ct"
-    train: int = 3000
-    validation: int = 300
-    test: int = 400
-    held_out: tuple[str, ...] = ("totalsegmentator",)
-    pixels: int = 224
     size: int = 224
     warmup: int = 20
     epochs: int = 20
@@ -74,12 +59,9 @@ class XrayConfig:
     methods: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        unknown = [name for name in self.held_out if name not in CT_SOURCES]
-        if unknown or not 0 < len(self.held_out) < len(CT_SOURCES):
-            raise ValueError(f"held_out: expected some, not all, of {', '.join(CT_SOURCES)}, got {list(self.held_out)}")
-        for name in ("train", "validation", "test", "pixels", "size"):
-            if getattr(self, name) < 2:
-                raise ValueError(f"{name}: expected at least 2, got {getattr(self, name)}")
+        super().__post_init__()
+        if self.size < 2:
+            raise ValueError(f"size: expected at least 2, got {self.size}")
         trainings.require_known("warmup_background", [self.warmup_background], WARMUP_BACKGROUNDS)
         trainings.require_different("seeds", self.seeds)
 
@@ -104,7 +86,7 @@ PRESETS: Mapping[str, XrayConfig] = {
 class Method(NamedTuple):
     """A way to train: variant, whether the background is noise at first or throughout, and whether on images without marks."""
 
-    variant: Variant
+    variant: str
     warm: bool = False
     noise: bool = False
     unmarked: bool = False
@@ -174,9 +156,10 @@ def run_config(config: XrayConfig, job: Job) -> RunConfig:
     warmup = config.warmup if method.warm else 0
     path = Path(config.data or images_folder(config, seed) / (UNMARKED if method.unmarked else MANIFEST))
     data = ImagesConfig(
-        str(path), size=(config.size, config.size), channels=1, flip=0.5, shift=0.04 * config.size, seed=seed
+        str(path), size=(config.size, config.size), channels=1, augment={"flip": 0.5, "shift": 0.04 * config.size}
     )
-    train = TrainConfig(
+    run = RunConfig(data=with_classes(data), network=trainings.NARROW_RESNET, name=name).replaced(
+        variant=method.variant,
         epochs=0 if name == _WARMUP else config.warmup + config.epochs - warmup,
         warmup=warmup,
         warmup_background=config.warmup_background if warmup else "noise",  # another one leaves plain runs valid
@@ -185,14 +168,15 @@ def run_config(config: XrayConfig, job: Job) -> RunConfig:
         lr=config.lr,
         lr_rampup=2.0,
         lr_after_warmup=1.0,
-        schedule="cosine",
+        lr_schedule="cosine",
+        monitor=None,
         seed=seed,
     )
-    tune = 0
-    if method.variant != "standard":  # only where they matter: another P leaves the plain networks valid
-        p = config.dual_p if method.variant == "dual" else config.p
-        train, tune = dataclasses.replace(train, p=p, heatmap_every=config.heatmap_every), 1
-    return RunConfig(method.variant, data=with_classes(data), train=train, tune=tune, name=name)
+    if not run.is_isnet:
+        return run
+    # Only where they matter: another P leaves the plain networks valid.
+    p = config.dual_p if method.variant == "dual" else config.p
+    return run.replaced(p=p, heatmap_every=config.heatmap_every, tune=1)
 
 
 def train_method(config: XrayConfig, job: Job) -> None:

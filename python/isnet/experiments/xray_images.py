@@ -7,9 +7,10 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,16 +18,45 @@ from PIL import Image
 from rich.progress import track
 
 from isnet._files import atomic_path, write_json, write_text
-from isnet.data.chest_ct import CT_SOURCES, ChestCT, load_chest_cts
+from isnet.experiments.chest_ct import CT_SOURCES, ChestCT, load_chest_cts
 from isnet.experiments.markings import HOSPITALS, mark
 from isnet.experiments.radiographs import Radiograph, render
-
-if TYPE_CHECKING:
-    from isnet.experiments.xray import XrayConfig
 
 CLASSES = tuple(HOSPITALS)  # "normal", "opacity"
 MARKINGS = ("as in training", "absent", "swapped")
 MANIFEST, UNMARKED = "manifest.csv", "unmarked.csv"
+
+
+@dataclass(frozen=True)
+class RenderConfig:
+    """What to render.
+
+    Attributes:
+        images: Folder to render into, ``seed-N`` in it for each seed.
+        ct_folder: Where the CTs are kept.
+        train, validation, test: Images of the training patients (train, validation, test) and of the others (test again).
+        held_out: Patients that only tests see.
+        pixels: Side of the images.
+
+    Raises:
+        ValueError: a patient that is not there, none or all held out, or fewer than two images or pixels.
+    """
+
+    images: str = "data/xray"
+    ct_folder: str = "data/chest-ct"
+    train: int = 3000
+    validation: int = 300
+    test: int = 400
+    held_out: tuple[str, ...] = ("totalsegmentator",)
+    pixels: int = 224
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.held_out if name not in CT_SOURCES]
+        if unknown or not 0 < len(self.held_out) < len(CT_SOURCES):
+            raise ValueError(f"held_out: expected some, not all, of {', '.join(CT_SOURCES)}, got {list(self.held_out)}")
+        for name in ("train", "validation", "test", "pixels"):
+            if getattr(self, name) < 2:
+                raise ValueError(f"{name}: expected at least 2, got {getattr(self, name)}")
 
 
 class _Picture(NamedTuple):
@@ -38,7 +68,7 @@ class _Picture(NamedTuple):
     ill: bool
 
 
-def _pictures(config: XrayConfig) -> list[_Picture]:
+def _pictures(config: RenderConfig) -> list[_Picture]:
     """What to render, the classes in turn, the patients in turn."""
     seen = [name for name in CT_SOURCES if name not in config.held_out]
     found: list[_Picture] = []
@@ -53,12 +83,12 @@ def _pictures(config: XrayConfig) -> list[_Picture]:
     return found
 
 
-def images_folder(config: XrayConfig, seed: int) -> Path:
+def images_folder(config: RenderConfig, seed: int) -> Path:
     """The folder with the images of a seed."""
     return Path(config.images) / f"seed-{seed}"
 
 
-def render_images(config: XrayConfig, seed: int, *, processes: int = 2, progress: bool = True) -> Path:
+def render_images(config: RenderConfig, seed: int, *, processes: int = 2, progress: bool = True) -> Path:
     """Renders the missing images of a seed and writes the manifests; continues where it was interrupted.
 
     ``manifest.csv`` has training and validation images with the marks that give the class away, and six test sets: seen and other
@@ -101,7 +131,7 @@ def _name(picture: _Picture, what: str) -> str:
     return f"{what.replace(' ', '-')}/{picture.number:05d}.png"
 
 
-def _render(folder: Path, config: XrayConfig, seed: int, chests: Mapping[str, ChestCT], picture: _Picture) -> None:
+def _render(folder: Path, config: RenderConfig, seed: int, chests: Mapping[str, ChestCT], picture: _Picture) -> None:
     rng = np.random.default_rng([seed, picture.number])
     radiograph = render(chests[picture.patient], rng, ill=picture.ill, size=config.pixels)
     images = {marking: _marked(radiograph, picture.ill, marking, rng) for marking in MARKINGS}

@@ -1,0 +1,101 @@
+"""isnet train, isnet tune."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+
+import typer
+
+from isnet.cli.options import Request, is_first, takes_options
+from isnet.cli.scores import print_scores
+from isnet.config import ImagesConfig, RunConfig
+from isnet.config.files import to_yaml
+from isnet.runs.data import RunData, load_run_data, with_classes
+from isnet.runs.evaluate import evaluate_run
+from isnet.runs.folder import require_room, what_to_resume
+from isnet.runs.plan import plan_run, plan_text
+from isnet.runs.train import require_measurable, train_run, tune_run
+from isnet.training.distributed import ProcessLostError, World, launched_world
+
+app = typer.Typer()
+_NAMED = 5  # of the images that are left out
+
+
+def _train(request: Request) -> None:
+    """Trains a network on your own images (--data) and scores it; several processes with torchrun."""
+    if _only_told(request):
+        return
+    folder = request.run
+    with _joined(request) as (world, device):
+        config, data = _prepared(request, world, device)
+        if data is None:
+            return
+        trained = train_run(folder, config, data=data, device=device, **request.how)
+    # Scoring may take longer than processes wait for each other: the others have left.
+    if world.is_main and data.tests:
+        evaluate_run(trained, data, progress=not request.quiet)
+        if not request.quiet:
+            print_scores([trained])
+    if world.is_main and not request.quiet:
+        typer.echo(f"Run: {folder}")
+
+
+def _tune(request: Request) -> None:
+    """Measures C1 and C2, the natural range of relevance, in plain training; `isnet train RUN --resume` then uses them."""
+    if _only_told(request):
+        return
+    require_measurable(request.config)
+    folder = request.run
+    with _joined(request) as (world, device):
+        config, data = _prepared(request, world, device)
+        if data is None:
+            return
+        path = tune_run(folder, config, data=data, device=device, **request.how)
+    if world.is_main and not request.quiet:
+        typer.echo(path.read_text())
+        typer.echo(f"Ranges: {path}")
+
+
+def _only_told(request: Request) -> bool:
+    """Whether the settings were all that was wanted."""
+    if request.print_config and is_first():
+        typer.echo(to_yaml(request.config), nl=False)
+    return request.print_config
+
+
+def _prepared(request: Request, world: World, device: str) -> tuple[RunConfig, RunData | None]:
+    """Settings and data of a run that is to be trained; no data if only the plan was wanted.
+
+    What cannot be used ends the run here, not in its last minute.
+    """
+    config = request.config
+    if isinstance(config.data, ImagesConfig):
+        config = dataclasses.replace(config, data=with_classes(config.data))
+    data = load_run_data(config, check=True, progress=world.is_main and not request.quiet)
+    if data.dropped and world.is_main and not request.quiet:
+        more = f"; and {len(data.dropped) - _NAMED} more" if len(data.dropped) > _NAMED else ""
+        typer.echo(
+            f"Left out (--mask-policy skip): {len(data.dropped)} images: {'; '.join(data.dropped[:_NAMED])}{more}"
+        )
+    if request.dry_run:
+        require_room(request.run, config, resume=request.resume, overwrite=request.overwrite)
+        if world.is_main:
+            typer.echo(plan_text(plan_run(config, data, world=world, device=device), config, device, world))
+        return config, None
+    return config, data
+
+
+@contextlib.contextmanager
+def _joined(request: Request) -> Iterator[tuple[World, str]]:
+    """The processes of a training; if one is lost, the others say what training can resume from."""
+    try:
+        with launched_world(request.device) as joined:
+            yield joined
+    except ProcessLostError as error:
+        raise ProcessLostError(f"{error}; {what_to_resume(request.run)}") from error
+
+
+takes_options(app, "train", _train)
+takes_options(app, "tune", _tune)

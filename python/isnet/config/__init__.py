@@ -1,0 +1,31 @@
+"""The settings of a run: every option is stated once, in :mod:`isnet.config.groups`."""
+
+from isnet.config.groups import (
+    STANDARD,
+    FilesConfig,
+    ImagesConfig,
+    LossConfig,
+    NetworkConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+)
+from isnet.config.run import DATA_KINDS, GROUPS, DataSettings, RunConfig, changed, flag, require_use
+from isnet.config.training import TrainConfig
+
+__all__ = [
+    "DATA_KINDS",
+    "GROUPS",
+    "STANDARD",
+    "DataSettings",
+    "FilesConfig",
+    "ImagesConfig",
+    "LossConfig",
+    "NetworkConfig",
+    "OptimizerConfig",
+    "RunConfig",
+    "ScheduleConfig",
+    "TrainConfig",
+    "changed",
+    "flag",
+    "require_use",
+]

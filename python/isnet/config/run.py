@@ -1,0 +1,202 @@
+"""All settings of a run, as one object: what ``config.json`` holds and ``config.yaml`` shows."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+from isnet.config.groups import (
+    STANDARD,
+    FilesConfig,
+    ImagesConfig,
+    LossConfig,
+    NetworkConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+)
+from isnet.config.option import Group, made, near, options_of, to_json
+from isnet.config.training import TrainConfig
+
+GROUPS: Mapping[str, type[Group]] = {
+    "data": ImagesConfig,
+    "network": NetworkConfig,
+    "loss": LossConfig,
+    "train": OptimizerConfig,
+    "schedule": ScheduleConfig,
+    "files": FilesConfig,
+}
+# The kinds of data that a run may be on, by name in config.json: the user's images, and what experiments add.
+DATA_KINDS: dict[str, type[Group]] = {"images": ImagesConfig}
+
+
+class DataSettings(Protocol):
+    """What a run asks of the settings of its data."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes or labels."""
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether each image has one decision per label."""
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width)."""
+
+    @property
+    def pixel_range(self) -> tuple[Any, Any]:
+        """Of the pixels as the network gets them, numbers or one per channel."""
+
+
+class Condition(NamedTuple):
+    """When an option has an effect, and how to say it."""
+
+    met: Callable[[RunConfig], bool]
+    text: str
+
+
+CONDITIONS: Mapping[str, Condition] = {
+    "isnet": Condition(
+        lambda run: run.is_isnet, "an ISNet (--variant selective, say); a standard network has no heatmap loss"
+    ),
+    "measured": Condition(
+        lambda run: run.tuning_epochs > 0, "an ISNet whose C1 and C2 are measured (without --c1 and --c2)"
+    ),
+    "sgd": Condition(lambda run: run.train.optimizer == "sgd", "--optimizer sgd"),
+    "step": Condition(lambda run: run.schedule.lr_schedule == "step", "--schedule step"),
+    "warmup": Condition(lambda run: run.schedule.warmup > 0, "--warmup"),
+    "replaced": Condition(
+        lambda run: bool(run.schedule.warmup or run.schedule.keep_replacing), "--warmup or --keep-replacing"
+    ),
+}
+
+
+@dataclass(frozen=True)
+class RunConfig(TrainConfig):
+    """All settings of a run.
+
+    Attributes:
+        train, schedule, loss, files: See :class:`TrainConfig`.
+        data: The images.
+        network: The classifier and the ISNet around it.
+        name: What to call the run in tables; the variant by default.
+    """
+
+    data: DataSettings = dataclasses.field(kw_only=True)
+    network: NetworkConfig = dataclasses.field(default_factory=NetworkConfig)
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        if self.schedule.monitor is not None and not getattr(self.data, "may_choose", True):
+            raise ValueError(
+                f"monitor: {kind_of(self.data)} has no validation images, and its tests must not choose: expected none, "
+                f"got {self.schedule.monitor!r}"
+            )
+
+    @property
+    def is_isnet(self) -> bool:
+        """Whether the run has a heatmap loss."""
+        return self.network.variant != STANDARD
+
+    @property
+    def title(self) -> str:
+        """What to call the run."""
+        return self.name or self.network.variant
+
+    @property
+    def tuning_epochs(self) -> int:
+        """Epochs of plain training from which C1 and C2 are measured first; 0: they are set, or there is no heatmap loss."""
+        return self.loss.tune if self.is_isnet and self.loss.is_measured else 0
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values from which :meth:`from_json` rebuilds the settings."""
+        data = {"kind": kind_of(self.data), **to_json(self.data)}
+        return {"name": self.name, "data": data, "network": to_json(self.network), **self.training_json()}
+
+    @classmethod
+    def from_json(cls, values: Any) -> RunConfig:
+        """Rebuilds the settings; groups and options that are left out have their defaults.
+
+        Raises:
+            ValueError: unknown or invalid settings.
+        """
+        require_groups(values)
+        data = dict(values.get("data") or {})
+        kind = data.pop("kind", "images")
+        if kind not in DATA_KINDS:
+            raise ValueError(f"data.kind: expected {' or '.join(DATA_KINDS)}, got {kind!r}")
+        parts = {key: made(group, values.get(key) or {}, key) for key, group in GROUPS.items() if key != "data"}
+        name = "" if values.get("name") is None else values["name"]
+        if not isinstance(name, str | int | float) or isinstance(name, bool):
+            raise ValueError(f"name: expected a text, got {name!r}")
+        return cls(**parts, data=made(DATA_KINDS[kind], data, "data"), name=str(name))  # type: ignore[arg-type]
+
+
+def require_groups(values: Any) -> None:
+    """Checks that the values of a file are groups of options; which options, :meth:`RunConfig.from_json` looks at.
+
+    Raises:
+        ValueError: they are not, or an older version's.
+    """
+    if not isinstance(values, Mapping):
+        raise ValueError(f"expected groups of options ({', '.join(GROUPS)}), got {values!r}")
+    if "heatmap" in values:
+        raise ValueError("an older version's run, which this one cannot read; train in a new folder")
+    for key, found in values.items():
+        if key == "name":
+            continue
+        if key not in GROUPS:
+            raise ValueError(f"{key}: no such group of options{near(str(key), GROUPS)}")
+        if not isinstance(found, Mapping | None):
+            raise ValueError(f"{key}: expected options with their values, got {found!r}")
+
+
+def kind_of(data: Any) -> str:
+    """The name of a kind of data."""
+    return next(name for name, kind in DATA_KINDS.items() if kind is type(data))
+
+
+def flag(name: str) -> str:
+    """An option's name on the command line."""
+    for group in GROUPS.values():
+        if name in options_of(group):
+            names = options_of(group)[name][0].names
+            return names[0].split("/")[0] if names else f"--{name.replace('_', '-')}"
+    return f"--{name.replace('_', '-')}"
+
+
+def require_use(config: RunConfig, given: Iterable[tuple[str, str]]) -> None:
+    """Refuses options that have no effect with the others.
+
+    Args:
+        config: All settings.
+        given: (group, option) of those to look at.
+
+    Raises:
+        ValueError: names them, and what they need.
+    """
+    idle: dict[str, list[str]] = {}
+    for group, name in given:
+        needs = options_of(GROUPS[group])[name][0].needs
+        if needs is not None and not CONDITIONS[needs].met(config):
+            idle.setdefault(needs, []).append(flag(name))
+    for needs, names in idle.items():
+        raise ValueError(f"{', '.join(names)}: to be used with {CONDITIONS[needs].text}")
+
+
+def changed(config: RunConfig) -> list[tuple[str, str]]:
+    """(group, option) of those that differ from their defaults."""
+    return [
+        (key, name)
+        for key, group in GROUPS.items()
+        if isinstance(getattr(config, key), group)
+        for name in options_of(group)
+        if getattr(getattr(config, key), name) != getattr(_defaults(key), name)
+    ]
+
+
+def _defaults(key: str) -> Any:
+    return ImagesConfig(path="?") if key == "data" else GROUPS[key]()

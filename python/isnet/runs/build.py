@@ -1,0 +1,78 @@
+"""From the settings of a run to its network and its loss."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from isnet.architectures import build_architecture
+from isnet.config import RunConfig
+from isnet.loss import ISNetLoss
+from isnet.model import ISNet
+from isnet.training.ranges import RANGES_NAME, load_ranges
+
+_UNMEASURED = (1.0, 25.0)  # C1 and C2 where they are still to be measured: for checks, and to compare epochs
+
+
+def build_model(config: RunConfig) -> nn.Module:
+    """The untrained classifier, initialised from the training seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.train.seed)
+        return build_architecture(
+            config.network.arch,
+            config.network.arch_args,
+            image_shape=config.data.image_shape,
+            num_classes=len(config.data.classes),
+        )
+
+
+def build_isnet(config: RunConfig, model: nn.Module) -> ISNet:
+    """The ISNet of a run around its classifier.
+
+    Raises:
+        ValueError: a standard run, or settings that do not fit the classifier.
+    """
+    if not config.is_isnet:
+        raise ValueError("variant: a standard run has no heatmaps")
+    network = config.network
+    return ISNet(
+        model,
+        network.variant,
+        eps=network.eps,
+        input_range=config.data.pixel_range,
+        layers=list(network.layers),
+        generator=torch.Generator(),
+        static=network.static,
+        checkpoint=network.less_memory,
+        form=network.form,
+    )
+
+
+def build_network(config: RunConfig, device: str = "cpu") -> nn.Module:
+    """The network to train: the classifier, or an ISNet around it."""
+    model = build_model(config).to(device)
+    return build_isnet(config, model) if config.is_isnet else model
+
+
+def build_criterion(config: RunConfig, folder: Path | None = None) -> ISNetLoss:
+    """The heatmap loss of a run, with the ranges measured in its folder if there are any."""
+    loss = config.loss
+    c1: Any = _UNMEASURED[0] if loss.c1 is None else loss.c1
+    c2: Any = _UNMEASURED[1] if loss.c2 is None else loss.c2
+    if folder is not None and (folder / RANGES_NAME).exists():
+        ranges = load_ranges(folder / RANGES_NAME)
+        c1, c2 = ({name: getattr(found, key) for name, found in ranges.items()} for key in ("c1", "c2"))
+    return ISNetLoss(
+        p=loss.p,
+        d=loss.d,
+        e=loss.e,
+        c1=c1,
+        c2=c2,
+        w_background=loss.w_background,
+        w_foreground=loss.w_foreground,
+        foreground=loss.foreground,
+        layer_decay=loss.layer_decay,
+    )

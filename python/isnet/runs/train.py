@@ -1,0 +1,142 @@
+"""Training a run in its folder."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from isnet._files import atomic_path
+from isnet.config import RunConfig
+from isnet.runs.build import build_criterion, build_isnet, build_model, build_network
+from isnet.runs.data import RunData, load_run_data
+from isnet.runs.folder import TUNING_FOLDER, Run, load_run, open_run
+from isnet.runs.plan import checked_network
+from isnet.training.distributed import current_world
+from isnet.training.log import LOG_NAME
+from isnet.training.loop import CHECKPOINT_NAME, fit
+from isnet.training.ranges import RANGES_NAME, save_ranges, tune
+
+
+def train_run(
+    folder: str | os.PathLike[str],
+    config: RunConfig,
+    *,
+    data: RunData | None = None,
+    device: str = "cpu",
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> Run:
+    """Trains a run in ``folder`` and keeps settings, log and checkpoint there.
+
+    The natural range of an ISNet, unless it is set, is measured first, as :func:`tune_run` does, unless the folder has it already. In
+    processes started by torchrun each calls this with the same arguments.
+
+    Args:
+        folder: Made if needed. Without ``resume`` and ``overwrite`` it must not hold a run.
+        config: The settings. A resumed run takes its own; these must equal them except for the number of epochs.
+        data: The data sets, if already built.
+        device: Where to train.
+        resume: Continue from the last checkpoint.
+        overwrite: Remove the files of the run that the folder holds, once it is known that this one can be trained.
+        progress: Show progress on the terminal.
+
+    Raises:
+        FileExistsError: ``folder`` holds a run, and it is neither to be resumed nor overwritten.
+        ValueError: ``resume`` with other settings, or settings that cannot be trained on the data (:func:`isnet.training.fit`).
+    """
+    data = data or load_run_data(config, progress=progress)
+    checked_network(config, data, current_world(), device)  # now: before the run has a folder, and not after tuning
+    folder = open_run(Path(folder), config, resume=resume, overwrite=overwrite)
+    criterion = None
+    if config.is_isnet:
+        # If that included the warm-up, training continues from its checkpoint.
+        resume |= _measure(folder, config, data, device=device, resume=resume, progress=progress)
+        criterion = build_criterion(config, folder)
+    fit(
+        build_network(config, device),
+        data.train,
+        config,
+        criterion=criterion,
+        input_range=config.data.pixel_range,
+        validation=data.validation,
+        run_dir=folder,
+        resume=resume,
+        title=config.title,
+        progress=progress,
+    )
+    current_world().barrier()  # the checkpoint is written by rank 0
+    return load_run(folder, device=device)
+
+
+def tune_run(
+    folder: str | os.PathLike[str],
+    config: RunConfig,
+    *,
+    data: RunData | None = None,
+    device: str = "cpu",
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> Path:
+    """Measures the natural range of relevance alone (``loss.tune`` epochs) and returns the file of ranges; see :func:`train_run`.
+
+    With a warm-up the warm-up is trained first, and the ranges are those of the resulting network, at the learning rate
+    after it. It is the first part of the run: :func:`train_run` continues from there.
+
+    Raises:
+        FileExistsError: ``folder`` holds a run, and it is neither to be resumed nor overwritten.
+        ValueError: a standard run, C1 and C2 that are set, or no range can be determined.
+    """
+    require_measurable(config)
+    data = data or load_run_data(config, progress=progress)
+    checked_network(config, data, current_world(), device)
+    folder = open_run(Path(folder), config, resume=resume, overwrite=overwrite)
+    _measure(folder, config, data, device=device, resume=resume, progress=progress)
+    return folder / RANGES_NAME
+
+
+def require_measurable(config: RunConfig) -> None:
+    """Checks that a run has ranges to measure.
+
+    Raises:
+        ValueError: a standard run, or C1 and C2 that are set.
+    """
+    if not config.is_isnet:
+        raise ValueError("variant: a standard run has no heatmaps, and nothing to measure; name an ISNet (--variant)")
+    if not config.tuning_epochs:
+        raise ValueError("c1, c2: they are set, so that there is nothing to measure; leave --c1 and --c2 out")
+
+
+def branch_run(folder: str | os.PathLike[str], start: str | os.PathLike[str]) -> None:
+    """Lets the run in ``folder`` continue, once resumed, from where the one in ``start`` is; a run that has begun is left unchanged."""
+    folder, start = Path(folder), Path(start)
+    if (folder / CHECKPOINT_NAME).exists():
+        return
+    for name in (LOG_NAME, CHECKPOINT_NAME):  # the log first: a checkpoint without it would never get one
+        with atomic_path(folder / name) as temporary:
+            shutil.copyfile(start / name, temporary)
+
+
+def _measure(folder: Path, config: RunConfig, data: RunData, *, device: str, resume: bool, progress: bool) -> bool:
+    """Writes the ranges, unless they exist or are not wanted, for the network after the warm-up, if the run has one.
+
+    Returns:
+        Whether the folder now has the checkpoint of that warm-up.
+    """
+    world = current_world()
+    if config.tuning_epochs == 0 or world.from_main((folder / RANGES_NAME).exists()):
+        return False
+    network, after, warmup = build_isnet(config, build_model(config).to(device)), config, config.schedule.warmup
+    options: dict[str, Any] = {"input_range": config.data.pixel_range, "resume": resume, "progress": progress}
+    if warmup:
+        first = config.replaced(epochs=0)
+        fit(network, data.train, first, validation=data.validation, run_dir=folder, title=config.title, **options)
+        after = config.replaced(lr=config.train.lr * config.schedule.lr_after_warmup)
+    ranges = tune(network, data.train, after, epochs=config.tuning_epochs, run_dir=folder / TUNING_FOLDER, **options)
+    if world.is_main:
+        save_ranges(folder / RANGES_NAME, ranges)
+    world.barrier()
+    return warmup > 0

@@ -1,0 +1,1 @@
+"""Scores, heatmap statistics, intervals, paired tests and pictures of trained classifiers."""
