@@ -564,6 +564,7 @@ def test_an_interrupt_at_any_step_leaves_no_mode_and_no_hook(static: bool) -> No
     while stop < 3000:
         step, stop = 0, stop + 1
         attribution = lrp.LRP(net, static=static)
+        watching = sys.gettrace()  # coverage, perhaps
         sys.settrace(interrupt)
         try:
             attribution(X, 1)
@@ -572,7 +573,7 @@ def test_an_interrupt_at_any_step_leaves_no_mode_and_no_hook(static: bool) -> No
         except KeyboardInterrupt:
             pass
         finally:
-            sys.settrace(None)
+            sys.settrace(watching)
         stack = torch.overrides._get_current_function_mode_stack()
         assert not [mode for mode in stack if mode.recording is not None]
         assert not _global_forward_hooks and not _global_forward_pre_hooks
