@@ -1,4 +1,4 @@
-"""Functions as models, and their heatmaps."""
+"""Functions as models, their heatmaps, and derivatives by central differences."""
 
 from __future__ import annotations
 
@@ -36,3 +36,14 @@ def heatmap_of(function: Map, rule: lrp.Rule | lrp.Composite, x: Tensor, target:
         warnings.simplefilter("error", FallbackWarning)
         heatmap: Tensor = lrp.LRP(Wrapped(function), rule)(x, target)[1]
     return heatmap
+
+
+def slope(loss: Callable[[], Tensor], parameter: Tensor, direction: Tensor, step: float = 1e-6) -> float:
+    """The loss's derivative by a parameter along a direction, by central differences. The parameter is as before afterwards."""
+    with torch.no_grad():
+        parameter.add_(direction, alpha=step)
+        up = loss().item()
+        parameter.add_(direction, alpha=-2 * step)
+        down = loss().item()
+        parameter.add_(direction, alpha=step)
+    return float((up - down) / (2 * step))

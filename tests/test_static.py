@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from functions import Wrapped
 from networks import NETWORKS, build
 from torch import Tensor, nn
 
@@ -132,16 +133,6 @@ def test_awkward_calls_are_run_again_as_they_were() -> None:
     assert (net.runs, other.runs) == (1, 3) and int(net.norm.num_batches_tracked) == 3
 
 
-class _Called(nn.Module):
-    def __init__(self, function: Any) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, x: Tensor) -> Tensor:
-        made: Tensor = self.function(x)
-        return made
-
-
 WRITTEN: dict[str, tuple[Any, Any]] = {
     "into a view of a recorded tensor": (lambda x: (x * x).flatten(1).view_as(x), lambda x: x.relu_()),
     "into a new tensor, as a number's": (lambda x: torch.zeros_like(x).add_(x), lambda x: x + 0.5),
@@ -151,7 +142,7 @@ WRITTEN: dict[str, tuple[Any, Any]] = {
 
 @pytest.mark.parametrize("kind", WRITTEN)
 def test_calls_that_write_make_the_same_operations_again(kind: str) -> None:
-    first, second = map(_Called, WRITTEN[kind])
+    first, second = map(Wrapped, WRITTEN[kind])
     with torch.no_grad():
         _, width, *sizes = second(first(_images(0))).shape
     head = nn.Linear(width * sizes[0] * sizes[1], 3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,7 @@ Shape = tuple[int, ...]  # without the batch
 KINDS: dict[str, type[Step]] = {}
 
 
-class Step(nn.Module):
+class Step(nn.Module, ABC):
     """One step of a network.
 
     A subclass draws its options, builds its parameters, runs as PyTorch code (:meth:`forward`) and says what that means
@@ -49,11 +50,11 @@ class Step(nn.Module):
 
     def build(self, training: bool) -> None: ...
 
-    def forward(self, *xs: Tensor) -> Any:
-        raise NotImplementedError
+    @abstractmethod
+    def forward(self, *xs: Tensor) -> Any: ...
 
-    def mean(self, ref: Program, *xs: int) -> Any:
-        raise NotImplementedError
+    @abstractmethod
+    def mean(self, ref: Program, *xs: int) -> Any: ...
 
     # -- helpers -------------------------------------------------------------------------------------------------------------------
 
