@@ -17,7 +17,7 @@ from .engine.explain import Question, Start, relevance
 from .engine.fusion import Fuse, fused
 from .engine.liveness import Liveness
 from .engine.own_pass import unchanged
-from .engine.places import Place, values_at
+from .engine.places import ModuleCall, Place, values_at
 from .engine.recorder import Recording, RecordingMode
 from .engine.replay import StaticCalls, TracingMode
 from .engine.target import Target
@@ -91,6 +91,14 @@ class Tape:
             ValueError: no such module or call, or no tensor there that depends on the model's input.
         """
         return values_at(self.model, self._recording.calls_of, place)
+
+    def calls_of(self, module: nn.Module) -> list[ModuleCall]:
+        """What a module read and returned, call by call; empty if it did not run.
+
+        Raises:
+            ValueError: that was not noted (``record(at=None)``).
+        """
+        return self._recording.calls_of(module)
 
     @eager
     def relevance(
