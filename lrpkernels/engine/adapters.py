@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from .own_pass import Inputs, copy_of, unchanged
 
-
 _ARGUMENT = "additional_forward_args"
 
 

@@ -44,6 +44,9 @@ def unwrappable(method: _Method) -> _Method:
 _WITH_WEIGHTS = (nn.Linear, nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm)
 
 
+_UNCHANGED = (nn.ReLU, nn.Dropout, nn.Tanh)  # hand relevance on as it is, whatever their rule, in captum
+
+
 class LRP:
     """Layer-wise relevance propagation with captum's signature, rules and numbers, through any model.
 
@@ -195,8 +198,8 @@ class LRP:
             ran = nodes.get(id(module), [])
             if name in given and next(module.children(), None) is not None:
                 warnings.warn(
-                    f"module.rule: {name!r} ({type(module).__name__}) contains other modules, so its rule is not used, as in captum; assign "
-                    "it to each of them",
+                    f"module.rule: {name!r} ({type(module).__name__}) contains other modules, so its rule is not used, as in captum; "
+                    "assign it to each of them",
                     stacklevel=5,
                 )
             elif name in given and ran:
@@ -220,6 +223,8 @@ class LRP:
         """Note the rules of what one module ran."""
         if isinstance(rule, Rule):
             layers[name] = rule
+            return
+        if type(module) in _UNCHANGED:
             return
         calls = tape.calls_of(module)
         weight = getattr(module, "weight", None)

@@ -20,9 +20,8 @@ from ...graph import Node
 from ...layers import Block
 from ...layers.activation import Activation, Relu
 from ...layers.batch_norm import BatchNorm
-from ...rules import EpsilonLayerwise, Gradient, Pass, Rule
+from ...rules import EpsilonLayerwise, Gradient, Pass, Rule, views
 from ...rules.base import SMALLEST
-from ...rules import views
 from ...rules.views import Layer
 
 DEFAULT_EPS = 1e-9  # captum's stabiliser
@@ -162,12 +161,12 @@ class AsOneFunction(ByDefault):
     def relu(self, layer: Any, g: Tensor) -> Tensor:
         return self._gradient(layer, g)[0]
 
-    activation = average_pool = max_pool = softmax = norm = relu  # type: ignore[assignment]
+    activation = average_pool = max_pool = softmax = norm = relu
 
     def add(self, layer: Any, g: Tensor) -> tuple[Tensor, ...]:
         return self._gradient(layer, g)
 
-    product = matmul = attention = add  # type: ignore[assignment]
+    product = matmul = attention = add
 
     def _gradient(self, layer: Any, g: Tensor) -> Any:
         return layer.gradient((self._normalized(g, layer.value),), Gradient())
@@ -229,7 +228,8 @@ def for_weights(rule: Any, name: str, module: nn.Module, inputs: Any, outputs: A
     changed = copy.deepcopy(module)
     with torch.no_grad():
         rule._manipulate_weights(changed, inputs, outputs)
-    weight, bias = changed.weight, changed.bias
+    weight: Any = changed.weight
+    bias: Any = changed.bias
     if isinstance(changed, nn.modules.batchnorm._BatchNorm):
         assert isinstance(changed.running_var, Tensor)
         weight = weight * torch.rsqrt(changed.running_var + changed.eps)

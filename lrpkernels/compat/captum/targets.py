@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-Target = "int | tuple[int, ...] | Tensor | list[int] | list[tuple[int, ...]] | None"
 Pick = Callable[[Tensor], Tensor]
 
 
@@ -47,7 +46,8 @@ def picker(target: Any) -> Pick:
         each = [_indices(entry, True) for entry in target]
         return lambda output: _per_example(output, each)
     indices = _indices(target, False)
-    return lambda output: _one_number(_checked(output, indices)[(slice(None), *indices)], output, target)
+    where: tuple[Any, ...] = (slice(None), *indices)
+    return lambda output: _one_number(_checked(output, indices)[where], output, target)
 
 
 def _indices(target: Any, listed: bool) -> tuple[int, ...]:
