@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
+from collections.abc import Iterator
 
 from torch import nn
 
 from ..errors import InputWarning
 
 _DROPS_PATHS = ("DropPath", "StochasticDepth")  # timm, torchvision
+
+
+@contextlib.contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Puts ``model`` into evaluation mode and each of its modules back into its own mode afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 def warn_of_training_mode(model: nn.Module, stacklevel: int) -> bool:

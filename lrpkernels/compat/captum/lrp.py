@@ -237,14 +237,15 @@ class LRP:
         if is_identity(rule):
             layers[name] = identity_of(ran[0] if single else None, name, module)
         elif single and isinstance(ran[0], (Add, AveragePool, MaxPool)):
-            layers[name] = ByDefault(for_function(rule, name, module).eps, owner=name)
+            layers[name] = ByDefault(for_function(rule, name, module, ran[0]).eps, owner=name)
         elif single:
-            layers[name] = for_function(rule, name, module)
+            layers[name] = for_function(rule, name, module, ran[0])
         else:  # by the gradient to its last operation, where the stabiliser is
             layers[name] = Gradient()
             for value in (value for call in calls for value in call.outputs):
+                found = for_function(rule, name, module, value.producer)
                 if not isinstance(value.producer, Activation) or len(value.producer.inputs) == 1:
-                    last[id(value)] = for_function(rule, name, module)
+                    last[id(value)] = found
 
 
 @dataclass(frozen=True)

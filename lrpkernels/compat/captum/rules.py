@@ -19,12 +19,17 @@ from ...functional import Scaled, ratio
 from ...graph import Node
 from ...layers import Block
 from ...layers.activation import Activation, Relu
+from ...layers.arithmetic import Add
 from ...layers.batch_norm import BatchNorm
+from ...layers.linear import LinearNode
+from ...layers.pooling import AveragePool, MaxPool
 from ...rules import EpsilonLayerwise, Gradient, Pass, Rule, views
 from ...rules.base import SMALLEST
 from ...rules.views import Layer
 
 DEFAULT_EPS = 1e-9  # captum's stabiliser
+_SMALL = 1e-6  # a stabiliser that may be left out
+_STABILISED = (LinearNode, Activation, Relu, Add, AveragePool, MaxPool)
 _HOOKS = (
     "forward_hook", "backward_hook_activation", "forward_hook_weights", "forward_pre_hook_activations",
     "_create_backward_hook_input", "_create_backward_hook_output",
@@ -241,11 +246,16 @@ def for_weights(rule: Any, name: str, module: nn.Module, inputs: Any, outputs: A
     )
 
 
-def for_function(rule: Any, name: str, module: nn.Module) -> Rule:
+def for_function(rule: Any, name: str, module: nn.Module, node: Node | None) -> Rule:
     """The rule of the operation that makes the output of any other module.
 
+    Args:
+        rule: captum's or ours.
+        name, module: that has it.
+        node: the operation.
+
     Raises:
-        TypeError: as :func:`for_weights`; a rule that changes the module's weights.
+        TypeError: as :func:`for_weights`; a rule that changes the module's weights; a large stabiliser where there is no place for one.
     """
     own = _has_own(rule, "_manipulate_weights")
     if _checked(rule, name) != "EpsilonRule" or own:
@@ -255,7 +265,14 @@ def for_function(rule: Any, name: str, module: nn.Module) -> Rule:
                 f"module.rule: {type(rule).__name__} of {name!r} ({type(module).__name__}) changes weights, which is defined for "
                 "convolutions, dense layers and batch norms; give this module EpsilonRule(), or none"
             )
-    return AsOneFunction(float(rule.STABILITY_FACTOR), owner=name)
+    eps = float(rule.STABILITY_FACTOR)
+    takes_eps = isinstance(node, _STABILISED) or (node is not None and node.family is not None)
+    if eps > _SMALL and not (takes_eps and (not isinstance(node, Activation) or len(node.inputs) == 1)):
+        raise TypeError(
+            f"module.rule: {type(rule).__name__} of {name!r} ({type(module).__name__}) has a stabiliser of {eps:g}, and this module ends "
+            f"in an operation that takes none above {_SMALL:g}; leave epsilon out"
+        )
+    return AsOneFunction(eps, owner=name)
 
 
 def is_identity(rule: Any) -> bool:
