@@ -35,17 +35,6 @@ class Skips(nn.Module):
         return self.fc(self.drop(torch.flatten(self.pool(self.add(x, self.norm(self.b(x)))), 1)))
 
 
-class Dense(nn.Module):
-    """Outputs [B, 4, 5]: a dense layer on the last dimension."""
-
-    def __init__(self, make_relu: MakeRelu = nn.ReLU) -> None:
-        super().__init__()
-        self.net = nn.Sequential(nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 5))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net(x[:, :, :4].mean(1))
-
-
 def pooled() -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(3, 6, 3), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, 1), nn.Conv2d(6, 6, 3, groups=2), nn.Tanh(),
