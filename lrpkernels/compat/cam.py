@@ -106,6 +106,7 @@ class LRPCAM:
 
         Returns:
             [N, H, W], float32 in [0, 1]: per image, relevance summed over channels, its positive part, from its lowest to its highest.
+            All 0 where no relevance is positive, as it may be for a class whose logit is negative.
 
         Raises:
             ValueError: ``eigen_smooth``; targets that do not fit; a layer whose output has no positions.
@@ -149,9 +150,12 @@ class LRPCAM:
     def _target(self, targets: Sequence[Callable[[Tensor], Tensor]] | None) -> Any:
         if targets is None:
             return None
-        return lambda outputs: torch.stack(
-            [target(output).reshape(()) for target, output in zip(targets, outputs, strict=True)]
-        )
+
+        def scores(outputs: Tensor) -> Tensor:
+            found = [target(output).reshape(()) for target, output in zip(targets, outputs, strict=True)]
+            return torch.stack(found) if found else outputs.flatten(1).sum(1)
+
+        return scores
 
     def _resized(self, place: Place, relevance: Any, x: Tensor) -> Tensor:
         if isinstance(relevance, Tensor) and self.reshape_transform is not None:
