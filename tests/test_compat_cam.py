@@ -137,6 +137,7 @@ WRONG: list[tuple[Callable[[nn.Module], Any], type[Exception], str]] = [
     (lambda net: LRPCAM(net)(X[0, 0]), ValueError, r"input_tensor must be a tensor of images .* got \[12, 12\]"),
     (lambda net: LRPCAM(net, [nn.ReLU()]), ValueError, "target_layers: ReLU is no module of this model"),
     (lambda net: LRPCAM(net, ["features"]), ValueError, "target_layers: str is no module"),
+    (lambda net: LRPCAM(net, net.features), TypeError, "target_layers must be a list of modules, got Sequential"),
     (lambda net: LRPCAM(net, net.features[0]), TypeError, "target_layers must be a list of modules"),
     (lambda net: LRPCAM(net, [net.classifier])(X), ValueError, r"'classifier' returns \[3, 5\]"),
     (lambda net: LRPCAM(net)(X, [ClassifierOutputTarget(9)] * 3), IndexError, "9"),

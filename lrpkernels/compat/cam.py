@@ -75,8 +75,10 @@ class LRPCAM:
         composite: Composite | Rule | None = None,
         check: Check = True,
     ) -> None:
-        if isinstance(target_layers, nn.Module) and not isinstance(target_layers, (nn.ModuleList, nn.Sequential)):
-            raise TypeError(f"target_layers must be a list of modules, got {type(target_layers).__name__}; write [it]")
+        if isinstance(target_layers, nn.Module) and not isinstance(target_layers, nn.ModuleList):
+            raise TypeError(
+                f"target_layers must be a list of modules, got {type(target_layers).__name__}; write [model.layer4]"
+            )
         names = {id(module): name for name, module in model.named_modules()}
         for layer in target_layers or ():
             if not isinstance(layer, nn.Module) or id(layer) not in names:
