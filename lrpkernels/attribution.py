@@ -148,9 +148,7 @@ class LRP:
         options: dict[str, Any] = {"checkpoint": self.checkpoint, "static": calls, "at": None, "check": self.check}
         with record(model, x, composite=self.composite, **options, **kwargs) as tape:
             heatmap = tape.relevance(target, self.composite, output=output, memory_budget=memory_budget, release=True)
-            if not _is_finite(heatmap):
-                tape.clear()
-                _explain_non_finite(model, x, kwargs)
+            refuse_non_finite(heatmap, tape, x, kwargs)
             return tape.output, heatmap
 
     def explain(self, x: Tensor | tuple[Tensor, ...]) -> str:
@@ -170,13 +168,25 @@ class LRP:
         return "\n".join("  ".join((*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[3])) for row in rows)
 
 
-def _is_finite(heatmap: Any) -> bool:
+def refuse_non_finite(heatmap: Any, tape: Tape, x: Any, kwargs: dict[str, Any]) -> None:
+    """Refuse a heatmap with NaN or infinite values; the tape is cleared first.
+
+    Args:
+        heatmap: relevance, a tensor, or a tuple or dict of them.
+        tape: that it comes from.
+        x, kwargs: what was recorded.
+
+    Raises:
+        NonFiniteError: tells where the first of them comes from.
+    """
     maps = (
         heatmap if isinstance(heatmap, tuple) else tuple(heatmap.values()) if isinstance(heatmap, dict) else (heatmap,)
     )
     if any(is_capturing(m.device) for m in maps):
-        return True  # no value can be read while a graph is captured
-    return all(bool(torch.isfinite(m.detach().sum())) or bool(torch.isfinite(m.detach()).all()) for m in maps)
+        return  # no value can be read while a graph is captured
+    if not all(bool(torch.isfinite(m.detach().sum())) or bool(torch.isfinite(m.detach()).all()) for m in maps):
+        tape.clear()
+        _explain_non_finite(tape.model, x, kwargs)
 
 
 def _explain_non_finite(model: nn.Module, x: Any, kwargs: dict[str, Any]) -> None:

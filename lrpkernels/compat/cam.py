@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ..attribution import refuse_non_finite
 from ..engine.places import Place
 from ..engine.training_mode import evaluation_mode
 from ..engine.verified import Check
@@ -144,6 +145,7 @@ class LRPCAM:
                 for call in range(max(1, len(tape.calls_of(layer))))
             ]
             found = tape.relevance(self._target(targets), self.composite, at=places)
+            refuse_non_finite(found["input"], tape, x, {})
         if not places:
             return _scaled(found["input"].sum(1).clamp(min=0).float())
         maps = [self._resized(place, found[place], x) for place in places]

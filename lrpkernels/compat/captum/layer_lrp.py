@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ...engine.places import Place
 from ...engine.verified import Check
 from ...tape import Tape
-from .lrp import LRP, unwrappable
+from .lrp import LRP, is_leaf, unwrappable
 
 
 class LayerLRP(LRP):
@@ -80,7 +80,7 @@ class LayerLRP(LRP):
         if self.layer is None:
             order = {id(module): None for module in (node.module for node in tape.nodes) if module is not None}
             modules: Sequence[nn.Module] = [
-                m for key in order for m in self.model.modules() if id(m) == key and next(m.children(), None) is None
+                m for key in order for m in self.model.modules() if id(m) == key and is_leaf(m)
             ]
         else:
             modules = self.layer if isinstance(self.layer, (list, tuple)) else [self.layer]

@@ -11,6 +11,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
+from ...attribution import refuse_non_finite
 from ...engine.adapters import WithArguments
 from ...engine.places import Place
 from ...engine.target import select_logits
@@ -45,6 +46,11 @@ _WITH_WEIGHTS = (nn.Linear, nn.modules.conv._ConvNd, nn.modules.batchnorm._Batch
 
 
 _UNCHANGED = (nn.ReLU, nn.Dropout, nn.Tanh)  # hand relevance on as it is, whatever their rule, in captum
+
+
+def is_leaf(module: nn.Module) -> bool:
+    """Whether a module has no others inside, but for the parametrizations of its own weights."""
+    return all(name == "parametrizations" for name, _ in module.named_children())
 
 
 class LRP:
@@ -135,7 +141,7 @@ class LRP:
             [B].
         """
         parts = attributions if isinstance(attributions, tuple) else (attributions,)
-        total: Any = sum(part.reshape(len(part), -1).sum(1) for part in parts)
+        total: Any = sum(part.flatten(1).sum(1) if part.dim() > 1 else part for part in parts)
         return output.flatten() - total
 
     # -- how ---------------------------------------------------------------------------------------------------------------------
@@ -147,10 +153,12 @@ class LRP:
         pick = picker(target)
         with torch.no_grad(), record(model, inputs, check=self._check, **kwargs) as tape:
             score = pick(select_logits(tape.output).detach())
+            refuse_non_finite(score, tape, inputs, kwargs)
             composite = self._composite(tape, verbose)
             groups = self._places(tape)
             found = tape.relevance(pick, composite, at=[place for group in groups for place in group])
-        heatmap = found.pop("input")
+            heatmap = found.pop("input")
+            refuse_non_finite(heatmap, tape, inputs, kwargs)
         if isinstance(inputs, tuple) and not isinstance(heatmap, tuple):
             heatmap = (heatmap,)
         return heatmap, [[found[place] for place in group] for group in groups], score
@@ -196,7 +204,7 @@ class LRP:
         for name, module in self.model.named_modules():
             name = name or "(model)"
             ran = nodes.get(id(module), [])
-            if name in given and next(module.children(), None) is not None:
+            if name in given and not is_leaf(module):
                 warnings.warn(
                     f"module.rule: {name!r} ({type(module).__name__}) contains other modules, so its rule is not used, as in captum; "
                     "assign it to each of them",

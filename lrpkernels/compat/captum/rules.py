@@ -7,6 +7,7 @@ a * (df'/da)^T (R / (f'(a) + eps sgn f'(a))). Source: captum 0.9, ``captum.attr`
 from __future__ import annotations
 
 import copy
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from ...functional import Scaled, ratio
 from ...graph import Node
@@ -216,9 +218,9 @@ def for_weights(rule: Any, name: str, module: nn.Module, inputs: Any, outputs: A
         inputs, outputs: what the module read (a tuple) and returned.
 
     Raises:
-        TypeError: a rule that changes how relevance is carried in a way that is not known here.
+        TypeError: a rule that changes how relevance is carried in a way that is not known here, or weights that it cannot.
     """
-    kind, eps = _checked(rule, name), float(rule.STABILITY_FACTOR)
+    kind, eps = _checked(rule, name), _eps(rule, name)
     if kind == "IdentityRule":
         return Identity(owner=name)
     if not _has_own(rule, "_manipulate_weights"):
@@ -230,6 +232,11 @@ def for_weights(rule: Any, name: str, module: nn.Module, inputs: Any, outputs: A
             return Changed(eps, owner=name, weight=torch.relu, shift=shift)
         gamma = float(rule.gamma)
         return Changed(eps, owner=name, weight=lambda w: w + gamma * w.clamp(min=0), shift=shift)
+    if parametrize.is_parametrized(module):
+        raise TypeError(
+            f"module.rule: {type(rule).__name__} of {name!r} ({type(module).__name__}) writes to weights that a parametrization makes; "
+            "torch.nn.utils.parametrize.remove_parametrizations leaves plain ones"
+        )
     changed = copy.deepcopy(module)
     with torch.no_grad():
         rule._manipulate_weights(changed, inputs, outputs)
@@ -265,7 +272,7 @@ def for_function(rule: Any, name: str, module: nn.Module, node: Node | None) -> 
                 f"module.rule: {type(rule).__name__} of {name!r} ({type(module).__name__}) changes weights, which is defined for "
                 "convolutions, dense layers and batch norms; give this module EpsilonRule(), or none"
             )
-    eps = float(rule.STABILITY_FACTOR)
+    eps = _eps(rule, name)
     takes_eps = isinstance(node, _STABILISED) or (node is not None and node.family is not None)
     if eps > _SMALL and not (takes_eps and (not isinstance(node, Activation) or len(node.inputs) == 1)):
         raise TypeError(
@@ -310,6 +317,15 @@ def _checked(rule: Any, name: str) -> str:
     kind = _kind(rule)
     assert kind is not None
     return kind
+
+
+def _eps(rule: Any, name: str) -> float:
+    eps = rule.STABILITY_FACTOR
+    if not isinstance(eps, (int, float)) or not 0 <= eps < math.inf:
+        raise ValueError(
+            f"module.rule: epsilon of {type(rule).__name__} of {name!r} must be a finite number >= 0, got {eps!r}"
+        )
+    return float(eps)
 
 
 def _has_own(rule: Any, method: str) -> bool:
