@@ -56,7 +56,7 @@ class LRP:
         self._static = static
         self._calls = StaticCalls() if static else None
         self._with_arguments: tuple[WithArguments, StaticCalls | None] | None = None
-        self._is_warned = False
+        self._looked_at_mode = False
 
     def __call__(
         self,
@@ -91,7 +91,7 @@ class LRP:
             lrpkernels.errors.RelevanceError: a model that cannot be explained as asked, or whose heatmap would be wrong
                 (VerificationError).
         """
-        self._is_warned = self._is_warned or warn_of_training_mode(self.model, stacklevel=2)
+        self._looked_at_mode = self._looked_at_mode or warn_of_training_mode(self.model, stacklevel=2)
         return self._explained(self.model, self._calls, x, target, output, memory_budget, kwargs)
 
     def attribute(
@@ -122,7 +122,7 @@ class LRP:
         Example:
             >>> heatmap = lrp.LRP(model).attribute(x, target=3)
         """
-        self._is_warned = self._is_warned or warn_of_training_mode(self.model, stacklevel=2)
+        self._looked_at_mode = self._looked_at_mode or warn_of_training_mode(self.model, stacklevel=2)
         model, calls = self.model, self._calls
         if additional_forward_args is not None:
             if isinstance(inputs, Mapping):

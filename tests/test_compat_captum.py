@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import random
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -128,3 +129,62 @@ def test_the_same_numbers_in_float32(network: str, rules: str) -> None:
     assert found.dtype == torch.float32
     assert float((found - exact).abs().max()) <= max(1e-5 * scale, 3 * off)
     assert float((found - expected).abs().max()) <= max(1e-5 * scale, 4 * off)
+
+
+class Branches(nn.Module):
+    """Two branches, the second one maybe the input itself, and captum's addition module."""
+
+    def __init__(self, first: nn.Module, second: nn.Module | None) -> None:
+        super().__init__()
+        self.first, self.second, self.add = first, second, Addition_Module()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.add(self.first(x), x if self.second is None else self.second(x))
+
+
+def random_network(draw: random.Random) -> nn.Module:
+    """Layers that captum has rules for, some with a rule of their own; it is wrong where an activation follows another."""
+    channels, layers = 3, list[nn.Module]()
+
+    def conv(out: int, size: int = 3, stride: int = 1) -> nn.Module:
+        return nn.Conv2d(channels, out, size, stride, size // 2, bias=draw.random() < 0.7)
+
+    for _ in range(draw.randint(2, 6)):
+        kind = draw.choice(["conv", "norm", "activation", "max", "average", "shortcut", "branches"])
+        if kind in ("conv", "norm", "branches"):
+            out = draw.choice([2, 4])
+            if kind == "branches":
+                layers.append(Branches(nn.Sequential(conv(out), nn.BatchNorm2d(out)), conv(out, 1)))
+            else:
+                layers += [
+                    conv(out, draw.choice([1, 3]), draw.choice([1, 2])),
+                    *[nn.BatchNorm2d(out)] * (kind == "norm"),
+                ]
+            channels = out
+        elif kind == "shortcut":
+            layers.append(Branches(nn.Sequential(conv(channels), nn.ReLU(), conv(channels)), None))
+        elif kind == "activation" and layers and not isinstance(layers[-1], (nn.ReLU, nn.Tanh, nn.Dropout)):
+            layers.append(draw.choice([nn.ReLU(inplace=True), nn.ReLU(), nn.Tanh(), nn.Dropout()]))
+        elif kind == "max":
+            layers.append(nn.MaxPool2d(2, 1))
+        elif kind == "average":
+            layers.append(nn.AvgPool2d(2, 1, ceil_mode=draw.random() < 0.5))
+    net = build(lambda _: nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), conv(3, 1)))  # type: ignore[arg-type, return-value]
+    made = [theirs.EpsilonRule, lambda: theirs.EpsilonRule(0.1), theirs.GammaRule, lambda: theirs.GammaRule(0.5, True),
+            theirs.Alpha1_Beta0_Rule, lambda: theirs.Alpha1_Beta0_Rule(True)]  # fmt: skip
+    for module in net.modules():
+        is_layer = next(module.children(), None) is None and not isinstance(module, (nn.ReLU, nn.Tanh, nn.Dropout))
+        if is_layer and draw.random() < 0.5:
+            module.rule = draw.choice([*made, *[theirs.IdentityRule] * isinstance(module, nn.BatchNorm2d)])()
+    return net
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_random_networks(seed: int) -> None:
+    draw = random.Random(seed)
+    net = random_network(draw)
+    x = X[:2, :, :9, :9] if seed % 2 else X[:2, :, :9, :9].abs()
+    target = (draw.randrange(3), 0, 0)
+    expected = by_captum(net, x.clone(), target=target, return_convergence_delta=True)
+    # Random weights make sums near zero, which amplify rounding.
+    assert_same(ours.LRP(net).attribute(x, target, return_convergence_delta=True), expected, 1e-7)

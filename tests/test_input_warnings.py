@@ -157,6 +157,8 @@ def test_training_mode(name: str) -> None:
         warnings.simplefilter("error", InputWarning)
         attribution(x, 1)  # once for an object
         lrp.LRP(net.eval())(x, 1)
+        net.layer.train()  # on purpose, as for Monte Carlo dropout
+        lrp.LRP(net, check=False)(x, 1)
         with lrp.record(net.train(), x, check=False) as tape:  # what training uses
             tape.relevance(1)
 

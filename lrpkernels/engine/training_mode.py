@@ -26,13 +26,13 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 
 def warn_of_training_mode(model: nn.Module, stacklevel: int) -> bool:
-    """Warn if dropout draws or batch norms use the statistics of the batch; True if they do.
+    """Warn if dropout draws or batch norms use the statistics of the batch; True if the model was looked at: it is in training mode.
 
     Args:
         model: to be explained.
         stacklevel: as for :func:`warnings.warn`, of the caller.
     """
-    if not model.training and not any(module.training for module in model.modules()):
+    if not model.training:  # what is in training mode inside of it is so on purpose
         return False
     found: dict[str, str] = {}  # by what they do, the first module of the kind
     for name, module in model.named_modules():
@@ -46,7 +46,7 @@ def warn_of_training_mode(model: nn.Module, stacklevel: int) -> bool:
             InputWarning,
             stacklevel=stacklevel + 1,
         )
-    return bool(found)
+    return True
 
 
 def _effect(module: nn.Module) -> str | None:

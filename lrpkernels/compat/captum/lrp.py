@@ -82,7 +82,7 @@ class LRP:
         self.model = self.forward_func = model
         self._check = check
         self._adapter: WithArguments | None = None
-        self._is_warned = False
+        self._looked_at_mode = False
         self._rules()
 
     @unwrappable
@@ -148,7 +148,7 @@ class LRP:
 
     def _explained(self, inputs: Any, target: Any, further: Any, verbose: bool) -> tuple[Any, list[list[Any]], Tensor]:
         """R of the inputs, R at each group of places, and the explained numbers."""
-        self._is_warned = self._is_warned or warn_of_training_mode(self.model, stacklevel=5)
+        self._looked_at_mode = self._looked_at_mode or warn_of_training_mode(self.model, stacklevel=5)
         model, kwargs = self._called_with(further)
         pick = picker(target)
         with torch.no_grad(), record(model, inputs, check=self._check, **kwargs) as tape:
