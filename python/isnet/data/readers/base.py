@@ -9,6 +9,7 @@ import numpy as np
 
 from isnet.data.files import FileRef
 
+HEAD = 4096  # bytes by which a kind is recognised
 Pixels = np.ndarray[Any, Any]
 
 
@@ -22,6 +23,14 @@ class Reader(ABC):
 
     suffixes: ClassVar[tuple[str, ...]]
     extra: ClassVar[str | None] = None
+
+    def recognises(self, head: bytes) -> bool:
+        """Whether a file is of this kind, by its content. A kind without a mark of its own keeps this one: its suffixes decide.
+
+        Args:
+            head: The first :data:`HEAD` bytes of the file, or all, if it is shorter.
+        """
+        return False
 
     @abstractmethod
     def read(self, file: FileRef, *, scaled: bool) -> tuple[Pixels, int | None]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import gzip
+import zlib
 
 import numpy as np
 
 from isnet.data.files import FileRef, UnreadableFileError
-from isnet.data.readers.base import Pixels, Reader
+from isnet.data.readers.base import HEAD, Pixels, Reader
 
 
 class NIfTI(Reader):
@@ -16,11 +17,19 @@ class NIfTI(Reader):
     suffixes = (".nii", ".nii.gz")
     extra = "nifti"
 
+    def recognises(self, head: bytes) -> bool:
+        if head.startswith(b"\x1f\x8b"):
+            try:
+                head = zlib.decompressobj(wbits=31).decompress(head, HEAD)
+            except zlib.error:
+                return False
+        return head[344:348] in (b"n+1\0", b"ni1\0") or head[4:8] in (b"n+2\0", b"ni2\0")
+
     def read(self, file: FileRef, *, scaled: bool) -> tuple[Pixels, int | None]:
         import nibabel
 
         raw = file.read()
-        if file.suffix == ".nii.gz":
+        if raw.startswith(b"\x1f\x8b"):
             raw = gzip.decompress(raw)
         pixels = np.squeeze(np.asarray(nibabel.Nifti1Image.from_bytes(raw).dataobj))
         if pixels.ndim != 2:
