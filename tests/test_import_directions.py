@@ -43,7 +43,7 @@ LEVELS = {
         ("model",),
         ("explanation", "variants"),
         ("architectures", "data", "gwrp"),
-        ("_files", "_seeds"),
+        ("_files", "_seeds", "_text"),
     ),
 }
 
