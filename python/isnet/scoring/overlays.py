@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from itertools import chain, zip_longest
 from typing import NamedTuple
 
+import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -15,6 +16,7 @@ from isnet.scoring.pictures import show_image
 
 _SHOWN = 16
 _COLUMNS = 4
+_TINT, _TINT_ALPHA = (0.1, 0.7, 0.3), 0.25
 _LONGEST = 30  # characters of a name below an image
 
 
@@ -28,7 +30,7 @@ class Overlay(NamedTuple):
 
 
 def overlays(images: MaskedImages, facts: Sequence[Facts], findings: Sequence[Finding] = ()) -> list[Overlay]:
-    """The first of every class in turn, at most 16; up to half of them are images that a finding about masks names.
+    """The first of every class of every split in turn, at most 16; up to half of them are images that a finding about masks names.
 
     Args:
         images: The set.
@@ -41,7 +43,7 @@ def overlays(images: MaskedImages, facts: Sequence[Facts], findings: Sequence[Fi
     suspects = [seen for seen in readable if str(records[seen.row].mask or records[seen.row].image) in named]
     by_class: dict[object, list[Facts]] = {}
     for seen in readable:
-        by_class.setdefault(records[seen.row].label, []).append(seen)
+        by_class.setdefault((records[seen.row].split, records[seen.row].label), []).append(seen)
     in_turn = [seen for seen in chain.from_iterable(zip_longest(*by_class.values())) if seen is not None]
     chosen = dict.fromkeys([seen.row for seen in suspects[: _SHOWN // 2]] + [seen.row for seen in in_turn])
     return [_overlay(images, row) for row in list(chosen)[:_SHOWN]]
@@ -63,7 +65,7 @@ def _overlay(images: MaskedImages, row: int) -> Overlay:
 
 
 def overlay_figure(shown: Sequence[Overlay]) -> Figure:
-    """Images with the outlines of their masks, four in a row."""
+    """Images with the outlines of their masks and a tinted foreground, four in a row."""
     rows = max(1, -(-len(shown) // _COLUMNS))
     figure = Figure(figsize=(2.6 * _COLUMNS, 3.0 * rows), layout="constrained")
     for axes in figure.subplots(rows, _COLUMNS, squeeze=False).flat:
@@ -71,6 +73,9 @@ def overlay_figure(shown: Sequence[Overlay]) -> Figure:
     for axes, (image, mask, title, caption) in zip(figure.axes, shown, strict=False):
         axes.set_axis_on()
         show_image(axes, image, mask)
+        tint = np.zeros((*mask.shape[1:], 4), np.float32)  # an outline alone does not tell which side is foreground
+        tint[mask[0].numpy() > 0] = (*_TINT, _TINT_ALPHA)
+        axes.imshow(tint, interpolation="nearest")
         axes.set_title(figure_text(title), fontsize=9)
         axes.set_xlabel(figure_text(caption), fontsize=7)
     return figure

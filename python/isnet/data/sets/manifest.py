@@ -101,7 +101,8 @@ def _label_columns(path: Path, table: Rows, by_name: dict[str, str], labels: Seq
     if "label" in by_name:
         return []
     further = [name for name in table.columns if name not in by_name.values() and tidy(name)]
-    meant = [name for name in further if _is_synonym(name, "label")]
+    absent = [known for known in COLUMNS if known not in by_name]
+    meant = [name for name in further if _meant(name, absent) or any(_is_synonym(name, known) for known in absent)]
     unlike = [name for name in further if not all(_is_bit(row.cells[table.columns.index(name)]) for row in table.rows)]
     if len(further) < 2 or meant or unlike:
         why = f"; {unlike[0]!r} holds other values than 0 and 1" if unlike and not meant and len(further) > 1 else ""
@@ -207,7 +208,7 @@ def _findings(
 def _instead(columns: Iterable[str], wanted: str) -> str:
     """What there is in place of a column."""
     columns = list(columns)
-    near = [name for name in columns if _is_synonym(name, wanted)]
+    near = [name for name in columns if _is_synonym(name, wanted) or _meant(name, [wanted])]
     near = near or difflib.get_close_matches(wanted, columns, n=1)
     listed = f"its columns are {', '.join(map(repr, columns))}" if columns else "there are no further columns"
     return f"{listed} ({near[0]}? then call it {wanted})" if near else listed
