@@ -8,7 +8,6 @@ import struct
 from isnet.data.files import FileRef, UnreadableFileError
 from isnet.data.readers.base import Pixels, Reader
 
-
 _DIRECTORY = b"1.2.840.10008.1.3.10"  # the class of a DICOMDIR, the table of contents of a disc
 _GROUPS = (0x0002, 0x0008)  # with which files without a preamble begin
 _LONG = (b"OB", b"OW", b"OF", b"OD", b"OL", b"OV", b"SQ", b"UC", b"UN", b"UR", b"UT", b"SV", b"UV")
