@@ -3,8 +3,9 @@
 from isnet.data.audit import Problem, apply_policy, audit, review
 from isnet.data.augmentation import Augmentation, joint_transform
 from isnet.data.files import FileRef, UnreadableFileError
+from isnet.data.mask_reading import MaskReading
 from isnet.data.masked_images import Example, MaskedImages, MaskError, MaskPolicy, Resize, pixel_range
-from isnet.data.pixels import read_image, read_mask
+from isnet.data.pixels import mask_reading, read_image, read_mask
 from isnet.data.sets import ShardError, read_table
 from isnet.data.table import DataError, ImageTable, Record, describe, with_validation
 
@@ -16,6 +17,7 @@ __all__ = [
     "ImageTable",
     "MaskError",
     "MaskPolicy",
+    "MaskReading",
     "MaskedImages",
     "Problem",
     "Record",
@@ -26,6 +28,7 @@ __all__ = [
     "audit",
     "describe",
     "joint_transform",
+    "mask_reading",
     "pixel_range",
     "read_image",
     "read_mask",
