@@ -5,10 +5,16 @@ from isnet.data.augmentation import Augmentation, joint_transform
 from isnet.data.checks import check
 from isnet.data.facts import Facts, Problem, examine
 from isnet.data.files import FileRef, UnreadableFileError
+<<<<<<< HEAD
 from isnet.data.findings import Finding
 from isnet.data.masked_images import Example, MaskedImages, MaskError, MaskPolicy, Resize, pixel_range
 from isnet.data.names import DataError
 from isnet.data.pixels import read_image, read_mask
+=======
+from isnet.data.mask_reading import MaskReading
+from isnet.data.masked_images import Example, MaskedImages, MaskError, MaskPolicy, Resize, pixel_range
+from isnet.data.pixels import mask_reading, read_image, read_mask
+>>>>>>> pixels
 from isnet.data.sets import ShardError, read_table
 from isnet.data.table import ImageTable, Record, describe, with_validation
 
@@ -22,6 +28,7 @@ __all__ = [
     "ImageTable",
     "MaskError",
     "MaskPolicy",
+    "MaskReading",
     "MaskedImages",
     "Problem",
     "Record",
@@ -34,6 +41,7 @@ __all__ = [
     "describe",
     "examine",
     "joint_transform",
+    "mask_reading",
     "pixel_range",
     "read_image",
     "read_mask",

@@ -1,13 +1,14 @@
 """Readers of image files: one class in one file for each kind, entered in one table."""
 
 from isnet.data.files import FileRef, UnreadableFileError
-from isnet.data.readers.base import HEAD, Pixels, Reader
+from isnet.data.readers.base import HEAD, MAX_FILE, Picture, Pixels, Place, Reader
 from isnet.data.readers.dicom import DICOM
 from isnet.data.readers.nifti import NIfTI
 from isnet.data.readers.plain import Plain
+from isnet.data.readers.tiff import TIFF
 
 # In the order in which they are asked: a DICOM file may begin as a TIFF file does.
-READERS: dict[str, Reader] = {"dicom": DICOM(), "nifti": NIfTI(), "plain": Plain()}
+READERS: dict[str, Reader] = {"dicom": DICOM(), "nifti": NIfTI(), "tiff": TIFF(), "plain": Plain()}
 
 
 def image_suffixes() -> tuple[str, ...]:
@@ -47,4 +48,4 @@ def reader_of(file: FileRef) -> Reader:
     return READERS[kind]
 
 
-__all__ = ["READERS", "Pixels", "Reader", "image_suffixes", "kind_of", "reader_of"]
+__all__ = ["MAX_FILE", "READERS", "Picture", "Pixels", "Place", "Reader", "image_suffixes", "kind_of", "reader_of"]
