@@ -5,16 +5,11 @@ from isnet.data.augmentation import Augmentation, joint_transform
 from isnet.data.checks import check
 from isnet.data.facts import Facts, Problem, examine
 from isnet.data.files import FileRef, UnreadableFileError
-<<<<<<< HEAD
 from isnet.data.findings import Finding
-from isnet.data.masked_images import Example, MaskedImages, MaskError, MaskPolicy, Resize, pixel_range
-from isnet.data.names import DataError
-from isnet.data.pixels import read_image, read_mask
-=======
 from isnet.data.mask_reading import MaskReading
 from isnet.data.masked_images import Example, MaskedImages, MaskError, MaskPolicy, Resize, pixel_range
+from isnet.data.names import DataError
 from isnet.data.pixels import mask_reading, read_image, read_mask
->>>>>>> pixels
 from isnet.data.sets import ShardError, read_table
 from isnet.data.table import ImageTable, Record, describe, with_validation
 
