@@ -68,6 +68,7 @@ def without(place: str, start: int = 0) -> dict[str, None]:
 
 SAME = {"mask-same": ("note", 0)}
 MIDDLE = slice(5, 11)
+AREAS = encoded(np.pad(np.kron(np.arange(4, dtype=np.uint8).reshape(2, 2), np.ones((4, 4), np.uint8)), 4))
 SPECK = np.pad(np.full((1, 1), 255, np.uint8), (3, 12))
 WIDE_MASK = encoded(np.repeat(np.asarray(Image.open(io.BytesIO(mask(SIDE)))), 2, 1))
 FLAT = encoded(np.full((SIDE, SIDE), 7, np.uint8))
@@ -113,6 +114,14 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, tuple[str, int]]]] = {
     "shapes": (
         {"images/train/a/0.png": noise(1, SIDE, 2 * SIDE), "masks/train/a/0.png": WIDE_MASK},
         {**SAME, "aspect-ratios": ("note", 2)},
+    ),
+    "labels": (
+        {"masks/train/a/0.png": AREAS},
+        {"mask-values": ("note", 1)},
+    ),
+    "a picture as mask": (
+        {"masks/train/a/0.png": noise(3, SIDE, SIDE), "masks/train/a/1.png": AREAS},
+        {"mask-grey": ("warning", 1), "mask-readings": ("warning", 2), "mask-values": ("note", 1)},
     ),
     "a text": ({"images/notes.txt": b"x"}, {**SAME, "files-left-out": ("note", 1)}),
     "a class of three": (without("train/b", 3), {**SAME, "small-classes": ("warning", 1)}),
@@ -181,7 +190,7 @@ def test_what_gives_a_class_away_is_judged_without_the_image_itself() -> None:
 
 def test_every_check_has_a_case() -> None:
     codes = {code for _, expected in CASES.values() for code in expected}
-    assert len(TABLE_CHECKS) == 9 and len(FACT_CHECKS) == 8
+    assert len(TABLE_CHECKS) == 9 and len(FACT_CHECKS) == 9
     assert codes >= {
         "mask-full",
         "label-conflict",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import time
 from pathlib import Path
@@ -34,6 +33,13 @@ def check_data(
     masks: Annotated[Path | None, typer.Option(help="Folder of the masks.", show_default="DATA/masks")] = None,
     label: Annotated[list[str] | None, typer.Option(help="Label column of a multi-label manifest; repeatable.")] = None,
     size: Annotated[int, typer.Option(help="Side for the network: a mask must survive it.", min=1)] = 224,
+    foreground_values: Annotated[
+        list[str] | None, typer.Option(help="Number, range (128-255) or colour of the foreground; repeatable.")
+    ] = None,
+    void: Annotated[int | None, typer.Option(help="Number of the masks that stands for void.", min=0)] = None,
+    resize_masks: Annotated[
+        bool, typer.Option("--resize-masks", help="Bring masks to the size of their images.")
+    ] = False,
     segmenter: Annotated[str | None, typer.Option(help="package.module:callable that makes missing masks.")] = None,
     preview: Annotated[Path | None, typer.Option(help="Picture of 16 images with their masks to write.")] = None,
     json_file: Annotated[
@@ -47,8 +53,17 @@ def check_data(
 
     A mask may be missing where only tests see the image.
     """
-    config = ImagesConfig(str(data), None if masks is None else str(masks), tuple(label or ()), segmenter=segmenter)
-    config = dataclasses.replace(config, size=(size, size), channels=3)
+    config = ImagesConfig(
+        str(data),
+        None if masks is None else str(masks),
+        tuple(label or ()),
+        size=(size, size),
+        channels=3,
+        foreground_values=tuple(foreground_values or ()),
+        void=void,
+        resize_masks=resize_masks,
+        segmenter=segmenter,
+    )
     quiet = is_stdout(json_file)
     table = load_table(config)
     images = image_set(config, table, need_masks=(TRAIN, VALIDATION))

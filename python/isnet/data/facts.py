@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from isnet.data.files import UnreadableFileError
+from isnet.data.mask_reading import MaskReading
 from isnet.data.masked_images import MaskedImages, MaskError
 from isnet.data.pixels import read_image
 
@@ -39,12 +40,14 @@ class MaskFacts(NamedTuple):
         border: Share of the outermost pixels that are foreground.
         center: Share of the middle (half of each side) that is foreground.
         content: Digest of its pixels.
+        reading: How its file was read; None: a segmenter made it.
     """
 
     foreground: float
     border: float
     center: float
     content: str
+    reading: MaskReading | None = None
 
 
 class Facts(NamedTuple):
@@ -146,16 +149,18 @@ def _examined(images: MaskedImages, row: int) -> Facts:
     )
     try:
         _, mask = images.fit(record, image)
+        if not bool(mask.any()):
+            return facts
+        return facts._replace(mask=_mask_facts(mask[0], images.reading(record)))
     except MaskError as error:
         return facts._replace(problem=Problem(row, "mask", str(error)))
-    return facts._replace(mask=_mask_facts(mask[0])) if bool(mask.any()) else facts
 
 
-def _mask_facts(mask: Tensor) -> MaskFacts:
+def _mask_facts(mask: Tensor, reading: MaskReading | None) -> MaskFacts:
     height, width = mask.shape
     frame = torch.cat([mask[0], mask[-1], mask[1:-1, 0], mask[1:-1, -1]])
     middle = mask[height // 4 : height - height // 4, width // 4 : width - width // 4]
-    return MaskFacts(float(mask.mean()), float(frame.mean()), float(middle.mean()), _digest(mask.bool()))
+    return MaskFacts(float(mask.mean()), float(frame.mean()), float(middle.mean()), _digest(mask.bool()), reading)
 
 
 def _digest(tensor: Tensor) -> str:

@@ -18,7 +18,7 @@ from isnet.data.checks.labels import (
     sources_and_classes,
     unread_columns,
 )
-from isnet.data.checks.masks import mask_is_image, same_masks, suspect_masks, unmasked_tests
+from isnet.data.checks.masks import mask_is_image, mask_readings, same_masks, suspect_masks, unmasked_tests
 from isnet.data.checks.seen import Seen
 from isnet.data.checks.statistics import statistics
 from isnet.data.facts import Facts, Problem
@@ -43,6 +43,7 @@ TABLE_CHECKS: tuple[Check, ...] = (
 FACT_CHECKS: tuple[Check, ...] = (
     duplicates,
     suspect_masks,
+    mask_readings,
     same_masks,
     unmasked_tests,
     brightness,

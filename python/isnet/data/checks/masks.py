@@ -8,11 +8,13 @@ from collections.abc import Iterator
 from isnet.data.checks.seen import Seen
 from isnet.data.facts import MaskFacts
 from isnet.data.findings import Finding, counted
+from isnet.data.mask_reading import kinds_that_differ
 from isnet.data.names import TRAIN, VALIDATION
 
 _FULL, _TINY = 0.999, 0.001  # shares of foreground
 _FRAME = 0.75  # share of the border that is foreground
 _HOLLOW = 0.25  # by which the middle has less foreground than the border, where they are exchanged
+_GREY = 0.2  # share of the pixels of a thresholded mask that are neither dark nor light
 _SAME = 10  # masks from which on it is remarkable that all are one
 
 
@@ -59,6 +61,34 @@ def same_masks(seen: Seen) -> Iterator[Finding]:
     contents = Counter(facts.mask.content for facts in seen.facts if facts.mask is not None)
     if len(contents) == 1 and contents.total() >= _SAME:
         yield Finding("mask-same", "note", f"all {contents.total()} masks are the same")
+
+
+def mask_readings(seen: Seen) -> Iterator[Finding]:
+    """Masks of one set that are read in different ways, and which values are foreground where there are several."""
+    first: dict[str, str] = {}  # the first file of each kind
+    kinds, values, grey = Counter[str](), dict[str, None](), list[str]()
+    readings = []
+    for facts in seen.facts:
+        reading = None if facts.mask is None else facts.mask.reading
+        if reading is None:
+            continue
+        readings.append(reading)
+        name = str(seen.record(facts).mask)
+        first.setdefault(reading.kind, name)
+        kinds[reading.kind] += 1
+        if reading.kind not in ("binary", "threshold"):
+            values[str(reading)] = None
+        if reading.threshold is not None and reading.between >= _GREY:
+            grey.append(name)
+    if different := kinds_that_differ(readings):
+        told = tuple(f"{kind} ({kinds[kind]}, as {first[kind]})" for kind in different)
+        remedy = "Save all in one way, or say which values are foreground (--foreground-values)"
+        yield Finding("mask-readings", "warning", "masks are read in different ways", told, remedy)
+    if values:
+        yield Finding("mask-values", "note", "foreground among the values of the masks", tuple(values))
+    if grey:
+        text = f"{len(grey)} of {len(readings)} masks have many shades of grey: pictures rather than masks?"
+        yield Finding("mask-grey", "warning", text, tuple(grey))
 
 
 def unmasked_tests(seen: Seen) -> Iterator[Finding]:
