@@ -73,6 +73,7 @@ def show(data: object, table: ImageTable, facts: Sequence[Facts], findings: Sequ
     narrow = Screen(width=min(screen.width, _WIDTH))
     narrow.print()
     narrow.print(_table(("split", "source", "images", "groups"), _split_rows(table)))
+    narrow.print()
     narrow.print(_table(_COLUMNS, map(_class_row, statistics(Seen(table, facts)))))
     rate = f" ({len(facts) / seconds:.0f} images/s)" if seconds > 0 else ""
     narrow.print("fore, border: foreground among all and among the outermost pixels of the masks;")

@@ -98,7 +98,13 @@ def examine(
     if workers < 2 or multiprocessing.current_process().daemon:
         with torch.no_grad():
             return [_examined(images, row) for row in progress(places)]
-    loader = DataLoader(_Rows(images, places), batch_size=None, num_workers=workers, collate_fn=_as_it_is)
+    loader = DataLoader(
+        _Rows(images, places),
+        batch_size=None,
+        num_workers=workers,
+        collate_fn=_as_it_is,
+        generator=torch.Generator(),  # else the processes' seeds are drawn from the global one
+    )
     found: Iterator[Facts] = iter(loader)
     return [next(found) for _ in progress(places)]
 

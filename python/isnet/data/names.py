@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -16,6 +17,7 @@ _SPLIT_NAMES = {
     "val": VALIDATION,
     "valid": VALIDATION,
 }
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)")
 _TEST_NAMES = ("test", "testing")
 
 
@@ -77,13 +79,9 @@ def _alike(name: str) -> str:
     text = unicodedata.normalize("NFKC", name)
     text = "".join(char for char in text if unicodedata.category(char) not in ("Cf", "Cc"))
     text = " ".join(text.split())
-    try:
-        number = float(text)
-    except ValueError:
-        return text if len(text) == 1 else text.casefold()
-    # As a number only where the text is written in digits: "nan", "inf" and "infinity" are words.
-    digits = text.isascii() and any(char.isdigit() for char in text) and math.isfinite(number)
-    return f"number {number!r}" if digits and abs(number) < 2**53 else text.casefold()
+    if _NUMBER.fullmatch(text) and abs(float(text)) < 2**53:
+        return f"number {float(text)!r}"
+    return text if len(text) == 1 else text.casefold()
 
 
 def bit(text: str, where: str) -> int:

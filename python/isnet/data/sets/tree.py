@@ -11,6 +11,7 @@ from isnet.data.findings import Finding, counted, some
 from isnet.data.names import DataError
 
 _DEEPEST = 12  # levels; no layout needs as many
+_LINKED = 4  # levels down to which links to folders are followed: folders full of links to each other would never end
 _LITTER = ("thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx")  # of file managers, left out like hidden files
 
 
@@ -23,7 +24,7 @@ class Tree:
         files: Its files at every level, sorted, relative to it.
         folders: Likewise its folders.
         broken: Links without a target, and what is neither file nor folder.
-        loops: Links to a folder that they stand in.
+        loops: Links to a folder that they stand in, or more than 4 levels deep.
     """
 
     root: Path
@@ -45,7 +46,10 @@ class Tree:
         if self.loops:
             names = tuple(str(self.root / path) for path in self.loops)
             yield Finding(
-                "link-loops", "note", f"{counted(len(names), 'link')} back into a folder around it, not followed", names
+                "link-loops",
+                "note",
+                f"{counted(len(names), 'link')} not followed: back into a folder around it, or too deep",
+                names,
             )
 
 
@@ -88,7 +92,7 @@ def _read(tree: Tree, below: Path, around: set[tuple[int, int]], apart: tuple[in
             tree.files.append(path)
         elif not is_folder:
             tree.broken.append(path)
-        elif identity in around:
+        elif identity in around or (entry.is_symlink() and len(path.parts) > _LINKED):
             tree.loops.append(path)
         elif identity != apart:
             if len(path.parts) > _DEEPEST:
