@@ -75,6 +75,11 @@ READ: dict[str, tuple[dict[str, Any], dict[str, tuple[str, str, str | None]], di
         {"images/a/0.jpeg": (T, "a", "masks/a/0.png")},
         {},
     ),
+    "one suffix more": (
+        images("images/a/0.dcm", "masks/a/0.dcm.png"),
+        {"images/a/0.dcm": (T, "a", "masks/a/0.dcm.png")},
+        {},
+    ),
     "composed and decomposed": (
         images(f"images/{NFC}/ä.png".replace("ä", NFC), f"masks/{NFD}/{NFD}.png"),
         {f"images/{NFC}/{NFC}.png": (T, NFC, f"masks/{NFD}/{NFD}.png")},
@@ -178,6 +183,7 @@ READ: dict[str, tuple[dict[str, Any], dict[str, tuple[str, str, str | None]], di
         {f"{'c' * 255}/{'n' * 251}.png": (T, "c" * 255, None)},
         {},
     ),
+    "digits with underscores": (images("1_0/1.png", "10/1.png"), {"1_0/1.png": (T, "1_0", None), "10/1.png": (T, "10", None)}, {}),
     "letters in both cases": (images("a/1.png", "A/1.png"), {"a/1.png": (T, "a", None), "A/1.png": (T, "A", None)}, {}),
     "a class called train": (images("train/1.png", "bus/1.png"), {"train/1.png": (T, "train", None), "bus/1.png": (T, "bus", None)}, {}),
 }  # fmt: skip
@@ -253,6 +259,15 @@ def test_special_files_are_not_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a" / "2.png")  # reading it would never end
     table = read_table(tmp_path)
     assert len(table.records) == 1 and codes(table) == {"broken-links": 1}
+
+
+def test_folders_full_of_links_to_each_other_end(tmp_path: Path) -> None:
+    names = [f"f{number}" for number in range(9)]
+    lay(tmp_path, images(*(f"{name}/1.png" for name in names)))
+    for name in names:
+        lay(tmp_path / name, {f"to_{other}": f"-> ../{other}" for other in names if other != name})
+    with pytest.raises(DataError, match="images at depths 2"):
+        read_table(tmp_path)
 
 
 def test_masks_elsewhere(tmp_path: Path) -> None:

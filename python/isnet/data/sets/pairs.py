@@ -40,8 +40,8 @@ _ALIKE: tuple[tuple[Callable[[str], str], Callable[[str], str]], ...] = (
 def pair(images: Mapping[Path, Place], masks: Mapping[Path, Place]) -> tuple[dict[Path, Path], list[Path]]:
     """Finds the mask of each image.
 
-    ``p.png`` gets ``p.png``, else ``p`` with another suffix, else ``p.png`` with one more, else ``p_mask`` with any. Names are compared in Unicode's composed form,
-    and, for what is left over after that, without case. A mask taken under a surer name is gone.
+    ``p.png`` gets ``p.png``, else ``p`` with another suffix, else ``p.png`` with one more, else ``p_mask`` with any. Names are compared in
+    Unicode's composed form, and, for what is left over after that, without case. A mask taken under a surer name is gone.
 
     Args:
         images, masks: Place of each file.
