@@ -15,7 +15,7 @@ MaskKind = Literal["binary", "labels", "palette", "colours", "alpha", "threshold
 _SMALL = 32  # whole numbers below this are labels
 _FEW = 8  # so many different whole numbers, 0 among them, are labels, too
 _FLAT = 0.9  # areas of one number: labels; brightness has slopes or noise (figures in docs/pixels.md)
-_SMOOTH = 0.3
+_SMOOTH = 0.5  # below: slopes or noise
 _NAMED = 32  # values that a reading names
 _NUMBER = r"\d+(?:\.\d+)?"
 _REMEDY = "say which values are foreground (--foreground-values)"
@@ -99,10 +99,14 @@ class MaskValues:
     def __bool__(self) -> bool:
         return bool(self.ranges or self.colours)
 
-    def among(self, numbers: Pixels) -> Pixels:
-        """Where numbers are foreground; grey colours count as their number."""
-        grey = [(float(red), float(red)) for red, green, blue in self.colours if red == green == blue]
+    def among(self, numbers: Pixels, palette: Pixels | None = None) -> Pixels:
+        """Where numbers are foreground: indices, if there is a palette; else a grey colour counts as its number."""
         chosen = np.zeros(numbers.shape, bool)
+        grey = [(float(red), float(red)) for red, green, blue in self.colours if red == green == blue]
+        if palette is not None:
+            grey = []
+            for colour in self.colours:
+                chosen |= (palette[numbers] == colour).all(-1)
         for low, high in (*self.ranges, *grey):
             chosen |= (numbers >= low) & (numbers <= high) if low < high else np.isclose(numbers, low, 1e-6, 0)
         return chosen
@@ -173,11 +177,11 @@ def _by_number(numbers: Pixels, lossy: bool, values: MaskValues) -> tuple[Pixels
         noise = found[1] <= high / 16 and found[-2] >= high * 15 / 16 and inside < _FLAT
         if inside >= _FLAT or (len(found) <= _FEW and not noise):
             return _listed("labels", numbers > 0, found, found > 0)
+    if low > high / 4:
+        raise UnclearMaskError(f"numbers from {low:g} to {high:g}, without a dark background; {_REMEDY}")
+    if inside > _SMOOTH and bool(((numbers > low) & (numbers < high)).mean() > 0.01):
+        raise UnclearMaskError(f"areas of {len(found)} brightnesses; {_REMEDY}, or save labels as whole numbers in a PNG file")
     between = (numbers > high / 4) & (numbers < high * 3 / 4)
-    if low < high / 4 and max(_flatness(numbers, between), inside) > _SMOOTH and between.mean() > 0.01:
-        raise UnclearMaskError(
-            f"areas of {len(found)} different brightnesses; {_REMEDY}, or save labels as whole numbers in PNG"
-        )
     bright = numbers > high / 2
     reading = MaskReading("threshold", (), (), high / 2, float(between.mean()), float(bright.mean()))
     return bright, reading
@@ -188,10 +192,8 @@ def _by_index(indices: Pixels, palette: Pixels, values: MaskValues) -> tuple[Pix
     found = _distinct(indices)
     if found[-1] >= len(palette):
         raise UnclearMaskError(f"the index {found[-1]:g} of a palette of {len(palette)} colours; save it anew")
-    chosen = values.among(found)
-    for colour in values.colours:
-        chosen |= (palette[found] == colour).all(-1)
     if values:
+        chosen = values.among(found, palette)
         return _listed("values", np.isin(indices, found[chosen]), found, chosen)
     used = palette[found]
     if bool((used == used[:, :1]).all()):
@@ -225,8 +227,6 @@ def _by_colour(colours: Pixels, lossy: bool, values: MaskValues) -> tuple[Pixels
             )
     elif values:
         raise UnclearMaskError(f"colours of the type {colours.dtype}; save it as 8-bit RGB")
-    if brightest.min() > brightest.max() / 4:
-        raise UnclearMaskError("colours without a dark background; save it as labels or as black and white")
     return _by_number(brightest, True, values)
 
 

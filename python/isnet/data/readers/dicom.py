@@ -138,10 +138,12 @@ def _remedy(dataset: Any, error: RuntimeError) -> str:
         decoder = get_decoder(syntax)
     except NotImplementedError:
         return f"the transfer syntax {syntax.name} is not read; decompress it first"
-    if decoder.is_available:
-        return f"cannot be read ({' '.join(str(error).split())})"
     missing = "; ".join(text.partition(" - requires ")[2] for text in decoder.missing_dependencies)
-    return f"{syntax.name} needs another package: pip install one of these ({missing})"
+    install = f"pip install one of these ({missing})"
+    if not decoder.is_available:
+        return f"{syntax.name} needs another package: {install}"
+    text = f"cannot be read ({' '.join(str(error).split())})"
+    return f"{text}; another decoder of {syntax.name} may read it: {install}" if missing else text
 
 
 def _begins_with_elements(head: bytes) -> bool:
@@ -156,7 +158,7 @@ def _elements(head: bytes, order: str) -> int:
         if len(head) < place + 12:
             return count
         group, element = struct.unpack_from(order + "HH", head, place)
-        if group not in _GROUPS or not last < (group, element):
+        if group not in (_GROUPS if count == 0 else range(_GROUPS[0], 0x7FE1)) or not last < (group, element):
             return count
         last, kind = (group, element), head[place + 4 : place + 6]
         if not (kind.isalpha() and kind.isupper()):  # implicit

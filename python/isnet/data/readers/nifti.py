@@ -15,6 +15,7 @@ from isnet.data.readers.base import HEAD, Picture, Pixels, Place, Reader, check_
 
 _GZIP = b"\x1f\x8b"
 _EXTENSIONS = 2**24  # bytes of header and extensions
+_ONE, _TWO = b"n+1\0", b"n+2\0"  # marks of the versions
 _PAIR = (b"ni1\0", b"ni2\0")  # marks of a header whose numbers are in another file
 
 
@@ -26,7 +27,7 @@ class NIfTI(Reader):
 
     def recognises(self, head: bytes) -> bool:
         head = _inflated(head)
-        return head[344:348] in (b"n+1\0", _PAIR[0]) or head[4:8] in (b"n+2\0", _PAIR[1])
+        return head[344:348] in (_ONE, _PAIR[0]) or head[4:8] in (_TWO, _PAIR[1])
 
     def read(self, file: FileRef, *, scaled: bool) -> Picture:
         kind, header = _header(file)
@@ -82,8 +83,10 @@ def _header(file: FileRef) -> tuple[Any, Any]:
     head = _inflated(file.head(HEAD))
     if _PAIR[0] == head[344:348] or _PAIR[1] == head[4:8]:
         raise UnreadableFileError(f"{file}: its numbers are in another file (.img); convert the pair to one .nii file")
-    kind = nibabel.Nifti2Image if head[4:8] == b"n+2\0" else nibabel.Nifti1Image
-    header = kind.header_class.from_fileobj(io.BytesIO(head))
+    if not (head[344:348] == _ONE or head[4:8] == _TWO):
+        raise UnreadableFileError(f"{file}: no NIfTI header (ANALYZE and other forms are to be converted)")
+    kind = nibabel.Nifti2Image if head[4:8] == _TWO else nibabel.Nifti1Image
+    header = kind.header_class.from_fileobj(io.BytesIO(head), check=False)
     shape = header.get_data_shape()
     sides = [side for side in shape if side != 1]
     if len(sides) > 2 or len(shape) < 2:

@@ -13,7 +13,9 @@ from isnet.data.files import FileRef, UnreadableFileError
 from isnet.data.readers.base import MAX_PIXELS, Picture, Pixels, Reader, check_size, upright
 
 _MARKS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a")
-_FORMATS = ("PNG", "JPEG", "MPO", "GIF", "BMP", "WEBP", "PPM")  # the only ones of Pillow's that are tried
+_FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "PPM")  # the only ones of Pillow's that are tried; MPO counts as JPEG
+# P2, P3 (texts), P5, P6; width, height, largest number.
+_NETPBM = re.compile(rb"P([2356])" + 3 * rb"(?:\s|#[^\n]*\n)+(\d{1,9})" + rb"\s")
 _ORIENTATION = 0x0112  # the EXIF tag for the camera's orientation
 
 
@@ -30,6 +32,8 @@ class Plain(Reader):
 
     def read(self, file: FileRef, *, scaled: bool) -> Picture:
         raw = file.read()
+        if found := _NETPBM.match(raw):
+            return _netpbm(file, raw, found)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -66,13 +70,11 @@ def _decoded(image: Image.Image, raw: bytes, scaled: bool) -> Picture:
     if image.mode in ("I;16", "I;16B", "I"):
         pixels = np.asarray(image)
         alpha = None if key is None else (pixels != key).astype(np.float32)
-        return Picture(pixels if scaled else _as_stored(pixels, raw, 65535), 65535, alpha)
+        return Picture(pixels, 65535, alpha)
     if image.mode in ("1", "L"):
-        stored = _as_stored(np.asarray(image).astype(np.uint8), raw, 255) if image.mode == "L" else np.asarray(image)
+        stored = _as_stored(np.asarray(image).astype(np.uint8), raw)
         alpha = None if key is None else (stored != key).astype(np.float32)
-        if scaled:
-            return Picture(np.asarray(image.convert("L")), 255, alpha)
-        return Picture(stored.astype(np.uint8), 255, alpha)
+        return Picture(np.asarray(image.convert("L")) if scaled else stored, 255, alpha)
     transparent = image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or key is not None
     if not transparent:
         return Picture(np.asarray(image.convert("RGB")), 255)
@@ -103,12 +105,24 @@ def _opacity(key: int | bytes) -> Pixels:
     return alpha
 
 
-def _as_stored(pixels: Pixels, raw: bytes, largest: int) -> Pixels:
-    """Undoes Pillow's scaling of grey numbers to 0..``largest``: of PNGs with 2 and 4 bits, and of PGMs."""
-    if raw.startswith(_MARKS[0]):
-        white = min(2 ** raw[24] - 1, largest)
-    elif found := re.match(rb"P[25]\s+(?:#.*\s+)*\d+\s+(?:#.*\s+)*\d+\s+(?:#.*\s+)*(\d+)", raw):
-        white = int(found[1])
+def _as_stored(pixels: Pixels, raw: bytes) -> Pixels:
+    """Undoes Pillow's scaling of grey PNGs of 2 and 4 bits to 255."""
+    bits = raw[24] if raw.startswith(_MARKS[0]) else 8
+    return pixels // (255 // (2**bits - 1)) if bits in (2, 4) else pixels
+
+
+def _netpbm(file: FileRef, raw: bytes, header: re.Match[bytes]) -> Picture:
+    """Grey or colours with a largest number of their own, which Pillow would scale to 255."""
+    kind, width, height, largest = map(int, header.groups())
+    samples, text = (3 if kind in (3, 6) else 1), kind < 4
+    number = np.dtype(">u2" if largest > 255 else np.uint8)
+    check_size(file, height, width, samples * (64 if text else number.itemsize))  # 64: of a word in a list
+    count, body = samples * width * height, raw[header.end() :]
+    if text:
+        pixels = np.array([*map(int, re.sub(rb"#[^\n]*", b"", body).split(None, count)[:count])])
     else:
-        white = largest
-    return pixels if white == largest else np.rint(pixels * (white / largest)).astype(pixels.dtype)
+        pixels = np.frombuffer(body, number, count)
+    if not 0 < largest < 65536 or pixels.max() > largest:
+        raise ValueError(f"numbers up to {pixels.max()}, where its header tells {largest}")
+    shape = (height, width) if samples == 1 else (height, width, 3)
+    return Picture(pixels.astype(number.newbyteorder("=")).reshape(shape), largest)

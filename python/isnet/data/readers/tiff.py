@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import logging
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from isnet.data.files import FileRef, UnreadableFileError
 from isnet.data.readers.base import Picture, Pixels, Reader, check_size, upright
@@ -15,7 +17,9 @@ _RGB, _PALETTE, _CMYK, _YCBCR = 2, 3, 5, 6
 _BASE = {**dict.fromkeys(_GREY, 1), _RGB: 3, _PALETTE: 1, _CMYK: 4, _YCBCR: 3}  # samples per pixel without extra ones
 _JPEG = (6, 7, 34892)
 _LOSSY = (*_JPEG, 34712, 33003, 33004, 33005, 50001, 50002)  # JPEG 2000, WebP, JPEG XL may be
+_SELF_DESCRIBING = (7, 34892, 34712, 50001)  # JPEG, JPEG 2000 and WebP, each piece a picture with a size of its own
 _ORIENTATION = 274
+_SILENT = logging.NullHandler()
 _PREMULTIPLIED, _ALPHA = 1, 2  # kinds of extra samples
 
 
@@ -31,8 +35,12 @@ class TIFF(Reader):
     def read(self, file: FileRef, *, scaled: bool) -> Picture:
         import tifffile
 
-        with tifffile.TiffFile(io.BytesIO(file.read())) as tiff:
+        tifffile.logger().addHandler(_SILENT)  # what it warns of becomes an error here, or does not matter
+        raw = file.read()
+        with tifffile.TiffFile(io.BytesIO(raw)) as tiff:
             page = _only_page(file, tiff)
+            if page.compression in _SELF_DESCRIBING:
+                _check_pieces(file, page, raw)
             photometric = int(page.photometric)
             if photometric not in _BASE or (photometric == _YCBCR and page.compression not in _JPEG):
                 name = getattr(page.photometric, "name", photometric)
@@ -71,6 +79,8 @@ def _only_page(file: FileRef, tiff: Any) -> Any:
         pages += [] if page.is_reduced and pages else [page]
         if len(pages) > 1:
             break
+    if not pages:
+        raise UnreadableFileError(f"{file}: no page")
     several = len(pages) > 1 or pages[0].imagedepth > 1 or (tiff.imagej_metadata or {}).get("images", 1) > 1
     if several:
         raise UnreadableFileError(f"{file}: several pages; save the one to use as a file of its own")
@@ -81,9 +91,17 @@ def _only_page(file: FileRef, tiff: Any) -> Any:
     return page
 
 
+def _check_pieces(file: FileRef, page: Any, raw: bytes) -> None:
+    """Refuses pieces that are larger themselves than the file tells."""
+    for start, count in zip(page.dataoffsets, page.databytecounts, strict=False):
+        with Image.open(io.BytesIO(raw[start : start + count]), formats=("JPEG", "JPEG2000", "WEBP")) as piece:
+            check_size(file, piece.height, piece.width, page.samplesperpixel)
+
+
 def _decoded(page: Any) -> Pixels:
     """[H, W, S], whatever the planar configuration."""
     pixels = page.asarray(squeeze=False)[:, 0]  # separate samples, height, width, samples that lie together
+    pixels = pixels.astype(np.uint8) if pixels.dtype.kind == "b" else pixels
     return np.moveaxis(pixels, 0, -1)[..., 0, :] if len(pixels) > 1 else pixels[0]
 
 
