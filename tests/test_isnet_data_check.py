@@ -246,6 +246,22 @@ def test_a_preview_of_names_with_dollars_and_of_unusable_masks(tmp_path: Path) -
     assert (tmp_path / "p.pdf").read_bytes().startswith(b"%PDF")
 
 
+@pytest.mark.parametrize(
+    ("option", "name", "text"),
+    [
+        ("--preview", "p.xyz", "--preview: expected a file of the format"),
+        ("--preview", "set", "set is a folder or below a file"),
+        ("--json", "set/images/a/1.png/x.json", "is a folder or below a file"),
+    ],
+)
+def test_places_for_results_are_checked_before_anything_is_read(
+    tmp_path: Path, option: str, name: str, text: str
+) -> None:
+    lay(tmp_path / "set", images("images/a/1.png") | {"images/a/2.png": b"broken"})
+    result = CliRunner().invoke(cli.app, ["data", "check", str(tmp_path / "set"), option, str(tmp_path / name)])
+    assert isinstance(result.exception, ValueError) and text in str(result.exception) and "reading" not in result.output
+
+
 def test_processes_see_what_one_sees(tmp_path: Path) -> None:
     lay(tmp_path, plain(3) | {"images/train/a/9.png": b"broken"})
     images = MaskedImages(read_table(tmp_path), SIDE, channels=3, need_masks=("train",))

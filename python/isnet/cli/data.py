@@ -11,7 +11,7 @@ import typer
 
 from isnet._files import atomic_path, write_json
 from isnet._text import say
-from isnet.cli.findings import is_stdout, show, to_json, verdict
+from isnet.cli.findings import is_stdout, require_file, show, to_json, verdict
 from isnet.config import ImagesConfig
 from isnet.data import Problem, check, examine
 from isnet.data.checks import unusable
@@ -65,6 +65,11 @@ def check_data(
         segmenter=segmenter,
     )
     quiet = is_stdout(json_file)
+    # Now, and not after all images were read.
+    if preview is not None:
+        require_file(preview, "--preview", overlay_figure([]).canvas.get_supported_filetypes())
+    if json_file is not None and not quiet:
+        require_file(json_file, "--json")
     table = load_table(config)
     images = image_set(config, table, need_masks=(TRAIN, VALIDATION))
     begun = time.perf_counter()

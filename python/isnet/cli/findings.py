@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.table import Table
@@ -130,6 +131,19 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
     if len(rows) > _ROWS:
         table.add_row(f"and {len(rows) - _ROWS} more")
     return table
+
+
+def require_file(path: Path, option: str, formats: Collection[str] | None = None) -> None:
+    """Refuses a path that cannot become a file.
+
+    Raises:
+        ValueError: it is a folder, below a file, or of another format than these.
+    """
+    if path.is_dir() or any(parent.exists() and not parent.is_dir() for parent in path.parents):
+        raise ValueError(f"{option}: {path} is a folder or below a file; name a file")
+    suffix = path.suffix.removeprefix(".").lower()
+    if formats is not None and suffix and suffix not in formats:
+        raise ValueError(f"{option}: expected a file of the format {', '.join(sorted(formats))}, got {path}")
 
 
 def is_stdout(path: str | os.PathLike[str] | None) -> bool:

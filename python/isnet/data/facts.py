@@ -87,14 +87,14 @@ def examine(
         images: The set; its own policy and augmentation do not matter here, but which splits need masks does.
         progress: Wraps the indices, to show how far it is.
         rows: Indices of the images to read; None: all.
-        workers: Processes that read; 0: this one. None: two, if the set is large and the machine has them.
+        workers: Processes that read, at most as many as there are processors; 0: this one. None: two, if the set is large.
 
     Returns:
         What was seen, in the order of the rows.
     """
     places = list(range(len(images)) if rows is None else rows)
-    if workers is None:
-        workers = min(_MOST, _processors()) if len(places) >= _WORTH else 0
+    wanted = (_MOST if len(places) >= _WORTH else 0) if workers is None else workers
+    workers = min(wanted, _processors())
     if workers < 2 or multiprocessing.current_process().daemon:
         with torch.no_grad():
             return [_examined(images, row) for row in progress(places)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from isnet.data.names import DataError, text_of, tidy
 SUFFIXES = (".csv", ".tsv", ".parquet")
 _DELIMITERS = (",", "\t", ";", "|")
 _LONGEST = 2**31 - 1  # characters of a cell; the csv module's own limit is 131,072
+_EXCEL = re.compile(r'^"?sep=.?"?(\r\n|\r|\n)')  # a first line by which Excel tells itself the delimiter
 _MARKS = (  # of an encoding, at the beginning of a file
     (b"\xef\xbb\xbf", "utf-8-sig"),
     (b"\xff\xfe\0\0", "utf-32"),
@@ -59,7 +61,7 @@ def read_rows(path: Path, known: str) -> Rows:
 
 
 def _csv(path: Path, known: str) -> Rows:
-    text = _text(path)
+    text = _EXCEL.sub("\n", _text(path), count=1)  # the delimiter is found all the same
     limit = csv.field_size_limit(_LONGEST)
     try:
         headers = {mark: _header(text, mark) for mark in _DELIMITERS}
