@@ -178,6 +178,9 @@ def test_findings_of_tables() -> None:
     assert told["groups-across-splits"].examples == ("a1", "b1") and len(told) == 1
     unnamed = [(image, label, split, source, "nan") for image, label, split, source, _ in mixed]
     assert {finding.code for finding in check(table_of(*unnamed))} == {"missing-value"}
+    several = [(f"j{n}", "a | b", "train", "", "") for n in range(12)]
+    told = {finding.code: finding for finding in check(table_of(*mixed, *several))}
+    assert told["joined-labels"].examples == ("a | b",) and len(told) == 1
     same = ImageTable((Record(FileRef(Path("x")), 0, FileRef(Path("x"))),), ("a",))
     assert {"mask-is-image", "single-class", "small-classes"} == {finding.code for finding in check(same)}
 

@@ -14,6 +14,7 @@ from isnet.data.checks.labels import (
     classes_in_training,
     groups_across_splits,
     imbalance,
+    joined_labels,
     small_classes,
     sources_and_classes,
     unread_columns,
@@ -36,6 +37,7 @@ TABLE_CHECKS: tuple[Check, ...] = (
     groups_across_splits,
     sources_and_classes,
     alike_missing,
+    joined_labels,
     mask_is_image,
     unread_columns,
 )

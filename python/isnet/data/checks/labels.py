@@ -11,6 +11,7 @@ from isnet.data.names import TRAIN
 _FEW = 10  # training images of a class
 _UNEVEN = 10.0  # times as many images
 _MISSING = ("nan", "none", "null", "na", "n/a", "<na>", "nat")  # what programs write for nothing
+_JOINTS = ("|", ";", ",", "+", "/", "&")  # between several labels in one cell
 _PERSONS = ("patient", "subject", "case")
 
 
@@ -20,7 +21,8 @@ def classes_in_training(seen: Seen) -> Iterator[Finding]:
     train = [record.label for record in seen.train]
     if not train:
         splits = ", ".join(table.splits)
-        yield Finding("no-training-images", "error", f"no training images; the splits are {splits}")
+        remedy = f"One split must be called {TRAIN}; a folder is read as SPLIT/CLASS/IMAGE or CLASS/IMAGE"
+        yield Finding("no-training-images", "error", f"no training images; the splits are {splits}", (), remedy)
     elif table.multi_label:
         columns = zip(*(label for label in train if isinstance(label, tuple)), strict=True)
         for name, column in zip(table.classes, columns, strict=True):
@@ -101,6 +103,20 @@ def alike_missing(seen: Seen) -> Iterator[Finding]:
         if found:
             text = f"a {what} is called {some(found)}: is that a missing value?"
             yield Finding("missing-value", "warning", text, (), "Leave the cell empty, or the row out")
+
+
+def joined_labels(seen: Seen) -> Iterator[Finding]:
+    """Classes such as ``edema|mass`` beside ``edema``: several labels in one cell."""
+    classes = set(seen.table.classes)
+    joined = tuple(
+        name
+        for name in seen.table.classes
+        for parts in ([part.strip() for part in name.split(mark)] for mark in _JOINTS)
+        if len(parts) > 1 and all(parts) and classes & set(parts)
+    )
+    if joined:
+        remedy = "If these are several labels of an image, write a column of 0 and 1 for each, and name them (--label)"
+        yield Finding("joined-labels", "warning", f"{counted(len(joined), 'class')} joined of others", joined, remedy)
 
 
 def unread_columns(seen: Seen) -> Iterator[Finding]:
