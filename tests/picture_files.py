@@ -106,9 +106,7 @@ def affine(columns: str, spacing: float = 2.0, origin: tuple[float, float, float
     return matrix
 
 
-def nifti(path: Path, pixels: Array, matrix: Array | None = None, **header: Any) -> None:
-    """A NIfTI-1 file of [H, W]; its first axis is the image's x."""
-    image = nibabel.Nifti1Image(pixels.T[..., None], affine("RAS") if matrix is None else matrix, dtype=pixels.dtype)
-    for name, value in header.items():
-        image.header[name] = value
-    nibabel.save(image, path)
+def nifti(path: Path, pixels: Array, matrix: Array | None = None, *, placed: bool = True) -> None:
+    """A NIfTI-1 file of [H, W]; its first axis is the image's x. ``placed``: whether its header tells where that lies."""
+    matrix = affine("RAS") if matrix is None else matrix
+    nibabel.save(nibabel.Nifti1Image(pixels.T[..., None], matrix if placed else None, dtype=pixels.dtype), path)

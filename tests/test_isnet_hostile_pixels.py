@@ -14,8 +14,8 @@ import numpy as np
 import pydicom
 import pytest
 import tifffile
-from PIL import Image
 from picture_files import Array, affine, dicom, lookup_tables, nifti, palette_image, png, stretched, without_preamble
+from PIL import Image
 from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEGLSLossless
 
 from isnet.data import FileRef, UnreadableFileError, read_image
@@ -95,8 +95,18 @@ def as_dicom(pixels: Array, kind: str = "MONOCHROME2", **tags: object) -> Write:
     return lambda path: dicom(path, pixels, kind, **tags)
 
 
-def as_nifti(pixels: Array, matrix: Array | None = None, **header: object) -> Write:
-    return lambda path: nifti(path, pixels, matrix, **header)
+def as_nifti(pixels: Array, matrix: Array | None = None) -> Write:
+    return lambda path: nifti(path, pixels, matrix)
+
+
+def as_named(pixels: Array) -> Write:
+    """A plain NIfTI file under any name; nibabel would follow the suffix."""
+
+    def write(path: Path) -> None:
+        nifti(path.with_suffix(".nii"), pixels)
+        path.with_suffix(".nii").rename(path)
+
+    return write
 
 
 def volume(path: Path) -> None:
@@ -160,7 +170,7 @@ CASES: dict[str, tuple[Write, Array | str]] = {
     "palette_clear.png": (pillow(palette_image(INDEX, COLOURS), transparency=1), TABLE[INDEX] * (INDEX != 1)[..., None]),
     "palette.gif": (pillow(palette_image(INDEX, COLOURS)), TABLE[INDEX]),
     "palette.bmp": (pillow(palette_image(INDEX, COLOURS)), TABLE[INDEX]),
-    "grey_key.png": (pillow(Image.fromarray(GREY), transparency=int(GREY[0, 0])), GREY / 255 * (GREY != GREY[0, 0])),
+    "grey_key.png": (pillow(Image.fromarray(GREY), transparency=int(GREY[0, 0])), GREY / 255 * (GREY[0, 0] != GREY)),
     "1_bit.png": (pillow(Image.fromarray(GREY > 99)), (GREY > 99) * 1.0),
     "2_bits.png": (lambda path: png(path, INDEX, 2, 0), INDEX / 3),
     "4_bits.png": (lambda path: png(path, INDEX, 4, 0), INDEX / 15),
@@ -217,12 +227,12 @@ CASES: dict[str, tuple[Write, Array | str]] = {
     "slope.nii": (then(as_nifti(CT), patched(112, struct.pack("<ff", -2, 9))), 1 - stretched(CT)),
     "thin.nii": (then(as_nifti(CT), patched(312, b"\0" * 16)), stretched(CT)),
     "really_gzip.nii": (then(as_nifti(CT), gzip.compress), stretched(CT)),
-    "no_gzip.nii.gz": (lambda path: (nifti(path.with_suffix(".nii"), CT), path.with_suffix(".nii").rename(path)), stretched(CT)),
+    "no_gzip.nii.gz": (as_named(CT), stretched(CT)),
     "volume.nii": (volume, r"two-dimensional image, got shape \(6, 4, 3\)"),
     "complex.nii": (as_nifti(CT.astype(np.complex64)), "expected real numbers"),
     "singular.nii": (then(as_nifti(CT), patched(280, b"\0" * 16)), "no inverse"),
     "analyze.nii": (then(as_nifti(CT), patched(344, b"\0\0\0\0")), "no NIfTI header"),
-    "pair.hdr": (then(lambda p: (nifti(p.with_suffix(".nii"), CT), p.with_suffix(".nii").rename(p)), patched(344, b"ni1\0")), "another file"),
+    "pair.hdr": (then(as_named(CT), patched(344, b"ni1\0")), "another file"),
     "large.nii": (then(as_nifti(CT), patched(42, struct.pack("<hh", 30000, 30000))), "30000x30000 pixels"),
     "negative.nii": (then(as_nifti(CT), patched(42, struct.pack("<h", -5))), "at least one pixel"),
     "far.nii": (then(as_nifti(CT), patched(108, struct.pack("<f", 1e9))), "begin at byte 1000000000"),
