@@ -180,7 +180,9 @@ def _by_number(numbers: Pixels, lossy: bool, values: MaskValues) -> tuple[Pixels
     if low > high / 4:
         raise UnclearMaskError(f"numbers from {low:g} to {high:g}, without a dark background; {_REMEDY}")
     if inside > _SMOOTH and bool(((numbers > low) & (numbers < high)).mean() > 0.01):
-        raise UnclearMaskError(f"areas of {len(found)} brightnesses; {_REMEDY}, or save labels as whole numbers in a PNG file")
+        raise UnclearMaskError(
+            f"areas of {len(found)} brightnesses; {_REMEDY}, or save labels as whole numbers in a PNG file"
+        )
     between = (numbers > high / 4) & (numbers < high * 3 / 4)
     bright = numbers > high / 2
     reading = MaskReading("threshold", (), (), high / 2, float(between.mean()), float(bright.mean()))

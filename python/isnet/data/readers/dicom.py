@@ -14,6 +14,7 @@ from isnet.data.readers.base import MAX_BYTES, Picture, Place, Reader, check_siz
 
 _DIRECTORY = b"1.2.840.10008.1.3.10"  # the class of a DICOMDIR, the table of contents of a disc
 _DEFLATED = b"1.2.840.10008.1.2.1.99"  # the transfer syntax whose whole data set is compressed
+_PIECE = 2**20  # bytes, unpacked at once to count them
 _GROUPS = (0x0002, 0x0008)  # with which files without a preamble begin
 _LONG = (b"OB", b"OW", b"OF", b"OD", b"OL", b"OV", b"SQ", b"UC", b"UN", b"UR", b"UT", b"SV", b"UV")
 _ELEMENTS = 3  # in a row
@@ -87,8 +88,14 @@ def _dataset(file: FileRef) -> Any:
         stream.seek(132 if raw[128:132] == b"DICM" else 0)
         length = struct.unpack("<I", raw[stream.tell() + 8 : stream.tell() + 12])[0]  # of the elements of group 2
         stream.seek(stream.tell() + 12 + length)
-        if len(zlib.decompressobj(-zlib.MAX_WBITS).decompress(stream.read(), MAX_BYTES + 1)) > MAX_BYTES:
-            raise UnreadableFileError(f"{file}: more than the {MAX_BYTES} bytes that are read; make it smaller first")
+        unpacker, packed, count = zlib.decompressobj(-zlib.MAX_WBITS), stream.read(), 0
+        while packed:
+            count += len(unpacker.decompress(packed, _PIECE))
+            packed = unpacker.unconsumed_tail
+            if count > MAX_BYTES:
+                raise UnreadableFileError(
+                    f"{file}: more than the {MAX_BYTES} bytes that are read; make it smaller first"
+                )
     dataset = pydicom.dcmread(io.BytesIO(raw), force=True)  # without a preamble, too
     meta = dataset.file_meta
     if "TransferSyntaxUID" not in meta:
