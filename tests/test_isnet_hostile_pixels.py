@@ -59,6 +59,12 @@ def patched(place: int, content: bytes) -> Callable[[bytes], bytes]:
     return lambda raw: raw[:place] + content + raw[place + len(content) :]
 
 
+def _written(write: Write, path: Path) -> bytes:
+    plain = path.with_name("plain.nii")
+    write(plain)
+    return plain.read_bytes()
+
+
 def thumbnail(path: Path) -> None:
     with tifffile.TiffWriter(path) as writer:
         writer.write(GREY)
@@ -209,6 +215,10 @@ CASES: dict[str, tuple[Write, Array | str]] = {
     "palette8.dcm": (as_dicom(INDEX, "PALETTE COLOR", **lookup_tables(COLOURS)), TABLE[INDEX]),
     "palette16.dcm": (as_dicom(INDEX, "PALETTE COLOR", **lookup_tables(COLOURS, 16)), TABLE[INDEX]),
     "deflated.dcm": (as_dicom(GREY, syntax=DeflatedExplicitVRLittleEndian), stretched(GREY)),
+    "deflated_more.dcm": (
+        then(as_dicom(GREY, syntax=DeflatedExplicitVRLittleEndian), lambda raw: raw + b"more" * 99),
+        stretched(GREY),
+    ),
     "frames.dcm": (as_dicom(np.stack([GREY] * 3), NumberOfFrames=3), "expected one frame, got 3"),
     "large.dcm": (as_dicom(GREY, Rows=60000, Columns=60000), "60000x60000 pixels"),
     "cmyk.dcm": (as_dicom(CMYK, "CMYK"), "4 samples of the kind CMYK"),
@@ -226,6 +236,7 @@ CASES: dict[str, tuple[Write, Array | str]] = {
     "sagittal.nii": (as_nifti(CT, affine("ASR")), stretched(CT)),
     "slope.nii": (then(as_nifti(CT), patched(112, struct.pack("<ff", -2, 9))), 1 - stretched(CT)),
     "thin.nii": (then(as_nifti(CT), patched(312, b"\0" * 16)), stretched(CT)),
+    "no_offset.nii.gz": (lambda p: p.write_bytes(gzip.compress(patched(108, b"\0" * 4)(_written(as_nifti(CT), p)))), stretched(CT)),
     "really_gzip.nii": (then(as_nifti(CT), gzip.compress), stretched(CT)),
     "no_gzip.nii.gz": (as_named(CT), stretched(CT)),
     "volume.nii": (volume, r"two-dimensional image, got shape \(6, 4, 3\)"),

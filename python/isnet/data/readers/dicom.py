@@ -89,7 +89,7 @@ def _dataset(file: FileRef) -> Any:
         length = struct.unpack("<I", raw[stream.tell() + 8 : stream.tell() + 12])[0]  # of the elements of group 2
         stream.seek(stream.tell() + 12 + length)
         unpacker, packed, count = zlib.decompressobj(-zlib.MAX_WBITS), stream.read(), 0
-        while packed:
+        while packed and not unpacker.eof:
             count += len(unpacker.decompress(packed, _PIECE))
             packed = unpacker.unconsumed_tail
             if count > MAX_BYTES:

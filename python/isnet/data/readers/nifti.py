@@ -30,24 +30,27 @@ class NIfTI(Reader):
         return head[344:348] in (_ONE, _PAIR[0]) or head[4:8] in (_TWO, _PAIR[1])
 
     def read(self, file: FileRef, *, scaled: bool) -> Picture:
-        kind, header = _header(file)
-        start = int(header.get_data_offset())
+        from nibabel.arrayproxy import ArrayProxy
+
+        header = _header(file)
+        shape = header.get_data_shape()
+        start = max(int(header.get_data_offset()), header.single_vox_offset)  # some programs write 0
         if start > _EXTENSIONS:
             raise UnreadableFileError(f"{file}: its numbers begin at byte {start}, expected {_EXTENSIONS} at most")
-        count = start + math.prod(header.get_data_shape()) * header.get_data_dtype().itemsize
+        count = start + math.prod(shape) * header.get_data_dtype().itemsize
         raw = file.read()
         if raw.startswith(_GZIP):
             # No more than the header tells; one byte beyond it, so that a stream that ends there is checked.
             with gzip.GzipFile(fileobj=io.BytesIO(raw)) as stream:
                 raw = stream.read(count + 1)
-        image = kind.from_bytes(raw)
-        pixels = np.asarray(image.dataobj)
+        slope, intercept = header.get_slope_inter()
+        scaling = (1.0 if slope is None else slope, 0.0 if intercept is None else intercept)
+        pixels = np.asarray(ArrayProxy(io.BytesIO(raw), (shape, header.get_data_dtype(), start, *scaling)))
         largest = None
         if pixels.dtype.names:  # RGB and RGBA
             pixels, largest = np.stack([pixels[name] for name in pixels.dtype.names], -1), 255.0
         if pixels.dtype.kind not in "buif":
             raise UnreadableFileError(f"{file}: expected real numbers, got {pixels.dtype}")
-        shape = header.get_data_shape()
         pixels, _, _ = _canonical(pixels.reshape(*_spatial(shape), *pixels.shape[len(shape) :]), header)
         pixels = np.squeeze(pixels, _thin(pixels.shape[:3])).swapaxes(0, 1)  # NIfTI's first axis is x
         if pixels.ndim == 2:
@@ -56,11 +59,11 @@ class NIfTI(Reader):
         return Picture(pixels[..., :3], largest, alpha)
 
     def place(self, file: FileRef) -> Place | None:
-        _, header = _header(file)
+        header = _header(file)
         if not _tells_place(header):
             return None
         shape = _spatial(header.get_data_shape())
-        dummy, affine, turned = _canonical(np.empty(shape, bool), header)
+        dummy, affine, turned = _canonical(np.broadcast_to(False, shape), header)
         x, y = (axis for axis in range(3) if axis != _thin(dummy.shape))
         ends = affine[:3, x] * (dummy.shape[x] - 1), affine[:3, y] * (dummy.shape[y] - 1)
         corners = affine[:3, 3] + np.stack([np.zeros(3), *ends])
@@ -76,8 +79,8 @@ def _inflated(head: bytes) -> bytes:
         return b""
 
 
-def _header(file: FileRef) -> tuple[Any, Any]:
-    """The class of the image and its header, of a file that can be read: two-dimensional and not too large."""
+def _header(file: FileRef) -> Any:
+    """The header of a file that can be read: two-dimensional and not too large."""
     import nibabel
 
     head = _inflated(file.head(HEAD))
@@ -85,8 +88,8 @@ def _header(file: FileRef) -> tuple[Any, Any]:
         raise UnreadableFileError(f"{file}: its numbers are in another file (.img); convert the pair to one .nii file")
     if not (head[344:348] == _ONE or head[4:8] == _TWO):
         raise UnreadableFileError(f"{file}: no NIfTI header (ANALYZE and other forms are to be converted)")
-    kind = nibabel.Nifti2Image if head[4:8] == _TWO else nibabel.Nifti1Image
-    header = kind.header_class.from_fileobj(io.BytesIO(head), check=False)
+    kind = nibabel.Nifti2Header if head[4:8] == _TWO else nibabel.Nifti1Header
+    header = kind.from_fileobj(io.BytesIO(head), check=False)
     shape = header.get_data_shape()
     sides = [side for side in shape if side != 1]
     if len(sides) > 2 or len(shape) < 2:
@@ -95,7 +98,7 @@ def _header(file: FileRef) -> tuple[Any, Any]:
         )
     width, height = (*sides, 1, 1)[:2]
     check_size(file, int(height), int(width), header.get_data_dtype().itemsize)
-    return kind, header
+    return header
 
 
 def _spatial(shape: tuple[int, ...]) -> tuple[int, int, int]:
