@@ -44,7 +44,7 @@ LEVELS = {
         ("model",),
         ("explanation", "variants"),
         ("architectures", "data", "gwrp"),
-        ("_files", "_seeds"),
+        ("_files", "_seeds", "_text"),
     ),
 }
 

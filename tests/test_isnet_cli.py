@@ -464,6 +464,7 @@ def test_every_option_can_be_given_in_each_way(tmp_path: Path) -> None:
     """By its name, in a file, and as GROUP.OPTION=VALUE; what is printed is read back to the same settings."""
     given = {
         **{"normalize": "0.5/0.2", "channels": 1, "size": (8, 9), "labels": ("a", "b"), "augment": {"flip": 0.5, "zoom": 0.1}},
+        **{"foreground_values": ("1", "3-4", "#ff0000"), "void": 255, "resize_masks": True},
         **{"masks": "m", "mask_policy": "skip", "segmenter": "a:b", "resize": "pad", "validation": 0.2},
         **{"variant": "dual", "arch": "a:b", "arch_args": {"x": [1, 2], "y": "z"}, "layers": ("one", "two"), "eps": 0.5},
         **{"form": "layerwise", "static": True, "less_memory": True, "p": 0.4, "p_ramp": 0.0, "p_schedule": ((2, 0.8), (4, 0.9))},

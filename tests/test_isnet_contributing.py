@@ -14,7 +14,7 @@ from torch import Tensor
 
 from isnet import ISNet
 from isnet.data import FileRef, ImageTable, Record, read_image, read_table
-from isnet.data.readers import READERS, Pixels, Reader
+from isnet.data.readers import READERS, Picture, Reader
 from isnet.data.sets import SETS, ImageSet
 from isnet.data.table import DataError
 from isnet.scoring.intervals import classification_scores
@@ -34,10 +34,10 @@ class Raw(Reader):
 
     suffixes = (".raw",)
 
-    def read(self, file: FileRef, *, scaled: bool) -> tuple[Pixels, int | None]:
+    def read(self, file: FileRef, *, scaled: bool) -> Picture:
         pixels = np.frombuffer(file.read(), np.uint8)
         side = int(len(pixels) ** 0.5)
-        return pixels.reshape(side, side), 255
+        return Picture(pixels.reshape(side, side), 255)
 
 
 class Listing(ImageSet):

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from isnet import ISNet, cli
 from isnet.config import ImagesConfig, RunConfig
-from isnet.data import DataError, MaskedImages, MaskError, Problem
+from isnet.data import DataError, Facts, MaskedImages, MaskError, Problem
 from isnet.runs import Run, load_config, load_run, report
 from isnet.runs import data as run_data
 from isnet.training import validation
@@ -228,17 +228,20 @@ def test_data_check(folder: Path) -> None:
     (folder / "images" / "test" / "light" / "2.png").write_bytes(b"no picture")
     printed = run("data", "check", folder, "--size", SIDE, code=1)
     assert "34 of 36 images can be used" in printed
-    assert "mask: " in printed and "dark/3.png" in printed and "image: " in printed and "light/2.png" in printed
+    assert "unusable-masks: 1 mask" in printed and "dark/3.png: no mask" in printed
+    assert "unusable-images: 1 image" in printed and "light/2.png: cannot be read" in printed
 
 
 def test_data_check_looks_at_the_whole_set(folder: Path, tmp_path: Path) -> None:
     shutil.rmtree(folder / "images" / "train" / "light")
     printed = run("data", "check", folder, "--size", SIDE, code=1)
-    assert "set: no training image is of the class light" in printed
-    image = folder / "images" / "train" / "dark" / "0.png"
-    rows = "".join(f"{image},{folder}/masks/train/dark/0.png,{label},p1,{label}\n" for label in "01")
+    assert "error class-not-in-training: no training image is of the class light." in printed
+    image = folder / "images" / "train" / "dark"
+    rows = "".join(f"{image}/{n}.png,{folder}/masks/train/dark/0.png,{n},p1,{n}\n" for n in "01")
     (tmp_path / "set.csv").write_text(f"image,mask,label,group,age\n{rows}")
-    assert "Note: columns that are not read: age" in run("data", "check", tmp_path / "set.csv", "--size", SIDE)
+    assert "note unread-columns: columns that are not read: 'age'" in run(
+        "data", "check", tmp_path / "set.csv", "--size", SIDE
+    )
 
 
 @pytest.mark.parametrize(
@@ -287,13 +290,13 @@ def test_processes_share_the_look_at_all_images(folder: Path, monkeypatch: pytes
 
     class Second(World):
         def gather(self, value: Any) -> list[Any]:
-            return [[Problem(0, "image", "what the first one found")], value]
+            return [[Facts(0, Problem(0, "image", "what the first one found"))], value]
 
-    def spy(images: MaskedImages, progress: Any, rows: Any) -> list[Problem]:
+    def spy(images: MaskedImages, progress: Any, rows: Any, workers: Any) -> list[Facts]:
         read.extend(rows)
-        return [Problem(5, "mask", "what this one found")]
+        return [Facts(5, Problem(5, "mask", "what this one found"))]
 
-    monkeypatch.setattr(run_data, "audit", spy)
+    monkeypatch.setattr(run_data, "examine", spy)
     monkeypatch.setattr(run_data, "current_world", lambda: Second(1, 2))
     config = run_data.with_classes(ImagesConfig(str(folder), size=(SIDE, SIDE), channels=1))
     with pytest.raises(DataError, match="2 of 36 images cannot be used: what the first one found; what this one found"):
@@ -313,7 +316,7 @@ def test_test_images_need_no_masks(folder: Path, tmp_path: Path, having: int) ->
         if int(path.stem) >= having:
             path.unlink()
     missing = 12 - 2 * having
-    assert f"Note: {missing} test images have no mask" in run("data", "check", folder, "--size", SIDE)
+    assert f"note test-masks-missing: {missing} test images" in run("data", "check", folder, "--size", SIDE)
     printed = run("train", tmp_path / "run", "--data", folder, "--variant", "selective", *TUNED)
     assert f"test test: {missing} of 12 images have no mask" in printed
     printed = run("evaluate", tmp_path / "run", "--resamples", "5")

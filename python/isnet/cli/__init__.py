@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import typer
-from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
+from isnet._text import Screen, visible
 from isnet.cli import data, demo, experiment, pictures, scores, train
 from isnet.cli.options import is_first
 from isnet.training.distributed import ProcessLostError, speaks_first
@@ -20,7 +20,7 @@ for commands in (train, scores, pictures, demo):
     app.add_typer(commands.app)
 app.add_typer(data.app, name="data")
 app.add_typer(experiment.app, name="experiment")
-_errors = Console(stderr=True)
+_errors = Screen(stderr=True)
 
 
 def main() -> None:
@@ -61,5 +61,6 @@ def _told(error: Exception) -> str:
 
 def _fail(message: str, speaks: bool) -> None:
     if speaks:
-        _errors.print(f"[bold red]isnet:[/] {escape(message)}", soft_wrap=True)
+        # One line, so that a name cannot forge another.
+        _errors.print(Text("isnet:", style="bold red") + Text(f" {visible(message)}", style=""), soft_wrap=True)
     raise SystemExit(1)

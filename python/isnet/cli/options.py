@@ -13,6 +13,7 @@ import torch
 import typer
 import yaml
 
+from isnet._text import say
 from isnet.config import GROUPS, RunConfig, changed, flag, require_use
 from isnet.config.files import parse_yaml, read_values
 from isnet.config.option import Option, bare, choices_of, default_of, full_help, near, options_of
@@ -169,7 +170,7 @@ def _show_all(context: typer.Context, wanted: bool) -> None:
     if wanted:
         for parameter in context.command.params:
             parameter.hidden = False  # type: ignore[attr-defined]
-        typer.echo(context.get_help())
+        say(context.get_help())
         raise typer.Exit
 
 

@@ -10,6 +10,7 @@ import torch
 import typer
 
 from isnet._files import atomic_path
+from isnet._text import say
 from isnet.cli.options import Device, RunFolder
 from isnet.explanation import heatmaps
 from isnet.runs.data import require_tests, run_data
@@ -78,7 +79,7 @@ def explain(
     )
     with atomic_path(out) as temporary:
         figure.savefig(temporary, format=out.suffix.removeprefix(".") or "png", dpi=150)
-    typer.echo(f"{title}; {told_share}. Picture: {out}")
+    say(f"{title}; {told_share}. Picture: {out}")
 
 
 @app.command()
@@ -89,4 +90,4 @@ def report(
 ) -> None:
     """Writes one self-contained HTML page: accuracies, heatmap gallery and training curves."""
     write_report(out, [load_run(folder) for folder in run], title=title)
-    typer.echo(f"Report: {out}")
+    say(f"Report: {out}")

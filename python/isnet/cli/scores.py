@@ -9,6 +9,7 @@ from typing import Annotated
 import torch
 import typer
 
+from isnet._text import say
 from isnet.cli.options import Device
 from isnet.runs.data import require_tests, run_data, same_images
 from isnet.runs.evaluate import evaluate_run
@@ -33,16 +34,16 @@ def evaluate(
         scores = evaluate_run(trained, resamples=resamples, sensitivity=sensitivity)
         for test, changes in scores.get("sensitivity", {}).items():
             for change, found in changes.items():
-                typer.echo(
+                say(
                     f"{trained.config.title}, {test} test, background {change}: accuracy {100 * found['accuracy']:.1f} % to "
                     f"{100 * found['accuracy_after']:.1f} %, {100 * found['changed']:.1f} % of the answers change, "
                     f"blind spot {100 * found['blind_spot']['score']:.1f} %"
                 )
     print_scores(loaded)
     table = score_table(score_rows(loaded))
-    typer.echo("\n| " + " | ".join(table[0]) + " |\n|" + " --- |" * len(table[0]))
+    say("\n| " + " | ".join(table[0]) + " |\n|" + " --- |" * len(table[0]))
     for line in table:
-        typer.echo("| " + " | ".join(line.values()) + " |")
+        say("| " + " | ".join(line.values()) + " |")
 
 
 @app.command()
@@ -70,20 +71,16 @@ def compare(
         found = paired_tests(logits_a, logits_b, labels, groups=groups, resamples=resamples)
         for name in ("accuracy", "auc"):
             value, low, high = found[f"{name}_difference"]
-            typer.echo(
-                f"{test} test: {name} of {second.name} - {first.name} = {value:+.4f} ({low:+.4f} to {high:+.4f})"
-            )
+            say(f"{test} test: {name} of {second.name} - {first.name} = {value:+.4f} ({low:+.4f} to {high:+.4f})")
         if "mcnemar_p" in found:
-            typer.echo(f"{test} test: McNemar's p = {found['mcnemar_p']:.3g}")
+            say(f"{test} test: McNemar's p = {found['mcnemar_p']:.3g}")
         else:
-            typer.echo(
-                f"{test} test: p = {found['sign_flips_p']:.3g} (both exchanged at random in each group of images)"
-            )
+            say(f"{test} test: p = {found['sign_flips_p']:.3g} (both exchanged at random in each group of images)")
 
 
 def print_scores(loaded: Sequence[Run]) -> None:
     """The table of the scores of runs."""
     rows = score_rows(loaded)
-    typer.echo(markdown_table(rows), nl=False)
+    say(markdown_table(rows), nl=False)
     for note in mask_notes(rows):
-        typer.echo(note)
+        say(note)

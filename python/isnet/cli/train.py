@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import typer
 
+from isnet._text import say
 from isnet.cli.options import Request, is_first, takes_options
 from isnet.cli.scores import print_scores
 from isnet.config import ImagesConfig, RunConfig
@@ -39,7 +40,7 @@ def _train(request: Request) -> None:
         if not request.quiet:
             print_scores([trained])
     if world.is_main and not request.quiet:
-        typer.echo(f"Run: {folder}")
+        say(f"Run: {folder}")
 
 
 def _tune(request: Request) -> None:
@@ -54,14 +55,14 @@ def _tune(request: Request) -> None:
             return
         path = tune_run(folder, config, data=data, device=device, **request.how)
     if world.is_main and not request.quiet:
-        typer.echo(path.read_text())
-        typer.echo(f"Ranges: {path}")
+        say(path.read_text())
+        say(f"Ranges: {path}")
 
 
 def _only_told(request: Request) -> bool:
     """Whether the settings were all that was wanted."""
     if request.print_config and is_first():
-        typer.echo(to_yaml(request.config), nl=False)
+        say(to_yaml(request.config), nl=False)
     return request.print_config
 
 
@@ -76,13 +77,15 @@ def _prepared(request: Request, world: World, device: str) -> tuple[RunConfig, R
     data = load_run_data(config, check=True, progress=world.is_main and not request.quiet)
     if data.dropped and world.is_main and not request.quiet:
         more = f"; and {len(data.dropped) - _NAMED} more" if len(data.dropped) > _NAMED else ""
-        typer.echo(
-            f"Left out (--mask-policy skip): {len(data.dropped)} images: {'; '.join(data.dropped[:_NAMED])}{more}"
-        )
+        say(f"Left out (--mask-policy skip): {len(data.dropped)} images: {'; '.join(data.dropped[:_NAMED])}{more}")
+    if world.is_main and not request.quiet:
+        for finding in data.findings:
+            if finding.severity != "note":
+                say(f"Warning: {finding.line}")
     if request.dry_run:
         require_room(request.run, config, resume=request.resume, overwrite=request.overwrite)
         if world.is_main:
-            typer.echo(plan_text(plan_run(config, data, world=world, device=device), config, device, world))
+            say(plan_text(plan_run(config, data, world=world, device=device), config, device, world))
         return config, None
     return config, data
 

@@ -10,6 +10,7 @@ from isnet.config.texts import Channels, Epochs, Limit, Names, Pairs, Size, Step
 from isnet.data import MaskPolicy, Resize, pixel_range
 from isnet.data.augmentation import check_strengths
 from isnet.data.backgrounds import WarmupBackground
+from isnet.data.mask_reading import MaskValues
 from isnet.loss import Foreground
 from isnet.variants import VARIANTS, Form
 
@@ -33,6 +34,15 @@ class ImagesConfig(Group):
     size: Size = option((224, 224), "HEIGHTxWIDTH of the images for the network.", metavar="HxW", common=True)
     channels: Channels = option(3, "Colour channels.", common=True)
     mask_policy: MaskPolicy = option("error", "The effect of an unusable mask.")
+    foreground_values: Names = option(
+        (),
+        "Number (1), range (128-255) or colour (#ff0000) that is foreground in the masks; repeatable. If left out, each file tells.",
+        metavar="VALUE",
+    )
+    void: int | None = option(
+        None, "Number of the masks that stands for void, as 255 often does; it is background.", ge=0
+    )
+    resize_masks: bool = option(False, "Bring a mask of another size, but the same proportions, to its image's size.")
     segmenter: str | None = option(None, "package.module:callable that makes missing masks from images [C, H, W].")
     resize: Resize = option("stretch", "stretch, or pad to keep the aspect ratio.")
     normalize: str | None = option(None, "imagenet, or MEAN/STD with one number per channel, as 0.5/0.2.", common=True)
@@ -52,6 +62,7 @@ class ImagesConfig(Group):
             check_strengths(self.augment)
         except ValueError as error:
             raise ValueError(f"augment: {error}") from error
+        MaskValues.of(self.foreground_values, self.void)
         normalization(self.normalize, self.channels)
 
     @property

@@ -18,14 +18,16 @@ from isnet.data import (
     Augmentation,
     DataError,
     Example,
+    Finding,
     ImageTable,
     MaskedImages,
     Problem,
     apply_policy,
-    audit,
+    examine,
     read_table,
     with_validation,
 )
+from isnet.data.checks import check as check_images
 from isnet.data.table import TRAIN, VALIDATION
 from isnet.runs.folder import Run
 from isnet.training.distributed import World, current_world
@@ -39,12 +41,14 @@ class RunData(NamedTuple):
         validation: Scored after each epoch, by name; the first chooses the best checkpoint.
         tests: Scored at the end, by name.
         dropped: What was wrong with each image that the mask policy ``"skip"`` left out.
+        findings: What the checks of :func:`isnet.data.check` found, if they were asked for.
     """
 
     train: Dataset[Example]
     validation: Mapping[str, Dataset[Example]]
     tests: Mapping[str, Dataset[Example]]
     dropped: tuple[str, ...] = ()
+    findings: tuple[Finding, ...] = ()
 
 
 def splits_with_masks(config: RunConfig) -> tuple[str, ...]:
@@ -103,14 +107,18 @@ def _load_images(
 ) -> RunData:
     table = with_validation(load_table(config), config.validation, seed)
     problems: list[Problem] = []
+    findings: list[Finding] = []
     if check or config.mask_policy != "error":
         images = image_set(config, table, need_masks=need_masks)
         show = progress_bar("checking images and masks", progress)
         world = current_world() if check else World()
         # Without a check "full" only needs to know which masks of scored images are unusable.
         rows = [i for i, r in enumerate(table.records) if check or config.mask_policy == "skip" or r.split != TRAIN]
-        found = world.gather(audit(images, show, rows[world.rank :: world.size]))
-        problems = sorted(itertools.chain(*found))
+        mine = rows[world.rank :: world.size]
+        gathered = world.gather(examine(images, show, mine, None if world.size == 1 else 0))
+        facts = sorted(itertools.chain(*gathered), key=lambda seen: seen.row)
+        problems = [seen.problem for seen in facts if seen.problem is not None]
+        findings = check_images(table, facts) if check else []
         table = apply_policy(table, problems, config.mask_policy)
     parts = {name: table.part(name) for name in table.splits}
     if not parts.get(TRAIN, table.part(TRAIN)).records:
@@ -120,7 +128,7 @@ def _load_images(
     validation = {name: sets.pop(name) for name in (VALIDATION,) if name in sets}
     # Without a test set only the validation images can be scored.
     dropped = tuple(problem.text for problem in problems) if config.mask_policy == "skip" else ()
-    return RunData(train, validation, sets or validation, dropped)
+    return RunData(train, validation, sets or validation, dropped, tuple(findings))
 
 
 def require_tests(data: RunData, folder: str | os.PathLike[str]) -> None:
@@ -169,6 +177,9 @@ def image_set(
         channels=config.channels,
         mask_policy=config.mask_policy,
         need_masks=need_masks,
+        foreground_values=config.foreground_values,
+        void=config.void,
+        resize_masks=config.resize_masks,
         segmenter=None if config.segmenter is None else _load(config.segmenter),
         resize=config.resize,
         mean=mean,

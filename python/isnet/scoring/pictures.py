@@ -14,6 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 from torch import Tensor
 
+from isnet._text import figure_text
+
 # Diverging, white at zero: red supports the explained class, blue speaks against it.
 _HEATMAP_COLORS = "RdBu_r"
 _MASK_COLOR = "#138d3f"
@@ -47,7 +49,7 @@ def explanation_figure(
     _bare(axes[2])
     axes[2].set_title("foreground mask" if bool(mask.any()) else "no foreground mask", fontsize=10)
     figure.colorbar(colors, ax=axes[1], shrink=0.8)
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(figure_text(title), fontsize=11)
     return figure
 
 
@@ -74,12 +76,12 @@ def gallery_figure(
     for column in range(columns):
         show_image(axes[0, column], images[column], masks[column])
         if image_captions:
-            axes[0, column].set_xlabel(image_captions[column], fontsize=8)
+            axes[0, column].set_xlabel(figure_text(image_captions[column]), fontsize=8)
         for row, (name, maps) in enumerate(heatmaps.items(), start=1):
             show_heatmap(axes[row, column], maps[column], masks[column])
-            axes[row, column].set_xlabel(captions[name][column], fontsize=8)
+            axes[row, column].set_xlabel(figure_text(captions[name][column]), fontsize=8)
     for row, name in enumerate(("image", *heatmaps)):
-        axes[row, 0].set_ylabel(textwrap.fill(name, 18), fontsize=10)
+        axes[row, 0].set_ylabel(figure_text(textwrap.fill(name, 18)), fontsize=10)
     return figure
 
 

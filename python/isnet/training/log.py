@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from isnet._files import atomic_path, write_text
+from isnet._text import visible
 
 LOG_NAME = "log.jsonl"
 TABLE_NAME = "log.csv"
@@ -73,7 +74,7 @@ class RunLog:
         if self._writer is not None:
             for name, value in flatten(entry).items():
                 if name not in ("kind", "step", "epoch") and isinstance(value, int | float):
-                    self._writer.add_scalar(f"{entry['kind']}/{name}", value, entry["step"])
+                    self._writer.add_scalar(visible(f"{entry['kind']}/{name}"), value, entry["step"])
 
     def save_table(self) -> None:
         """Writes the table: one row per entry, one column per number."""
