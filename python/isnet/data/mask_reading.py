@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -280,7 +280,7 @@ def _flatness(numbers: Pixels, where: Pixels) -> float:
     return float((rows & columns)[where].mean())
 
 
-def kinds_that_differ(readings: Collection[MaskReading]) -> tuple[Any, ...]:
+def kinds_that_differ(readings: Collection[MaskReading]) -> tuple[MaskKind, ...]:
     """The kinds of a set's masks if they do not go together, else (): ``"binary"`` fits to each."""
     kinds = sorted({reading.kind for reading in readings} - {"binary"})
     return tuple(kinds) if len(kinds) > 1 else ()
