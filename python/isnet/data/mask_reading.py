@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -108,7 +108,10 @@ class MaskValues:
             for colour in self.colours:
                 chosen |= (palette[numbers] == colour).all(-1)
         for low, high in (*self.ranges, *grey):
-            chosen |= (numbers >= low) & (numbers <= high) if low < high else np.isclose(numbers, low, 1e-6, 0)
+            if low < high:
+                chosen |= (numbers >= low) & (numbers <= high)
+            else:  # a fraction may have been rounded to single precision
+                chosen |= numbers == low if low.is_integer() else np.isclose(numbers, low, 1e-6, 0)
         return chosen
 
 
@@ -204,15 +207,35 @@ def _by_index(indices: Pixels, palette: Pixels, values: MaskValues) -> tuple[Pix
             return _by_number(indices, False, values)
         if not np.array_equal(_by_number(grey, False, values)[0], indices > 0):
             raise UnclearMaskError(f"the indices of its palette and their greys show different areas; {_REMEDY}")
+    elif found[0] != 0 and len(found) > 1:
+        raise UnclearMaskError(
+            f"no pixel has the index 0, so that any of {_indices(found)} may be the background; {_REMEDY}"
+        )
+    elif used[0].any() and not used.any(-1).all():
+        raise UnclearMaskError(
+            f"index 0 of its palette is no black, but another one is; {_REMEDY} among {_indices(found)}"
+        )
     return _listed("palette", indices > 0, found, found > 0)
+
+
+def _indices(found: Pixels) -> str:
+    return ", ".join(map(str, found[:_FEW].tolist()))
 
 
 def _by_colour(colours: Pixels, lossy: bool, values: MaskValues) -> tuple[Pixels, MaskReading]:
     brightest = colours.max(-1)
-    if colours.dtype.kind in "bui" and colours.dtype.itemsize <= 2 and colours.min() >= 0:
+    if colours.min() < 0:
+        raise UnclearMaskError(
+            f"numbers from {colours.min():g} to {colours.max():g} in its colours; save it as 8-bit RGB"
+        )
+    if values and not (colours.dtype.kind in "ui" and colours.max() < 256):
+        raise UnclearMaskError("colours of more than 8 bits; save it as 8-bit RGB to say which are foreground")
+    if colours.dtype.kind in "ui" and colours.max() < 2**16:
         codes = colours.astype(np.int64) @ np.array([2**32, 2**16, 1])
         found = _distinct(codes)
-        names = [f"#{code >> 32:02x}{code >> 16 & 0xFFFF:02x}{code & 0xFFFF:02x}" for code in found[:_NAMED].tolist()]
+        digits = 2 if colours.max() < 256 else 4
+        parts = ([code >> 32, code >> 16 & 0xFFFF, code & 0xFFFF] for code in found[:_NAMED].tolist())
+        names = ["#" + "".join(f"{part:0{digits}x}" for part in three) for three in parts]
         if values:
             if values.ranges:
                 raise UnclearMaskError(
@@ -227,8 +250,6 @@ def _by_colour(colours: Pixels, lossy: bool, values: MaskValues) -> tuple[Pixels
             raise UnclearMaskError(
                 f"colours without black ({', '.join(names[:8])}), so that any may be the background; {_REMEDY}"
             )
-    elif values:
-        raise UnclearMaskError(f"colours of the type {colours.dtype}; save it as 8-bit RGB")
     return _by_number(brightest, True, values)
 
 
@@ -259,7 +280,7 @@ def _flatness(numbers: Pixels, where: Pixels) -> float:
     return float((rows & columns)[where].mean())
 
 
-def kinds_that_differ(readings: Collection[MaskReading]) -> tuple[Any, ...]:
+def kinds_that_differ(readings: Collection[MaskReading]) -> tuple[MaskKind, ...]:
     """The kinds of a set's masks if they do not go together, else (): ``"binary"`` fits to each."""
     kinds = sorted({reading.kind for reading in readings} - {"binary"})
     return tuple(kinds) if len(kinds) > 1 else ()

@@ -97,7 +97,7 @@ def check_places(image: FileRef, mask: FileRef) -> None:
     first, second = places
     if first is not None and second is not None:
         apart = float(np.linalg.norm(first.corners - second.corners, axis=1).max())
-        if apart > _APART * first.pixel:
+        if not apart <= _APART * first.pixel:  # NaN, too
             raise UnreadableFileError(
                 f"{mask}: lies up to {apart:.4g} mm away from {image}; resample it to the image's grid (origin, spacing "
                 "and directions)"

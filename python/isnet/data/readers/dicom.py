@@ -47,14 +47,11 @@ class DICOM(Reader):
         if kind in _COLOURS:
             return Picture(stored, 2 ** int(dataset.BitsStored) - 1, lossy=lossy)
         # The transforms are for viewing: they would give the labels of a mask other numbers.
-        if kind == _PALETTE:
-            colours = apply_color_lut(stored, dataset)
-            white = 255 if colours.dtype.itemsize == 1 else 65535
-            if scaled:
-                return Picture(colours, white)
-            return Picture(stored, palette=_palette(dataset))
         if not scaled:
             return Picture(stored, lossy=lossy)
+        if kind == _PALETTE:
+            colours = apply_color_lut(stored, dataset)
+            return Picture(colours, 255 if colours.dtype.itemsize == 1 else 65535)
         pixels = apply_voi_lut(apply_modality_lut(stored, dataset), dataset)
         return Picture(pixels.max() - pixels if kind == "MONOCHROME1" else pixels)
 
@@ -126,14 +123,6 @@ def _checked(file: FileRef, dataset: Any, scaled: bool) -> str:
     if not scaled and any(tag.group & 0xFF00 == 0x6000 and tag.element == 0x3000 for tag in tags):
         raise UnreadableFileError(f"{file}: an overlay beside the pixels; save the mask alone as a file of its own")
     return kind
-
-
-def _palette(dataset: Any) -> Any:
-    """Colours [N, 3], 0 to 255, of the indices that a data set may hold."""
-    from pydicom.pixels import apply_color_lut
-
-    colours = apply_color_lut(np.arange(2 ** int(dataset.BitsStored)), dataset)
-    return (colours if colours.dtype.itemsize == 1 else colours >> 8).astype(np.uint8)
 
 
 def _remedy(dataset: Any, error: RuntimeError) -> str:
