@@ -1,0 +1,1 @@
+"""The names and calls of other tools, carried out by this engine."""
