@@ -115,8 +115,8 @@ def of_assigned(
     idle = next((m for m in model.modules() if isinstance(m, Activation) and id(m) not in ruled), None)
     if bare - norms and idle is not None:
         raise UnknownHookError(
-            f"convert: neither {type(idle).__name__} nor all layers with weights have a rule, so that relevance follows plain gradients there; "
-            "give activations Pass(), or layers a rule"
+            f"convert: neither {type(idle).__name__} nor all layers with weights have a rule, so that relevance follows plain gradients "
+            "there; give activations Pass(), or layers a rule"
         )
     layers[_member_of(bare)] = Unruled()
     if not merge:
@@ -151,6 +151,10 @@ def _of_maps(composite: Any) -> lrp.Composite:
     layers: dict[Selector, lrp.Rule] = {selector: rules[id(hook)] for selector, hook in entries}
     layers[lambda name, module: isinstance(module, _WEIGHTED)] = Unruled()
     first = [hook for part in _parts(composite) for _, hook in getattr(part, "first_map", None) or ()]
+    if first and not getattr(composite, "first_map", None):
+        raise ValueError(
+            f"convert: which layer of {type(composite).__name__} comes first shows on a model; pass it, convert(composite, model)"
+        )
     types = typed(composite)
     return lrp.Composite(
         {**layers, **_by_type(types)}, first=rule_of(first[0]) if first else None, default=_of_sums(types, ())
@@ -262,16 +266,11 @@ def _inherits_backward(kind: type) -> bool:
 
 
 def _box(hook: Any, eps: float, bias: bool) -> lrp.Rule | None:
-    low, high = (_read(hook, name, hook.input_modifiers[i : i + 1]) if name in vars(hook) else
-                 _bound(hook, i, name) for i, name in ((1, "low"), (2, "high")))  # fmt: skip
-    numbers = [bound.item() if isinstance(bound, Tensor) and bound.dim() == 0 else bound for bound in (low, high)]
+    bounds = [_read(hook, name, [hook.input_modifiers[i]]) for i, name in ((1, "low"), (2, "high"))]
+    numbers = [bound.item() if isinstance(bound, Tensor) and bound.dim() == 0 else bound for bound in bounds]
     # A tensor is broadcast from its first dimension on in zennit, from its last one here: the same with all dimensions of an image.
     alike = all(isinstance(b, (int, float)) or (b.dim() >= 3 and b.shape[0] == 1) for b in numbers)
-    return lrp.ZBox(*numbers, eps, bias=False) if alike else None
-
-
-def _bound(hook: Any, index: int, name: str) -> Any:
-    return _read(hook, name, [hook.input_modifiers[index]])
+    return lrp.ZBox(numbers[0], numbers[1], eps, bias=False) if alike else None
 
 
 _SIMPLE: dict[str, Callable[[Any], lrp.Rule]] = {

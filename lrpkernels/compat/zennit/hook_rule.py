@@ -62,7 +62,7 @@ class HookRule(Rule):
         inputs, outputs, backs = [], [], []
         for (forward, back), change, finish in zip(runs, hook.input_modifiers, hook.output_modifiers, strict=True):
             x = change(a)
-            z, through = torch.func.vjp(finish, forward(x))
+            z, through = torch.func.vjp(finish, forward(x))[:2]
             inputs.append(_repeated(x, targets))
             outputs.append(_repeated(z, targets))
             backs.append((back, through))

@@ -211,7 +211,7 @@ class _Ruled(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Any:
         hook, x, y = ctx.hook, ctx.x, ctx.y
         hook.stored_tensors["grad_output"] = grads
-        if not hook.active:
+        if not (hook.active and hook.registered):
             return None, None, None, grads[0]
         own: tuple[Tensor | None, ...] = (None,)
         if hook.reads_gradient:
@@ -229,13 +229,14 @@ class Hook:
 
     Attributes:
         active: False: the module's own gradient.
+        registered: False once it was removed: likewise.
         stored_tensors: what ``forward`` keeps for ``backward``.
         quiet: asked for each call: whether the engine explains this call, so that the hook keeps still.
         reads_gradient: whether ``backward`` reads ``grad_input``.
     """
 
     reads_gradient = True
-    active = True
+    active = registered = True
 
     def __init__(self) -> None:
         self.stored_tensors: dict[str, Any] = {}
@@ -256,9 +257,11 @@ class Hook:
     def remove(self) -> None:
         """Let go of what was stored."""
         self.stored_tensors.clear()
+        self.registered = False
 
     def register(self, module: nn.Module) -> RemovableHandleList:
         """Follow this rule when ``module`` runs; ``remove()`` of what is returned ends it."""
+        self.registered = True
         return RemovableHandleList(
             [
                 RemovableHandle(self),

@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import _get_current_function_mode_stack
 
 from ... import rules as lrp
 from ...engine.places import Place
+from ...engine.recorder import RecordingMode
 from ...tape import Tape, record
 
 _NOTHING = object()
@@ -77,7 +79,8 @@ class ModifiedModel:
         model = self._model
         x, rest = _explained(model, args, kwargs)
         inputs = tuple(x.values()) if isinstance(x, Mapping) else x
-        if not torch.is_grad_enabled() or not any(t.requires_grad for t in inputs):
+        recorded = any(isinstance(mode, RecordingMode) for mode in _get_current_function_mode_stack())
+        if recorded or not torch.is_grad_enabled() or not any(t.requires_grad for t in inputs):
             return model.forward(*args, **kwargs)
         listened = any(module._forward_hooks for module in model.modules())
         tape = record(model, x, composite=None if listened else self._composite, check=not listened, **rest)

@@ -130,12 +130,12 @@ class AlphaBeta(_Stabilized):
             raise ValueError(f"alpha and beta must be >= 0 and differ by 1, got alpha={alpha!r}, beta={beta!r}")
         self.alpha, self.beta = alpha, beta
         stable = self._keep(stabilizer, zero_params)
-        bias, none = {"zero_params": zero_params}, {"zero_params": zero_bias(zero_params)}
+        none = zero_bias(zero_params)
         changes = [
-            ClampMod(min=0.0, **bias),
-            ClampMod(max=0.0, **none),
-            ClampMod(max=0.0, **bias),
-            ClampMod(min=0.0, **none),
+            ClampMod(min=0.0, zero_params=zero_params),
+            ClampMod(max=0.0, zero_params=none),
+            ClampMod(max=0.0, zero_params=zero_params),
+            ClampMod(min=0.0, zero_params=none),
         ]
 
         def share(r: Tensor, outputs: Sequence[Tensor]) -> list[Tensor]:
@@ -154,11 +154,14 @@ class Gamma(_Stabilized):
     def __init__(self, gamma: float = 0.25, stabilizer: StabilizerLike = 1e-6, zero_params: Names = None) -> None:
         self.gamma = gamma
         stable = self._keep(stabilizer, zero_params)
-        bias, none = {"zero_params": zero_params}, {"zero_params": zero_bias(zero_params)}
-        changes = [
-            GammaMod(gamma, min=0.0, **bias), GammaMod(gamma, max=0.0, **none), GammaMod(gamma, max=0.0, **bias),
-            GammaMod(gamma, min=0.0, **none), NoMod(),
-        ]  # fmt: skip
+        none = zero_bias(zero_params)
+        changes: list[ParamMod] = [
+            GammaMod(gamma, min=0.0, zero_params=zero_params),
+            GammaMod(gamma, max=0.0, zero_params=none),
+            GammaMod(gamma, max=0.0, zero_params=zero_params),
+            GammaMod(gamma, min=0.0, zero_params=none),
+            NoMod(),
+        ]
 
         def share(r: Tensor, outputs: Sequence[Tensor]) -> list[Tensor]:
             z = outputs[4]
