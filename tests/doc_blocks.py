@@ -1,8 +1,13 @@
-"""Code blocks of a Markdown page, run in order as its reader would: one namespace, a temporary folder."""
+"""Code blocks of a Markdown page, run in order as its reader would: one namespace, a temporary folder.
+
+A comment on the line above a block says how: ``<!-- no-run -->`` (it is compiled only), ``<!-- needs: quantus cv2 -->`` (it runs where
+these packages are installed).
+"""
 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 import os
 import re
@@ -11,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 _FENCE = re.compile(r"^(?P<indent> *)(?P<fence>`{3,}|~{3,}) *(?P<info>[^\n`]*)$")
+_COMMENT = re.compile(r" *<!-- *(?P<text>.*?) *--> *")
 ROOT = Path(__file__).parents[1]
 
 
@@ -19,17 +25,20 @@ class Block(NamedTuple):
 
     Attributes:
         line: number of its first line of code, from 1.
-        info: what stands behind the fence: the language, and words such as "no-run".
+        language: what stands behind the fence.
+        comment: the comment above it.
         code: its text, without the indentation of the fence.
     """
 
     line: int
-    info: str
+    language: str
+    comment: str
     code: str
 
     @property
-    def language(self) -> str:
-        return self.info.split()[0].lower() if self.info.split() else ""
+    def runs(self) -> bool:
+        needs = self.comment.removeprefix("needs:").split() if self.comment.startswith("needs:") else []
+        return self.comment != "no-run" and all(importlib.util.find_spec(name) is not None for name in needs)
 
 
 def blocks(page: Path, language: str | None = "python") -> list[Block]:
@@ -42,19 +51,19 @@ def blocks(page: Path, language: str | None = "python") -> list[Block]:
         number += 1
         if opened is None:
             continue
+        above = _COMMENT.fullmatch(lines[number - 2]) if number > 1 else None
         indent, fence, start = len(opened["indent"]), opened["fence"], number
         while number < len(lines) and not re.fullmatch(rf" *{re.escape(fence[0])}{{{len(fence)},}} *", lines[number]):
             number += 1
         code = "".join(f"{line[indent:] if not line[:indent].strip() else line}\n" for line in lines[start:number])
-        found.append(Block(start + 1, opened["info"].strip(), code))
+        info = opened["info"].split()
+        found.append(Block(start + 1, info[0].lower() if info else "", above["text"] if above else "", code))
         number += 1
     return [block for block in found if language is None or block.language == language]
 
 
 def run(page: Path, folder: Path, given: dict[str, Any] | None = None) -> tuple[dict[str, Any], str]:
-    """Run the Python blocks of a page in order.
-
-    Blocks whose info string has the word "no-run" are compiled only. Errors name the page's own lines.
+    """Run the Python blocks of a page in order; errors name the page's own lines.
 
     Args:
         page: a Markdown file.
@@ -69,7 +78,7 @@ def run(page: Path, folder: Path, given: dict[str, Any] | None = None) -> tuple[
     with _inside(folder), contextlib.redirect_stdout(printed):
         for block in blocks(page):
             code = compile("\n" * (block.line - 1) + block.code, str(page), "exec")
-            if "no-run" not in block.info.split():
+            if block.runs:
                 exec(code, namespace)
     return namespace, printed.getvalue()
 

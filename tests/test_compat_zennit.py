@@ -138,15 +138,18 @@ def test_maps_of_names_types_and_both() -> None:
             _close(ours.Gradient(net, ours.convert(mine))(X, ONE)[1], expected)
 
 
-def test_batch_norms_are_merged_with_and_without_a_canonizer_and_stand_apart_if_asked_for() -> None:
+@pytest.mark.parametrize(
+    "name", ["epsilon_plus", "epsilon_alpha2_beta1_flat", "epsilon_gamma_box", "excitation_backprop"]
+)
+def test_batch_norms_are_merged_with_and_without_a_canonizer_and_stand_apart_if_asked_for(name: str) -> None:
     net, variant = _nets("residual")
-    composite = ours.EpsilonPlus()
-    merged = _relevance(variant, zennit.composites.EpsilonPlus(canonizers=_canonizers("residual")))
-    apart = _relevance(variant, zennit.composites.EpsilonPlus())
+    options: dict[str, Any] = BOX if "box" in name else {}
+    theirs, composite = zennit.composites.COMPOSITES[name], ours.COMPOSITES[name](**options)
+    merged = _relevance(variant, theirs(canonizers=_canonizers("residual"), **options))
+    apart = _relevance(variant, theirs(**options))
     _close(_relevance(net, composite), merged)
-    _close(
-        _relevance(net, ours.EpsilonPlus(canonizers=[ours.SequentialMergeBatchNorm(), ours.ResNetCanonizer()])), merged
-    )
+    canonizers = [ours.SequentialMergeBatchNorm(), ours.ResNetCanonizer()]
+    _close(_relevance(net, ours.COMPOSITES[name](canonizers=canonizers, **options)), merged)
     _close(ours.Gradient(net, ours.convert(composite, net, merge=False))(X, ONE)[1], apart)
     assert float((merged - apart).abs().max()) > 0.1 * float(apart.abs().max())  # they are different questions
     with pytest.raises(ValueError, match="pass the model"):
@@ -278,7 +281,12 @@ def test_nothing_is_left_behind() -> None:
         with pytest.raises(RuntimeError, match="size"):  # the model fails
             net(torch.rand(1, 2, 3, dtype=torch.float64).requires_grad_())
         with other.context(net):  # the last one counts
-            _close(_gradient(net), lrp.LRP(net, lrp.GuidedBackprop())(X, 1)[1].detach())
+            found = _gradient(net)
+        _close(found, _relevance(build(VGGLike), other))
+        _close(
+            lrp.LRP(net, lrp.EpsilonPlus())(X.clone().requires_grad_(), 1)[1],
+            lrp.LRP(build(VGGLike), lrp.EpsilonPlus())(X, 1)[1],
+        )
         x = X.clone().requires_grad_()
         output = net(x)
         gone = weakref.ref(output)

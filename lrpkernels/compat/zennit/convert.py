@@ -32,7 +32,7 @@ def convert(composite: Any, model: nn.Module | None = None, *, merge: bool = Tru
         composite: of this package, or of the installed zennit: a composite, or a rule (a hook).
         model: what it will explain. With it, any composite can be converted, module by module. Without it only those that are made of
             maps from types and names; the first map's rule then goes to the layers that read the input.
-        merge: False: batch norms that have a rule are layers of their own, as in zennit without a canonizer; needs the model.
+        merge: False: batch norms are layers of their own, as in zennit without a canonizer; needs the model.
 
     Returns:
         For :class:`lrpkernels.LRP`, :func:`lrpkernels.record` and the like: a :class:`lrpkernels.Composite`, or a rule for a rule.
@@ -120,7 +120,9 @@ def of_assigned(
         )
     layers[_member_of(bare)] = Unruled()
     if not merge:
-        layers.update((name, rules[id(hook)]) for name, module, hook in leaves if isinstance(module, BatchNorm))
+        own = {id(module): rules[id(hook)] for _, module, hook in leaves}
+        found_norms = [(name, module) for name, module in model.named_modules() if id(module) in norms]
+        layers.update((name, own.get(id(module), Unruled())) for name, module in found_norms)
     return lrp.Composite({**layers, **_by_type(types)}, default=_of_sums(types, leaves))
 
 

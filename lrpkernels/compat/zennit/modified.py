@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode_stack
 
 from ... import rules as lrp
+from ...engine import recorder
 from ...engine.places import Place
-from ...engine.recorder import RecordingMode
 from ...tape import Tape, record
+from .hooks import Hook
 
 _NOTHING = object()
 
@@ -60,11 +61,23 @@ class ModifiedModel:
             if self._before is not _NOTHING:
                 self._model.__dict__["forward"] = self._before
 
+    def _chain(self) -> list[ModifiedModel]:
+        """This one, and those that were installed before it and stand still meanwhile."""
+        chain = [self]
+        while isinstance(chain[-1]._before, ModifiedModel):
+            chain.append(chain[-1]._before)
+        return chain
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         hooks = (self._model._forward_pre_hooks, self._model._forward_hooks)
         before = [dict(registered) for registered in hooks]
-        self.remove()
-        self.is_running = True
+        chain = self._chain()
+        if chain[-1]._before is _NOTHING:
+            self._model.__dict__.pop("forward", None)
+        else:
+            self._model.__dict__["forward"] = chain[-1]._before
+        for modified in chain:
+            modified.is_running = True
         try:
             for registered in hooks:  # the call that has led here runs them
                 registered.clear()
@@ -72,18 +85,22 @@ class ModifiedModel:
         finally:
             for registered, own in zip(hooks, before, strict=True):
                 registered.update(own)
-            self.is_running = False
-            self.install()
+            for modified in chain:
+                modified.is_running = False
+            self._model.__dict__["forward"] = self
 
     def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         model = self._model
         x, rest = _explained(model, args, kwargs)
         inputs = tuple(x.values()) if isinstance(x, Mapping) else x
-        recorded = any(isinstance(mode, RecordingMode) for mode in _get_current_function_mode_stack())
-        if recorded or not torch.is_grad_enabled() or not any(t.requires_grad for t in inputs):
+        explained_by_others = any(
+            type(mode).__module__.startswith(recorder.__package__ or "") for mode in _get_current_function_mode_stack()
+        )
+        if explained_by_others or not torch.is_grad_enabled() or not any(t.requires_grad for t in inputs):
             return model.forward(*args, **kwargs)
-        listened = any(module._forward_hooks for module in model.modules())
-        tape = record(model, x, composite=None if listened else self._composite, check=not listened, **rest)
+        # Hooks of the user's own may ask for the gradients of tensors inside.
+        listened = any(_listens(module) for module in model.modules())
+        tape = record(model, x, composite=None if listened else self._composite, **rest)
 
         def explained(output: Tensor) -> Tensor:
             if not output.requires_grad or not output.is_floating_point():
@@ -131,12 +148,17 @@ def _explained(
     return x, {key: value for key, value in named.items() if key not in x}
 
 
+def _listens(module: nn.Module) -> bool:
+    """Whether a forward hook that is no rule watches this module."""
+    return any(not isinstance(getattr(hook, "__self__", None), Hook) for hook in module._forward_hooks.values())
+
+
 def _retained(tape: Tape) -> dict[Place, Tensor]:
     """The outputs of modules whose ``retain_grad()`` was called, in a forward hook."""
     found: dict[Place, Tensor] = {}
     seen: set[int] = set()  # a container returns what its last module does
     for name, module in tape.model.named_modules():
-        if not module._forward_hooks:
+        if not _listens(module):
             continue
         for call in range(1_000_000):
             place = Place(name, call=call)
