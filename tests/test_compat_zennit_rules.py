@@ -123,6 +123,21 @@ def test_what_cannot_be_converted_is_named() -> None:
         _ = ours.Gradient(nn.ReLU()).inactive
 
 
+def test_what_does_not_fit_a_call_is_named() -> None:
+    net = build(VGGLike)
+    for composite in (None, ours.EpsilonPlus()):
+        attributor = ours.Gradient(net, composite)
+        with pytest.raises(ValueError, match=r"attr_output.*\(2, 5\), got \(1, 7\)"):
+            attributor(X, torch.eye(7)[[1]])
+        with pytest.raises(TypeError, match="floating-point"):
+            attributor(X.long(), ONE)
+    assert "forward" not in vars(net)
+    dead = nn.Sequential(nn.Linear(3, 4), nn.ReLU())
+    with pytest.raises(ValueError, match="must be 0 where the value there is 0"):
+        ours.Gradient(dead, ours.EpsilonPlus())(torch.randn(5, 3), torch.ones(5, 4))
+    assert ours.Gradient(net, ours.EpsilonPlus())(X[:0])[1].shape == (0, 3, 12, 12)
+
+
 @pytest.mark.parametrize("shape", [(1, 3, 1, 1), (2, 3, 12, 12), (3, 3, 12, 12), (2,), ()])
 def test_boxes_of_every_shape(shape: tuple[int, ...]) -> None:
     net, variant = _nets("vgg")

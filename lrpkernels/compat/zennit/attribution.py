@@ -116,15 +116,28 @@ class Gradient(Attributor):
         self.create_graph, self.retain_graph = create_graph, retain_graph
 
     def grad(self, input: Tensor, attr_output_fn: OutputFunction) -> tuple[Tensor, Tensor]:
-        """The model's output and the (modified) gradient of the input."""
+        """The model's output and the (modified) gradient of the input.
+
+        Raises:
+            TypeError: an input of integers.
+            ValueError: an output attribution of another shape than the output's, or not 0 where the output is.
+        """
+        if not input.is_floating_point():
+            raise TypeError(f"input: gradients need a floating-point tensor, got {input.dtype}")
         with torch.inference_mode(False), torch.enable_grad():
             x = input.clone() if input.is_inference() else input
             x = x if x.requires_grad else x.detach().requires_grad_()
             output = self.model(x)
+            start = attr_output_fn(output)
+            if start.shape != output.shape:
+                shapes = f"{tuple(output.shape)}, got {tuple(start.shape)}"
+                raise ValueError(
+                    f"attr_output: expected a tensor of the output's shape {shapes}; give a row for each image"
+                )
             (gradient,) = torch.autograd.grad(
                 output,
                 x,
-                grad_outputs=attr_output_fn(output),
+                grad_outputs=start,
                 create_graph=self.create_graph,
                 retain_graph=self.retain_graph,
             )
