@@ -36,6 +36,7 @@ LEVELS = {
         ("__init__", "__main__"),
         ("cli",),
         ("experiments",),
+        ("faster_isnet",),
         ("lightning", "runs"),
         ("training",),
         ("config",),
