@@ -18,6 +18,7 @@ from isnet.config.files import parse_yaml, read_values
 from isnet.config.option import Option, bare, choices_of, default_of, full_help, near, options_of
 from isnet.factories import require_no_files, require_trusted
 from isnet.runs.folder import CONFIG_NAME, load_config
+from isnet.training.slurm import adopt_slurm
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the run.")]
 _OVERRIDE = re.compile(r"(\w+)\.(\w+)=(.*)", re.DOTALL)
@@ -102,6 +103,7 @@ def takes_options(app: typer.Typer, name: str, action: Callable[[Request], None]
     """Adds a command that takes all options of a run."""
 
     def command(**given: Any) -> None:
+        adopt_slurm(os.environ)  # first: only one of several processes speaks
         action(_request(**given))
 
     command.__doc__ = action.__doc__
