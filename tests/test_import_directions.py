@@ -45,6 +45,7 @@ LEVELS = {
         ("model",),
         ("explanation", "variants"),
         ("architectures", "data", "gwrp"),
+        ("factories",),
         ("_files", "_seeds", "_text"),
     ),
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-# Where each library keeps its classifiers; any other prefix is a module to import.
-_LIBRARIES = {"monai": "monai.networks.nets", "torchvision": "torchvision.models", "timm": "timm"}
+from isnet.factories import FactoryError, find_network
+
 # The libraries' names for the sizes that follow from the data.
 _CHANNEL_NAMES = ("in_channels", "n_input_channels", "in_chans", "num_channels")
 _CLASS_NAMES = ("num_classes", "out_channels", "n_classes")
@@ -42,7 +41,10 @@ def build_architecture(
     Raises:
         ArchitectureError: unknown name, missing package, wrong arguments, or logits of another shape.
     """
-    constructor, first = _find(name)
+    try:
+        constructor, first = find_network(name)
+    except FactoryError as error:
+        raise ArchitectureError(f"architecture: {error}") from error
     given = dict(arguments or {})
     keywords = {**_sizes(constructor, given, name, image_shape[0], num_classes), **given}
     try:
@@ -56,33 +58,6 @@ def build_architecture(
         raise ArchitectureError(f"{name}: expected a torch.nn.Module, got {type(model).__name__}")
     _try(model, name, image_shape, num_classes)
     return model
-
-
-def _find(name: str) -> tuple[Callable[..., Any], tuple[str, ...]]:
-    """The constructor and its positional arguments."""
-    library, separator, attribute = name.partition(":")
-    if not separator or not library or not attribute:
-        raise ArchitectureError(
-            f"architecture: expected monai:NAME, torchvision:NAME, timm:NAME or package.module:CALLABLE, got {name!r}"
-        )
-    module_name = _LIBRARIES.get(library, library)
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        missing = (error.name or module_name).partition(".")[0]
-        raise ArchitectureError(
-            f"{name} needs the package {missing!r}, which is not installed: pip install {missing}"
-        ) from error
-    except (ImportError, RuntimeError) as error:
-        raise ArchitectureError(f"{name}: importing {module_name} failed: {error}") from error
-    if library == "timm":
-        return module.create_model, (attribute,)
-    constructor: Any = module
-    for part in attribute.split("."):
-        constructor = getattr(constructor, part, None)
-    if not callable(constructor):
-        raise ArchitectureError(f"{name}: {module_name} has no callable {attribute!r}")
-    return constructor, ()
 
 
 def _sizes(

@@ -11,7 +11,7 @@ import typer
 
 from isnet._files import atomic_path
 from isnet._text import say
-from isnet.cli.options import Device, RunFolder
+from isnet.cli.options import Data, Device, Masks, RunFolder, Trust
 from isnet.explanation import heatmaps
 from isnet.runs.data import require_tests, run_data
 from isnet.runs.folder import load_run
@@ -34,13 +34,16 @@ def explain(
             help="Class to explain.", show_default="the predicted class, or the label with the highest logit", min=0
         ),
     ] = None,
+    data: Data = None,
+    masks: Masks = None,
+    trust: Trust = None,
     device: Device = "cpu",
 ) -> None:
     """Draws a test image, its LRP heatmap and its foreground mask."""
-    trained = load_run(run, device=device)
-    data, classes = run_data(trained), trained.config.data.classes
-    require_tests(data, run)
-    tests = data.tests
+    trained = load_run(run, device=device, trust=trust or (), data=data, masks=masks)
+    sets, classes = run_data(trained), trained.config.data.classes
+    require_tests(sets, run)
+    tests = sets.tests
     split = list(tests)[-1] if split is None else split
     if split not in tests:
         raise ValueError(f"--split: expected one of {', '.join(tests)}, got {split}")
@@ -87,7 +90,10 @@ def report(
     run: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of the runs, in the table's order.")],
     out: Annotated[Path, typer.Option(help="Page to write.")] = Path("report.html"),
     title: Annotated[str, typer.Option(help="Its heading.")] = "ISNet",
+    data: Data = None,
+    masks: Masks = None,
+    trust: Trust = None,
 ) -> None:
     """Writes one self-contained HTML page: accuracies, heatmap gallery and training curves."""
-    write_report(out, [load_run(folder) for folder in run], title=title)
+    write_report(out, [load_run(folder, trust=trust or (), data=data, masks=masks) for folder in run], title=title)
     say(f"Report: {out}")

@@ -10,7 +10,7 @@ import torch
 import typer
 
 from isnet._text import say
-from isnet.cli.options import Device
+from isnet.cli.options import Data, Device, Masks, Trust
 from isnet.runs.data import require_tests, run_data, same_images
 from isnet.runs.evaluate import evaluate_run
 from isnet.runs.folder import Run, load_run
@@ -26,10 +26,13 @@ def evaluate(
     run: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of the runs.")],
     resamples: Annotated[int, typer.Option(help="Bootstrap resamples of the intervals; 0 = none.", min=0)] = 200,
     sensitivity: Annotated[bool, typer.Option(help="Score with removed and swapped backgrounds, too.")] = True,
+    data: Data = None,
+    masks: Masks = None,
+    trust: Trust = None,
     device: Device = "cpu",
 ) -> None:
     """Scores runs on their tests: accuracy, macro F1, AUC with intervals, per source, and relevance in the background."""
-    loaded = [load_run(folder, device=device) for folder in run]
+    loaded = [load_run(folder, device=device, trust=trust or (), data=data, masks=masks) for folder in run]
     for trained in loaded:
         scores = evaluate_run(trained, resamples=resamples, sensitivity=sensitivity)
         for test, changes in scores.get("sensitivity", {}).items():
@@ -51,10 +54,13 @@ def compare(
     first: Annotated[Path, typer.Argument(metavar="RUN_A", help="Folder of a run.")],
     second: Annotated[Path, typer.Argument(metavar="RUN_B", help="Folder of the other, on the same data.")],
     resamples: Annotated[int, typer.Option(help="Bootstrap resamples.", min=1)] = 1000,
+    data: Data = None,
+    masks: Masks = None,
+    trust: Trust = None,
     device: Device = "cpu",
 ) -> None:
     """Paired tests between two runs on the same test images: McNemar, and bootstrap of accuracy and AUC differences; by groups, if any."""
-    a, b = (load_run(folder, device=device) for folder in (first, second))
+    a, b = (load_run(folder, device=device, trust=trust or (), data=data, masks=masks) for folder in (first, second))
     data_a, data_b = (run_data(run) for run in (a, b))
     require_tests(data_a, first)
     tests_a, tests_b = data_a.tests, data_b.tests

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from isnet.config import RunConfig
 from isnet.runs.build import build_model
-from isnet.runs.folder import open_run
-from isnet.training.checkpoints import Checkpoint, CheckpointError, save_checkpoint
-from isnet.training.loop import CHECKPOINT_NAME
+from isnet.runs.folder import open_run, remove_run, require_room
+from isnet.runs.lock import one_writer
+from isnet.training.checkpoints import CheckpointError, save_weights
+from isnet.training.loop import BEST_NAME
 
 # Its wrappers put the classifier under one of these, a Lightning module and DistributedDataParallel add to them; below the second kind of
 # names stand copies of the classifier's own parameters.
@@ -123,9 +124,14 @@ def save_run(
         FileNotFoundError, CheckpointError, ValueError: see :func:`load_weights`.
     """
     model = load_weights(build_model(config), checkpoint)
-    made = open_run(Path(folder), config, overwrite=overwrite)
-    save_checkpoint(made / CHECKPOINT_NAME, Checkpoint(0, model.state_dict()))
-    return made
+    folder = Path(folder)
+    with one_writer(folder):
+        require_room(folder, config, overwrite=overwrite)
+        if overwrite:
+            remove_run(folder)
+        config = open_run(folder, config)
+        save_weights(folder / BEST_NAME, model.state_dict(), step=0, config=config.identity(), averaged=False)
+    return folder
 
 
 def add_transition_relus(model: nn.Module) -> nn.Module:
