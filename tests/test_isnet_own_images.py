@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from isnet import ISNet, cli
 from isnet.config import ImagesConfig, RunConfig
 from isnet.data import DataError, MaskedImages, MaskError, Problem
-from isnet.runs import Run, load_config, load_run, report
+from isnet.runs import Run, gallery, load_config, load_run
 from isnet.runs import data as run_data
 from isnet.training import validation
 from isnet.training.distributed import World
@@ -198,15 +198,15 @@ def test_answers_of_several_labels_are_right_if_all_are(tmp_path: Path, monkeypa
     data.tensors[1][2] = 1
     data.labels = data.tensors[1]
     captions: dict[str, list[str]] = {}
-    monkeypatch.setattr(report, "gallery_figure", lambda *given, **_: captions.update(given[3]))
+    monkeypatch.setattr(gallery, "gallery_figure", lambda *given, **_: captions.update(given[3]))
     config = RunConfig(data=ImagesConfig("x", classes=("light", "dark"), multi_label=True))
-    report.gallery([Run(tmp_path, config, Fixed())], data)
+    gallery.gallery([Run(tmp_path, config, Fixed())], data)
     assert sorted(text.partition(", bg")[0] for text in captions["standard"]) == [
         "✓ says light, dark",
         "✗ says light, dark",
         "✗ says light, dark",
     ]
-    assert report.answer_text(torch.tensor([-1.0, -2.0]), torch.zeros(2), ("light", "dark")) == "none"
+    assert gallery.answer_text(torch.tensor([-1.0, -2.0]), torch.zeros(2), ("light", "dark")) == "none"
 
 
 def test_segmenter_normalisation_and_tuning_alone(folder: Path, tmp_path: Path) -> None:
