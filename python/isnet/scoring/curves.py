@@ -210,4 +210,6 @@ def _ends(curves: Mapping[str, Points]) -> str:
 
 
 def _short(name: str) -> str:
-    return textwrap.shorten(name, _NAME, placeholder="…") if len(name) > _NAME and " " in name else name[:_NAME]
+    """A name that fits beside a curve, without characters that cannot be shown."""
+    shown = "".join(letter if letter.isprintable() else "\ufffd" for letter in name)
+    return textwrap.shorten(shown, _NAME, placeholder="…") if len(shown) > _NAME and " " in shown else shown[:_NAME]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Iterable
 from typing import Any
 from xml.etree import ElementTree
@@ -52,7 +53,8 @@ def inline_svg(figure: Figure, name: str, description: str) -> str:
         description: What it shows, for those who do not see it.
     """
     buffer = io.BytesIO()
-    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # the browser has its own fonts
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     for prefix, space in (("", _SVG), ("xlink", _LINK)):
         ElementTree.register_namespace(prefix, space)

@@ -178,9 +178,9 @@ class Rule(NamedTuple):
 
 
 def _balanced(scores: Mapping[str, Any]) -> float | None:
-    """AUC times the share of relevance inside the masks; without masks the AUC, without AUC the balanced accuracy alone."""
-    ranked = scores["balanced_accuracy"] if scores["auc"] is None else scores["auc"]
-    return None if ranked is None else ranked * (1 - (scores["background"] or 0.0))
+    """Balanced accuracy times the share of relevance inside the masks; where no image has a mask, the balanced accuracy."""
+    accuracy = scores["balanced_accuracy"]
+    return None if accuracy is None else accuracy * (1 - (scores["background"] or 0.0))
 
 
 RULES: Mapping[Monitor, Rule] = {
@@ -214,7 +214,7 @@ class Watch:
 
     Args:
         monitor: The rule.
-        patience: Epochs without a better score after which to stop; None = never.
+        patience: Epochs without a better score after which to stop, counted from the first that may be kept; None = never.
     """
 
     def __init__(self, monitor: Monitor, patience: int | None) -> None:
@@ -232,7 +232,8 @@ class Watch:
         sign = 1 if RULES[self.monitor].rises else -1
         better = score is not None and (self.best is None or sign * score > sign * self.best)
         self.best = score if better else self.best
-        self.epochs_since = 0 if better else self.epochs_since + 1
+        # Patience is for what was reached: it begins with the first epoch that may be kept.
+        self.epochs_since = 0 if better or self.best is None else self.epochs_since + 1
         return better
 
     def state(self) -> dict[str, Any]:
