@@ -290,7 +290,9 @@ def test_roc_curves_of_many_classes() -> None:
     assert len(panel.figure.axes[0].get_lines()) == 13
 
 
-@pytest.mark.parametrize("name", [*HOSTILE, "a" * 300, "", " ", "$", "日本語", "]]>", "<![CDATA[", "\x00\x1b[31m", "\ufffe\ud800"])
+@pytest.mark.parametrize(
+    "name", [*HOSTILE, "a" * 300, "", " ", "$", "日本語", "]]>", "<![CDATA[", "\x00\x1b[31m", "\ufffe\ud800"]
+)
 def test_hostile_names_in_figures(name: str) -> None:
     (panel,) = training_panels({name: log([1.0, 0.1])})
     text = inline_svg(panel.figure, "f", panel.finding)

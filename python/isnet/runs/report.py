@@ -107,8 +107,8 @@ def write_report(
         warnings=warnings[:_FIRST],
         more_warnings=warnings[_FIRST:],
         findings=[finding(row, pictured if pictured in row.scores else list(row.scores)[-1]) for row in rows],
-        headline=_shown_columns(headline(rows)),
-        scores=_shown_columns(score_table(rows)),
+        headline=headline(rows),
+        scores=score_table(rows),
         sensitivity=sensitivity_table(rows),
         tiles=[
             {
@@ -173,12 +173,6 @@ def _shaded(table: Sequence[dict[str, str]]) -> list[list[tuple[str, float]]]:
         total = sum(int(count) for count in counts)
         rows.append([(name, 0.0), *((count, int(count) / total if total else 0.0) for count in counts)])
     return rows
-
-
-def _shown_columns(table: Sequence[dict[str, str]]) -> list[dict[str, str]]:
-    """The table without columns in which no row has a value."""
-    kept = [name for name in table[0] if any(line[name] != "-" for line in table)]
-    return [{name: line[name] for name in kept} for line in table]
 
 
 def _pairs(config: RunConfig) -> list[tuple[str, str]]:

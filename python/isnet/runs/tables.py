@@ -262,11 +262,10 @@ def score_text(key: str, score: Mapping[str, float | None] | None) -> str:
 
 
 def markdown(table: Sequence[Mapping[str, str]]) -> str:
-    """Rows of texts as a Markdown table; columns in which no row has a value are left out."""
-    columns = [name for name in table[0] if any(line[name] != "-" for line in table)] if table else []
-    if not columns:
+    """Rows of texts as a Markdown table."""
+    if not table:
         return ""
-    lines = [columns, ["---"] * len(columns), *([line[name] for name in columns] for line in table)]
+    lines = [table[0], ["---"] * len(table[0]), *(line.values() for line in table)]
     return "\n".join(f"| {' | '.join(_cell(text) for text in line)} |" for line in lines) + "\n"
 
 
