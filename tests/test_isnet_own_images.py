@@ -88,7 +88,8 @@ def test_from_images_to_report(folder: Path, tmp_path: Path) -> None:
     assert config.data.classes == ("dark", "light") and config.tuning_epochs == 1 and config.schedule.monitor == "loss"
     ranges = json.loads((guarded / "ranges.json").read_text())
     assert 0 < ranges["input"]["c1"][0] < ranges["input"]["c2"][0]
-    assert (guarded / "best.safetensors").exists()
+    kept = json.loads((guarded / "evaluation.json").read_text())["kept"]
+    assert (guarded / "best.safetensors").exists() == (kept["score"] is not None) and kept["why"] in printed
 
     run("train", plain, "--data", folder, "--epochs", "1", "--batch-size", "8", *ARCH)
     assert not (plain / "ranges.json").exists()

@@ -17,7 +17,7 @@ from isnet.runs.tables import titles
 from isnet.scoring.evaluation import predict
 from isnet.scoring.intervals import Score, mean_score
 from isnet.scoring.paired import class_differences, compare
-from isnet.scoring.sensitivity import OtherBackground
+from isnet.scoring.sensitivity import OtherBackground, possible_changes
 
 _CLASSES = 12  # whose differences are told one by one
 
@@ -55,7 +55,7 @@ def _compared(a: Run, b: Run, data_a: RunData, data_b: RunData, test: str, resam
     found = compare(logits_a, logits_b, labels, **options)
     before, after = (shares_of(run, images) for run, images in zip((a, b), sets, strict=True))
     found[f"{BACKGROUND}_difference"] = mean_score(after - before, **options)
-    if len(labels.unique(dim=0)) > 1:
+    if "swapped" in possible_changes(sets[0]) and "swapped" in possible_changes(sets[1]):
         changes = [
             _changes(run, images, (logits, labels))
             for run, images, logits in zip((a, b), sets, (logits_a, logits_b), strict=True)
@@ -68,13 +68,8 @@ def _compared(a: Run, b: Run, data_a: RunData, data_b: RunData, test: str, resam
 
 
 def _changes(run: Run, images: Dataset[Example], answers: tuple[Tensor, Tensor]) -> Tensor:
-    """Answers that swapped backgrounds change, per image; NaN for all if the images with masks are of one class."""
-    try:
-        swapped = OtherBackground(images, "swapped", run.config.data.pixel_range)
-    except ValueError:
-        return torch.full((len(answers[1]),), torch.nan, dtype=torch.float64)
-    if not len(swapped):
-        return torch.full((len(answers[1]),), torch.nan, dtype=torch.float64)
+    """Share of decisions that swapped backgrounds change, per image, NaN without a mask."""
+    swapped = OtherBackground(images, "swapped", run.config.data.pixel_range)
     return changed_by(answers, predict(run.model, swapped, batch_size_of(run))[0], images)
 
 

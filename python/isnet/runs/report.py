@@ -36,7 +36,7 @@ from isnet.scoring.curves import Panel, roc_panel, training_panels
 from isnet.scoring.svg import inline_svg
 from isnet.training.log import LOG_NAME, flatten, read_log
 
-_FIRST = 8  # warnings that are shown at once
+_FIRST = 4  # warnings that are shown at once
 
 
 class Drawn(NamedTuple):

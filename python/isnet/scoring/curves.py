@@ -152,7 +152,7 @@ def _panel(
 
 def _width(number: int, count: int) -> float:
     """Of the n-th line, each thinner than the one that it may cover."""
-    return 1.3 + 1.8 * (count - 1 - number) / max(1, count - 1)
+    return 1.4 + 2.4 * (count - 1 - number) / max(1, count - 1)
 
 
 def _scale(axes: Axes, values: Sequence[float], *, share: bool) -> None:

@@ -147,6 +147,14 @@ class Sensitivity(NamedTuple):
     changed: float
 
 
+def possible_changes(dataset: Dataset[Example]) -> tuple[Change, ...]:
+    """The changes that a set allows: none if no image has a mask, and backgrounds cannot be swapped among images of one class."""
+    rows = masked_rows(dataset)
+    if not rows:
+        return ()
+    return ("removed", "swapped") if len(cast(Any, dataset).labels[rows].unique(dim=0)) > 1 else ("removed",)
+
+
 def answers_with_other_backgrounds(
     model: nn.Module,
     dataset: Dataset[Example],
@@ -166,13 +174,9 @@ def answers_with_other_backgrounds(
     Returns:
         ``{"removed": ..., "swapped": ...}``; without the latter if all images are of one class, empty if none has a mask.
     """
-    rows = masked_rows(dataset)
-    if not rows:
-        return {}
-    several = len(cast(Any, dataset).labels[rows].unique(dim=0)) > 1
-    changes: tuple[Change, ...] = ("removed", "swapped") if several else ("removed",)
     return {
-        change: predict(model, OtherBackground(dataset, change, pixel_range, seed), batch_size)[0] for change in changes
+        change: predict(model, OtherBackground(dataset, change, pixel_range, seed), batch_size)[0]
+        for change in possible_changes(dataset)
     }
 
 
