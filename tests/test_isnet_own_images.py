@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 from isnet import ISNet, cli
 from isnet.config import ImagesConfig, RunConfig
 from isnet.data import DataError, Facts, MaskedImages, MaskError, Problem
-from isnet.runs import Run, load_config, load_run, report
+from isnet.runs import Run, gallery, load_config, load_run
 from isnet.runs import data as run_data
 from isnet.training import validation
 from isnet.training.distributed import World
@@ -73,12 +73,13 @@ def test_from_images_to_report(folder: Path, tmp_path: Path) -> None:
     assert config.data.classes == ("dark", "light") and config.tuning_epochs == 1 and config.schedule.monitor == "loss"
     ranges = json.loads((guarded / "ranges.json").read_text())
     assert 0 < ranges["input"]["c1"][0] < ranges["input"]["c2"][0]
-    assert (guarded / "best.safetensors").exists()
+    kept = json.loads((guarded / "evaluation.json").read_text())["kept"]
+    assert (guarded / "best.safetensors").exists() == (kept["score"] is not None) and kept["why"] in printed
 
     run("train", plain, "--data", folder, "--epochs", "1", "--batch-size", "8", *ARCH)
     assert not (plain / "ranges.json").exists()
     table = run("evaluate", guarded, plain, "--resamples", "20")
-    assert "background swapped" in table and "| macro F1 |" in table and " to " in table
+    assert "| swapped |" in table and "| macro F1 |" in table and " to " in table
     scores = json.loads((guarded / "evaluation.json").read_text())
     assert set(scores["sensitivity"]["test"]) == {"removed", "swapped"}
     assert 0 <= scores["sensitivity"]["test"]["swapped"]["blind_spot"]["score"] <= 1 and "blind spot" in table
@@ -87,7 +88,7 @@ def test_from_images_to_report(folder: Path, tmp_path: Path) -> None:
     assert "image 7: light, answered" in told and (tmp_path / "one.png").stat().st_size > 1000
     run("report", plain, guarded, "--out", tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()
-    assert "AUC" in page and "data:image/png" in page and "mark" not in page
+    assert "AUC" in page and "data:image/png" in page and "mark of" not in page
 
 
 @pytest.mark.parametrize("layers", [[], ["first"]], ids=["input", "deep supervision"])
@@ -183,15 +184,15 @@ def test_answers_of_several_labels_are_right_if_all_are(tmp_path: Path, monkeypa
     data.tensors[1][2] = 1
     data.labels = data.tensors[1]
     captions: dict[str, list[str]] = {}
-    monkeypatch.setattr(report, "gallery_figure", lambda *given, **_: captions.update(given[3]))
+    monkeypatch.setattr(gallery, "gallery_figure", lambda *given, **_: captions.update(given[3]))
     config = RunConfig(data=ImagesConfig("x", classes=("light", "dark"), multi_label=True))
-    report.gallery([Run(tmp_path, config, Fixed())], data)
+    gallery.gallery([Run(tmp_path, config, Fixed())], data)
     assert sorted(text.partition(", bg")[0] for text in captions["standard"]) == [
         "✓ says light, dark",
         "✗ says light, dark",
         "✗ says light, dark",
     ]
-    assert report.answer_text(torch.tensor([-1.0, -2.0]), torch.zeros(2), ("light", "dark")) == "none"
+    assert gallery.answer_text(torch.tensor([-1.0, -2.0]), torch.zeros(2), ("light", "dark")) == "none"
 
 
 def test_segmenter_normalisation_and_tuning_alone(folder: Path, tmp_path: Path) -> None:
@@ -308,7 +309,8 @@ def test_test_images_need_no_masks(folder: Path, tmp_path: Path, having: int) ->
     scores = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert scores["accuracy"].keys() == {"test"} and scores["masks"]["test"]["looked_at"] == 2 * having
     assert scores["background_attention"].keys() == scores["sensitivity"].keys() == ({"test"} if having else set())
-    assert (" | - |" in printed) == (not having)
+    headline = next(line for line in printed.splitlines() if line.startswith("| selective | test |"))
+    assert headline.endswith(" | - | - |") == (not having)
     told = run("explain", tmp_path / "run", "--index", "3", "--out", tmp_path / "one.png")
     assert "no mask" in told
     run("report", tmp_path / "run", "--out", tmp_path / "report.html")
@@ -367,7 +369,7 @@ def test_reports_on_runs_with_different_tests(folder: Path, tmp_path: Path) -> N
     for name, data in (("a", folder), ("b", tmp_path / "copy")):
         run("train", tmp_path / name, "--data", data, *SHORT, "--name", name)
     printed = run("evaluate", tmp_path / "a", tmp_path / "b", "--resamples", "0", "--no-sensitivity")
-    assert re.search(r"\| a \| [\d.]+ % \| - \| - \|", printed) and re.search(r"\| b \| - \| [\d.]+ % \| - \|", printed)
+    assert re.search(r"\| a \| test \| [\d.]+ \| ", printed) and re.search(r"\| b \| elsewhere \| [\d.]+ \| ", printed)
     run("report", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "report.html")
     run("train", tmp_path / "c", "--data", folder, *SHORT, "--size", "20")
     assert "report them apart" in failure("report", tmp_path / "a", tmp_path / "c", "--out", tmp_path / "x.html")
@@ -392,7 +394,7 @@ class Blank(Tiny):
 def test_networks_without_relevance_are_scored(folder: Path, tmp_path: Path) -> None:
     printed = run("train", tmp_path / "run", "--data", folder, *SHORT, "--arch", f"{__name__}:Blank")
     assert " | - |" in printed
-    assert "blind spot 0.0 %" in run("evaluate", tmp_path / "run", "--resamples", "5")
+    assert "| 0.0 % |\n" in run("evaluate", tmp_path / "run", "--resamples", "5")
     assert json.loads((tmp_path / "run" / "evaluation.json").read_text())["background_attention"] == {}
     assert "no relevance" in run("explain", tmp_path / "run", "--out", tmp_path / "one.png")
     run("report", tmp_path / "run", "--out", tmp_path / "report.html")

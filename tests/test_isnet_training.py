@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Callable
@@ -22,7 +21,7 @@ from isnet.config import TrainConfig
 from isnet.data.backgrounds import replace_background
 from isnet.experiments.biased_mnist import BiasedMNIST
 from isnet.explanation import heatmaps
-from isnet.scoring.evaluation import accuracy, background_attention, background_share, evaluate
+from isnet.scoring.evaluation import accuracy, background_attention, background_share
 from isnet.training import BEST_NAME, CHECKPOINT_NAME, fit
 from isnet.training.checkpoints import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint, save_weights
 from isnet.training.log import LOG_NAME, read_log
@@ -488,10 +487,3 @@ def test_heatmaps_explain_the_predicted_class_by_default() -> None:
     assert torch.equal(heatmap, chosen)
     assert list(every.shape) == [6, 3, 1, 20, 20]
     torch.testing.assert_close(every[torch.arange(6), logits.argmax(1)], heatmap)
-
-
-def test_evaluate_is_json() -> None:
-    scores = evaluate(small_model(), {"a": blobs(20), "b": blobs(20, seed=1)})
-    assert json.loads(json.dumps(scores)) == scores
-    assert set(scores) == {"accuracy", "background_attention"}
-    assert all(set(values) == {"a", "b"} and min(values.values()) >= 0 for values in scores.values())

@@ -15,7 +15,8 @@ from isnet.cli.options import Data, Device, Masks, RunFolder, Trust
 from isnet.explanation import heatmaps
 from isnet.runs.data import require_tests, run_data
 from isnet.runs.folder import load_run
-from isnet.runs.report import answer_text, label_text, write_report
+from isnet.runs.gallery import answer_text, label_text
+from isnet.runs.report import write_report
 from isnet.scoring.evaluation import background_share
 from isnet.scoring.pictures import explanation_figure
 

@@ -114,11 +114,7 @@ def _joined(request: Request, command: str) -> Iterator[tuple[World, str]]:
         saved = f"after step {error.step}, which is saved" if isinstance(error, Interrupted) else "at once"
         if is_first():
             how = resuming(request, command)
-            print(
-                f"isnet: stopped {saved} ({signal.Signals(signum).name}); go on with: {how}",
-                file=sys.stderr,
-                flush=True,
-            )
+            say(f"isnet: stopped {saved} ({signal.Signals(signum).name}); go on with: {how}", err=True)
         raise SystemExit(128 + signum) from error
 
 

@@ -16,7 +16,7 @@ from isnet.variants import VARIANTS, Form
 
 Precision = Literal["float32", "bfloat16", "float16"]
 LRSchedule = Literal["constant", "cosine", "step"]
-Monitor = Literal["loss", "classification", "accuracy"]
+Monitor = Literal["loss", "classification", "accuracy", "auc", "balanced"]
 Balance = Literal["fixed", "auto"]
 STANDARD = "standard"
 

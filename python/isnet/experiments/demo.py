@@ -33,7 +33,8 @@ from isnet.config import RunConfig
 from isnet.experiments.digits import DigitsConfig, digits_run
 from isnet.experiments.mnist_files import load_mnist
 from isnet.runs import branch_run, evaluate_run, load_run, load_run_data, train_run
-from isnet.runs.report import gallery, write_report
+from isnet.runs.gallery import gallery
+from isnet.runs.report import write_report
 from isnet.runs.tables import Row, markdown_table, score_rows
 from isnet.training.log import LOG_NAME, read_log
 

@@ -57,14 +57,27 @@ def build_network(config: RunConfig, device: str = "cpu") -> nn.Module:
     return build_isnet(config, model) if config.is_isnet else model
 
 
+def used_ranges(config: RunConfig, folder: Path | None = None) -> dict[str, tuple[Any, Any]]:
+    """C1 and C2 of a run's heatmap loss: as set, or as measured in its folder.
+
+    Returns:
+        Supervised layer, or ``""`` for all layers alike, -> (C1, C2), each a number or one per map. Empty if they are still to be measured.
+    """
+    loss = config.loss
+    if not loss.is_measured:
+        return {"": (loss.c1, loss.c2)}
+    if folder is None or not (folder / RANGES_NAME).exists():
+        return {}
+    return {name: (found.c1, found.c2) for name, found in load_ranges(folder / RANGES_NAME).items()}
+
+
 def build_criterion(config: RunConfig, folder: Path | None = None) -> ISNetLoss:
     """The heatmap loss of a run, with the ranges measured in its folder if there are any."""
     loss = config.loss
-    c1: Any = _UNMEASURED[0] if loss.c1 is None else loss.c1
-    c2: Any = _UNMEASURED[1] if loss.c2 is None else loss.c2
-    if folder is not None and (folder / RANGES_NAME).exists():
-        ranges = load_ranges(folder / RANGES_NAME)
-        c1, c2 = ({name: getattr(found, key) for name, found in ranges.items()} for key in ("c1", "c2"))
+    ranges = used_ranges(config, folder) or {"": _UNMEASURED}
+    c1, c2 = (
+        ranges[""][end] if "" in ranges else {name: found[end] for name, found in ranges.items()} for end in (0, 1)
+    )
     return ISNetLoss(
         p=loss.p,
         d=loss.d,

@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from torch import nn
 
 from isnet._files import read_json, write_json, write_text
@@ -22,6 +22,7 @@ from isnet.config.files import to_yaml
 from isnet.config.run import kind_of
 from isnet.factories import require_no_files, require_trusted
 from isnet.runs.build import build_model
+from isnet.runs.evaluation_file import Evaluation
 from isnet.runs.lock import LOCK_NAME
 from isnet.training.checkpoints import (
     CheckpointError,
@@ -262,7 +263,7 @@ def load_evaluation(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
         return None
     values = read_json(path)
     try:
-        _Evaluation.model_validate(values)
+        Evaluation.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"])) or "the whole"
@@ -270,24 +271,6 @@ def load_evaluation(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
             f"{path}: {place}: {first['msg']}; remove the file, and `isnet evaluate` writes it anew"
         ) from error
     return values
-
-
-class _Figure(BaseModel):
-    """A score and its interval."""
-
-    value: float | None
-    low: float | None = None
-    high: float | None = None
-
-
-class _Evaluation(BaseModel):
-    """What the tables and the report read of ``evaluation.json``."""
-
-    accuracy: dict[str, float]
-    background_attention: dict[str, float]
-    scores: dict[str, dict[str, dict[str, _Figure]]] = {}
-    masks: dict[str, dict[str, int]] = {}
-    dropped: list[str] = []
 
 
 def require_same_run(folder: str | os.PathLike[str], asked: RunConfig) -> None:

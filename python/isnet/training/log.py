@@ -54,11 +54,14 @@ def _require_entry(entry: Any, required: Sequence[str]) -> None:
         raise ValueError(f"{', '.join(missing)}: missing")
     if not isinstance(entry["kind"], str) or type(entry["step"]) is not int or entry["step"] < 0:
         raise ValueError(f"kind, step: got {entry['kind']!r}, {entry['step']!r}")
-    for name in ("layers", "accuracy", "auc", "validation"):
+    for name in ("layers", "accuracy", "balanced_accuracy", "auc", "validation"):
         if not isinstance(entry.get(name, {}), dict):
             raise ValueError(f"{name}: expected names with values, got {entry[name]!r}")
+    for warning in entry.get("warnings", ()):
+        if not isinstance(warning, dict) or not all(isinstance(warning.get(key), str) for key in ("kind", "text")):
+            raise ValueError(f"warnings: expected kind and text, got {warning!r}")
     for name, value in flatten(entry).items():
-        if name not in ("kind", "phase", "best") and not isinstance(value, int | float | None):
+        if name not in ("kind", "phase", "best", "warnings") and not isinstance(value, int | float | None):
             raise ValueError(f"{name}: expected a number, got {value!r}")
 
 

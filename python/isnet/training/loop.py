@@ -216,26 +216,23 @@ class _Trainer:
             self.world.share_buffers(learner.averaged)
         scored = learner.scored
         if validation:
-            entry |= scoring.scores(scored, validation, self.world)
+            # Always at the final P: a schedule must not change the score that epochs are compared by.
+            p = config.heatmap_share(learner.last_step - 1, self.steps_per_epoch) if learner.criterion else 0.0
+            entry |= scoring.epoch_scores(
+                scored,
+                validation,
+                self.world,
+                monitor=config.schedule.monitor,
+                isnet=learner.isnet,
+                criterion=learner.criterion,
+                classification_loss=learner.classification_loss,
+                input_range=learner.input_range,
+                p=p,
+            )
         if self.watch is not None:
-            name, data = next(iter(validation.items()))
-            if self.watch.monitor == "accuracy":
-                score = entry["accuracy"][name]
-            else:
-                # Always at the final P: a schedule must not change the score that epochs are compared by.
-                p = config.heatmap_share(learner.last_step - 1, self.steps_per_epoch) if learner.criterion else 0.0
-                entry["validation"] = scoring.losses(
-                    scored,
-                    data,
-                    self.world,
-                    isnet=learner.isnet,
-                    criterion=learner.criterion,
-                    classification_loss=learner.classification_loss,
-                    p=p,
-                )
-                score = entry["validation"][self.watch.monitor]
+            entry["score"] = scoring.worth(self.watch.monitor, entry["validation"])
             if usable:
-                best = entry["best"] = self.watch.see(score)
+                best = entry["best"] = self.watch.see(entry["score"])
         self._note(entry)
         self.log.save_table()
         # The one to resume from comes last: it refers to the others, which a run killed before it writes again.
