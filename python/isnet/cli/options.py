@@ -9,13 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, get_args, get_origin
 
-import torch
 import typer
 import yaml
 
 from isnet.config import GROUPS, RunConfig, changed, flag, require_use
 from isnet.config.files import parse_yaml, read_values
 from isnet.config.option import Option, bare, choices_of, default_of, full_help, near, options_of
+from isnet.runs.build import best_device, device_text
 from isnet.runs.folder import CONFIG_NAME, load_config
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the run.")]
@@ -23,23 +23,25 @@ _OVERRIDE = re.compile(r"(\w+)\.(\w+)=(.*)", re.DOTALL)
 
 
 def check_device(name: str) -> str:
-    """Refuses devices that this PyTorch does not find.
+    """The device that ``auto`` stands for; refuses those that this PyTorch does not find.
 
     Raises:
         ValueError: no device's name, or a GPU that is not there.
     """
     try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"--device: expected cpu, cuda or cuda:N, got {name!r}") from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(
-            f"--device: expected one of the {torch.cuda.device_count()} CUDA devices that PyTorch finds, got {name}"
-        )
-    return name
+        return best_device(name)
+    except ValueError as error:
+        raise ValueError(f"--{error}") from error
 
 
-Device = Annotated[str, typer.Option(callback=check_device, help="Where to compute: cpu, cuda, cuda:1, ...")]
+_DEVICE_HELP = "Where to compute: cpu, cuda, cuda:1, ...; auto: a GPU, if there is one."
+Device = Annotated[str, typer.Option(callback=check_device, help=_DEVICE_HELP)]
+
+
+def tell_device(device: str) -> None:
+    """Says where the work is done; beside the output proper."""
+    if is_first():
+        typer.echo(f"Device: {device_text(device)}", err=True)
 
 
 class Request(NamedTuple):
@@ -99,7 +101,7 @@ def _signature() -> inspect.Signature:
         ), show_default=False), None),
         _parameter("config", Path, typer.Option("--config", help="YAML file with options, as --print-config prints them."), None),
         _parameter("name", str, typer.Option("--name", help="What to call the run in tables.", show_default="the variant"), None),
-        _parameter("device", str, typer.Option("--device", callback=check_device, help="cpu, cuda, cuda:1, ..."), "cpu"),
+        _parameter("device", str, typer.Option("--device", callback=check_device, help=_DEVICE_HELP), "auto"),
         _parameter("resume", bool, typer.Option("--resume", help="Continue the run; options left out are taken from it."), False),
         _parameter("overwrite", bool, typer.Option("--overwrite", help="Begin again in the folder of an earlier run."), False),
         _parameter("print_config", bool, typer.Option("--print-config", help="Print all options and stop."), False),

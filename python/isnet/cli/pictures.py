@@ -33,7 +33,7 @@ def explain(
             help="Class to explain.", show_default="the predicted class, or the label with the highest logit", min=0
         ),
     ] = None,
-    device: Device = "cpu",
+    device: Device = "auto",
 ) -> None:
     """Draws a test image, its LRP heatmap and its foreground mask."""
     trained = load_run(run, device=device)

@@ -25,7 +25,7 @@ def evaluate(
     run: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of the runs.")],
     resamples: Annotated[int, typer.Option(help="Bootstrap resamples of the intervals; 0 = none.", min=0)] = 200,
     sensitivity: Annotated[bool, typer.Option(help="Score with removed and swapped backgrounds, too.")] = True,
-    device: Device = "cpu",
+    device: Device = "auto",
 ) -> None:
     """Scores runs on their tests: accuracy, macro F1, AUC with intervals, per source, and relevance in the background."""
     loaded = [load_run(folder, device=device) for folder in run]
@@ -50,7 +50,7 @@ def compare(
     first: Annotated[Path, typer.Argument(metavar="RUN_A", help="Folder of a run.")],
     second: Annotated[Path, typer.Argument(metavar="RUN_B", help="Folder of the other, on the same data.")],
     resamples: Annotated[int, typer.Option(help="Bootstrap resamples.", min=1)] = 1000,
-    device: Device = "cpu",
+    device: Device = "auto",
 ) -> None:
     """Paired tests between two runs on the same test images: McNemar, and bootstrap of accuracy and AUC differences; by groups, if any."""
     a, b = (load_run(folder, device=device) for folder in (first, second))

@@ -84,13 +84,21 @@ class NetworkConfig(Group):
         common=True,
     )
     arch: str = option(
-        "monai:DenseNet121", "monai:NAME, torchvision:NAME, timm:NAME or package.module:CALLABLE.", common=True
+        "monai:DenseNet121",
+        "monai:NAME, torchvision:NAME or timm:NAME (isnet archs lists them), package.module:CALLABLE or file.py:CALLABLE.",
+        common=True,
     )
     arch_args: Pairs = option(
         {},
         "Argument of the architecture, its value in JSON or text; repeatable.",
         names=("--arch-arg",),
         metavar="KEY=VALUE",
+        common=True,
+    )
+    weights: str | None = option(
+        None,
+        "File of weights to begin with: safetensors, or a state_dict in PyTorch's format; a head for other classes is left out.",
+        metavar="FILE",
         common=True,
     )
     layers: Names = option(

@@ -119,7 +119,7 @@ def load_run(folder: str | os.PathLike[str], *, device: str = "cpu") -> Run:
     folder = Path(folder)
     config = load_config(folder)
     path = folder / (BEST_NAME if (folder / BEST_NAME).exists() else CHECKPOINT_NAME)
-    model = build_model(config)
+    model = build_model(config, pretrained=False)
     load_model_state(model, load_checkpoint(path), path, averaged=config.train.ema is not None)
     return Run(folder, config, model.to(device).eval())
 

@@ -56,7 +56,7 @@ def train_run(
         resume |= _measure(folder, config, data, device=device, resume=resume, progress=progress)
         criterion = build_criterion(config, folder)
     fit(
-        build_network(config, device),
+        build_network(config, device, tell=print if progress and current_world().is_main else None),
         data.train,
         config,
         criterion=criterion,

@@ -1,0 +1,20 @@
+"""Classifiers from the field's libraries or your own file, and the weights that they begin with."""
+
+from isnet.architectures.build import build_architecture, tell_left_out
+from isnet.architectures.catalogue import Entry, catalogue, count_parameters
+from isnet.architectures.find import LIBRARIES, ArchitectureError, is_own_code
+from isnet.architectures.weights import WeightsError, load_weights, read_weights
+
+__all__ = [
+    "LIBRARIES",
+    "ArchitectureError",
+    "Entry",
+    "WeightsError",
+    "build_architecture",
+    "catalogue",
+    "count_parameters",
+    "is_own_code",
+    "load_weights",
+    "read_weights",
+    "tell_left_out",
+]
