@@ -38,6 +38,14 @@ _DEVICE_HELP = "Where to compute: cpu, cuda, cuda:1, ...; auto: a GPU, if there 
 Device = Annotated[str, typer.Option(callback=check_device, help=_DEVICE_HELP)]
 
 
+Data = Annotated[
+    Path | None,
+    typer.Option(help="Other images for the run: folder, manifest or shards with its classes.", show_default="the run's"),
+]
+Masks = Annotated[Path | None, typer.Option(help="Folder of the images' masks, under the same names.")]
+Split = Annotated[str | None, typer.Option(help="Which split of DATA.", show_default="its tests, or all")]
+
+
 def tell_device(device: str) -> None:
     """Says where the work is done; beside the output proper."""
     if is_first():

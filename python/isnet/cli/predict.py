@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from isnet.cli.options import Device, RunFolder, tell_device
+from isnet.cli.options import Device, Masks, RunFolder, tell_device
 from isnet.data.sources import read_sources
 from isnet.runs.build import device_text
 from isnet.runs.folder import load_run
@@ -17,7 +17,6 @@ from isnet.training.distributed import World, launched_world
 app = typer.Typer()
 
 SOURCE_HELP = "Files, 'patterns*.png', folders, manifests, .tar shards."
-Masks = Annotated[Path | None, typer.Option(help="Folder of the images' masks, under the same names.")]
 BatchSize = Annotated[int | None, typer.Option(help="Images at a time.", min=1, show_default="as in training")]
 Workers = Annotated[int, typer.Option(help="Processes that load images; 0 = this one.", min=0)]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output, and begin stopped work again.")]
