@@ -34,7 +34,7 @@ LEVELS = {
     isnet: (
         ("__init__", "__main__"),
         ("cli",),
-        ("experiments",),
+        ("experiments", "export"),
         ("lightning", "runs"),
         ("training",),
         ("config",),

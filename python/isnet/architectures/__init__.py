@@ -1,6 +1,6 @@
 """Classifiers from the field's libraries or your own file, and the weights that they begin with."""
 
-from isnet.architectures.build import build_architecture, tell_left_out
+from isnet.architectures.build import build_architecture, construction, tell_left_out
 from isnet.architectures.catalogue import Entry, catalogue, count_parameters
 from isnet.architectures.find import LIBRARIES, ArchitectureError, is_own_code
 from isnet.architectures.weights import WeightsError, load_weights, read_weights
@@ -12,6 +12,7 @@ __all__ = [
     "WeightsError",
     "build_architecture",
     "catalogue",
+    "construction",
     "count_parameters",
     "is_own_code",
     "load_weights",

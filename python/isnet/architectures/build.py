@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from isnet.architectures.find import ArchitectureError, find
+from isnet.architectures.find import LIBRARIES, ArchitectureError, find, split_name
 from isnet.architectures.weights import WeightsError, load_weights, read_weights, without_weights
 
 # The libraries' names for the sizes that follow from the data.
@@ -51,12 +51,15 @@ def build_architecture(
         WeightsError: weights that do not fit.
     """
     constructor, first = find(name)
-    library, _, attribute = name.partition(":")
+    library, attribute = split_name(name)
     given = dict(arguments or {})
     source = _source(library, attribute, given, constructor)
     keywords = {**sizes(constructor, given, name, image_shape, num_classes), **given}
     if isinstance(source, str) and library == "timm" and pretrained:
-        first, keywords = (f"{attribute}.{source}" if source != "DEFAULT" else attribute,), {**keywords, "pretrained": True}
+        first, keywords = (
+            (f"{attribute}.{source}" if source != "DEFAULT" else attribute,),
+            {**keywords, "pretrained": True},
+        )
     elif source == "DEFAULT" and library == "monai" and pretrained:
         keywords["pretrained"] = True
     random = torch.get_rng_state()
@@ -75,6 +78,31 @@ def build_architecture(
         tell_left_out(left, str(source), tell)
     _try(model, name, image_shape, num_classes)
     return model
+
+
+def construction(
+    name: str,
+    arguments: Mapping[str, Any] | None = None,
+    *,
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+) -> tuple[str | None, dict[str, Any]]:
+    """What :func:`build_architecture` calls for a model without weights, for those who build it themselves.
+
+    Returns:
+        Where the constructor is imported from, as ``monai.networks.nets.DenseNet121``; None: a file. And all of its keyword arguments.
+
+    Raises:
+        ArchitectureError: there is no such constructor.
+    """
+    constructor, first = find(name)
+    place, attribute = split_name(name)
+    given = dict(arguments or {})
+    _source(place, attribute, given, constructor)
+    keywords = {**sizes(constructor, given, name, image_shape, num_classes), **given}
+    if first:
+        return f"{place}.create_model", {"model_name": first[0], **keywords}
+    return (None if place.endswith(".py") else f"{LIBRARIES.get(place, place)}.{attribute}"), keywords
 
 
 def _source(library: str, attribute: str, given: dict[str, Any], constructor: Callable[..., Any]) -> str | Path | None:
@@ -97,7 +125,9 @@ def _source(library: str, attribute: str, given: dict[str, Any], constructor: Ca
 def tell_left_out(names: Sequence[str], source: str, tell: Callable[[str], None] | None) -> None:
     """A line on the parameters that weights leave out."""
     if names and tell is not None:
-        tell(f"Weights {source}: left out {', '.join(names)}, which do not fit this number of classes and begin at random")
+        tell(
+            f"Weights {source}: left out {', '.join(names)}, which do not fit this number of classes and begin at random"
+        )
 
 
 def _load_torchvision(attribute: str, model: nn.Module, source: str, num_classes: int) -> tuple[str, ...]:
@@ -118,10 +148,11 @@ def _made(
     name: str, constructor: Callable[..., Any], first: tuple[str, ...], keywords: dict[str, Any], pretrained: bool
 ) -> nn.Module:
     try:
-        if pretrained:
-            model = constructor(*first, **keywords)
-        else:
-            model = without_weights(lambda: constructor(*first, **keywords))
+        model = (
+            without_weights(lambda: constructor(*first, **keywords))
+            if not pretrained
+            else constructor(*first, **keywords)
+        )
     except ImportError as error:
         raise ArchitectureError(f"{name}: {' '.join(str(error).split())}") from error
     except Exception as error:  # it is not ours: errors of every kind
@@ -157,7 +188,7 @@ def sizes(
 
 
 def _parameter_names(constructor: Callable[..., Any]) -> set[str]:
-    """Names of the keyword arguments, those that are passed on as ``**kwargs`` to a base class or to the class that is returned included."""
+    """Names of the keyword arguments, those included that ``**kwargs`` passes on to a base class or to the class that is returned."""
     try:
         parameters = inspect.signature(constructor).parameters
     except (TypeError, ValueError):

@@ -55,7 +55,11 @@ def catalogue(pattern: str = "*") -> tuple[list[Entry], list[str]]:
         except Exception as error:  # of a library that does not go together with the others: errors of every kind
             absent.append(f"{library} cannot be imported ({' '.join(str(error).split())})")
     wanted = pattern.lower() if any(sign in pattern for sign in "*?[") else f"*{pattern.lower()}*"
-    fitting = [e for e in found if any(fnmatch.fnmatchcase(text.lower(), wanted) for text in (e.name, e.name.partition(":")[2]))]
+    fitting = [
+        e
+        for e in found
+        if any(fnmatch.fnmatchcase(text.lower(), wanted) for text in (e.name, e.name.partition(":")[2]))
+    ]
     if not fitting:
         near = difflib.get_close_matches(pattern, [entry.name.partition(":")[2] for entry in found], n=3, cutoff=0.4)
         more = f"; did you mean {' or '.join(near)}?" if near else ""

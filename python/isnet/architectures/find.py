@@ -24,7 +24,7 @@ class ArchitectureError(ValueError):
 
 def is_own_code(name: str) -> bool:
     """Whether the name stands for a module or file of the user's, and not for one of :data:`LIBRARIES`."""
-    return _split(name)[0] not in LIBRARIES
+    return split_name(name)[0] not in LIBRARIES
 
 
 def find(name: str) -> tuple[Callable[..., Any], tuple[str, ...]]:
@@ -37,7 +37,7 @@ def find(name: str) -> tuple[Callable[..., Any], tuple[str, ...]]:
     Raises:
         ArchitectureError: there is none.
     """
-    place, attribute = _split(name)
+    place, attribute = split_name(name)
     module = _file(place) if place.endswith(".py") else _module(name, place)
     if place == "timm":
         return module.create_model, (attribute,)
@@ -51,8 +51,8 @@ def find(name: str) -> tuple[Callable[..., Any], tuple[str, ...]]:
     return constructor, ()
 
 
-def _split(name: str) -> tuple[str, str]:
-    """(library, module or file; attribute). A file's path may hold colons of its own."""
+def split_name(name: str) -> tuple[str, str]:
+    """(library, module or file; attribute) of the name of an architecture. A file's path may hold colons of its own."""
     place, separator, attribute = name.rpartition(":") if ".py:" in name else name.partition(":")
     if not separator or not place or not attribute:
         raise ArchitectureError(

@@ -63,7 +63,11 @@ def _tensors(found: Any, path: Path) -> dict[str, Tensor]:
         if inner is None:
             break
         found = inner
-    state = {str(key): value for key, value in found.items() if isinstance(value, Tensor)} if isinstance(found, Mapping) else {}
+    state = (
+        {str(key): value for key, value in found.items() if isinstance(value, Tensor)}
+        if isinstance(found, Mapping)
+        else {}
+    )
     if not state:
         raise WeightsError(f"weights: {path} holds no state_dict, but {type(found).__name__}")
     return state
@@ -80,8 +84,8 @@ def load_weights(
         model: Changed in place.
         state: Tensors by name.
         where: Their source, for errors.
-        num_classes: Length of the model's logits. Parameters with that many rows, of which ``state`` has another number, are the head's: they
-            stay as they are.
+        num_classes: Length of the model's logits. Parameters with that many rows, of which ``state`` has another number, are the
+            head's: they stay as they are.
         droppable: Beginnings of names in ``state`` that the model may lack.
 
     Returns:
@@ -100,14 +104,20 @@ def load_weights(
     troubles = [
         *([f"it lacks {_some(missing)}"] if missing else []),
         *([f"the model has no {_some(extra)}"] if extra else []),
-        *([f"other shapes: {_some([f'{n} {list(found[n].shape)}, not {list(own[n].shape)}' for n in wrong])}"] if wrong else []),
+        *(
+            [f"other shapes: {_some([f'{n} {list(found[n].shape)}, not {list(own[n].shape)}' for n in wrong])}"]
+            if wrong
+            else []
+        ),
     ]
     if troubles:
         raise WeightsError(f"weights: {where} does not fit the model: {'; '.join(troubles)}")
     broken = [name for name in own if name in found and not bool(torch.isfinite(found[name]).all())]
     if broken:
         raise WeightsError(f"weights: {where} holds numbers that are not finite: {_some(broken)}")
-    model.load_state_dict({name: value for name, value in found.items() if name in own and name not in shapes}, strict=False)
+    model.load_state_dict(
+        {name: value for name, value in found.items() if name in own and name not in shapes}, strict=False
+    )
     return tuple(shapes)
 
 

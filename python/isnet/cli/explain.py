@@ -43,7 +43,9 @@ def explain(
     target: Annotated[
         str | None, typer.Option(help="Name of the class to explain.", show_default="the one with the highest logit")
     ] = None,
-    split: Annotated[str | None, typer.Option(help="Test set, or the only split of IMAGE.", show_default="the last")] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Test set, or the only split of IMAGE.", show_default="the last")
+    ] = None,
     index: Annotated[int, typer.Option(help="Which of the test set's images.", min=0)] = 0,
     data: Data = None,
     masks: Masks = None,
@@ -151,7 +153,9 @@ def _draw(
         input_range=run.config.data.pixel_range,
     )
     shares = math.nan if mask is None else background_share(heatmap.cpu(), mask[None]).item()
-    told = "no mask or no relevance" if math.isnan(shares) else f"{100 * shares:.1f} % of the relevance outside the mask"
+    told = (
+        "no mask or no relevance" if math.isnan(shares) else f"{100 * shares:.1f} % of the relevance outside the mask"
+    )
     explained = int(logits.argmax()) if target is None else target
     said = f"; explained: {classes[explained]}" if target is not None or label.dim() else ""
     title = f"{run.config.title}, {name}, answered {answer_text(logits[0], label, classes)}{said}"

@@ -40,7 +40,9 @@ Device = Annotated[str, typer.Option(callback=check_device, help=_DEVICE_HELP)]
 
 Data = Annotated[
     Path | None,
-    typer.Option(help="Other images for the run: folder, manifest or shards with its classes.", show_default="the run's"),
+    typer.Option(
+        help="Other images for the run: folder, manifest or shards with its classes.", show_default="the run's"
+    ),
 ]
 Masks = Annotated[Path | None, typer.Option(help="Folder of the images' masks, under the same names.")]
 Split = Annotated[str | None, typer.Option(help="Which split of DATA.", show_default="its tests, or all")]

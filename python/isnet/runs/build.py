@@ -44,9 +44,7 @@ def device_text(device: str) -> str:
     return f"{device} ({torch.cuda.get_device_name(device)})" if device.startswith("cuda") else device
 
 
-def build_model(
-    config: RunConfig, *, pretrained: bool = True, tell: Callable[[str], None] | None = None
-) -> nn.Module:
+def build_model(config: RunConfig, *, pretrained: bool = True, tell: Callable[[str], None] | None = None) -> nn.Module:
     """The classifier before training, initialised from the training seed.
 
     Args:
@@ -94,9 +92,7 @@ def build_isnet(config: RunConfig, model: nn.Module) -> ISNet:
     )
 
 
-def build_network(
-    config: RunConfig, device: str = "cpu", *, tell: Callable[[str], None] | None = None
-) -> nn.Module:
+def build_network(config: RunConfig, device: str = "cpu", *, tell: Callable[[str], None] | None = None) -> nn.Module:
     """The network to train: the classifier (:func:`build_model`), or an ISNet around it."""
     model = build_model(config, tell=tell).to(device)
     return build_isnet(config, model) if config.is_isnet else model

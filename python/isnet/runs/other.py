@@ -90,7 +90,9 @@ def _load_other(
 def _tests(config: OtherImages, table: ImageTable) -> dict[str, ImageTable]:
     if config.split is not None:
         if config.split not in table.splits:
-            raise DataError(f"--split: expected one of {', '.join(table.splits)} of {config.path}, got {config.split!r}")
+            raise DataError(
+                f"--split: expected one of {', '.join(table.splits)} of {config.path}, got {config.split!r}"
+            )
         return {config.split: table.part(config.split)}
     found = [name for name in table.splits if name not in (TRAIN, VALIDATION)]
     return {name: table.part(name) for name in found} or {Path(config.path).stem or "data": table}

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ def images_config(config: RunConfig) -> ImagesConfig:
     if data.pixel_range != (0.0, 1.0):
         raise ValueError(f"data: images of files have pixels in [0, 1], those of this run in {data.pixel_range}")
     return ImagesConfig(
-        size=(size[0], size[1]), channels=channels, classes=data.classes, multi_label=data.multi_label
+        size=(size[0], size[1]), channels=cast(Any, channels), classes=data.classes, multi_label=data.multi_label
     )
 
 
@@ -114,8 +114,10 @@ def _pixels(image: Any) -> Tensor:
     if last:
         array = np.array(image)  # a copy: PIL's memory cannot be written
         if array.dtype.kind not in "biuf":
-            raise ValueError(f"image: expected a file, an array of numbers, a PIL image or a tensor, got {type(image).__name__}")
-        if array.dtype == np.int32 and array.size and 0 <= array.min() and array.max() < 2**16:
+            raise ValueError(
+                f"image: expected a file, an array of numbers, a PIL image or a tensor, got {type(image).__name__}"
+            )
+        if array.dtype == np.int32 and array.size and array.min() >= 0 and array.max() < 2**16:
             array = array.astype(np.uint16)  # PIL's mode I
         image = torch.from_numpy(array)
     pixels = image.detach().cpu()
@@ -130,9 +132,13 @@ def _pixels(image: Any) -> Tensor:
     if pixels.dtype in _FULL:
         return pixels.float() / _FULL[pixels.dtype]
     if not pixels.is_floating_point():
-        raise ValueError(f"image: expected 8- or 16-bit numbers, or floating-point numbers in [0, 1], got {pixels.dtype}")
+        raise ValueError(
+            f"image: expected 8- or 16-bit numbers, or floating-point numbers in [0, 1], got {pixels.dtype}"
+        )
     pixels = pixels.float()
     low, high = float(pixels.min()), float(pixels.max())
-    if not (0 <= low and high <= 1):  # NaN, too
-        raise ValueError(f"image: floating-point pixels must lie in [0, 1], as files have them; got [{low:g}, {high:g}]")
+    if not (low >= 0 and high <= 1):  # NaN, too
+        raise ValueError(
+            f"image: floating-point pixels must lie in [0, 1], as files have them; got [{low:g}, {high:g}]"
+        )
     return pixels

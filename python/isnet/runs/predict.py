@@ -106,9 +106,7 @@ def predict_sources(
     at_a_time = batch_size or batch_of(run.config)
     settings = {
         "images": fingerprint(f"{record.image}\0{record.mask}\0{record.label}" for record in sources.records),
-        "network": fingerprint(
-            part for key, value in run.model.state_dict().items() for part in (key, _bytes(value))
-        ),
+        "network": fingerprint(part for key, value in run.model.state_dict().items() for part in (key, _bytes(value))),
         "preprocessing": fingerprint([str((config.size, config.channels, config.resize, config.normalize))]),
         "pictures": None if pictures is None else [str(pictures.folder), pictures.figures, pictures.target],
         "columns": names,
