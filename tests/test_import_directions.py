@@ -43,6 +43,7 @@ LEVELS = {
         ("model",),
         ("explanation", "variants"),
         ("architectures", "data", "gwrp"),
+        ("factories",),
         ("_files", "_seeds"),
     ),
 }

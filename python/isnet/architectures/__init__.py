@@ -2,11 +2,10 @@
 
 from isnet.architectures.build import build_architecture, construction, tell_left_out
 from isnet.architectures.catalogue import Entry, catalogue, count_parameters
-from isnet.architectures.find import LIBRARIES, ArchitectureError, is_own_code
+from isnet.architectures.find import ArchitectureError
 from isnet.architectures.weights import WeightsError, load_weights, read_weights
 
 __all__ = [
-    "LIBRARIES",
     "ArchitectureError",
     "Entry",
     "WeightsError",
@@ -14,7 +13,6 @@ __all__ = [
     "catalogue",
     "construction",
     "count_parameters",
-    "is_own_code",
     "load_weights",
     "read_weights",
     "tell_left_out",

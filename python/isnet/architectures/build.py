@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from isnet.architectures.find import LIBRARIES, ArchitectureError, find, split_name
+from isnet.architectures.find import ArchitectureError, find
 from isnet.architectures.weights import WeightsError, load_weights, read_weights, without_weights
+from isnet.factories import LIBRARIES, split_name
 
 # The libraries' names for the sizes that follow from the data.
 CHANNEL_NAMES = ("in_channels", "n_input_channels", "in_chans", "num_channels")

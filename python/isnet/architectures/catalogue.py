@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import torch
 
 from isnet.architectures.build import build_architecture, sizes
-from isnet.architectures.find import LIBRARIES, ArchitectureError
+from isnet.architectures.find import ArchitectureError
+from isnet.factories import LIBRARIES
 
 # The modules of MONAI that hold classifiers; the others segment, register, generate.
 _MONAI = ("densenet", "efficientnet", "resnet", "senet")

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from typing import NoReturn
+
 import typer
 from rich.console import Console
 from rich.markup import escape
@@ -24,9 +30,13 @@ _errors = Console(stderr=True)
 
 
 def main() -> None:
-    """Runs the command line; expected errors end it with one line and status 1. torchrun's processes report a common failure once."""
+    """Runs the command line; expected errors end it with one line and status 1. torchrun's processes report a common failure once.
+
+    Ctrl-C ends it with status 130; a training first saves its state (:mod:`isnet.training.stop`).
+    """
     try:
-        _run()
+        with _interrupts():
+            _run()
     except ProcessLostError as error:
         _fail(str(error), speaks_first())  # not if another process has said why
     except ModuleNotFoundError as error:
@@ -36,6 +46,23 @@ def main() -> None:
         _fail(f"{error}{hint}", speaks_first(f"{error}"))
     except (ValueError, OSError, RuntimeError, ArithmeticError) as error:
         _fail(_told(error), speaks_first(_told(error)))
+
+
+@contextlib.contextmanager
+def _interrupts() -> Iterator[None]:
+    """Ctrl-C ends the command with one line and status 130: typer would end it with 1."""
+
+    def stop(number: int, _: object) -> NoReturn:
+        _fail("stopped (SIGINT)", is_first(), 128 + number)
+
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        yield
+        return
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _run() -> None:
@@ -59,7 +86,7 @@ def _told(error: Exception) -> str:
     return text.rpartition(f"{type(error).__qualname__}: ")[2].strip()
 
 
-def _fail(message: str, speaks: bool) -> None:
+def _fail(message: str, speaks: bool, status: int = 1) -> NoReturn:
     if speaks:
         _errors.print(f"[bold red]isnet:[/] {escape(message)}", soft_wrap=True)
-    raise SystemExit(1)
+    raise SystemExit(status)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from isnet.cli.options import Data, Device, Masks, RunFolder, tell_device
+from isnet.cli.options import Data, Device, Masks, RunFolder, Trust, tell_device
 from isnet.cli.predict import SOURCE_HELP, BatchSize, Overwrite, Workers, tell_predicted
 from isnet.data.sources import Sources, read_sources
 from isnet.explanation import heatmaps
@@ -52,6 +52,7 @@ def explain(
     batch_size: BatchSize = None,
     workers: Workers = 0,
     overwrite: Overwrite = False,
+    trust: Trust = None,
     device: Device = "auto",
 ) -> None:
     """Draws images, their LRP heatmaps and, where they are known, their foreground masks.
@@ -60,12 +61,14 @@ def explain(
     """
     tell_device(device)
     with launched_world(device) as (world, place):
-        trained = load_run(run, device=place)
+        trained = load_run(run, device=place, trust=trust or ())
         classes = trained.config.data.classes
         explained = None if target is None else class_index(target, classes, "--target")
         if not image:
             if world.is_main:
-                _explain_test(on_data(trained, data, masks, split), split, index, explained, out)
+                _explain_test(
+                    on_data(trained, data, masks, None if data is None else split), split, index, explained, out
+                )
             return
         if data is not None:
             raise ValueError("--data: the images are named already (IMAGE); leave one out")

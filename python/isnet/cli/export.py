@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from isnet.cli.options import RunFolder
+from isnet.cli.options import RunFolder, Trust
 from isnet.export import FORMATS, export_run
 from isnet.runs.folder import load_evaluation, load_run
 
@@ -34,9 +34,10 @@ def export(
     out: Annotated[Path | None, typer.Option(help="Folder to make.", show_default="RUN/export/FORMAT")] = None,
     tolerance: Annotated[float, typer.Option(help="Largest difference of a logit from the run's.", min=0)] = 1e-4,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export.")] = False,
+    trust: Trust = None,
 ) -> None:
     """Writes the trained network for use without isnet, with its preprocessing and a model card; checks that it answers as the run does."""
-    trained = load_run(run)
+    trained = load_run(run, trust=trust or ())
     folder = out or run / "export" / format
     try:
         found = export_run(trained, FORMATS[format], folder, tolerance=tolerance, overwrite=overwrite)

@@ -15,8 +15,10 @@ import yaml
 from isnet.config import GROUPS, RunConfig, changed, flag, require_use
 from isnet.config.files import parse_yaml, read_values
 from isnet.config.option import Option, bare, choices_of, default_of, full_help, near, options_of
+from isnet.factories import require_no_files, require_trusted
 from isnet.runs.build import best_device, device_text
-from isnet.runs.folder import CONFIG_NAME, load_config
+from isnet.runs.folder import CONFIG_NAME, Run, load_config, load_run
+from isnet.runs.other import on_data
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the run.")]
 _OVERRIDE = re.compile(r"(\w+)\.(\w+)=(.*)", re.DOTALL)
@@ -48,6 +50,29 @@ Masks = Annotated[Path | None, typer.Option(help="Folder of the images' masks, u
 Split = Annotated[str | None, typer.Option(help="Which split of DATA.", show_default="its tests, or all")]
 
 
+Trust = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--trust",
+        metavar="NAME",
+        help="Code of yours that the run's settings may use: package.module:CALLABLE, or a package; repeatable.",
+        show_default=False,
+    ),
+]
+
+
+def load_on(
+    folder: Path,
+    device: str,
+    trust: Sequence[str] | None,
+    data: Path | None = None,
+    masks: Path | None = None,
+    split: str | None = None,
+) -> Run:
+    """A run, on other images than its own if they are named."""
+    return on_data(load_run(folder, device=device, trust=trust or ()), data, masks, split)
+
+
 def tell_device(device: str) -> None:
     """Says where the work is done; beside the output proper."""
     if is_first():
@@ -64,6 +89,7 @@ class Request(NamedTuple):
         resume, overwrite: What to do with a run that is in the folder.
         print_config, dry_run: What to do instead of training.
         quiet: Print nothing but errors.
+        trust: Code that files may name.
     """
 
     folder: Path | None
@@ -74,6 +100,7 @@ class Request(NamedTuple):
     print_config: bool
     dry_run: bool
     quiet: bool
+    trust: tuple[str, ...] = ()
 
     @property
     def run(self) -> Path:
@@ -116,6 +143,7 @@ def _signature() -> inspect.Signature:
         _parameter("overwrite", bool, typer.Option("--overwrite", help="Begin again in the folder of an earlier run."), False),
         _parameter("print_config", bool, typer.Option("--print-config", help="Print all options and stop."), False),
         _parameter("dry_run", bool, typer.Option("--dry-run", help="Tell what would be done, and stop."), False),
+        inspect.Parameter("trust", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Trust),
         _parameter("quiet", bool, typer.Option("--quiet", help="Print errors only."), False),
         _parameter("help_all", bool, typer.Option(
             "--help-all", is_eager=True, callback=_show_all, help="All options, the rarer ones, too."
@@ -195,6 +223,7 @@ def _request(
     print_config: bool,
     dry_run: bool,
     quiet: bool,
+    trust: Sequence[str] | None,
     help_all: bool,
     **options: Any,
 ) -> Request:
@@ -230,7 +259,17 @@ def _request(
         raise ValueError(_named(str(error), typed, read, config)) from error
     require_use(settings, typed)
     _require_use_in(read, settings, config)
-    return Request(folder, settings, device, resume, overwrite, print_config, dry_run, quiet)
+    if not print_config:
+        _require_trusted(settings, typed, trust or (), config if read else (folder or Path()) / CONFIG_NAME)
+    return Request(folder, settings, device, resume, overwrite, print_config, dry_run, quiet, tuple(trust or ()))
+
+
+def _require_trusted(config: RunConfig, typed: Sequence[tuple[str, str]], trust: Sequence[str], path: Path) -> None:
+    """Refuses code that only a file names: what is typed is the user's choice."""
+    said = [f"{key}.{option}" for key, option in typed]
+    require_trusted({option: name for option, name in config.named_code.items() if option not in said}, trust, path)
+    if "network.arch_args" not in said:
+        require_no_files(config.network.arch, config.network.arch_args, path)
 
 
 def _require_use_in(read: Mapping[str, Any], settings: RunConfig, path: Path | None) -> None:

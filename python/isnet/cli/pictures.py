@@ -7,9 +7,7 @@ from typing import Annotated
 
 import typer
 
-from isnet.cli.options import Data, Device, Masks, Split, tell_device
-from isnet.runs.folder import load_run
-from isnet.runs.other import on_data
+from isnet.cli.options import Data, Device, Masks, Split, Trust, load_on, tell_device
 from isnet.runs.report import write_report
 
 app = typer.Typer()
@@ -23,9 +21,10 @@ def report(
     data: Data = None,
     masks: Masks = None,
     split: Split = None,
+    trust: Trust = None,
     device: Device = "auto",
 ) -> None:
     """Writes one self-contained HTML page: accuracies, heatmap gallery and training curves."""
     tell_device(device)
-    write_report(out, [on_data(load_run(folder, device=device), data, masks, split) for folder in run], title=title)
+    write_report(out, [load_on(folder, device, trust, data, masks, split) for folder in run], title=title)
     typer.echo(f"Report: {out}")

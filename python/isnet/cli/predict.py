@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from isnet.cli.options import Device, Masks, RunFolder, tell_device
+from isnet.cli.options import Device, Masks, RunFolder, Trust, tell_device
 from isnet.data.sources import read_sources
 from isnet.runs.build import device_text
 from isnet.runs.folder import load_run
@@ -32,6 +32,7 @@ def predict(
     batch_size: BatchSize = None,
     workers: Workers = 0,
     overwrite: Overwrite = False,
+    trust: Trust = None,
     device: Device = "auto",
 ) -> None:
     """Answers images: a table with answer, probabilities and, where a mask is known, relevance in the background.
@@ -41,7 +42,7 @@ def predict(
     """
     tell_device(device)
     with launched_world(device) as (world, place):
-        trained = load_run(run, device=place)
+        trained = load_run(run, device=place, trust=trust or ())
         data = trained.config.data
         sources = read_sources(source, data.classes, multi_label=data.multi_label, masks=masks)
         pictures = None if heatmaps is None else Pictures(heatmaps)

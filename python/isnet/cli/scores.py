@@ -9,10 +9,10 @@ from typing import Annotated
 import torch
 import typer
 
-from isnet.cli.options import Device
+from isnet.cli.options import Data, Device, Masks, Split, Trust, load_on, tell_device
 from isnet.runs.data import require_tests, run_data, same_images
 from isnet.runs.evaluate import evaluate_run
-from isnet.runs.folder import Run, load_run
+from isnet.runs.folder import Run
 from isnet.runs.tables import markdown_table, mask_notes, score_rows, score_table
 from isnet.scoring.evaluation import predict
 from isnet.scoring.paired import compare as paired_tests
@@ -25,10 +25,15 @@ def evaluate(
     run: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of the runs.")],
     resamples: Annotated[int, typer.Option(help="Bootstrap resamples of the intervals; 0 = none.", min=0)] = 200,
     sensitivity: Annotated[bool, typer.Option(help="Score with removed and swapped backgrounds, too.")] = True,
+    data: Data = None,
+    masks: Masks = None,
+    split: Split = None,
+    trust: Trust = None,
     device: Device = "auto",
 ) -> None:
     """Scores runs on their tests: accuracy, macro F1, AUC with intervals, per source, and relevance in the background."""
-    loaded = [load_run(folder, device=device) for folder in run]
+    tell_device(device)
+    loaded = [load_on(folder, device, trust, data, masks, split) for folder in run]
     for trained in loaded:
         scores = evaluate_run(trained, resamples=resamples, sensitivity=sensitivity)
         for test, changes in scores.get("sensitivity", {}).items():
@@ -50,10 +55,15 @@ def compare(
     first: Annotated[Path, typer.Argument(metavar="RUN_A", help="Folder of a run.")],
     second: Annotated[Path, typer.Argument(metavar="RUN_B", help="Folder of the other, on the same data.")],
     resamples: Annotated[int, typer.Option(help="Bootstrap resamples.", min=1)] = 1000,
+    data: Data = None,
+    masks: Masks = None,
+    split: Split = None,
+    trust: Trust = None,
     device: Device = "auto",
 ) -> None:
     """Paired tests between two runs on the same test images: McNemar, and bootstrap of accuracy and AUC differences; by groups, if any."""
-    a, b = (load_run(folder, device=device) for folder in (first, second))
+    tell_device(device)
+    a, b = (load_on(folder, device, trust, data, masks, split) for folder in (first, second))
     data_a, data_b = (run_data(run) for run in (a, b))
     require_tests(data_a, first)
     tests_a, tests_b = data_a.tests, data_b.tests

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
+import shlex
+import signal
+import sys
 from collections.abc import Iterator
 
 import typer
@@ -12,12 +16,15 @@ from isnet.cli.options import Request, is_first, takes_options
 from isnet.cli.scores import print_scores
 from isnet.config import ImagesConfig, RunConfig
 from isnet.config.files import to_yaml
+from isnet.factories import is_known
+from isnet.runs.contents import contents, require_same_data
 from isnet.runs.data import RunData, load_run_data, with_classes
 from isnet.runs.evaluate import evaluate_run
-from isnet.runs.folder import require_room, what_to_resume
+from isnet.runs.folder import CONFIG_NAME, require_data, require_room, what_to_resume
 from isnet.runs.plan import plan_run, plan_text
 from isnet.runs.train import require_measurable, train_run, tune_run
 from isnet.training.distributed import ProcessLostError, World, launched_world
+from isnet.training.stop import Interrupted
 
 app = typer.Typer()
 _NAMED = 5  # of the images that are left out
@@ -28,7 +35,7 @@ def _train(request: Request) -> None:
     if _only_told(request):
         return
     folder = request.run
-    with _joined(request) as (world, device):
+    with _joined(request, "train") as (world, device):
         config, data = _prepared(request, world, device)
         if data is None:
             return
@@ -48,7 +55,7 @@ def _tune(request: Request) -> None:
         return
     require_measurable(request.config)
     folder = request.run
-    with _joined(request) as (world, device):
+    with _joined(request, "tune") as (world, device):
         config, data = _prepared(request, world, device)
         if data is None:
             return
@@ -72,6 +79,8 @@ def _prepared(request: Request, world: World, device: str) -> tuple[RunConfig, R
     """
     config = request.config
     if isinstance(config.data, ImagesConfig):
+        if request.resume and (request.run / CONFIG_NAME).exists():
+            require_data(request.run, config)
         config = dataclasses.replace(config, data=with_classes(config.data))
     data = load_run_data(config, check=True, progress=world.is_main and not request.quiet)
     if data.dropped and world.is_main and not request.quiet:
@@ -81,6 +90,8 @@ def _prepared(request: Request, world: World, device: str) -> tuple[RunConfig, R
         )
     if request.dry_run:
         require_room(request.run, config, resume=request.resume, overwrite=request.overwrite)
+        if request.resume:
+            require_same_data(request.run, config, contents(config))
         if world.is_main:
             typer.echo(plan_text(plan_run(config, data, world=world, device=device), config, device, world))
         return config, None
@@ -88,13 +99,39 @@ def _prepared(request: Request, world: World, device: str) -> tuple[RunConfig, R
 
 
 @contextlib.contextmanager
-def _joined(request: Request) -> Iterator[tuple[World, str]]:
-    """The processes of a training; if one is lost, the others say what training can resume from."""
+def _joined(request: Request, command: str) -> Iterator[tuple[World, str]]:
+    """The processes of a training; if one is lost, or all are told to stop, they say what training can resume from."""
     try:
         with launched_world(request.device) as joined:
             yield joined
     except ProcessLostError as error:
         raise ProcessLostError(f"{error}; {what_to_resume(request.run)}") from error
+    except KeyboardInterrupt as error:
+        signum = error.signum if isinstance(error, Interrupted) else signal.SIGINT
+        saved = f"after step {error.step}, which is saved" if isinstance(error, Interrupted) else "at once"
+        if is_first():
+            how = resuming(request, command)
+            print(
+                f"isnet: stopped {saved} ({signal.Signals(signum).name}); go on with: {how}",
+                file=sys.stderr,
+                flush=True,
+            )
+        raise SystemExit(128 + signum) from error
+
+
+def resuming(request: Request, command: str) -> str:
+    """The command line that goes on with a run: its settings are in its folder."""
+    words = ["isnet"] if os.path.basename(sys.argv[0]) == "isnet" else ["python", "-m", "isnet"]
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        words = ["torchrun", "--nproc-per-node", os.environ.get("LOCAL_WORLD_SIZE", "1"), "-m", "isnet"]
+    elif "SLURM_STEP_ID" in os.environ:
+        words = ["srun", *words]
+    words += [command, str(request.run), "--resume"]
+    words += ["--device", request.device] if request.device != "cpu" else []
+    words += ["--quiet"] if request.quiet else []
+    for name in request.config.named_code.values():
+        words += [] if is_known(name) else ["--trust", name]
+    return shlex.join(words)
 
 
 takes_options(app, "train", _train)

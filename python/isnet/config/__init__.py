@@ -9,11 +9,12 @@ from isnet.config.groups import (
     OptimizerConfig,
     ScheduleConfig,
 )
-from isnet.config.run import DATA_KINDS, GROUPS, DataSettings, RunConfig, changed, flag, require_use
+from isnet.config.run import DATA_KINDS, FROM_RUN, GROUPS, DataSettings, RunConfig, changed, flag, require_use
 from isnet.config.training import TrainConfig
 
 __all__ = [
     "DATA_KINDS",
+    "FROM_RUN",
     "GROUPS",
     "STANDARD",
     "DataSettings",

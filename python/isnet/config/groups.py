@@ -27,13 +27,19 @@ class ImagesConfig(Group):
     See :func:`isnet.data.read_table` and :class:`isnet.data.MaskedImages`.
     """
 
-    path: str = option("", "Image folder, .csv/.tsv/.parquet manifest or .tar shards.", names=("--data",), common=True)
-    masks: str | None = option(None, "Folder of the masks, of the images' shape; DATA/masks if left out.", common=True)
+    path: str = option(
+        "", "Image folder, .csv/.tsv/.parquet manifest or .tar shards.", names=("--data",), common=True, location=True
+    )
+    masks: str | None = option(
+        None, "Folder of the masks, of the images' shape; DATA/masks if left out.", common=True, location=True
+    )
     labels: Names = option((), "Label column of a multi-label manifest; repeatable.", names=("--label",), common=True)
     size: Size = option((224, 224), "HEIGHTxWIDTH of the images for the network.", metavar="HxW", common=True)
     channels: Channels = option(3, "Colour channels.", common=True)
     mask_policy: MaskPolicy = option("error", "The effect of an unusable mask.")
-    segmenter: str | None = option(None, "package.module:callable that makes missing masks from images [C, H, W].")
+    segmenter: str | None = option(
+        None, "package.module:callable that makes missing masks from images [C, H, W].", code=True
+    )
     resize: Resize = option("stretch", "stretch, or pad to keep the aspect ratio.")
     normalize: str | None = option(None, "imagenet, or MEAN/STD with one number per channel, as 0.5/0.2.", common=True)
     validation: float = option(0.15, "Share of the training images, if there is no validation split.", ge=0, lt=1)
@@ -87,6 +93,7 @@ class NetworkConfig(Group):
         "monai:DenseNet121",
         "monai:NAME, torchvision:NAME or timm:NAME (isnet archs lists them), package.module:CALLABLE or file.py:CALLABLE.",
         common=True,
+        code=True,
     )
     arch_args: Pairs = option(
         {},

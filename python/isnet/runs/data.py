@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib
 import itertools
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -27,7 +26,8 @@ from isnet.data import (
     with_validation,
 )
 from isnet.data.table import TRAIN, VALIDATION
-from isnet.runs.folder import Run
+from isnet.factories import FactoryError, find_callable
+from isnet.runs.folder import Run, require_data
 from isnet.training.distributed import World, current_world
 
 
@@ -88,7 +88,13 @@ def load_run_data(config: RunConfig, *, check: bool = False, progress: bool = Tr
 
 
 def run_data(run: Run, *, progress: bool = True) -> RunData:
-    """The data sets of a trained run, as for its training."""
+    """The data sets of a trained run, as for its training.
+
+    Raises:
+        FileNotFoundError: the data are no longer where they were.
+        DataError: see :func:`load_data`.
+    """
+    require_data(run.folder, run.config)
     return load_run_data(run.config, progress=progress)
 
 
@@ -169,7 +175,7 @@ def image_set(
         channels=config.channels,
         mask_policy=config.mask_policy,
         need_masks=need_masks,
-        segmenter=None if config.segmenter is None else _load(config.segmenter),
+        segmenter=None if config.segmenter is None else _segmenter(config.segmenter),
         resize=config.resize,
         mean=mean,
         std=std,
@@ -183,15 +189,16 @@ def same_images(a: Dataset[Example], b: Dataset[Example]) -> bool:
     return type(a) is type(b) and a.contents == b.contents  # type: ignore[attr-defined]
 
 
-def _load(name: str) -> Any:
-    """``package.module:callable``; a class is made without arguments."""
-    module, separator, attribute = name.partition(":")
-    if not separator:
-        raise DataError(f"segmenter: expected package.module:callable, got {name!r}")
+def _segmenter(name: str) -> Any:
+    """What makes masks; a class is made without arguments.
+
+    Raises:
+        DataError: there is none of this name.
+    """
     try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise DataError(f"segmenter: {name} cannot be imported ({error})") from error
+        found = find_callable(name)
+    except FactoryError as error:
+        raise DataError(f"segmenter: {error}") from error
     try:
         made = found() if isinstance(found, type) else found
     except Exception as error:  # it is not ours: errors of every kind

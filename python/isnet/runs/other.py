@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from isnet._files import read_json
 from isnet.config import DATA_KINDS, ImagesConfig
+from isnet.config.run import kind_of
 from isnet.data import DataError, ImageTable, apply_policy, audit, read_table
 from isnet.data.sources import relabelled
 from isnet.data.table import TRAIN, VALIDATION
+from isnet.runs.contents import image_name
 from isnet.runs.data import RunData, image_set, load_data, progress_bar
-from isnet.runs.folder import Run
+from isnet.runs.folder import DATA_NAME, Run
 from isnet.runs.pixels import images_config
 from isnet.runs.portions import fingerprint
 
@@ -34,23 +38,29 @@ DATA_KINDS["other images"] = OtherImages
 
 
 def on_data(run: Run, data: Path | None, masks: Path | None, split: str | None = None) -> Run:
-    """The run with other images in place of its own, and a folder within its own for their scores; the run itself without any.
+    """The run with other images in place of its own, and a folder within its own for their scores.
+
+    Images of the same names as those that it was made with are its own, which have moved: they keep their splits. So are
+    its own images with other masks.
 
     Args:
         run: The run.
-        data: Folder, manifest or shards; labels are matched by the names of the classes.
-        masks: Folder of the masks. Without ``data``: of the run's own images.
-        split: See :class:`OtherImages`.
+        data: Folder, manifest or shards; labels are matched by the names of the classes. None: its own.
+        masks: Folder of the masks.
+        split: See :class:`OtherImages`; of other images only.
 
     Raises:
-        ValueError: other masks for a run that is not on images of files.
+        ValueError: data or masks for a run that is not on images of files, or a split of its own.
     """
-    if data is None and masks is None:
-        return run
+    if data is None or (isinstance(run.config.data, ImagesConfig) and _is_own(run, data, masks)):
+        if split is not None:
+            raise ValueError("--split: of other images (--data); of the run's own, all tests count")
+        moved = {key: os.fspath(path) for key, path in (("path", data), ("masks", masks)) if path is not None}
+        if moved and not isinstance(run.config.data, ImagesConfig):
+            raise ValueError(f"--masks: the run is on {kind_of(run.config.data)}, whose masks are its own")
+        return run._replace(config=run.config.moved(moved)) if moved else run
     config = images_config(run.config)
-    path = str(data) if data is not None else config.path
-    if not path:
-        raise ValueError("--masks: the run's images are no files; name others (--data)")
+    path = str(data)
     settings = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     settings |= {"path": path, "masks": None if masks is None else str(masks), "split": split}
     policy = getattr(run.config.data, "mask_policy", "error")
@@ -58,6 +68,21 @@ def on_data(run: Run, data: Path | None, masks: Path | None, split: str | None =
     state = (part for key, value in run.model.state_dict().items() for part in (key, repr(value.double().sum().item())))
     name = f"{Path(path).name or 'data'}-{fingerprint([str(Path(path).resolve()), str(masks), str(split), *state])[:8]}"
     return run._replace(folder=run.folder / OTHER_FOLDER / name, config=replace(run.config, data=other))
+
+
+def _is_own(run: Run, data: Path, masks: Path | None) -> bool:
+    """Whether the images have the names of those that the run began with."""
+    note = run.folder / DATA_NAME
+    if not note.exists():
+        return False
+    try:
+        table = read_table(data, masks, getattr(run.config.data, "labels", ()))
+    except ValueError:  # said where the images are read
+        return False
+    root = data if data.is_dir() else data.parent
+    names = {image_name(record.image, root) for record in table.records}
+    known = read_json(note)
+    return isinstance(known, dict) and len(table.records) == len(known) and names <= known.keys()
 
 
 @load_data.register(OtherImages)

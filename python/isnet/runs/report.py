@@ -124,7 +124,7 @@ def write_report(
     data = data or run_data(runs[0])
     require_tests(data, runs[0].folder)
     logs = {
-        title: read_log(run.folder / LOG_NAME)
+        title: read_log(run.folder / LOG_NAME, required=("epoch",))
         for title, run in titled(runs).items()
         if (run.folder / LOG_NAME).exists()
     }

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from isnet._files import atomic_path
 from isnet.config import RunConfig
 from isnet.runs.build import build_criterion, build_isnet, build_model, build_network
+from isnet.runs.contents import contents, note_data, require_same_data
 from isnet.runs.data import RunData, load_run_data
-from isnet.runs.folder import TUNING_FOLDER, Run, load_run, open_run
+from isnet.runs.folder import TUNING_FOLDER, Run, load_run, open_run, remove_run, require_room
+from isnet.runs.lock import one_writer
 from isnet.runs.plan import checked_network
 from isnet.training.distributed import current_world
 from isnet.training.log import LOG_NAME
@@ -41,34 +45,37 @@ def train_run(
         device: Where to train.
         resume: Continue from the last checkpoint.
         overwrite: Remove the files of the run that the folder holds, once it is known that this one can be trained.
-        progress: Show progress on the terminal.
+        progress: Show the epochs.
 
     Raises:
         FileExistsError: ``folder`` holds a run, and it is neither to be resumed nor overwritten.
+        RunLockedError: another process writes to it.
+        Interrupted: a signal asked to stop (:func:`isnet.training.fit`).
+        CheckpointError: a damaged checkpoint, or data that have changed since the run began.
         ValueError: ``resume`` with other settings, or settings that cannot be trained on the data (:func:`isnet.training.fit`).
     """
     data = data or load_run_data(config, progress=progress)
     checked_network(config, data, current_world(), device)  # now: before the run has a folder, and not after tuning
-    folder = open_run(Path(folder), config, resume=resume, overwrite=overwrite)
-    criterion = None
-    if config.is_isnet:
-        # If that included the warm-up, training continues from its checkpoint.
-        resume |= _measure(folder, config, data, device=device, resume=resume, progress=progress)
-        criterion = build_criterion(config, folder)
-    fit(
-        build_network(config, device, tell=print if progress and current_world().is_main else None),
-        data.train,
-        config,
-        criterion=criterion,
-        input_range=config.data.pixel_range,
-        validation=data.validation,
-        run_dir=folder,
-        resume=resume,
-        title=config.title,
-        progress=progress,
-    )
-    current_world().barrier()  # the checkpoint is written by rank 0
-    return load_run(folder, device=device)
+    with _opened(Path(folder), config, resume=resume, overwrite=overwrite) as (folder, config):
+        criterion = None
+        if config.is_isnet:
+            # If that included the warm-up, training continues from its checkpoint.
+            resume |= _measure(folder, config, data, device=device, resume=resume, progress=progress)
+            criterion = build_criterion(config, folder)
+        fit(
+            build_network(config, device, tell=print if progress and current_world().is_main else None),
+            data.train,
+            config,
+            criterion=criterion,
+            input_range=config.data.pixel_range,
+            validation=data.validation,
+            run_dir=folder,
+            resume=resume,
+            title=config.title,
+            progress=progress,
+        )
+        current_world().barrier()  # the checkpoint is written by rank 0
+        return load_run(folder, device=device, trust=tuple(config.named_code.values()))
 
 
 def tune_run(
@@ -93,9 +100,24 @@ def tune_run(
     require_measurable(config)
     data = data or load_run_data(config, progress=progress)
     checked_network(config, data, current_world(), device)
-    folder = open_run(Path(folder), config, resume=resume, overwrite=overwrite)
-    _measure(folder, config, data, device=device, resume=resume, progress=progress)
-    return folder / RANGES_NAME
+    with _opened(Path(folder), config, resume=resume, overwrite=overwrite) as (folder, config):
+        _measure(folder, config, data, device=device, resume=resume, progress=progress)
+        return folder / RANGES_NAME
+
+
+@contextlib.contextmanager
+def _opened(folder: Path, config: RunConfig, *, resume: bool, overwrite: bool) -> Iterator[tuple[Path, RunConfig]]:
+    """The folder of a run, in which nothing else writes, and its settings as they are kept there."""
+    require_room(folder, config, resume=resume, overwrite=overwrite)  # first: it leaves no new folder behind
+    with one_writer(folder):
+        require_room(folder, config, resume=resume, overwrite=overwrite)
+        found = contents(config)
+        if resume:
+            require_same_data(folder, config, found)
+        if overwrite and current_world().is_main:
+            remove_run(folder)
+        note_data(folder, found)
+        yield folder, open_run(folder, config)
 
 
 def require_measurable(config: RunConfig) -> None:

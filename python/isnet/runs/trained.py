@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -181,7 +181,7 @@ def class_index(name: str, classes: Sequence[str], argument: str) -> int:
     return list(classes).index(name)
 
 
-def load(folder: str | os.PathLike[str], *, device: str = "auto") -> Trained:
+def load(folder: str | os.PathLike[str], *, device: str = "auto", trust: str | Collection[str] = ()) -> Trained:
     """The trained network of a run, ready to use: its best checkpoint, if a validation score chose one, else its last.
 
     Nothing is downloaded, and weights that training began with are not needed.
@@ -189,9 +189,11 @@ def load(folder: str | os.PathLike[str], *, device: str = "auto") -> Trained:
     Args:
         folder: Of the run, as ``isnet train`` left it.
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``; ``"auto"``: a GPU, if there is one.
+        trust: Code of yours that the run may use: ``package.module:CALLABLE``, ``file.py:CALLABLE``, or a package or module.
 
     Raises:
         FileNotFoundError: no run, or none that has reached its first checkpoint.
+        isnet.factories.FactoryError: its settings name code that is not trusted.
         ValueError: a run that cannot be read, or an architecture that cannot be built here.
 
     Example:
@@ -200,5 +202,5 @@ def load(folder: str | os.PathLike[str], *, device: str = "auto") -> Trained:
         >>> net.explain("scan.png", target="pneumonia").heatmap       # [C, H, W]
         >>> net.model(net.preprocess("scan.png"))                    # logits [1, K]
     """
-    run = load_run(folder, device=best_device(device))
+    run = load_run(folder, device=best_device(device), trust=trust)
     return Trained(run.folder, run.config, run.model)
