@@ -90,6 +90,7 @@ class Request(NamedTuple):
         print_config, dry_run: What to do instead of training.
         quiet: Print nothing but errors.
         trust: Code that files may name.
+        typed: (group, option) of those on the command line.
     """
 
     folder: Path | None
@@ -101,6 +102,7 @@ class Request(NamedTuple):
     dry_run: bool
     quiet: bool
     trust: tuple[str, ...] = ()
+    typed: tuple[tuple[str, str], ...] = ()
 
     @property
     def run(self) -> Path:
@@ -261,7 +263,9 @@ def _request(
     _require_use_in(read, settings, config)
     if not print_config:
         _require_trusted(settings, typed, trust or (), config if read else (folder or Path()) / CONFIG_NAME)
-    return Request(folder, settings, device, resume, overwrite, print_config, dry_run, quiet, tuple(trust or ()))
+    return Request(
+        folder, settings, device, resume, overwrite, print_config, dry_run, quiet, tuple(trust or ()), tuple(typed)
+    )
 
 
 def _require_trusted(config: RunConfig, typed: Sequence[tuple[str, str]], trust: Sequence[str], path: Path) -> None:

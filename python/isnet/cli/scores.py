@@ -13,6 +13,7 @@ from isnet.cli.options import Data, Device, Masks, Split, Trust, load_on, tell_d
 from isnet.runs.data import require_tests, run_data, same_images
 from isnet.runs.evaluate import evaluate_run
 from isnet.runs.folder import Run
+from isnet.runs.predict import write_test_tables
 from isnet.runs.tables import markdown_table, mask_notes, score_rows, score_table
 from isnet.scoring.evaluation import predict
 from isnet.scoring.paired import compare as paired_tests
@@ -35,7 +36,9 @@ def evaluate(
     tell_device(device)
     loaded = [load_on(folder, device, trust, data, masks, split) for folder in run]
     for trained in loaded:
-        scores = evaluate_run(trained, resamples=resamples, sensitivity=sensitivity)
+        sets = run_data(trained)
+        scores = evaluate_run(trained, sets, resamples=resamples, sensitivity=sensitivity)
+        write_test_tables(trained, sets.tests)
         for test, changes in scores.get("sensitivity", {}).items():
             for change, found in changes.items():
                 typer.echo(

@@ -17,7 +17,7 @@ Precision = Literal["float32", "bfloat16", "float16"]
 LRSchedule = Literal["constant", "cosine", "step"]
 Monitor = Literal["loss", "classification", "accuracy"]
 Balance = Literal["fixed", "auto"]
-STANDARD = "standard"
+STANDARD, AUTO = "standard", "auto"
 
 
 @dataclass(frozen=True)
@@ -84,9 +84,9 @@ class NetworkConfig(Group):
     """
 
     variant: str = option(
-        STANDARD,
-        "standard, without a heatmap loss, or an ISNet.",
-        choices=lambda: (STANDARD, *VARIANTS),
+        AUTO,
+        "standard, without a heatmap loss, or an ISNet; auto: selective if training images have masks, else standard.",
+        choices=lambda: (AUTO, STANDARD, *VARIANTS),
         common=True,
     )
     arch: str = option(

@@ -11,7 +11,7 @@ from pathlib import Path
 from isnet._files import read_json
 from isnet.config import DATA_KINDS, ImagesConfig
 from isnet.config.run import kind_of
-from isnet.data import DataError, ImageTable, apply_policy, audit, read_table
+from isnet.data import DataError, ImageTable, apply_policy, audit, read_table, with_validation
 from isnet.data.sources import relabelled
 from isnet.data.table import TRAIN, VALIDATION
 from isnet.runs.contents import image_name
@@ -28,10 +28,12 @@ class OtherImages(ImagesConfig):
     """Images for a trained run, all of which are tests.
 
     Attributes:
+        own: Whether they are those that the run was made with.
         split: The only one that counts; None: those that are neither training nor validation, or, without such, all.
     """
 
     split: str | None = None
+    own: bool = False
 
 
 DATA_KINDS["other images"] = OtherImages
@@ -47,22 +49,24 @@ def on_data(run: Run, data: Path | None, masks: Path | None, split: str | None =
         run: The run.
         data: Folder, manifest or shards; labels are matched by the names of the classes. None: its own.
         masks: Folder of the masks.
-        split: See :class:`OtherImages`; of other images only.
+        split: See :class:`OtherImages`.
 
     Raises:
-        ValueError: data or masks for a run that is not on images of files, or a split of its own.
+        ValueError: masks or a split for a run that is not on images of files.
     """
-    if data is None or (isinstance(run.config.data, ImagesConfig) and _is_own(run, data, masks)):
-        if split is not None:
-            raise ValueError("--split: of other images (--data); of the run's own, all tests count")
+    own = data is None or (isinstance(run.config.data, ImagesConfig) and _is_own(run, data, masks))
+    if own and split is None:
         moved = {key: os.fspath(path) for key, path in (("path", data), ("masks", masks)) if path is not None}
         if moved and not isinstance(run.config.data, ImagesConfig):
             raise ValueError(f"--masks: the run is on {kind_of(run.config.data)}, whose masks are its own")
         return run._replace(config=run.config.moved(moved)) if moved else run
     config = images_config(run.config)
-    path = str(data)
+    path = str(data or config.path)
+    if not config.path and data is None:
+        raise ValueError(f"--split: the run is on {kind_of(run.config.data)}, whose tests all count")
+    masks = masks if masks is not None or not own or config.masks is None else Path(config.masks)
     settings = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    settings |= {"path": path, "masks": None if masks is None else str(masks), "split": split}
+    settings |= {"path": path, "masks": None if masks is None else str(masks), "split": split, "own": own}
     policy = getattr(run.config.data, "mask_policy", "error")
     other = OtherImages(**{**settings, "mask_policy": policy})
     state = (part for key, value in run.model.state_dict().items() for part in (key, repr(value.double().sum().item())))
@@ -103,6 +107,8 @@ def _load_other(
         told = f"classes that the run does not have: {', '.join(unknown)}" if unknown else "another kind of labels"
         raise DataError(f"--data: {config.path} has {told}; the run knows {', '.join(config.classes)}")
     table = replace(table, records=tuple(relabelled(table, config.classes)), classes=config.classes)
+    if config.own:
+        table = with_validation(table, config.validation, seed)
     dropped: tuple[str, ...] = ()
     if config.mask_policy != "error":
         problems = audit(image_set(config, table, need_masks=()), progress_bar("checking images and masks", progress))

@@ -6,7 +6,7 @@ import csv
 import math
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -247,14 +247,21 @@ def draw(
         figure.savefig(temporary, format=format, dpi=150)
 
 
+def write_test_tables(run: Run, tests: Mapping[str, Dataset[Example]]) -> None:
+    """Writes the table of answers to each test set into the run, as ``predictions-TEST.csv``."""
+    for name, dataset in tests.items():
+        safe = re.sub(r"[^\w.-]+", "_", name)
+        mark = "" if safe == name else f"-{fingerprint([name])[:6]}"
+        _write_test_table(run, run.folder / f"predictions-{safe}{mark}.csv", dataset, name)
+
+
 @torch.no_grad()
-def write_test_table(run: Run, path: Path, dataset: Dataset[Example], batch_size: int) -> None:
-    """Writes the table of answers to a test set into ``path``."""
-    several, classes, split = run.config.data.multi_label, run.config.data.classes, path.stem.partition("-")[2]
+def _write_test_table(run: Run, path: Path, dataset: Dataset[Example], split: str) -> None:
+    several, classes = run.config.data.multi_label, run.config.data.classes
     names, masked = image_names(dataset), set(masked_rows(dataset))
     rows = list[dict[str, str]]()
     with evaluation_mode(run.model):
-        for images, labels, masks in DataLoader(dataset, batch_size=batch_size):
+        for images, labels, masks in DataLoader(dataset, batch_size=batch_of(run.config)):
             first = len(rows)
             logits = _logits(run, list(images))
             mapped = [row for row in range(len(images)) if first + row in masked]

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from isnet._files import atomic_path
-from isnet.config import RunConfig
+from isnet.config import AUTO, RunConfig
 from isnet.runs.build import build_criterion, build_isnet, build_model, build_network
 from isnet.runs.contents import contents, note_data, require_same_data
-from isnet.runs.data import RunData, load_run_data
+from isnet.runs.data import RunData, load_run_data, settled
 from isnet.runs.folder import TUNING_FOLDER, Run, load_run, open_run, remove_run, require_room
 from isnet.runs.lock import one_writer
 from isnet.runs.plan import checked_network
@@ -54,6 +54,7 @@ def train_run(
         CheckpointError: a damaged checkpoint, or data that have changed since the run began.
         ValueError: ``resume`` with other settings, or settings that cannot be trained on the data (:func:`isnet.training.fit`).
     """
+    config = _decided(config)
     data = data or load_run_data(config, progress=progress)
     checked_network(config, data, current_world(), device)  # now: before the run has a folder, and not after tuning
     with _opened(Path(folder), config, resume=resume, overwrite=overwrite) as (folder, config):
@@ -97,6 +98,7 @@ def tune_run(
         FileExistsError: ``folder`` holds a run, and it is neither to be resumed nor overwritten.
         ValueError: a standard run, C1 and C2 that are set, or no range can be determined.
     """
+    config = _decided(config)
     require_measurable(config)
     data = data or load_run_data(config, progress=progress)
     checked_network(config, data, current_world(), device)
@@ -118,6 +120,11 @@ def _opened(folder: Path, config: RunConfig, *, resume: bool, overwrite: bool) -
             remove_run(folder)
         note_data(folder, found)
         yield folder, open_run(folder, config)
+
+
+def _decided(config: RunConfig) -> RunConfig:
+    """The settings with a variant; the names of the classes are noted beforehand."""
+    return settled(config) if config.network.variant == AUTO else config
 
 
 def require_measurable(config: RunConfig) -> None:
