@@ -6,8 +6,31 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors
+from PIL import Image
 from safetensors.torch import load_file, save_file
+
+SIDE = 16  # of the images
+
+
+def squares(root: Path) -> Path:
+    """A folder of images of two classes, with masks: a bright or dark square tells the class, and in training the corner does, too."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 12), ("test", 6)):
+        for label, name in enumerate(("dark", "light")):
+            for number in range(count):
+                pixels = rng.integers(0, 90, (SIDE, SIDE), dtype=np.uint8)
+                pixels[5:11, 5:11] = 120 + 120 * label
+                if split == "train":
+                    pixels[:2, :2] = 255 * label
+                mask = np.zeros((SIDE, SIDE), np.uint8)
+                mask[4:12, 4:12] = 255
+                for kind, content in (("images", pixels), ("masks", mask)):
+                    path = root / kind / split / name / f"{number}.png"
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    Image.fromarray(content).save(path)
+    return root
 
 
 def header(path: Path) -> dict[str, Any]:

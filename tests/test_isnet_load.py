@@ -109,7 +109,22 @@ def test_a_run_needs_the_weights_of_its_factory_no_more(tmp_path: Path, monkeypa
 
 def test_the_variant_follows_the_masks(tmp_path: Path) -> None:
     data = write_images(tmp_path / "set")
-    options = ["--epochs", 1, "--lr", "1e-30", "--batch-size", 8, "--arch", ARCH, "--channels", 1, "--size", 16, "--data", data]
+    options = [
+        "--epochs",
+        1,
+        "--lr",
+        "1e-30",
+        "--batch-size",
+        8,
+        "--arch",
+        ARCH,
+        "--channels",
+        1,
+        "--size",
+        16,
+        "--data",
+        data,
+    ]
     told = invoke("train", tmp_path / "run", *options, "--dry-run")
     assert "Variant: selective (training images have masks)" in told and "Device: cpu" in told
     assert "Variant" not in invoke("train", tmp_path / "run", *options, "--variant", "dual", "--dry-run")
@@ -181,7 +196,22 @@ def test_a_head_of_other_classes_is_left_out_and_nothing_else() -> None:
 
 def test_training_begins_with_weights(tiny: Tiny, tmp_path: Path) -> None:
     run, data = tiny
-    options = ["--data", data, "--arch", ARCH, "--channels", 1, "--size", 16, "--batch-size", 8, "--epochs", 1, "--lr", "1e-30"]
+    options = [
+        "--data",
+        data,
+        "--arch",
+        ARCH,
+        "--channels",
+        1,
+        "--size",
+        16,
+        "--batch-size",
+        8,
+        "--epochs",
+        1,
+        "--lr",
+        "1e-30",
+    ]
     invoke("train", tmp_path / "run", *options, "--variant", "standard", "--weights", run / "best.safetensors")
     ours, theirs = isnet.load(tmp_path / "run").model.state_dict(), isnet.load(run).model.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from run_files import SIDE, squares
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from typer.testing import CliRunner
@@ -28,7 +29,6 @@ from isnet.training.distributed import World
 from isnet.variants import VARIANTS
 
 runner = CliRunner()
-SIDE = 16
 
 
 class Tiny(nn.Module):
@@ -51,22 +51,7 @@ def bright(image: Tensor) -> Tensor:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A bright or dark square in the middle tells the class; so does, in training, the corner."""
-    root = tmp_path / "set"
-    rng = np.random.default_rng(0)
-    for split, count in (("train", 12), ("test", 6)):
-        for label, name in enumerate(("dark", "light")):
-            for number in range(count):
-                pixels = rng.integers(0, 90, (SIDE, SIDE), dtype=np.uint8)
-                pixels[5:11, 5:11] = 120 + 120 * label
-                if split == "train":
-                    pixels[:2, :2] = 255 * label
-                mask = np.zeros((SIDE, SIDE), np.uint8)
-                mask[4:12, 4:12] = 255
-                for kind, content in (("images", pixels), ("masks", mask)):
-                    path = root / kind / split / name / f"{number}.png"
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    Image.fromarray(content).save(path)
-    return root
+    return squares(tmp_path / "set")
 
 
 ARCH = ["--arch", f"{__name__}:Tiny", "--channels", "1", "--size", str(SIDE)]

@@ -19,6 +19,7 @@ from isnet.factories import require_no_files, require_trusted
 from isnet.runs.build import best_device, device_text
 from isnet.runs.folder import CONFIG_NAME, Run, load_config, load_run
 from isnet.runs.other import on_data
+from isnet.training.slurm import adopt_slurm
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the run.")]
 _OVERRIDE = re.compile(r"(\w+)\.(\w+)=(.*)", re.DOTALL)
@@ -125,6 +126,7 @@ def takes_options(app: typer.Typer, name: str, action: Callable[[Request], None]
     """Adds a command that takes all options of a run."""
 
     def command(**given: Any) -> None:
+        adopt_slurm(os.environ)  # first: only one of several processes speaks
         action(_request(**given))
 
     command.__doc__ = action.__doc__

@@ -115,6 +115,12 @@ def _require_whole(folder: Path, config: RunConfig) -> None:
             if part == folder:
                 _require_code(config, state.config, part / CHECKPOINT_NAME)
                 require_epochs(config, step, state.images, part / CHECKPOINT_NAME)
+                begun = step > config.schedule.warmup * max(1, state.images // config.train.batch_size)
+                differences = config.differences(state.config, past_warmup=begun)
+                if differences:
+                    raise CheckpointError(
+                        f"{part / CHECKPOINT_NAME} was made with other settings ({'; '.join(differences)})"
+                    )
     if (folder / RANGES_NAME).exists():
         load_ranges(folder / RANGES_NAME)
 

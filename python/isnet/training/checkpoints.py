@@ -229,6 +229,28 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], path: str | os.Pat
     model.load_state_dict(state)
 
 
+def restore_tensors(
+    state: Checkpoint,
+    path: str | os.PathLike[str],
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    averaged: nn.Module | None,
+) -> None:
+    """Loads the tensors of a checkpoint; ``averaged`` gets the moving average, if there is one.
+
+    Raises:
+        CheckpointError: they do not fit, or some are missing.
+    """
+    if state.optimizer is None:
+        raise CheckpointError(f"{path} has no optimizer state to resume from")
+    if averaged is not None and state.ema is None:
+        raise CheckpointError(f"{path} has no moving average of the weights to resume from")
+    if averaged is not None and state.ema is not None:
+        load_state(averaged, state.ema, path)
+    load_state(model, state.model, path)
+    load_optimizer_state(optimizer, state.optimizer, path, begun=state.step > 0)
+
+
 def load_optimizer_state(
     optimizer: torch.optim.Optimizer, state: Mapping[str, Any], path: object, *, begun: bool = True
 ) -> None:

@@ -20,7 +20,7 @@ from isnet.data.backgrounds import replace_background
 from isnet.loss import ISNetLoss
 from isnet.model import ISNet, ISNetOutput
 from isnet.training.balance import Balance
-from isnet.training.checkpoints import Checkpoint, CheckpointError, load_optimizer_state, load_state
+from isnet.training.checkpoints import Checkpoint, CheckpointError, restore_tensors
 from isnet.training.distributed import World
 from isnet.training.state import TrainingState
 from isnet.training.steps import (
@@ -220,15 +220,11 @@ class Learner:
         Raises:
             CheckpointError: it does not fit.
         """
-        if state.optimizer is None:
-            raise CheckpointError(f"{path} has no optimizer state to resume from")
+        restore_tensors(
+            state, path, self.model, self.optimizer, None if self.averaged is None else self.averaged.module
+        )
         if self.averaged is not None:
-            if state.ema is None or settings.averaged_steps is None:
-                raise CheckpointError(f"{path} has no moving average of the weights to resume from")
-            load_state(self.averaged.module, state.ema, path)
-            self.averaged.n_averaged.fill_(settings.averaged_steps)
-        load_state(self.model, state.model, path)
-        load_optimizer_state(self.optimizer, state.optimizer, path, begun=state.step > 0)
+            self.averaged.n_averaged.fill_(settings.averaged_steps or 0)
         try:
             if self.scaler.is_enabled():
                 self.scaler.load_state_dict(settings.scaler)

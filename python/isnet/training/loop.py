@@ -216,7 +216,7 @@ class _Trainer:
             self.world.share_buffers(learner.averaged)
         scored = learner.scored
         if validation:
-            entry["accuracy"] = scoring.accuracies(scored, validation, self.world)
+            entry |= scoring.scores(scored, validation, self.world)
         if self.watch is not None:
             name, data = next(iter(validation.items()))
             if self.watch.monitor == "accuracy":

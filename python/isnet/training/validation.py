@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sized
 from typing import Any, cast
 
@@ -15,22 +16,35 @@ from isnet.explanation import evaluation_mode
 from isnet.loss import ISNetLoss, classification_loss
 from isnet.model import ISNet
 from isnet.scoring.evaluation import predict, right_answers
+from isnet.scoring.scores.auc import macro_auc
 from isnet.training.distributed import World
 
 _SEED = 5  # of the Stochastic variant's choices, the same in each epoch
 
 
-def accuracies(
+def scores(
     model: nn.Module, datasets: Mapping[str, Dataset[Example]], world: World, *, batch_size: int = 64
-) -> dict[str, float]:
-    """Accuracy on each data set, in [0, 1]; each process scores its part of the images, this many at a time."""
-    scores = {}
+) -> dict[str, dict[str, float]]:
+    """Accuracy and AUC on each data set, in [0, 1]; each process scores its part of the images, this many at a time.
+
+    Returns:
+        ``{"accuracy": {name: ...}, "auc": {name: ...}}``; the AUC (:func:`isnet.scoring.scores.auc.macro_auc`) without sets that have
+        no class with and without images.
+    """
+    found: dict[str, dict[str, float]] = {"accuracy": {}, "auc": {}}
     for name, dataset in datasets.items():
         part = _part(dataset, world)
-        right = right_answers(*predict(model, part, batch_size)) if len(cast(Sized, part)) else torch.zeros(0)
-        counts = world.gather((int(right.sum()), right.numel()))
-        scores[name] = sum(good for good, _ in counts) / sum(total for _, total in counts)
-    return scores
+        answers = predict(model, part, batch_size) if len(cast(Sized, part)) else None
+        parts = [answer for answer in world.gather(answers) if answer is not None]
+        logits, labels = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+        right = right_answers(logits, labels)
+        found["accuracy"][name] = int(right.sum()) / right.numel()
+        probabilities = logits.sigmoid() if labels.dim() == 2 else logits.softmax(1)
+        finite = bool(logits.isfinite().all())
+        auc = macro_auc(probabilities.double().numpy(), labels.numpy()) if finite else math.nan
+        if not math.isnan(auc):
+            found["auc"][name] = auc
+    return found
 
 
 @torch.no_grad()
