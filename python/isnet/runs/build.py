@@ -92,7 +92,9 @@ def build_isnet(config: RunConfig, model: nn.Module) -> ISNet:
     )
 
 
-def build_network(config: RunConfig, device: str = "cpu", *, tell: Callable[[str], None] | None = None) -> nn.Module:
+def build_network(
+    config: RunConfig, device: str = "cpu", *, pretrained: bool = True, tell: Callable[[str], None] | None = None
+) -> nn.Module:
     """The network to train: the classifier (:func:`build_model`), or an ISNet around it."""
     model = build_model(config, pretrained=pretrained, tell=tell).to(device)
     return build_isnet(config, model) if config.is_isnet else model
