@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from run_files import squares
 from safetensors.torch import save_file
 from test_isnet_own_images import Tiny as Net
-from tiny_run import ARCH, invoke, tiny, write_images  # noqa: F401
+from tiny_run import ARCH, invoke, tiny  # noqa: F401
 from torch import nn
 
 import isnet
@@ -95,7 +96,7 @@ def test_a_run_needs_the_weights_of_its_factory_no_more(tmp_path: Path, monkeypa
         "def net(in_channels, num_classes, weights='w.pt'):\n"
         "    model = Tiny(in_channels, num_classes)\n    model.load_state_dict(torch.load(weights)['model'])\n    return model\n"
     )
-    write_images(tmp_path / "set")
+    squares(tmp_path / "set")
     options = ["--epochs", 1, "--batch-size", 8, "--channels", 1, "--size", 16, "--c1", 1, "--c2", 25, "--quiet"]
     invoke("train", "run", "--data", "set", "--arch", "nets.py:net", *options)
     before = isnet.load("run").predict("set/images/test/dark/0.png")
@@ -108,7 +109,7 @@ def test_a_run_needs_the_weights_of_its_factory_no_more(tmp_path: Path, monkeypa
 
 
 def test_the_variant_follows_the_masks(tmp_path: Path) -> None:
-    data = write_images(tmp_path / "set")
+    data = squares(tmp_path / "set")
     options = [
         "--epochs",
         1,

@@ -151,9 +151,9 @@ def test_several_labels_per_image(folder: Path, tmp_path: Path, variant: str, la
         "light",
         "--label",
         "dark",
+        *(SHORT if variant == "standard" else TUNED),
         "--variant",
         variant,
-        *(SHORT if variant == "standard" else TUNED),
         *(argument for layer in layers for argument in ("--layer", layer)),
     )
     scores = json.loads((tmp_path / "run" / "evaluation.json").read_text())
