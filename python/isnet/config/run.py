@@ -188,7 +188,7 @@ def require_groups(values: Any) -> None:
 
 def kind_of(data: Any) -> str:
     """The name of a kind of data."""
-    return next(name for name, kind in DATA_KINDS.items() if kind is type(data))
+    return next(name for name, kind in DATA_KINDS.items() if isinstance(data, kind))
 
 
 def flag(name: str) -> str:

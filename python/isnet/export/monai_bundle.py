@@ -41,7 +41,7 @@ class MonaiBundle(ExportFormat):
     extra = "monai"
     usage = """import pathlib, monai.bundle          # from within the folder of the bundle
 here = pathlib.Path.cwd()
-model: Any = monai.bundle.load(here.name, bundle_dir=here.parent, workflow_type="inference")
+model = monai.bundle.load(here.name, bundle_dir=here.parent, workflow_type="inference")
 logits = model.eval()(images)"""
     card = "docs/README.md"
     preprocessing = "scripts/preprocessing.json"

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from isnet._files import read_json
-from isnet.config import DATA_KINDS, ImagesConfig
+from isnet.config import ImagesConfig
 from isnet.config.run import kind_of
 from isnet.data import DataError, ImageTable, apply_policy, audit, read_table, with_validation
 from isnet.data.sources import relabelled
@@ -34,9 +34,6 @@ class OtherImages(ImagesConfig):
 
     split: str | None = None
     own: bool = False
-
-
-DATA_KINDS["other images"] = OtherImages
 
 
 def on_data(run: Run, data: Path | None, masks: Path | None, split: str | None = None) -> Run:

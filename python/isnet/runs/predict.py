@@ -7,6 +7,7 @@ import math
 import re
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -107,7 +108,7 @@ def predict_sources(
     settings = {
         "images": fingerprint(f"{record.image}\0{record.mask}\0{record.label}" for record in sources.records),
         "network": fingerprint(part for key, value in run.model.state_dict().items() for part in (key, _bytes(value))),
-        "preprocessing": fingerprint([str((config.size, config.channels, config.resize, config.normalize))]),
+        "preprocessing": fingerprint([repr(replace(config, path="", masks=None))]),
         "pictures": None if pictures is None else [str(pictures.folder), pictures.figures, pictures.target],
         "columns": names,
     }
