@@ -232,7 +232,7 @@ def test_data_check_looks_at_the_whole_set(folder: Path, tmp_path: Path) -> None
         (["--size", "0x3"], "--size: expected"),
         (["--normalize", "1,2/3"], "normalize: expected 1 means"),
         (["--augment", "tilt=3"], "augment: expected flip"),
-        (["--segmenter", "nowhere:x"], "segmenter: nowhere:x needs the package 'nowhere'"),
+        (["--segmenter", "nowhere:x"], "segmenter: nowhere:x: no module nowhere in the current folder"),
         (["--segmenter", "builtins:memoryview"], "builtins:memoryview: code of Python's standard library"),
         (["--segmenter", "string:digits"], "segmenter: string:digits: code of Python's standard library"),
         (["--augment", "flip=yes"], "flip: expected a number in [0, 1], got 'yes'"),
@@ -339,8 +339,8 @@ def test_evaluation_takes_no_more_images_at_a_time_than_training(
     run("evaluate", tmp_path / "run", "--resamples", "0")
     assert max(sizes) == 4
     assert sizes.count(4) == 3 * (
-        1 + 2 + 1 + 4
-    )  # 12 images: answers, two changes, heatmaps, and two of each blind spot
+        1 + 2 + 1 + 4 + 1
+    )  # 12 images: answers, two changes, heatmaps, two of each blind spot, and the table of answers
 
 
 def test_compare_needs_the_same_images(folder: Path, tmp_path: Path) -> None:

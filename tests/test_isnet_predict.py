@@ -219,6 +219,32 @@ def test_processes_share_the_work(tiny: Tiny, tmp_path: Path) -> None:
     assert [(r["image"], r["answer"]) for r in one] == [(r["image"], r["answer"]) for r in two]
 
 
+def test_several_labels_and_dicom(tmp_path: Path) -> None:
+    pydicom = pytest.importorskip("pydicom")
+    from pydicom.data import get_testdata_file
+
+    (tmp_path / "images").mkdir()
+    lines = ["image,=wet,big"]
+    for number in range(16):
+        Image.fromarray(np.tri(16, dtype=np.uint8) * 200 + number).save(tmp_path / "images" / f"{number}.png")
+        lines.append(f"images/{number}.png,{number % 2},{number // 8}")
+    (tmp_path / "set.csv").write_text("\n".join(lines) + "\n")
+    options = ["--arch", "test_isnet_own_images:Tiny", "--channels", 1, "--size", 16, "--epochs", 1, "--batch-size", 4]
+    invoke("train", tmp_path / "run", "--data", tmp_path / "set.csv", *options, "--quiet")
+    scan = get_testdata_file("CT_small.dcm")
+    assert pydicom.dcmread(scan).Modality == "CT"
+    invoke("predict", tmp_path / "run", tmp_path / "set.csv", scan, "--out", tmp_path / "p.csv")
+    found = rows(tmp_path / "p.csv")
+    assert (
+        len(found) == 17 and found[1]["label"] == "'=wet" and found[0]["label"] == "none" and found[16]["label"] == ""
+    )
+    for row in found:
+        chances = {name: float(row[f"probability_{name}"]) for name in ("=wet", "big")}
+        likely = ", ".join(name for name in chances if chances[name] > 0.5) or "none"
+        assert row["answer"].removeprefix("'") == likely and row["background_share"] == ""
+    assert "Picture" in invoke("explain", tmp_path / "run", scan, "--target", "big", "--out", tmp_path / "x.png")
+
+
 def test_explaining_images(tiny: Tiny, tmp_path: Path) -> None:
     run, data = tiny
     test = data / "images" / "test"
@@ -237,6 +263,7 @@ def test_explaining_images(tiny: Tiny, tmp_path: Path) -> None:
         ([data, "--split", "tset"], "--split: expected one of the images' splits, test, train, got 'tset'"),
         ([data, "--data", data], "--data: the images are named already"),
         (["--out", tmp_path / "x.gif"], "--out: expected a picture"),
+        ([test / "dark" / "0.png", "--out", tmp_path / "x.gif"], "--out: expected a picture"),
     ):
         assert text in invoke("explain", run, *arguments, code=1)
 

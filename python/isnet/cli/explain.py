@@ -75,7 +75,7 @@ def explain(
         sources = read_sources(image, classes, multi_label=trained.config.data.multi_label, masks=masks)
         if split is not None:
             sources = _only(sources, split)
-        if len(sources.records) == 1 and (out is None or out.suffix.lower() in _PICTURES):
+        if len(sources.records) == 1 and (out is None or (out.suffix and not out.is_dir())):
             if world.is_main:
                 _explain_one(trained, sources, explained, out or Path("explanation.png"))
             return

@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -153,11 +153,10 @@ def _answers(
     """The rows of a batch, whose first image has the number ``first``."""
     several, classes = run.config.data.multi_label, run.config.data.classes
     readable = [row for row, (image, _, _) in enumerate(batch) if image is not None]
-    logits = dict(zip(readable, _logits(run, [batch[row][0] for row in readable]), strict=True))
     # Only an image with a mask needs a heatmap, unless it is to be drawn.
     mapped = [row for row in readable if pictures is not None or batch[row][1] is not None]
     target = None if pictures is None else pictures.target
-    maps = dict(zip(mapped, _maps(run, [batch[row][0] for row in mapped], target), strict=True))
+    logits, maps = _asked(run, {row: cast(Tensor, batch[row][0]) for row in readable}, mapped, target)
     rows = []
     for row, (image, mask, error) in enumerate(batch):
         record, found = sources.records[first + row], logits.get(row)
@@ -183,29 +182,27 @@ def _answers(
     return rows
 
 
-def _logits(run: Run, images: Sequence[Tensor | None]) -> list[Tensor]:
-    kept = [image for image in images if image is not None]
-    if not kept:
-        return []
-    return list(run.model(torch.stack(kept).to(_device(run))).float().cpu())
-
-
-def _maps(run: Run, images: Sequence[Tensor | None], target: int | None) -> list[Tensor]:
-    kept = [image for image in images if image is not None]
-    if not kept:
-        return []
-    found = heatmaps(
-        run.model,
-        torch.stack(kept).to(_device(run)),
-        target=target,
-        eps=run.config.network.eps,
-        input_range=run.config.data.pixel_range,
-    )
-    return list(found[1].cpu())
-
-
-def _device(run: Run) -> torch.device:
-    return next(run.model.parameters()).device
+def _asked(
+    run: Run, images: Mapping[int, Tensor], mapped: Sequence[int], target: int | None
+) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
+    """Logits [K] of images by their rows, and heatmaps [C, H, W] of the rows ``mapped``."""
+    device = next(run.model.parameters()).device
+    logits, maps = dict[int, Tensor](), dict[int, Tensor]()
+    plain = [row for row in images if row not in mapped]
+    if plain:
+        found = run.model(torch.stack([images[row] for row in plain]).to(device)).float().cpu()
+        logits |= dict(zip(plain, found, strict=True))
+    if mapped:  # one forward pass gives both
+        found, relevance = heatmaps(
+            run.model,
+            torch.stack([images[row] for row in mapped]).to(device),
+            target=target,
+            eps=run.config.network.eps,
+            input_range=run.config.data.pixel_range,
+        )
+        logits |= dict(zip(mapped, found.float().cpu(), strict=True))
+        maps |= dict(zip(mapped, relevance.cpu(), strict=True))
+    return logits, maps
 
 
 def _share(heatmap: Tensor, mask: Tensor) -> float:
@@ -264,9 +261,8 @@ def _write_test_table(run: Run, path: Path, dataset: Dataset[Example], split: st
     with evaluation_mode(run.model):
         for images, labels, masks in DataLoader(dataset, batch_size=batch_of(run.config)):
             first = len(rows)
-            logits = _logits(run, list(images))
             mapped = [row for row in range(len(images)) if first + row in masked]
-            maps = dict(zip(mapped, _maps(run, [images[row] for row in mapped], None), strict=True))
+            logits, maps = _asked(run, dict(enumerate(images)), mapped, None)
             for row, label in enumerate(labels):
                 rows.append(
                     answer_row(
