@@ -59,9 +59,9 @@ def explain(
 
     Several images: processes share the work (torchrun), and stopped work goes on with the same command.
     """
-    tell_device(device)
     with launched_world(device) as (world, place):
         trained = load_run(run, device=place, trust=trust or ())
+        tell_device(place)
         classes = trained.config.data.classes
         explained = None if target is None else class_index(target, classes, "--target")
         if not image:

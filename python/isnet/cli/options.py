@@ -75,7 +75,7 @@ def load_on(
 
 
 def tell_device(device: str) -> None:
-    """Says where the work is done; beside the output proper."""
+    """Says where the work is done, beside the output proper; once it is known that it can be."""
     if is_first():
         typer.echo(f"Device: {device_text(device)}", err=True)
 

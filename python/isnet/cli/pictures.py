@@ -25,6 +25,7 @@ def report(
     device: Device = "auto",
 ) -> None:
     """Writes one self-contained HTML page: accuracies, heatmap gallery and training curves."""
+    loaded = [load_on(folder, device, trust, data, masks, split) for folder in run]
     tell_device(device)
-    write_report(out, [load_on(folder, device, trust, data, masks, split) for folder in run], title=title)
+    write_report(out, loaded, title=title)
     typer.echo(f"Report: {out}")

@@ -40,9 +40,9 @@ def predict(
     Several processes share the work (torchrun), and stopped work goes on with the same command. Status 1: the column error says of which
     images something is wrong.
     """
-    tell_device(device)
     with launched_world(device) as (world, place):
         trained = load_run(run, device=place, trust=trust or ())
+        tell_device(place)
         data = trained.config.data
         sources = read_sources(source, data.classes, multi_label=data.multi_label, masks=masks)
         pictures = None if heatmaps is None else Pictures(heatmaps)

@@ -33,8 +33,8 @@ def evaluate(
     device: Device = "auto",
 ) -> None:
     """Scores runs on their tests: accuracy, macro F1, AUC with intervals, per source, and relevance in the background."""
-    tell_device(device)
     loaded = [load_on(folder, device, trust, data, masks, split) for folder in run]
+    tell_device(device)
     for trained in loaded:
         sets = run_data(trained)
         scores = evaluate_run(trained, sets, resamples=resamples, sensitivity=sensitivity)
@@ -65,8 +65,8 @@ def compare(
     device: Device = "auto",
 ) -> None:
     """Paired tests between two runs on the same test images: McNemar, and bootstrap of accuracy and AUC differences; by groups, if any."""
-    tell_device(device)
     a, b = (load_on(folder, device, trust, data, masks, split) for folder in (first, second))
+    tell_device(device)
     data_a, data_b = (run_data(run) for run in (a, b))
     require_tests(data_a, first)
     tests_a, tests_b = data_a.tests, data_b.tests

@@ -11,12 +11,12 @@ from collections.abc import Iterator
 
 import typer
 
-from isnet.cli.options import Request, is_first, takes_options, tell_device
+from isnet.cli.options import Request, is_first, takes_options
 from isnet.cli.scores import print_scores
 from isnet.config import AUTO, RunConfig, require_use
 from isnet.config.files import to_yaml
 from isnet.factories import is_known
-from isnet.runs.build import best_device
+from isnet.runs.build import best_device, device_text
 from isnet.runs.contents import contents, require_same_data
 from isnet.runs.data import RunData, load_run_data, settled
 from isnet.runs.evaluate import evaluate_run
@@ -85,7 +85,7 @@ def _prepared(request: Request, world: World, device: str) -> tuple[RunConfig, R
     config = settled(config)
     require_use(config, request.typed)
     if world.is_main and not request.quiet:
-        tell_device(device)
+        typer.echo(f"Device: {device_text(device)}")
         if auto:
             why = (
                 "training images have masks"
