@@ -214,7 +214,7 @@ def test_processes_share_the_work(tiny: Tiny, tmp_path: Path) -> None:
     words = [str(w) for w in (*command, "predict", run, data, "--out", tmp_path / "two.csv", "--batch-size", 2)]
     done = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "in 2 processes" in done.stdout and done.stderr.count("Device: ") == 1
+    assert "in 2 processes" in done.stdout and done.stdout.count("Device: ") == 1
     one, two = rows(tmp_path / "one.csv"), rows(tmp_path / "two.csv")
     assert [(r["image"], r["answer"]) for r in one] == [(r["image"], r["answer"]) for r in two]
 

@@ -75,9 +75,9 @@ def load_on(
 
 
 def tell_device(device: str) -> None:
-    """Says where the work is done, beside the output proper; once it is known that it can be."""
+    """Says where the work is done; the error output holds errors alone."""
     if is_first():
-        typer.echo(f"Device: {device_text(device)}", err=True)
+        typer.echo(f"Device: {device_text(device)}")
 
 
 class Request(NamedTuple):
