@@ -35,7 +35,7 @@ LEVELS = {
     isnet: (
         ("__init__", "__main__"),
         ("cli",),
-        ("experiments",),
+        ("experiments", "export"),
         ("faster_isnet",),
         ("lightning", "runs"),
         ("training",),

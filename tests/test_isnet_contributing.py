@@ -70,7 +70,7 @@ class WorstClass(ClassificationScore):
 
 def test_a_variant_is_a_class_and_an_entry(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(VARIANTS, "runner", Runner)
-    run("train", tmp_path / "run", "--data", folder, "--variant", "runner", *SHORT, "--tune", "1")
+    run("train", tmp_path / "run", "--data", folder, *SHORT, "--variant", "runner", "--tune", "1")
     assert json.loads((tmp_path / "run" / "config.json").read_text())["network"]["variant"] == "runner"
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 3, bias=False)).double()
     x = torch.rand(5, 1, 2, 2).double()

@@ -55,7 +55,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 ARCH = ["--arch", f"{__name__}:Tiny", "--channels", "1", "--size", str(SIDE)]
-SHORT = ["--epochs", "1", "--batch-size", "8", *ARCH]
+SHORT = ["--epochs", "1", "--batch-size", "8", *ARCH, "--variant", "standard"]
 TUNED = [*SHORT, "--tune", "1"]
 
 
@@ -67,7 +67,7 @@ def run(*arguments: object, code: int = 0) -> str:
 
 def test_from_images_to_report(folder: Path, tmp_path: Path) -> None:
     guarded, plain = tmp_path / "guarded", tmp_path / "plain"
-    printed = run("train", guarded, "--data", folder, "--variant", "selective", *TUNED, "--augment", "flip=0.5")
+    printed = run("train", guarded, "--data", folder, *TUNED, "--variant", "selective", "--augment", "flip=0.5")
     assert "| selective |" in printed and "test test" in printed
     config = load_config(guarded)
     assert config.data.classes == ("dark", "light") and config.tuning_epochs == 1 and config.schedule.monitor == "loss"
@@ -76,7 +76,7 @@ def test_from_images_to_report(folder: Path, tmp_path: Path) -> None:
     kept = json.loads((guarded / "evaluation.json").read_text())["kept"]
     assert (guarded / "best.safetensors").exists() == (kept["score"] is not None) and kept["why"] in printed
 
-    run("train", plain, "--data", folder, "--epochs", "1", "--batch-size", "8", *ARCH)
+    run("train", plain, "--data", folder, *SHORT)
     assert not (plain / "ranges.json").exists()
     table = run("evaluate", guarded, plain, "--resamples", "20")
     assert "| swapped |" in table and "| macro F1 |" in table and " to " in table
@@ -95,7 +95,7 @@ def test_from_images_to_report(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("variant", list(VARIANTS))
 def test_every_variant_trains(folder: Path, tmp_path: Path, variant: str, layers: list[str]) -> None:
     chosen = [argument for layer in layers for argument in ("--layer", layer)]
-    run("train", tmp_path / "run", "--data", folder, "--variant", variant, *TUNED, *chosen)
+    run("train", tmp_path / "run", "--data", folder, *TUNED, "--variant", variant, *chosen)
     log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert log[-1]["epoch"] == 1
     assert set(json.loads((tmp_path / "run" / "ranges.json").read_text())) == {"input", *layers}
@@ -108,7 +108,7 @@ def test_the_layer_form_is_measured_and_validated_by(folder: Path, tmp_path: Pat
     found = {}
     for form in ("flex", "layerwise"):
         path = tmp_path / form
-        run("train", path, "--data", folder, "--variant", "original", *SHORT, "--eps", "0.5", "--form", form)
+        run("train", path, "--data", folder, *SHORT, "--variant", "original", "--eps", "0.5", "--form", form)
         assert load_config(path).network.form == form
         found[form] = json.loads((path / "ranges.json").read_text())["input"]["c1"]
     assert found["flex"] != found["layerwise"]
@@ -152,9 +152,9 @@ def test_several_labels_per_image(folder: Path, tmp_path: Path, variant: str, la
         "light",
         "--label",
         "dark",
+        *(SHORT if variant == "standard" else TUNED),
         "--variant",
         variant,
-        *(SHORT if variant == "standard" else TUNED),
         *(argument for layer in layers for argument in ("--layer", layer)),
     )
     scores = json.loads((tmp_path / "run" / "evaluation.json").read_text())
@@ -198,7 +198,7 @@ def test_answers_of_several_labels_are_right_if_all_are(tmp_path: Path, monkeypa
 def test_segmenter_normalisation_and_tuning_alone(folder: Path, tmp_path: Path) -> None:
     for path in (folder / "masks").rglob("*.png"):
         path.unlink()
-    options = ["--segmenter", f"{__name__}:bright", "--normalize", "0.5/0.2", "--variant", "stochastic", *TUNED]
+    options = ["--segmenter", f"{__name__}:bright", "--normalize", "0.5/0.2", *TUNED, "--variant", "stochastic"]
     printed = run("tune", tmp_path / "run", "--data", folder, *options)
     assert '"c1"' in printed and not (tmp_path / "run" / "last.safetensors").exists()
     assert load_config(tmp_path / "run").data.pixel_range == ((-2.5,), (2.5,))
@@ -236,7 +236,7 @@ def test_data_check_looks_at_the_whole_set(folder: Path, tmp_path: Path) -> None
         (["--size", "0x3"], "--size: expected"),
         (["--normalize", "1,2/3"], "normalize: expected 1 means"),
         (["--augment", "tilt=3"], "augment: expected flip"),
-        (["--segmenter", "nowhere:x"], "segmenter: nowhere:x needs the package 'nowhere'"),
+        (["--segmenter", "nowhere:x"], "segmenter: nowhere:x: no module nowhere in the current folder"),
         (["--segmenter", "builtins:memoryview"], "builtins:memoryview: code of Python's standard library"),
         (["--segmenter", "string:digits"], "segmenter: string:digits: code of Python's standard library"),
         (["--augment", "flip=yes"], "flip: expected a number in [0, 1], got 'yes'"),
@@ -250,7 +250,7 @@ def test_data_check_looks_at_the_whole_set(folder: Path, tmp_path: Path) -> None
 )
 def test_faulty_options(folder: Path, tmp_path: Path, arguments: list[str], text: str) -> None:
     result = runner.invoke(
-        cli.app, ["train", str(tmp_path / "run"), "--data", str(folder), "--variant", "selective", *TUNED, *arguments]
+        cli.app, ["train", str(tmp_path / "run"), "--data", str(folder), *TUNED, "--variant", "selective", *arguments]
     )
     assert text in str(result.exception)
     assert not (tmp_path / "run").exists()
@@ -258,7 +258,7 @@ def test_faulty_options(folder: Path, tmp_path: Path, arguments: list[str], text
 
 def test_a_bad_mask_stops_before_training_with_its_name(folder: Path, tmp_path: Path) -> None:
     (folder / "masks" / "train" / "dark" / "3.png").unlink()
-    options = ["--data", folder, "--variant", "selective", *TUNED]
+    options = ["--data", folder, *TUNED, "--variant", "selective"]
     assert "dark/3.png: no mask" in failure("train", tmp_path / "run", *options)
     run("train", tmp_path / "skipped", *options, "--mask-policy", "skip")
     # What only the last minute would have met.
@@ -303,7 +303,7 @@ def test_test_images_need_no_masks(folder: Path, tmp_path: Path, having: int) ->
             path.unlink()
     missing = 12 - 2 * having
     assert f"note test-masks-missing: {missing} test images" in run("data", "check", folder, "--size", SIDE)
-    printed = run("train", tmp_path / "run", "--data", folder, "--variant", "selective", *TUNED)
+    printed = run("train", tmp_path / "run", "--data", folder, *TUNED, "--variant", "selective")
     assert f"test test: {missing} of 12 images have no mask" in printed
     printed = run("evaluate", tmp_path / "run", "--resamples", "5")
     scores = json.loads((tmp_path / "run" / "evaluation.json").read_text())
@@ -329,7 +329,7 @@ def test_a_standard_run_needs_no_masks(folder: Path, tmp_path: Path) -> None:
 
 def test_validation_images_need_masks_where_their_heatmaps_count(folder: Path, tmp_path: Path) -> None:
     (folder / "images" / "test").rename(folder / "images" / "validation")
-    options = ["--data", folder, "--variant", "selective", *TUNED]
+    options = ["--data", folder, *TUNED, "--variant", "selective"]
     assert "validation/dark/0.png: no mask" in failure("train", tmp_path / "run", *options)
     run("train", tmp_path / "run", *options, "--best-by", "accuracy")
 
@@ -344,8 +344,8 @@ def test_evaluation_takes_no_more_images_at_a_time_than_training(
     run("evaluate", tmp_path / "run", "--resamples", "0")
     assert max(sizes) == 4
     assert sizes.count(4) == 3 * (
-        1 + 2 + 1 + 4
-    )  # 12 images: answers, two changes, heatmaps, and two of each blind spot
+        1 + 2 + 1 + 4 + 1
+    )  # 12 images: answers, two changes, heatmaps, two of each blind spot, and the table of answers
 
 
 def test_compare_needs_the_same_images(folder: Path, tmp_path: Path) -> None:
@@ -404,7 +404,7 @@ def test_what_the_mask_policy_leaves_out_is_told(folder: Path, tmp_path: Path) -
     (folder / "masks" / "train" / "dark" / "3.png").unlink()
     (folder / "masks" / "test" / "light" / "1.png").unlink()
     (folder / "images" / "test" / "dark" / "2.png").write_bytes(b"no picture")
-    options = ["--data", folder, "--variant", "selective", *SHORT, "--c1", "1", "--c2", "25", "--mask-policy", "skip"]
+    options = ["--data", folder, *SHORT, "--variant", "selective", "--c1", "1", "--c2", "25", "--mask-policy", "skip"]
     printed = " ".join(run("train", tmp_path / "run", *options).split())
     assert re.search(
         r"Left out \(--mask-policy skip\): 2 images: \S+/test/dark/2\.png: cannot .*; \S+/train/dark/3\.png: no",
@@ -450,7 +450,7 @@ def test_changed_classes_are_refused(folder: Path, tmp_path: Path) -> None:
 
 
 def test_torchrun_trains_what_one_process_trains(folder: Path, tmp_path: Path) -> None:
-    options = ["--data", folder, "--variant", "selective", *TUNED, "--precision", "float32", "--clip-norm", "0"]
+    options = ["--data", folder, *TUNED, "--variant", "selective", "--precision", "float32", "--clip-norm", "0"]
     run("train", tmp_path / "one", *options)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "isnet"]
     # With the caller's paths, so that the processes import the code under test.

@@ -234,7 +234,18 @@ def started(home: Path, *options: str, **variables: str) -> subprocess.Popen[str
     words = [
         "--data",
         str(home / "set"),
-        *["--arch", "small_network:small", "--channels", "1", "--size", "16", "--batch-size", "4"],
+        *[
+            "--arch",
+            "small_network:small",
+            "--channels",
+            "1",
+            "--size",
+            "16",
+            "--batch-size",
+            "4",
+            "--variant",
+            "standard",
+        ],
     ]
     return subprocess.Popen(
         [sys.executable, "-m", "isnet", "train", str(home / "run"), *words, *options],

@@ -1,4 +1,6 @@
-"""Code that settings name: ``library:NAME`` of a known library, or ``package.module:CALLABLE``, which needs the user's consent.
+"""Code that settings name: ``library:NAME`` of a known library, or other code, which needs the user's consent.
+
+Other code is ``package.module:CALLABLE``, of an installed package or the current folder, or ``file.py:CALLABLE``.
 
 A text in a file must not choose what runs. Known libraries are asked only for their networks. Anything else runs when the user has named
 it: typed it as an option, passed it in Python, or listed it as trusted. What is found is checked before it is called.
@@ -6,14 +8,18 @@ it: typed it as an option, passed it in Python, or listed it as trusted. What is
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import hashlib
 import importlib
+import importlib.util
 import inspect
 import os
 import re
 import sys
 import typing
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -23,7 +29,7 @@ from torch import nn
 LIBRARIES = {"monai": "monai.networks.nets", "torchvision": "torchvision.models", "timm": "timm"}
 TRUST_VARIABLE = "ISNET_TRUST"
 _FILE_ARGUMENTS = {"timm": ("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")}
-_NAME = re.compile(r"[^:\s]+:\w+(\.\w+)*")
+_NAME = re.compile(r"([^:\s]+|.+\.py):\w+(\.\w+)*")
 
 
 class FactoryError(ValueError):
@@ -130,20 +136,15 @@ def find_callable(name: str) -> Any:
     """
     if not _NAME.fullmatch(name):
         raise FactoryError(
-            f"expected {', '.join(f'{key}:NAME' for key in LIBRARIES)} or package.module:CALLABLE, got {name!r}"
+            f"expected {', '.join(f'{key}:NAME' for key in LIBRARIES)}, package.module:CALLABLE or file.py:CALLABLE, got {name!r}"
         )
-    library, _, attribute = name.partition(":")
+    library, attribute = split_name(name)
     module_name = LIBRARIES.get(library, library)
-    _refuse_standard(name, module_name)
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        missing = (error.name or module_name).partition(".")[0]
-        raise FactoryError(
-            f"{name} needs the package {missing!r}, which is not installed: pip install {missing}"
-        ) from error
-    except (Exception, SystemExit) as error:  # it is not ours: errors of every kind
-        raise FactoryError(f"{name}: importing {module_name} failed: {' '.join(str(error).split())}") from error
+    if library.endswith(".py"):
+        module = _file(name, Path(library))
+    else:
+        _refuse_standard(name, module_name)
+        module = _module(name, module_name)
     if library == "timm":
         return module.create_model
     found: Any = module
@@ -155,6 +156,73 @@ def find_callable(name: str) -> Any:
         raise FactoryError(f"{name}: {module_name} has no callable {attribute!r}")
     _refuse_standard(name, getattr(inspect.unwrap(getattr(found, "func", found)), "__module__", None) or "")
     return found
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """(library, module or file; attribute); a file's path may hold colons of its own."""
+    place, _, attribute = name.rpartition(":") if ".py:" in name else name.partition(":")
+    return place, attribute
+
+
+def _module(name: str, module: str) -> ModuleType:
+    """An installed module, or one of the current folder."""
+    try:
+        with _importable(Path.cwd()):
+            return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        package = module.partition(".")[0]
+        if (error.name or "").partition(".")[0] != package:
+            raise FactoryError(f"{name}: importing {module} failed: {error}") from error
+        if package in LIBRARIES:
+            raise FactoryError(
+                f"{name} needs the package {package}, which is not installed: pip install {package}"
+            ) from error
+        # A stranger may own that name in the package index: what to install is not ours to guess.
+        raise FactoryError(
+            f"{name}: no module {error.name} in the current folder or among the installed packages"
+        ) from error
+    except (Exception, SystemExit) as error:  # it is not ours: errors of every kind
+        raise FactoryError(f"{name}: importing {module} failed: {_said(error)}") from error
+
+
+def _file(name: str, place: Path) -> ModuleType:
+    """The module in a file; changed since it was imported, it is imported anew."""
+    path = place.resolve()
+    if not path.is_file():
+        raise FactoryError(f"{name}: no file {path}")
+    mark = hashlib.sha256(f"{path} {path.stat().st_mtime_ns}".encode()).hexdigest()[:12]
+    known = f"isnet_architecture_{mark}"
+    if known in sys.modules:
+        return sys.modules[known]
+    spec = importlib.util.spec_from_file_location(known, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[known] = module
+    try:
+        with _importable(path.parent):
+            spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:  # it is not ours: errors of every kind
+        del sys.modules[known]
+        raise FactoryError(f"{name}: importing {place} failed: {_said(error)}") from error
+    return module
+
+
+@contextlib.contextmanager
+def _importable(folder: Path) -> Iterator[None]:
+    """Modules of ``folder`` can be imported, after those that are installed, which a file there must not replace."""
+    known = any(os.path.abspath(path or os.curdir) == str(folder) for path in sys.path)
+    if not known:
+        sys.path.append(str(folder))
+        importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        if not known and str(folder) in sys.path:
+            sys.path.remove(str(folder))
+
+
+def _said(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def _refuse_standard(name: str, module: str) -> None:

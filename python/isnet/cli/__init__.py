@@ -12,7 +12,7 @@ import typer
 from rich.text import Text
 
 from isnet._text import Screen, visible
-from isnet.cli import data, demo, experiment, pictures, scores, train
+from isnet.cli import archs, data, demo, experiment, explain, export, pictures, predict, scores, train
 from isnet.cli.options import is_first
 from isnet.training.distributed import ProcessLostError, speaks_first
 
@@ -22,7 +22,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for commands in (train, scores, pictures, demo):
+for commands in (train, predict, explain, scores, pictures, export, archs, demo):
     app.add_typer(commands.app)
 app.add_typer(data.app, name="data")
 app.add_typer(experiment.app, name="experiment")

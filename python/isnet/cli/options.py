@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, get_args, get_origin
 
-import torch
 import typer
 import yaml
 
@@ -18,7 +17,9 @@ from isnet.config import GROUPS, RunConfig, changed, flag, require_use
 from isnet.config.files import parse_yaml, read_values
 from isnet.config.option import Option, bare, choices_of, default_of, full_help, near, options_of
 from isnet.factories import require_no_files, require_trusted
-from isnet.runs.folder import CONFIG_NAME, load_config
+from isnet.runs.build import best_device, device_text
+from isnet.runs.folder import CONFIG_NAME, Run, load_config, load_run
+from isnet.runs.other import on_data
 from isnet.training.slurm import adopt_slurm
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the run.")]
@@ -26,20 +27,29 @@ _OVERRIDE = re.compile(r"(\w+)\.(\w+)=(.*)", re.DOTALL)
 
 
 def check_device(name: str) -> str:
-    """Refuses devices that this PyTorch does not find.
+    """The device that ``auto`` stands for; refuses those that this PyTorch does not find.
 
     Raises:
         ValueError: no device's name, or a GPU that is not there.
     """
     try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"--device: expected cpu, cuda or cuda:N, got {name!r}") from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(
-            f"--device: expected one of the {torch.cuda.device_count()} CUDA devices that PyTorch finds, got {name}"
-        )
-    return name
+        return best_device(name)
+    except ValueError as error:
+        raise ValueError(f"--{error}") from error
+
+
+_DEVICE_HELP = "Where to compute: cpu, cuda, cuda:1, ...; auto: a GPU, if there is one."
+Device = Annotated[str, typer.Option(callback=check_device, help=_DEVICE_HELP)]
+
+
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        help="Other images for the run: folder, manifest or shards with its classes.", show_default="the run's"
+    ),
+]
+Masks = Annotated[Path | None, typer.Option(help="Folder of the images' masks, under the same names.")]
+Split = Annotated[str | None, typer.Option(help="Which split of DATA.", show_default="its tests, or all")]
 
 
 Trust = Annotated[
@@ -51,13 +61,24 @@ Trust = Annotated[
         show_default=False,
     ),
 ]
-Data = Annotated[
-    Path | None, typer.Option(help="Where the run's data are, if they have moved.", show_default="as in training")
-]
-Masks = Annotated[
-    Path | None, typer.Option(help="Where their masks are, if they have moved.", show_default="as in training")
-]
-Device = Annotated[str, typer.Option(callback=check_device, help="Where to compute: cpu, cuda, cuda:1, ...")]
+
+
+def load_on(
+    folder: Path,
+    device: str,
+    trust: Sequence[str] | None,
+    data: Path | None = None,
+    masks: Path | None = None,
+    split: str | None = None,
+) -> Run:
+    """A run, on other images than its own if they are named."""
+    return on_data(load_run(folder, device=device, trust=trust or ()), data, masks, split)
+
+
+def tell_device(device: str) -> None:
+    """Says where the work is done; the error output holds errors alone."""
+    if is_first():
+        say(f"Device: {device_text(device)}")
 
 
 class Request(NamedTuple):
@@ -71,6 +92,7 @@ class Request(NamedTuple):
         print_config, dry_run: What to do instead of training.
         quiet: Print nothing but errors.
         trust: Code that files may name.
+        typed: (group, option) of those on the command line.
     """
 
     folder: Path | None
@@ -82,6 +104,7 @@ class Request(NamedTuple):
     dry_run: bool
     quiet: bool
     trust: tuple[str, ...] = ()
+    typed: tuple[tuple[str, str], ...] = ()
 
     @property
     def run(self) -> Path:
@@ -120,7 +143,7 @@ def _signature() -> inspect.Signature:
         ), show_default=False), None),
         _parameter("config", Path, typer.Option("--config", help="YAML file with options, as --print-config prints them."), None),
         _parameter("name", str, typer.Option("--name", help="What to call the run in tables.", show_default="the variant"), None),
-        _parameter("device", str, typer.Option("--device", callback=check_device, help="cpu, cuda, cuda:1, ..."), "cpu"),
+        _parameter("device", str, typer.Option("--device", callback=check_device, help=_DEVICE_HELP), "auto"),
         _parameter("resume", bool, typer.Option("--resume", help="Continue the run; options left out are taken from it."), False),
         _parameter("overwrite", bool, typer.Option("--overwrite", help="Begin again in the folder of an earlier run."), False),
         _parameter("print_config", bool, typer.Option("--print-config", help="Print all options and stop."), False),
@@ -242,8 +265,10 @@ def _request(
     require_use(settings, typed)
     _require_use_in(read, settings, config)
     if not print_config:
-        _require_trusted(settings, typed, trust or (), config if read and config else (folder or Path()) / CONFIG_NAME)
-    return Request(folder, settings, device, resume, overwrite, print_config, dry_run, quiet, tuple(trust or ()))
+        _require_trusted(settings, typed, trust or (), config if config and read else (folder or Path()) / CONFIG_NAME)
+    return Request(
+        folder, settings, device, resume, overwrite, print_config, dry_run, quiet, tuple(trust or ()), tuple(typed)
+    )
 
 
 def _require_trusted(config: RunConfig, typed: Sequence[tuple[str, str]], trust: Sequence[str], path: Path) -> None:

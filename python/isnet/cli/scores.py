@@ -9,10 +9,12 @@ from typing import Annotated
 import typer
 
 from isnet._text import say
-from isnet.cli.options import Data, Device, Masks, Trust
+from isnet.cli.options import Data, Device, Masks, Split, Trust, load_on, tell_device
 from isnet.runs.compare import compare_runs, comparison_lines
+from isnet.runs.data import run_data
 from isnet.runs.evaluate import evaluate_run
-from isnet.runs.folder import Run, load_run
+from isnet.runs.folder import Run
+from isnet.runs.predict import write_test_tables
 from isnet.runs.tables import (
     class_rows,
     confusion_rows,
@@ -38,13 +40,17 @@ def evaluate(
     sensitivity: Annotated[bool, typer.Option(help="Score with removed and swapped backgrounds, too.")] = True,
     data: Data = None,
     masks: Masks = None,
+    split: Split = None,
     trust: Trust = None,
-    device: Device = "cpu",
+    device: Device = "auto",
 ) -> None:
     """Scores runs on their tests: AUC, balanced accuracy, background and swapped backgrounds first, then all, class by class."""
-    loaded = [load_run(folder, device=device, trust=trust or (), data=data, masks=masks) for folder in run]
+    loaded = [load_on(folder, device, trust, data, masks, split) for folder in run]
+    tell_device(device)
     for trained in loaded:
-        evaluate_run(trained, resamples=resamples, sensitivity=sensitivity)
+        sets = run_data(trained)
+        evaluate_run(trained, sets, resamples=resamples, sensitivity=sensitivity)
+        write_test_tables(trained, sets.tests)
     print_scores(loaded)
     rows = score_rows(loaded)
     for row in rows:
@@ -67,11 +73,13 @@ def compare(
     resamples: Annotated[int, typer.Option(help="Bootstrap resamples.", min=1)] = 1000,
     data: Data = None,
     masks: Masks = None,
+    split: Split = None,
     trust: Trust = None,
-    device: Device = "cpu",
+    device: Device = "auto",
 ) -> None:
     """Paired differences between two runs on the same test images, with intervals, and McNemar's test; by groups, if any."""
-    a, b = (load_run(folder, device=device, trust=trust or (), data=data, masks=masks) for folder in (first, second))
+    a, b = (load_on(folder, device, trust, data, masks, split) for folder in (first, second))
+    tell_device(device)
     found = compare_runs(a, b, resamples=resamples)
     _print_warnings([a, b])
     for line in comparison_lines(found, *_names(first, second)):

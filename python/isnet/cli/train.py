@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import shlex
 import signal
@@ -15,11 +14,12 @@ import typer
 from isnet._text import say
 from isnet.cli.options import Request, is_first, takes_options
 from isnet.cli.scores import print_scores
-from isnet.config import ImagesConfig, RunConfig
+from isnet.config import AUTO, RunConfig, require_use
 from isnet.config.files import to_yaml
 from isnet.factories import is_known
+from isnet.runs.build import best_device, device_text
 from isnet.runs.contents import contents, require_same_data
-from isnet.runs.data import RunData, load_run_data, with_classes
+from isnet.runs.data import RunData, load_run_data, settled
 from isnet.runs.evaluate import evaluate_run
 from isnet.runs.folder import CONFIG_NAME, require_data, require_room, what_to_resume
 from isnet.runs.plan import plan_run, plan_text
@@ -54,7 +54,8 @@ def _tune(request: Request) -> None:
     """Measures C1 and C2, the natural range of relevance, in plain training; `isnet train RUN --resume` then uses them."""
     if _only_told(request):
         return
-    require_measurable(request.config)
+    if request.config.network.variant != AUTO:
+        require_measurable(request.config)
     folder = request.run
     with _joined(request, "tune") as (world, device):
         config, data = _prepared(request, world, device)
@@ -79,10 +80,20 @@ def _prepared(request: Request, world: World, device: str) -> tuple[RunConfig, R
     What cannot be used ends the run here, not in its last minute.
     """
     config = request.config
-    if isinstance(config.data, ImagesConfig):
-        if request.resume and (request.run / CONFIG_NAME).exists():
-            require_data(request.run, config)
-        config = dataclasses.replace(config, data=with_classes(config.data))
+    if request.resume and (request.run / CONFIG_NAME).exists():
+        require_data(request.run, config)
+    auto = config.network.variant == AUTO
+    config = settled(config)
+    require_use(config, request.typed)
+    if world.is_main and not request.quiet:
+        say(f"Device: {device_text(device)}")
+        if auto:
+            why = (
+                "training images have masks"
+                if config.is_isnet
+                else "no training image has the mask that an ISNet needs"
+            )
+            say(f"Variant: {config.network.variant} ({why})")
     data = load_run_data(config, check=True, progress=world.is_main and not request.quiet)
     if data.dropped and world.is_main and not request.quiet:
         more = f"; and {len(data.dropped) - _NAMED} more" if len(data.dropped) > _NAMED else ""
@@ -126,7 +137,7 @@ def resuming(request: Request, command: str) -> str:
     elif "SLURM_STEP_ID" in os.environ:
         words = ["srun", *words]
     words += [command, str(request.run), "--resume"]
-    words += ["--device", request.device] if request.device != "cpu" else []
+    words += ["--device", request.device] if request.device != best_device() else []
     words += ["--quiet"] if request.quiet else []
     for name in request.config.named_code.values():
         words += [] if is_known(name) else ["--trust", name]

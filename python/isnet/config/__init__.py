@@ -1,6 +1,7 @@
 """The settings of a run: every option is stated once, in :mod:`isnet.config.groups`."""
 
 from isnet.config.groups import (
+    AUTO,
     STANDARD,
     FilesConfig,
     ImagesConfig,
@@ -13,6 +14,7 @@ from isnet.config.run import DATA_KINDS, FROM_RUN, GROUPS, DataSettings, RunConf
 from isnet.config.training import TrainConfig
 
 __all__ = [
+    "AUTO",
     "DATA_KINDS",
     "FROM_RUN",
     "GROUPS",

@@ -18,7 +18,7 @@ Precision = Literal["float32", "bfloat16", "float16"]
 LRSchedule = Literal["constant", "cosine", "step"]
 Monitor = Literal["loss", "classification", "accuracy", "auc", "balanced"]
 Balance = Literal["fixed", "auto"]
-STANDARD = "standard"
+STANDARD, AUTO = "standard", "auto"
 
 
 @dataclass(frozen=True)
@@ -95,14 +95,14 @@ class NetworkConfig(Group):
     """
 
     variant: str = option(
-        STANDARD,
-        "standard, without a heatmap loss, or an ISNet.",
-        choices=lambda: (STANDARD, *VARIANTS),
+        AUTO,
+        "standard, without a heatmap loss, or an ISNet; auto: selective if training images have masks, else standard.",
+        choices=lambda: (AUTO, STANDARD, *VARIANTS),
         common=True,
     )
     arch: str = option(
         "monai:DenseNet121",
-        "monai:NAME, torchvision:NAME, timm:NAME or package.module:CALLABLE.",
+        "monai:NAME, torchvision:NAME or timm:NAME (isnet archs lists them), package.module:CALLABLE or file.py:CALLABLE.",
         common=True,
         code=True,
     )
@@ -111,6 +111,12 @@ class NetworkConfig(Group):
         "Argument of the architecture, its value in JSON or text; repeatable.",
         names=("--arch-arg",),
         metavar="KEY=VALUE",
+        common=True,
+    )
+    weights: str | None = option(
+        None,
+        "File of weights to begin with: safetensors, or a state_dict in PyTorch's format; a head for other classes is left out.",
+        metavar="FILE",
         common=True,
     )
     layers: Names = option(

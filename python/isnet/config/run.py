@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from isnet.config.groups import (
+    AUTO,
     STANDARD,
     FilesConfig,
     ImagesConfig,
@@ -61,10 +62,12 @@ class Condition(NamedTuple):
 
 CONDITIONS: Mapping[str, Condition] = {
     "isnet": Condition(
-        lambda run: run.is_isnet, "an ISNet (--variant selective, say); a standard network has no heatmap loss"
+        lambda run: run.is_isnet or run.network.variant == AUTO,
+        "an ISNet (--variant selective, say); a standard network has no heatmap loss",
     ),
     "measured": Condition(
-        lambda run: run.tuning_epochs > 0, "an ISNet whose C1 and C2 are measured (without --c1 and --c2)"
+        lambda run: run.tuning_epochs > 0 or (run.network.variant == AUTO and run.loss.is_measured),
+        "an ISNet whose C1 and C2 are measured (without --c1 and --c2)",
     ),
     "sgd": Condition(lambda run: run.train.optimizer == "sgd", "--optimizer sgd"),
     "step": Condition(lambda run: run.schedule.lr_schedule == "step", "--schedule step"),
@@ -99,13 +102,13 @@ class RunConfig(TrainConfig):
 
     @property
     def is_isnet(self) -> bool:
-        """Whether the run has a heatmap loss."""
-        return self.network.variant != STANDARD
+        """Whether the run has a heatmap loss; not before ``auto`` is settled (:func:`isnet.runs.settled`)."""
+        return self.network.variant not in (STANDARD, AUTO)
 
     @property
     def title(self) -> str:
         """What to call the run."""
-        return self.name or self.network.variant
+        return self.name or (STANDARD if self.network.variant == AUTO else self.network.variant)
 
     @property
     def tuning_epochs(self) -> int:
@@ -185,7 +188,7 @@ def require_groups(values: Any) -> None:
 
 def kind_of(data: Any) -> str:
     """The name of a kind of data."""
-    return next(name for name, kind in DATA_KINDS.items() if kind is type(data))
+    return next(name for name, kind in DATA_KINDS.items() if isinstance(data, kind))
 
 
 def flag(name: str) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from isnet.architectures import build_architecture
+from isnet.architectures import build_architecture, load_weights, read_weights, tell_left_out
 from isnet.config import RunConfig
 from isnet.loss import ISNetLoss
 from isnet.model import ISNet
@@ -17,16 +18,56 @@ from isnet.training.ranges import RANGES_NAME, load_ranges
 _UNMEASURED = (1.0, 25.0)  # C1 and C2 where they are still to be measured: for checks, and to compare epochs
 
 
-def build_model(config: RunConfig) -> nn.Module:
-    """The untrained classifier, initialised from the training seed."""
+def best_device(name: str = "auto") -> str:
+    """A device's name; for ``auto`` that of the GPU, if PyTorch finds a CUDA device, else ``cpu`` (LRP has kernels for these two).
+
+    Raises:
+        ValueError: no such device.
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device: expected auto, cpu, cuda or cuda:N, got {name!r}") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device: expected auto, cpu, cuda or cuda:N, got {name!r}")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"device: expected one of the {torch.cuda.device_count()} CUDA devices that PyTorch finds, got {name}"
+        )
+    return name
+
+
+def device_text(device: str) -> str:
+    """A device as one says it."""
+    return f"{device} ({torch.cuda.get_device_name(device)})" if device.startswith("cuda") else device
+
+
+def build_model(config: RunConfig, *, pretrained: bool = True, tell: Callable[[str], None] | None = None) -> nn.Module:
+    """The classifier before training, initialised from the training seed.
+
+    Args:
+        config: Of the run.
+        pretrained: Load the weights that it is to begin with, if any. False: for a model that gets a trained state afterwards; their
+            file need not exist any more.
+        tell: Gets a line on the parameters that such weights leave out.
+    """
+    count = len(config.data.classes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)
-        return build_architecture(
+        model = build_architecture(
             config.network.arch,
             config.network.arch_args,
             image_shape=config.data.image_shape,
-            num_classes=len(config.data.classes),
+            num_classes=count,
+            pretrained=pretrained,
+            tell=tell,
         )
+    if pretrained and config.network.weights is not None:
+        path = config.network.weights
+        tell_left_out(load_weights(model, read_weights(path), path, count), path, tell)
+    return model
 
 
 def build_isnet(config: RunConfig, model: nn.Module) -> ISNet:
@@ -51,9 +92,11 @@ def build_isnet(config: RunConfig, model: nn.Module) -> ISNet:
     )
 
 
-def build_network(config: RunConfig, device: str = "cpu") -> nn.Module:
-    """The network to train: the classifier, or an ISNet around it."""
-    model = build_model(config).to(device)
+def build_network(
+    config: RunConfig, device: str = "cpu", *, pretrained: bool = True, tell: Callable[[str], None] | None = None
+) -> nn.Module:
+    """The network to train: the classifier (:func:`build_model`), or an ISNet around it."""
+    model = build_model(config, pretrained=pretrained, tell=tell).to(device)
     return build_isnet(config, model) if config.is_isnet else model
 
 

@@ -40,10 +40,10 @@ def contents(config: RunConfig) -> dict[str, str] | None:
         ours = list(zip(rows, pool.map(digest, (table.records[row] for row in rows)), strict=True))
     found: dict[str, str] = {}
     for row, digested in sorted(pair for part in world.gather(ours) for pair in part):
-        name, number = _name(table.records[row].image, root), 1
+        name, number = image_name(table.records[row].image, root), 1
         while name in found:  # listed more than once
             number += 1
-            name = f"{_name(table.records[row].image, root)} ({number})"
+            name = f"{image_name(table.records[row].image, root)} ({number})"
         found[name] = digested
     return found
 
@@ -100,7 +100,8 @@ def _bytes(file: FileRef) -> bytes:
         return b"unreadable"  # a mask policy may allow it
 
 
-def _name(file: FileRef, root: Path) -> str:
+def image_name(file: FileRef, root: Path) -> str:
+    """What an image is called in the note: by where it lies in its set."""
     relative = os.path.relpath(file.path, root)
     return f"{relative}:{file.name or file.offset}" if file.offset is not None else relative
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from rich.progress import track
 from torch.utils.data import Dataset
 
-from isnet.config import ImagesConfig, RunConfig
+from isnet.config import AUTO, STANDARD, ImagesConfig, RunConfig
 from isnet.data import (
     Augmentation,
     DataError,
@@ -159,6 +159,25 @@ def load_table(config: ImagesConfig) -> ImageTable:
             f"{config.path}: the run was made with the classes {config.classes}, now there are {table.classes}"
         )
     return table
+
+
+def settled(config: RunConfig) -> RunConfig:
+    """The settings with what the data decide: the names of the classes, and the variant, if it is left to them.
+
+    Raises:
+        DataError: nothing usable.
+    """
+    auto = config.network.variant == AUTO
+    if not isinstance(config.data, ImagesConfig):
+        return config.replaced(variant=STANDARD) if auto else config
+    config = dataclasses.replace(config, data=with_classes(config.data))
+    if not auto:
+        return config
+    assert isinstance(config.data, ImagesConfig)
+    masked = config.data.segmenter is not None or any(
+        record.mask is not None for record in load_table(config.data).part(TRAIN).records
+    )
+    return config.replaced(variant="selective" if masked else STANDARD)
 
 
 def with_classes(config: ImagesConfig) -> ImagesConfig:

@@ -47,6 +47,7 @@ TUNING_FOLDER = "tuning"
 _WRITTEN = (  # by a run, beside config.json: patterns of names
     *(YAML_NAME, DATA_NAME, EVALUATION_NAME, RANGES_NAME, LOG_NAME, TABLE_NAME, TENSORBOARD_NAME, TUNING_FOLDER),
     *(CHECKPOINT_NAME, BEST_NAME, "epoch-*.safetensors", "non-finite-batch*.safetensors"),
+    *("predictions-*.csv", "evaluations"),
 )
 
 
@@ -181,7 +182,7 @@ def require_data(folder: str | os.PathLike[str], config: RunConfig) -> None:
     Raises:
         FileNotFoundError: they are not; the text names the places and the remedy.
     """
-    from_run = _read_config(Path(folder))[1]
+    from_run = _read_config(Path(folder))[1] if (Path(folder) / CONFIG_NAME).exists() else {}
     for name, path in config.locations.items():
         if path and not os.path.exists(path) and isinstance(config.data, ImagesConfig):
             other = os.path.normpath(Path(folder).absolute() / from_run[name]) if name in from_run else None
@@ -237,7 +238,7 @@ def load_run(
         raise CheckpointError(
             f"{path} was trained with other settings than {folder / CONFIG_NAME} has ({'; '.join(differences)})"
         )
-    model = build_model(config)
+    model = build_model(config, pretrained=False)
     load_state(model, state, path)
     return Run(folder, config, model.to(device).eval())
 

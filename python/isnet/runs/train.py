@@ -13,11 +13,11 @@ from typing import Any
 from torch import nn
 
 from isnet._files import atomic_path
-from isnet.config import RunConfig
+from isnet.config import AUTO, RunConfig
 from isnet.model import ISNet
 from isnet.runs.build import build_criterion, build_isnet, build_model, build_network
 from isnet.runs.contents import contents, note_data, require_same_data
-from isnet.runs.data import RunData, load_run_data
+from isnet.runs.data import RunData, load_run_data, settled
 from isnet.runs.folder import TUNING_FOLDER, Run, load_run, open_run, remove_run, require_room
 from isnet.runs.lock import one_writer
 from isnet.runs.plan import checked_network
@@ -60,10 +60,12 @@ def train_run(
         CheckpointError: a damaged checkpoint, or data that have changed since the run began.
         ValueError: ``resume`` with other settings, or settings that cannot be trained on the data (:func:`isnet.training.fit`).
     """
+    config = _decided(config)
     data = data or load_run_data(config, progress=progress)
+    fresh = not _goes_on(Path(folder), resume)
     # Now: before the run has a folder, and not after tuning.
     require_room(Path(folder), config, resume=resume, overwrite=overwrite)
-    network = checked_network(config, data, current_world(), device)
+    network = checked_network(config, data, current_world(), device, pretrained=fresh)
     with _opened(Path(folder), config, network, resume=resume, overwrite=overwrite) as (folder, config):
         criterion = None
         if config.is_isnet:
@@ -71,7 +73,12 @@ def train_run(
             resume |= _measure(folder, config, data, device=device, resume=resume, progress=progress)
             criterion = build_criterion(config, folder)
         fit(
-            build_network(config, device),
+            build_network(
+                config,
+                device,
+                pretrained=fresh,
+                tell=print if progress and current_world().is_main else None,
+            ),
             data.train,
             config,
             criterion=criterion,
@@ -105,10 +112,11 @@ def tune_run(
         FileExistsError: ``folder`` holds a run, and it is neither to be resumed nor overwritten.
         ValueError: a standard run, C1 and C2 that are set, or no range can be determined.
     """
+    config = _decided(config)
     require_measurable(config)
     data = data or load_run_data(config, progress=progress)
     require_room(Path(folder), config, resume=resume, overwrite=overwrite)
-    network = checked_network(config, data, current_world(), device)
+    network = checked_network(config, data, current_world(), device, pretrained=not _goes_on(Path(folder), resume))
     with _opened(Path(folder), config, network, resume=resume, overwrite=overwrite) as (folder, config):
         _measure(folder, config, data, device=device, resume=resume, progress=progress)
         return folder / RANGES_NAME
@@ -129,6 +137,16 @@ def _opened(
             remove_run(folder)
         note_data(folder, found)
         yield folder, open_run(folder, config)
+
+
+def _goes_on(folder: Path, resume: bool) -> bool:
+    """Whether a run gets its weights from a checkpoint, and not those that it began with, whose file may be gone."""
+    return resume and current_world().from_main((folder / CHECKPOINT_NAME).exists())
+
+
+def _decided(config: RunConfig) -> RunConfig:
+    """The settings with a variant; the names of the classes are noted beforehand."""
+    return settled(config) if config.network.variant == AUTO else config
 
 
 def _require_restorable(path: Path, config: RunConfig, network: nn.Module) -> None:
@@ -170,7 +188,11 @@ def _measure(folder: Path, config: RunConfig, data: RunData, *, device: str, res
     world = current_world()
     if config.tuning_epochs == 0 or world.from_main((folder / RANGES_NAME).exists()):
         return False
-    network, after, warmup = build_isnet(config, build_model(config).to(device)), config, config.schedule.warmup
+    network, after, warmup = (
+        build_isnet(config, build_model(config, pretrained=not _goes_on(folder, resume)).to(device)),
+        config,
+        config.schedule.warmup,
+    )
     options: dict[str, Any] = {"input_range": config.data.pixel_range, "resume": resume, "progress": progress}
     if warmup:
         first = config.replaced(epochs=0)
