@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import re
+from typing import Annotated
+
 import typer
 from rich.console import Console
 from rich.markup import escape
@@ -9,18 +13,41 @@ from rich.markup import escape
 from isnet.cli import data, demo, experiment, pictures, scores, train
 from isnet.cli.options import is_first
 from isnet.training.distributed import ProcessLostError, speaks_first
+from lrpkernels import __version__
 
 app = typer.Typer(
     name="isnet",
-    help="Train image classifiers that ignore the background.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 for commands in (train, scores, pictures, demo):
     app.add_typer(commands.app)
 app.add_typer(data.app, name="data")
 app.add_typer(experiment.app, name="experiment")
 _errors = Console(stderr=True)
+_DISTRIBUTIONS = {
+    "PIL": "Pillow",
+    "nrrd": "pynrrd",
+    "skimage": "scikit-image",
+    "sklearn": "scikit-learn",
+    "yaml": "PyYAML",
+}
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"isnet {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print it and exit.")
+    ] = False,
+) -> None:
+    """Train image classifiers that ignore the background."""
 
 
 def main() -> None:
@@ -30,10 +57,7 @@ def main() -> None:
     except ProcessLostError as error:
         _fail(str(error), speaks_first())  # not if another process has said why
     except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        extra = package if package in ("tensorboard", "lightning") else "isnet"
-        hint = f". In the folder of the sources: pip install --no-build-isolation '.[{extra}]'" if package else ""
-        _fail(f"{error}{hint}", speaks_first(f"{error}"))
+        _fail(f"{error}{_remedy(error.name or '')}", speaks_first(f"{error}"))
     except (ValueError, OSError, RuntimeError, ArithmeticError) as error:
         _fail(_told(error), speaks_first(_told(error)))
 
@@ -49,6 +73,14 @@ def _run() -> None:
             raise
         status = error.exit_code
     raise SystemExit(status)
+
+
+def _remedy(module: str) -> str:
+    """How to install a missing module, if it is of a package that this one names as its own; a stranger's is not suggested."""
+    package = module.partition(".")[0]
+    name = _DISTRIBUTIONS.get(package, package)
+    known = {re.split(r"[^\w.-]", text)[0] for text in importlib.metadata.requires("lrpkernels") or ()}
+    return f": pip install {name}" if name in known else ""
 
 
 def _told(error: Exception) -> str:
