@@ -40,7 +40,8 @@ def import_torch():
     behind those of the build, they are found again.
     """
     if importlib.util.find_spec("torch") is None:
-        sys.path += [folder for folder in site.getsitepackages() if folder not in sys.path]
+        user = [site.getusersitepackages()] if sys.prefix == sys.base_prefix else []
+        sys.path += [folder for folder in (*site.getsitepackages(), *user) if folder not in sys.path]
         importlib.invalidate_caches()
     if importlib.util.find_spec("torch") is None:
         raise config.BuildError(f"torch is not installed; {config.INSTALL_HINT}")

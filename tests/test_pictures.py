@@ -285,12 +285,20 @@ def test_a_picture_of_a_model(model: nn.Module) -> None:
     x = torch.rand(2, 3, 8, 8)
     figure = lrp.picture(model, x, 1, labels=["a", "b"], clip=1)
     with torch.no_grad():
-        _, expected = lrp.LRP(model, lrp.EpsilonPlusFlat())(x, 1)
+        _, expected = lrp.LRP(model, pictures.preset(0.0, 1.0))(x, 1)
     limits = [float(map_.sum(0).abs().max()) for map_ in expected]
     assert [bar._colorbar.vmax for bar in bars(figure)] == pytest.approx(limits)
     assert len(panels(lrp.picture(model, x, [0, 1], composite=lrp.Epsilon(), names=["cat", "dog"]))) == 6
     with pytest.raises(ValueError, match=r"image: values from .*mean= and std="):
         lrp.picture(model, 5 * x, 1)
+    normalized = {"mean": (0.4, 0.5, 0.6), "std": 0.2}
+    bounds = [(value - torch.tensor(normalized["mean"])[:, None, None]) / 0.2 for value in (0.0, 1.0)]
+    shown = lrp.picture(model, bounds[0] + x * (bounds[1] - bounds[0]), 1, clip=1, **normalized)
+    with torch.no_grad():
+        _, expected = lrp.LRP(model, pictures.preset(*bounds))(bounds[0] + x * (bounds[1] - bounds[0]), 1)
+    assert bars(shown)[0]._colorbar.vmax == pytest.approx(float(expected[0].sum(0).abs().max()), rel=1e-4)
+    with pytest.raises(ValueError, match=r"x: expected images \[B, C, H, W\].*got shape \(3, 8, 8\)"):
+        lrp.picture(model, x[0], 1)
     with pytest.raises(ValueError, match=r"training mode.*model\.eval\(\)"):
         lrp.picture(nn.Sequential(nn.Conv2d(3, 4, 3)), x)
 

@@ -160,6 +160,22 @@ def images_of(
     return _of_all("image", np.clip((found - low) / (high - low), 0, 1), len(maps.values))
 
 
+def bounds_of(
+    x: Tensor, pixels: tuple[float, float] | None, mean: Statistics | None, std: Statistics | None
+) -> tuple[Tensor, Tensor]:
+    """The values that black and white have in a model's input [B, C, ...], each [C or 1, 1, ...] of its dtype.
+
+    Raises:
+        ValueError: see :func:`images_of`.
+    """
+    channels, dims = x.shape[1], x.dim() - 2
+    low, high = _range("pixels", pixels) if pixels is not None else (0.0, 1.0)
+    mean_, std_ = _statistic("mean", mean, channels, dims, 0.0), _statistic("std", std, channels, dims, 1.0)
+    made = (np.asarray((value - mean_) / std_).reshape(-1, *(1,) * dims) for value in (low, high))
+    black, white = (torch.from_numpy(value).to(x) for value in made)
+    return black, white
+
+
 def masks_of(mask: Any, maps: Maps, dims: int) -> Array:
     """Masks as [N, 1, ...] in [0, 1], of the heatmaps' number and size; 1 = foreground.
 

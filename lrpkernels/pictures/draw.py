@@ -74,7 +74,7 @@ def draw_image(axes: Axes, image: Array, mask: Array | None = None) -> None:
         image: [1, H, W] (grey) or [3, H, W], in [0, 1].
         mask: [1, H, W] in [0, 1].
     """
-    axes.imshow(_colored(image), interpolation="nearest")
+    axes.imshow(_colored(image), interpolation="auto")
     _finish(axes, mask)
 
 
@@ -103,12 +103,12 @@ def draw_map(
     colors = colors_named(cmap)
     norm = matplotlib_module("colors").Normalize(-limit, limit)
     if image is None:
-        axes.imshow(relevance, cmap=colors, norm=norm, interpolation="nearest")
+        axes.imshow(relevance, cmap=colors, norm=norm, interpolation="auto")
     else:
         grey = _colored(image) @ np.array([0.299, 0.587, 0.114])  # luma of ITU-R BT.601
         ground = (1 - _DIMMED * (1 - grey))[..., None]
         opacity = np.clip(np.abs(relevance) / limit, 0, 1)[..., None] ** 0.5  # weak relevance is seen as well
-        axes.imshow(opacity * colors(norm(relevance))[..., :3] + (1 - opacity) * ground, interpolation="nearest")
+        axes.imshow(opacity * colors(norm(relevance))[..., :3] + (1 - opacity) * ground, interpolation="auto")
     _finish(axes, mask)
     return matplotlib_module("cm").ScalarMappable(norm, colors)
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lrpkernels.attribution import LRP
 from lrpkernels.engine.target import Target
-from lrpkernels.rules import Composite, EpsilonPlusFlat, Rule
+from lrpkernels.rules import Composite, EpsilonPlus, Rule, ZBox
 
 from .arrays import Array, Maps, Shown, Statistics, images_of, limit_of, maps_of, masks_of
 from .draw import colors_named, draw_image, draw_map, label, matplotlib_module, new_figure
@@ -175,6 +175,19 @@ def save(path: str | os.PathLike[str], heatmap: Any, *args: Any, dpi: int = 150,
     return target
 
 
+def preset(low: float | Tensor, high: float | Tensor) -> Composite:
+    """The rules of pictures: ``EpsilonPlus`` with the box rule at the input.
+
+    Of the presets, its maps are among the smoothest and closest to the object. They say where, and little about which of several
+    classes (docs/pictures.md has the measures). :class:`lrpkernels.LRP` itself has another default.
+
+    Args:
+        low: the smallest value of the model's input, a number or one for each channel, [C, 1, 1].
+        high: the largest.
+    """
+    return EpsilonPlus(first=ZBox(low, high, 1e-6, bias=False))
+
+
 def picture(
     model: nn.Module,
     x: Tensor,
@@ -190,8 +203,7 @@ def picture(
         model: as for :class:`lrpkernels.LRP`, in evaluation mode.
         x: images [B, C, H, W] as the model takes them.
         target: as for :class:`lrpkernels.LRP`. None: the highest logit.
-        composite: the rules. None: ``EpsilonPlusFlat()``, whose maps are the most readable ones of the presets (docs/pictures.md says
-            by what measures, and what such a map cannot show). :class:`lrpkernels.LRP` itself has another default.
+        composite: the rules. None: :func:`preset` for the range that ``pixels``, ``mean`` and ``std`` give the input.
         mask: as for :func:`show`.
         options: as for :func:`show`: ``pixels``, ``mean`` and ``std`` above all.
 
@@ -202,8 +214,13 @@ def picture(
         raise ValueError(
             "model: it is in training mode, in which its answers and heatmaps are others; call model.eval() first"
         )
+    if not (isinstance(x, Tensor) and x.dim() == 2 + options.get("dims", 2)):
+        got = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(f"x: expected images [B, C, H, W] (volumes [B, C, D, H, W] with dims=3), got {got}")
+    if composite is None:
+        composite = preset(*bounds_of(x, *(options.get(name) for name in ("pixels", "mean", "std"))))
     with torch.no_grad():
-        _, heatmap = LRP(model, EpsilonPlusFlat() if composite is None else composite)(x, target)
+        _, heatmap = LRP(model, composite)(x, target)
     return show(heatmap, x, mask, **options)
 
 
@@ -260,8 +277,10 @@ def _colorbar(figure: Figure, mappable: Any, axes: Any, beyond: bool) -> None:
     bar = figure.colorbar(mappable, ax=axes, shrink=0.85, extend="both" if beyond else "neither")
     bar.ax.tick_params(labelsize=7)
     bar.ax.yaxis.get_offset_text().set_fontsize(7)
+    ticker = matplotlib_module("ticker")
+    bar.formatter = ticker.ScalarFormatter()
     bar.formatter.set_powerlimits((-2, 3))
-    bar.locator = matplotlib_module("ticker").MaxNLocator(5)
+    bar.locator = ticker.MaxNLocator(5)
     bar.update_ticks()
 
 
