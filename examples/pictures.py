@@ -35,6 +35,7 @@ def main(folder: Path) -> None:
         "EpsilonGammaBox(gamma=1)": lrp.EpsilonGammaBox(LOW, HIGH, gamma=1.0),
         "EpsilonAlpha2Beta1Flat()": lrp.EpsilonAlpha2Beta1Flat(),
         "EpsilonPlusFlat()": lrp.EpsilonPlusFlat(),
+        "lrp.pictures.preset": lrp.pictures.preset(LOW, HIGH),
     }
     with torch.no_grad():
         maps = {name: lrp.LRP(model, rule)(x)[1] for name, rule in rules.items()}
@@ -43,7 +44,7 @@ def main(folder: Path) -> None:
     )
 
     # Where the relevance goes: each layer's amount, with two rules.
-    for name, rule in (("EpsilonPlusFlat()", lrp.EpsilonPlusFlat()), ("Epsilon(1e-2)", lrp.Epsilon(1e-2))):
+    for name, rule in (("EpsilonPlus()", lrp.EpsilonPlus()), ("Epsilon(1e-2)", lrp.Epsilon(1e-2))):
         with torch.no_grad(), lrp.record(model, x[:1]) as tape:
             figure = lrp.show_flow(
                 tape, int(best[0]), rule, at=["_bn0", *(f"_blocks.{i}" for i in range(16)), "_bn1"], title=name

@@ -299,6 +299,8 @@ def test_a_picture_of_a_model(model: nn.Module) -> None:
     assert bars(shown)[0]._colorbar.vmax == pytest.approx(float(expected[0].sum(0).abs().max()), rel=1e-4)
     with pytest.raises(ValueError, match=r"x: expected images \[B, C, H, W\].*got shape \(3, 8, 8\)"):
         lrp.picture(model, x[0], 1)
+    four = nn.Sequential(nn.Conv2d(4, 2, 3), nn.Flatten(), nn.Linear(72, 2)).eval().bfloat16()
+    assert len(panels(lrp.picture(four, torch.rand(1, 4, 8, 8).bfloat16(), method="map"))) == 1
     with pytest.raises(ValueError, match=r"training mode.*model\.eval\(\)"):
         lrp.picture(nn.Sequential(nn.Conv2d(3, 4, 3)), x)
 

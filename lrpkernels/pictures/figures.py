@@ -16,7 +16,7 @@ from lrpkernels.attribution import LRP
 from lrpkernels.engine.target import Target
 from lrpkernels.rules import Composite, EpsilonPlus, Rule, ZBox
 
-from .arrays import Array, Maps, Shown, Statistics, images_of, limit_of, maps_of, masks_of
+from .arrays import Array, Maps, Shown, Statistics, bounds_of, images_of, limit_of, maps_of, masks_of
 from .draw import colors_named, draw_image, draw_map, label, matplotlib_module, new_figure
 
 if TYPE_CHECKING:
@@ -221,7 +221,7 @@ def picture(
         composite = preset(*bounds_of(x, *(options.get(name) for name in ("pixels", "mean", "std"))))
     with torch.no_grad():
         _, heatmap = LRP(model, composite)(x, target)
-    return show(heatmap, x, mask, **options)
+    return show(heatmap, None if options.get("method") == "map" else x, mask, **options)
 
 
 class _Cells:
@@ -278,8 +278,9 @@ def _colorbar(figure: Figure, mappable: Any, axes: Any, beyond: bool) -> None:
     bar.ax.tick_params(labelsize=7)
     bar.ax.yaxis.get_offset_text().set_fontsize(7)
     ticker = matplotlib_module("ticker")
-    bar.formatter = ticker.ScalarFormatter()
-    bar.formatter.set_powerlimits((-2, 3))
+    formatter = ticker.ScalarFormatter()
+    formatter.set_powerlimits((-2, 3))
+    bar.formatter = formatter
     bar.locator = ticker.MaxNLocator(5)
     bar.update_ticks()
 
