@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import dataclasses
+import html
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +19,43 @@ from .errors import NonFiniteError
 from .functional import is_capturing
 from .rules import Composite, Rule, as_composite
 from .tape import Tape, record
+
+_ALWAYS_TOLD = {"default", "eps"}
+
+
+class RuleTable(str):
+    """A table as text; a notebook shows it as one.
+
+    Attributes:
+        head: names of the columns.
+        rows: texts of the cells.
+    """
+
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+    def __new__(cls, head: Sequence[str], rows: Sequence[Sequence[str]]) -> RuleTable:
+        lines = [tuple(head), *(tuple(row) for row in rows)]
+        widths = [max(len(line[i]) for line in lines) for i in range(len(head) - 1)]
+        padded = (
+            [*(cell.ljust(w) for cell, w in zip(line, widths, strict=False)), line[len(widths)]] for line in lines
+        )
+        made = super().__new__(cls, "\n".join("  ".join(cells) for cells in padded))
+        made.head, made.rows = lines[0], tuple(lines[1:])
+        return made
+
+    def __getnewargs__(self) -> tuple[Any, ...]:
+        return self.head, self.rows
+
+    def _repr_html_(self) -> str:
+        def row(cells: Sequence[str], tag: str) -> str:
+            return "".join(f'<{tag} style="text-align:left">{html.escape(cell)}</{tag}>' for cell in cells)
+
+        body = "".join(f"<tr>{row(cells, 'td')}</tr>" for cells in self.rows)
+        return f"<table><thead><tr>{row(self.head, 'th')}</tr></thead><tbody>{body}</tbody></table>"
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(str(self))  # in IPython's terminal too, without quotes and \\n
 
 
 class LRP:
@@ -151,21 +190,61 @@ class LRP:
             refuse_non_finite(heatmap, tape, x, kwargs)
             return tape.output, heatmap
 
-    def explain(self, x: Tensor | tuple[Tensor, ...]) -> str:
+    def __repr__(self) -> str:
+        told = ", ".join(f"{name}={value}" for name, value in self._options().items())
+        return f"LRP({type(self.model).__name__}, {told})"
+
+    def _repr_html_(self) -> str:
+        count = sum(parameter.numel() for parameter in self.model.parameters())
+        rows = [("model", f"{type(self.model).__name__}, {count:,} parameters")]
+        rows += self._options().items()
+        return RuleTable(("LRP", ""), rows)._repr_html_()
+
+    def _options(self) -> dict[str, str]:
+        """The composite, and the options that are not as they are by default, as texts."""
+        chosen = {"checkpoint": self.checkpoint, "static": self._calls is not None, "check": self.check}
+        usual = {"checkpoint": False, "static": False, "check": True}
+        return {
+            "composite": _short(self.composite),
+            **{name: repr(value) for name, value in chosen.items() if value != usual[name]},
+        }
+
+    def explain(self, x: Tensor | tuple[Tensor, ...]) -> RuleTable:
         """A table of the rule that each layer follows: module, operation, rule, output shape. Runs one forward pass.
 
         Runs under ``torch.no_grad()`` in the model's present mode.
 
         Args:
             x: what the model takes.
+
+        Returns:
+            A text of one line for each operation (a notebook shows an HTML table), with ``rows``.
         """
-        rows = [("module", "operation", "rule", "output")]
+        rows = []
         with torch.no_grad(), record(self.model, x, check=self.check) as tape:
             for node, rule in tape.plan(self.composite):
                 shape = str(tuple(node.output.shape))
                 rows.append((tape.module_path(node.module or self.model), node.label(), repr(rule), shape))
-        widths = [max(len(row[i]) for row in rows) for i in range(3)]
-        return "\n".join("  ".join((*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[3])) for row in rows)
+        return RuleTable(("module", "operation", "rule", "output"), rows)
+
+
+def _short(value: Any) -> str:
+    """A rule or composite by what identifies it and the fields that are not as they are by default."""
+    if isinstance(value, type):
+        return value.__name__
+    if isinstance(value, Tensor):
+        return f"<tensor of shape {tuple(value.shape)}>"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_short(key)}: {_short(entry)}" for key, entry in value.items()) + "}"
+    if not dataclasses.is_dataclass(value):
+        return getattr(value, "__name__", None) or repr(value)
+    told = []
+    for field in dataclasses.fields(value):
+        usual = field.default_factory() if callable(field.default_factory) else field.default
+        text = _short(getattr(value, field.name))
+        if usual is dataclasses.MISSING or field.name in _ALWAYS_TOLD or text != _short(usual):
+            told.append(f"{field.name}={text}")
+    return f"{type(value).__name__}({', '.join(told)})"
 
 
 def refuse_non_finite(heatmap: Any, tape: Tape, x: Any, kwargs: dict[str, Any]) -> None:

@@ -450,11 +450,16 @@ def test_what_yaml_means(tmp_path: Path, text: str, options: dict[str, Any]) -> 
 @pytest.mark.parametrize(
     ("error", "text"),
     [
-        (ModuleNotFoundError("No module named 'tensorboard'", name="tensorboard"), "'.[tensorboard]'"),
+        (
+            ModuleNotFoundError("No module named 'tensorboard'", name="tensorboard"),
+            "'tensorboard': pip install tensorboard",
+        ),
         (
             ModuleNotFoundError("No module named 'monai.x'", name="monai.x"),
-            "'monai.x'. In the folder of the sources: pip install --no-build-isolation '.[isnet]'",
+            "'monai.x': pip install monai",
         ),
+        (ModuleNotFoundError("No module named 'yaml'", name="yaml"), "'yaml': pip install PyYAML"),
+        (ModuleNotFoundError("No module named 'stranger'", name="stranger"), "No module named 'stranger'"),
         (ModuleNotFoundError("the mark needs: pip install 'it'"), "needs: pip install 'it'"),
     ],
 )

@@ -3,30 +3,55 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
+import re
 import signal
 import threading
 from collections.abc import Iterator
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 from rich.text import Text
 
-from isnet._text import Screen, visible
+from isnet._text import Screen, say, visible
 from isnet.cli import archs, data, demo, experiment, explain, export, pictures, predict, scores, train
 from isnet.cli.options import is_first
 from isnet.training.distributed import ProcessLostError, speaks_first
+from lrpkernels import __version__
 
 app = typer.Typer(
     name="isnet",
-    help="Train image classifiers that ignore the background.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 for commands in (train, predict, explain, scores, pictures, export, archs, demo):
     app.add_typer(commands.app)
 app.add_typer(data.app, name="data")
 app.add_typer(experiment.app, name="experiment")
 _errors = Screen(stderr=True)
+_DISTRIBUTIONS = {
+    "PIL": "Pillow",
+    "nrrd": "pynrrd",
+    "skimage": "scikit-image",
+    "sklearn": "scikit-learn",
+    "yaml": "PyYAML",
+}
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        say(f"isnet {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print it and exit.")
+    ] = False,
+) -> None:
+    """Train image classifiers that ignore the background."""
 
 
 def main() -> None:
@@ -40,10 +65,7 @@ def main() -> None:
     except ProcessLostError as error:
         _fail(str(error), speaks_first())  # not if another process has said why
     except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        extra = package if package in ("tensorboard", "lightning") else "isnet"
-        hint = f". In the folder of the sources: pip install --no-build-isolation '.[{extra}]'" if package else ""
-        _fail(f"{error}{hint}", speaks_first(f"{error}"))
+        _fail(f"{error}{_remedy(error.name or '')}", speaks_first(f"{error}"))
     except (ValueError, OSError, RuntimeError, ArithmeticError) as error:
         _fail(_told(error), speaks_first(_told(error)))
 
@@ -76,6 +98,14 @@ def _run() -> None:
             raise
         status = error.exit_code
     raise SystemExit(status)
+
+
+def _remedy(module: str) -> str:
+    """How to install a missing module, if it is of a package that this one names as its own; a stranger's is not suggested."""
+    package = module.partition(".")[0]
+    name = _DISTRIBUTIONS.get(package, package)
+    known = {re.split(r"[^\w.-]", text)[0] for text in importlib.metadata.requires("lrpkernels") or ()}
+    return f": pip install {name}" if name in known else ""
 
 
 def _told(error: Exception) -> str:
