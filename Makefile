@@ -18,7 +18,7 @@ help:
 	@echo "make test-slow the tests left out there: whole networks and the full product of cases on the CUDA sources, every mutant"
 	@echo "make lint     ruff, mypy, clang-format"
 	@echo "make format   what make lint can mend"
-	@echo "make peers    zennit, captum, lxt and autoLRP, which benchmarks compare with, without their dependencies"
+	@echo "make peers    zennit, captum, Quantus, lxt and autoLRP, which tests and benchmarks compare with, without their dependencies"
 	@echo "make kernel-times  every op beside eager PyTorch on shapes of real layers, pytest-benchmark"
 	@echo "make random-networks  2000 random networks against their reference"
 	@echo "make ratios   cost of an ISNet step and of heatmaps beside the accepted figures"
@@ -35,8 +35,9 @@ $(BIN)/.built: $(BIN)/.environment $(SOURCES)
 	touch $@
 
 # The peers that tests and benchmarks compare with; without their dependencies, since zennit's torchvision does not import beside torch
-# 2.13, and lxt's (transformers below 5, bitsandbytes, open_clip) are not needed for the part of it that convolutions use.
-PEERS := zennit==0.5.1 captum==0.9.0 lxt==2.1 autolrp==0.2.0
+# 2.13, and lxt's (transformers below 5, bitsandbytes, open_clip) are not needed for the part of it that convolutions use. The last two
+# are what Quantus imports.
+PEERS := zennit==0.5.1 captum==0.9.0 lxt==2.1 autolrp==0.2.0 quantus==0.6.0 opencv-python-headless cachetools
 
 # Extras of the package that is installed, which is not built again for them.
 $(BIN)/.test: $(BIN)/.environment | $(BIN)/.built

@@ -13,6 +13,7 @@ from .engine.target import select_logits
 from .errors import (
     FallbackWarning,
     InPlaceError,
+    InputWarning,
     NonFiniteError,
     RelevanceError,
     UnsupportedOperationError,
@@ -75,6 +76,7 @@ __all__ = [
     "Gradient",
     "GuidedBackprop",
     "InPlaceError",
+    "InputWarning",
     "NonFiniteError",
     "Norm",
     "OperationRule",

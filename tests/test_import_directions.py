@@ -20,6 +20,7 @@ LEVELS = {
         ("__init__", "__main__"),
         ("tools",),
         ("testing",),
+        ("compat",),
         ("attribution", "verification"),
         ("tape",),
         ("engine",),
