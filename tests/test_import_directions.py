@@ -39,7 +39,7 @@ LEVELS = {
         ("lightning", "runs"),
         ("training",),
         ("config",),
-        ("scoring",),
+        ("loggers", "scoring"),
         ("loss",),
         ("model",),
         ("explanation", "variants"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sized
+from collections.abc import Mapping, Sized
 from typing import Any, cast
 
 from torch import Tensor
@@ -15,6 +15,8 @@ from isnet.runs.folder import EVALUATION_NAME, Run
 from isnet.scoring.evaluation import evaluate, masked_rows, predict, spread_rows
 from isnet.scoring.intervals import as_json, classification_scores
 from isnet.scoring.sensitivity import OtherBackground, bias_sensitivity, blind_spot
+from isnet.training.log import LOG_NAME, read_log
+from isnet.training.tracking import Tracking, flatten
 
 _ATTENTION_IMAGES = 500
 
@@ -108,3 +110,28 @@ def _by_source(logits: Tensor, labels: Tensor, dataset: Dataset[Example], resamp
     for source in sorted(set(sources)) if len(set(sources)) > 1 else []:
         found[source] = scores([row for row, name in enumerate(sources) if name == source])
     return found
+
+
+def log_scores(run: Run, scores: Mapping[str, Any]) -> None:
+    """Passes the scores of a run on to its loggers.
+
+    Args:
+        run: The run, trained.
+        scores: What :func:`evaluate_run` returned.
+
+    Raises:
+        ModuleNotFoundError: the package of a logger is missing.
+        ValueError: the note on the loggers in the run's folder, or its log, is damaged.
+    """
+    found = {name: scores[name] for name in ("accuracy", "background_attention")}
+    for test, sources in scores["scores"].items():
+        for source, figures in sources.items():
+            where = f"{test}.{source}" if source else test
+            for name, figure in figures.items():
+                found.setdefault(name, {}).setdefault(where, figure["value"])
+    config = run.config
+    tracking = Tracking(config.files.loggers, run.folder, flatten(config.identity()))
+    if config.files.loggers:
+        tracking.start(read_log(run.folder / LOG_NAME), resumed=True)
+        tracking.scores(found)
+        tracking.close("finished")
