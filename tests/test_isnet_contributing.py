@@ -1,4 +1,4 @@
-"""A variant, a reader, a kind of image set, a score and a logger added by CONTRIBUTING.md's lists alone: a class, and its entry in one table."""
+"""One of each kind that CONTRIBUTING.md lists, added by its list alone: a class, and its entry in one table."""
 
 from __future__ import annotations
 

@@ -90,9 +90,9 @@ def config_of(*loggers: str, **options: Any) -> TrainConfig:
     return train_config(**{"epochs": 2, "batch_size": 16, "log_every": 2, "loggers": loggers, **options})
 
 
-def trained(config: TrainConfig, folder: Path | None, **options: Any) -> list[dict[str, Any]]:
+def trained(config: TrainConfig, kept: Path | None, **options: Any) -> list[dict[str, Any]]:
     options.setdefault("data", blobs(48))
-    return train(small_model(), config, "selective", run_dir=folder, validation={ODD: blobs(16)}, **options)
+    return train(small_model(), config, "selective", run_dir=kept, validation={ODD: blobs(16)}, **options)
 
 
 def expected(log: list[dict[str, Any]]) -> list[tuple[str, int, float]]:
