@@ -2,6 +2,9 @@
 
 import copy
 import math
+import os
+import subprocess
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +21,9 @@ from torch.utils.data import DataLoader, TensorDataset
 from isnet import ISNet, ISNetLoss
 from isnet.factories import FactoryError
 from isnet.lightning import EpochOrder, ISNetDataModule, ISNetModule, MeasureRanges, WarmUp
+from isnet.lightning import data as loading
 from isnet.training import fit
+from isnet.training.distributed import World
 from isnet.training.ranges import tune
 
 QUIET = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
@@ -140,46 +145,78 @@ def test_measured_ranges(warmup: int, tmp_path: Path) -> None:
     assert_close(again.network, module.network, 0)
 
 
-def test_in_two_processes(tmp_path: Path) -> None:
-    start = model()
-    module = ISNetModule(start, lr=0.01, seed=0)
-    expected = own_loop(start, epochs=2)
-    training = trainer(devices=2, strategy="ddp_spawn", max_epochs=2, gradient_clip_val=1.0)
-    training.fit(module, loader(size=2), DataLoader(data(), 5))
-    assert_close(start, expected, 1e-5)
-    assert training.callback_metrics.keys() >= {"val_background_share", "val_accuracy"}
+SCRIPT = """
+import sys, torch, lightning
+from test_isnet_lightning import DataLoader, ISNetModule, MeasureRanges, WarmUp, data, loader, model, trainer
+module = ISNetModule(model(), lr=0.01, seed=0)
+callbacks = [WarmUp(1), MeasureRanges(1)] if sys.argv[2] == "tuned" else []
+training = trainer(devices=2, strategy="ddp", max_epochs=2, gradient_clip_val=1.0, callbacks=callbacks)
+training.fit(module, loader(size=2), DataLoader(data(), 5))
+found = {"model": module.network.model.state_dict(), "scores": {k: float(v) for k, v in training.callback_metrics.items()}}
+found["ranges"] = {name: (of.c1, of.c2) for name, of in module.ranges.items()}
+torch.save(found, f"{sys.argv[1]}/{training.global_rank}.pt")
+"""
 
 
-def test_interrupted_and_resumed(tmp_path: Path) -> None:
-    """Three batches an epoch; dropout, warm-up and the heatmap on every fourth step go on where they were."""
-    results = []
+@pytest.mark.parametrize("how", ["plain", "tuned"])
+def test_in_two_processes(tmp_path: Path, how: str) -> None:
+    (tmp_path / "script.py").write_text(SCRIPT)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    words = [sys.executable, str(tmp_path / "script.py"), str(tmp_path), how]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    one, other = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert one["scores"]["val_background_share"] == other["scores"]["val_background_share"]
+    assert one["ranges"] == other["ranges"] and len(one["ranges"]) == (how == "tuned")
+    for name, value in one["model"].items():
+        assert torch.equal(value, other["model"][name])
+    if how == "plain":
+        trained = model()
+        trained.load_state_dict(one["model"])
+        assert_close(trained, own_loop(model(), epochs=2), 1e-6)
+
+
+@pytest.mark.parametrize("folder", [False, True], ids=["loader", "folder"])
+def test_interrupted_and_resumed(tmp_path: Path, folder: bool) -> None:
+    """Dropout, warm-up, augmentation and the heatmap on every fourth step go on where they were."""
+
+    class Noting(ISNetLoss):
+        def forward(self, out: Any, *rest: Any) -> Any:
+            taken.append(bool(out.heatmaps))
+            return super().forward(out, *rest)
+
+    results: list[tuple[list[bool], ISNetModule]] = []
+    root = squares(tmp_path / "set")
     for ends in ((4,), (1, 2, 4)):
-        checkpoint = None
+        taken: list[bool] = []
+        checkpoint: Path | None = None
         for end in ends:
+            options: dict[str, Any] = {"size": SIDE, "channels": 1, "augment": {"flip": 0.5}, "workers": 1}
+            source: dict[str, Any] = {"datamodule": ISNetDataModule(root, batch_size=6, **options)} if folder else {}
+            source = source or {"train_dataloaders": loader()}
             module = ISNetModule(model(dropout=0.3), lr=0.01, seed=5, heatmap_every=4)
-            steps: list[bool] = results.append([]) or results[-1] if end == ends[0] else results[-1]  # type: ignore[func-returns-value]
-            module.criterion.register_forward_hook(
-                lambda _, given, __, steps=steps: steps.append(bool(given[0].heatmaps))
-            )
-            training = trainer(max_epochs=end, callbacks=[WarmUp(2, "smooth")])
-            training.fit(module, loader(num_workers=1), ckpt_path=checkpoint)
+            module.criterion = Noting()
+            training = trainer(max_epochs=end, callbacks=[WarmUp(2, "smooth")], limit_val_batches=0)
+            training.fit(module, **source, ckpt_path=checkpoint)
             checkpoint = tmp_path / f"{len(ends)}-{end}.ckpt"
             training.save_checkpoint(checkpoint)
-        results.append(module)
-    assert results[0] == results[2] == [False] * 6 + [False, False, False, True, False, False]
-    assert_close(results[1], results[3], 0)
+        results.append((taken, module))
+    assert results[0][0] == results[1][0] == [False] * 6 + [False, False, False, True, False, False]
+    assert_close(results[0][1], results[1][1], 0)
     assert training.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.003)
 
 
-@pytest.mark.parametrize("sanity", [0, 2])
-def test_sanity_checks_and_validation_change_nothing(sanity: int) -> None:
-    start = model(dropout=0.5)
-    torch.manual_seed(1)
-    trainer(max_epochs=2, num_sanity_val_steps=sanity).fit(ISNetModule(start, lr=0.01), loader(), DataLoader(data(), 5))
-    plain = model(dropout=0.5)
-    torch.manual_seed(1)
-    trainer(max_epochs=2).fit(ISNetModule(plain, lr=0.01), loader())
-    assert_close(start, plain, 0)
+def test_sanity_checks_and_validation_change_nothing() -> None:
+    """With a seed of the module nothing does; without, a loader's own draw of a seed is all."""
+    for seed, others in ((3, [(0, True), (2, True), (0, False)]), (None, [(0, True), (2, True)])):
+        trained = []
+        for sanity, validated in others:
+            trained.append(model(dropout=0.5))
+            torch.manual_seed(1)
+            sets = [loader(), *([DataLoader(data(), 5)] if validated else [])]
+            trainer(max_epochs=2, num_sanity_val_steps=sanity).fit(ISNetModule(trained[-1], lr=0.01, seed=seed), *sets)
+        for other in trained[1:]:
+            assert_close(trained[0], other, 0)
 
 
 # ---- checkpoints and scores
@@ -236,9 +273,8 @@ def test_scores_and_predictions() -> None:
     shares = (heatmap.abs() * (1 - masks)).sum((1, 2, 3)) / heatmap.abs().sum((1, 2, 3))
     assert found["test_background_share"] == pytest.approx(shares.mean().item(), rel=1e-5)
     several = training.test(module, [DataLoader(images, 5), DataLoader(data(), 4)], verbose=False)
-    assert [sum("background" in name for name in part) for part in several] == [1, 1] or sum(
-        "background_share/dataloader_idx_" in name for part in several for name in part
-    ) == 2
+    names = {name for part in several for name in part if "background" in name}
+    assert names == {f"test_background_share/dataloader_idx_{number}" for number in range(2)}
     for batches in (DataLoader(images, 4), DataLoader(images.tensors[0], 4)):  # type: ignore[arg-type]
         parts = training.predict(module, batches)
         assert len(parts) == 3 and torch.equal(torch.cat([part["heatmap"] for part in parts])[3:7], heatmap)
@@ -280,7 +316,7 @@ def test_the_training_set_is_told_the_epoch() -> None:
     assert seen == 12 * [0] + 12 * [1] + 12 * [2]
 
 
-def test_images_of_a_folder(tmp_path: Path) -> None:
+def test_images_of_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = ISNetDataModule(squares(tmp_path), size=SIDE, channels=1, batch_size=4, augment={"flip": 0.5}, seed=1)
     assert images.config.classes == ("dark", "light") and images.for_module["image_shape"] == [1, SIDE, SIDE]
     net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
@@ -291,16 +327,17 @@ def test_images_of_a_folder(tmp_path: Path) -> None:
     assert 0 <= found["test_background_share"] <= 1
     orders = []
     for epoch in range(2):
-        images.train_dataloader().sampler.set_epoch(epoch)  # type: ignore[attr-defined]
-        parts = [EpochOrder(data(), 7, 2, rank) for rank in range(2)]
-        for part in parts:
-            part.set_epoch(epoch)
-        ours, theirs = (list(part) for part in parts)
-        whole = EpochOrder(data(), 7)
-        whole.set_epoch(epoch)
-        assert [row for pair in zip(ours, theirs, strict=True) for row in pair] == list(whole)
-        orders.append(list(whole))
-    assert orders[0] != orders[1] and sorted(orders[0]) == list(range(12))
+        parts = []
+        for world in (World(), World(0, 2), World(1, 2)):
+            monkeypatch.setattr(loading, "current_world", lambda world=world: world)
+            order = EpochOrder(data(13), 7)
+            order.set_epoch(epoch)
+            parts.append(list(order))
+            assert len(order) == len(parts[-1])
+        whole, *shared = parts
+        assert [row for pair in zip(*shared, strict=True) for row in pair] == whole[:12]
+        orders.append(whole)
+    assert orders[0] != orders[1] and sorted(orders[0]) == list(range(13))
 
 
 def test_faulty_settings(tmp_path: Path) -> None:

@@ -17,26 +17,31 @@ from isnet.data import Example
 from isnet.data.table import TRAIN, VALIDATION
 from isnet.lightning.module import tell_epoch
 from isnet.runs.data import RunData, load_data, with_classes
+from isnet.training.distributed import current_world
 
 
 class EpochOrder(DistributedSampler[Any]):
     """The order in which :func:`isnet.training.fit` takes the images: another one in each epoch, by seed and epoch.
 
+    Processes that train together share the images: with batches of one size each has every n-th image of the batch that they have together.
+
     Args:
         dataset: The images.
         seed: Of the run.
-        num_replicas: Processes that share them.
-        rank: The number of this one.
     """
 
-    def __init__(self, dataset: Dataset[Any], seed: int = 0, num_replicas: int = 1, rank: int = 0) -> None:
-        super().__init__(dataset, num_replicas, rank, seed=seed, drop_last=True)
+    def __init__(self, dataset: Dataset[Any], seed: int = 0) -> None:
+        # A DistributedSampler for Lightning, which would put its own order in place of others; who shares is looked up when it is known.
+        super().__init__(dataset, num_replicas=1, rank=0, seed=seed, drop_last=True)
 
     def __iter__(self) -> Iterator[int]:
+        world, images = current_world(), len(cast(Sized, self.dataset))
         generator = torch.Generator().manual_seed(stream_seed(self.seed, "order", self.epoch))
-        order = torch.randperm(len(cast(Sized, self.dataset)), generator=generator)
-        # With batches of one size a process has every n-th image of each batch that they have together.
-        return iter(order[self.rank :: self.num_replicas][: len(self)].tolist())
+        order = torch.randperm(images, generator=generator).tolist()
+        return iter(order[world.rank :: world.size][: len(self)])
+
+    def __len__(self) -> int:
+        return len(cast(Sized, self.dataset)) // current_world().size
 
 
 class ISNetDataModule(lightning.LightningDataModule):
@@ -76,10 +81,8 @@ class ISNetDataModule(lightning.LightningDataModule):
             self.data = load_data(self.config, seed=self.seed, need_masks=(TRAIN, VALIDATION), progress=False)
 
     def train_dataloader(self) -> DataLoader[Example]:
-        images, epoch, (rank, world) = self._sets.train, 0, (0, 1)
-        if self.trainer is not None:
-            epoch, rank, world = self.trainer.current_epoch, self.trainer.global_rank, self.trainer.world_size
-        order = EpochOrder(images, self.seed, world, rank)
+        images, epoch = self._sets.train, 0 if self.trainer is None else self.trainer.current_epoch
+        order = EpochOrder(images, self.seed)
         order.set_epoch(epoch)  # now, as for the images: a loader's processes start before the trainer tells the epoch
         tell_epoch(images, epoch)
         return DataLoader(images, self.batch_size, sampler=order, drop_last=True, num_workers=self.workers)

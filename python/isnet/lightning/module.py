@@ -204,7 +204,7 @@ class ISNetModule(lightning.LightningModule):
             sums = self.trainer.strategy.reduce(torch.tensor([total, count], device=self.device), reduce_op="sum")
             if sums[1] > 0:
                 which = f"/dataloader_idx_{dataset}" if len(self._shares) > 1 else ""
-                self.log(f"{stage}_background_share{which}", sums[0] / sums[1], prog_bar=True, sync_dist=True)
+                self.log(f"{stage}_background_share{which}", sums[0] / sums[1], prog_bar=True, add_dataloader_idx=False)
 
 
 def _built(name: str, arguments: Mapping[str, Any], shape: Sequence[int] | None, classes: int | None) -> nn.Module:
