@@ -241,7 +241,7 @@ def _request(
     require_use(settings, typed)
     _require_use_in(read, settings, config)
     if not print_config:
-        _require_trusted(settings, typed, trust or (), config if read else (folder or Path()) / CONFIG_NAME)
+        _require_trusted(settings, typed, trust or (), config if read and config else (folder or Path()) / CONFIG_NAME)
     return Request(folder, settings, device, resume, overwrite, print_config, dry_run, quiet, tuple(trust or ()))
 
 

@@ -237,7 +237,7 @@ def load_run(
     differences = _differences(trained, ours) if "data" in trained else []
     if differences:
         raise CheckpointError(
-            f"{path} was trained with other settings than {CONFIG_NAME} has ({'; '.join(differences)})"
+            f"{path} was trained with other settings than {folder / CONFIG_NAME} has ({'; '.join(differences)})"
         )
     model = build_model(config)
     load_state(model, state, path)

@@ -62,6 +62,7 @@ def train_run(
     """
     data = data or load_run_data(config, progress=progress)
     # Now: before the run has a folder, and not after tuning.
+    require_room(Path(folder), config, resume=resume, overwrite=overwrite)
     network = checked_network(config, data, current_world(), device)
     with _opened(Path(folder), config, network, resume=resume, overwrite=overwrite) as (folder, config):
         criterion = None
@@ -106,6 +107,7 @@ def tune_run(
     """
     require_measurable(config)
     data = data or load_run_data(config, progress=progress)
+    require_room(Path(folder), config, resume=resume, overwrite=overwrite)
     network = checked_network(config, data, current_world(), device)
     with _opened(Path(folder), config, network, resume=resume, overwrite=overwrite) as (folder, config):
         _measure(folder, config, data, device=device, resume=resume, progress=progress)
@@ -117,7 +119,6 @@ def _opened(
     folder: Path, config: RunConfig, network: nn.Module, *, resume: bool, overwrite: bool
 ) -> Iterator[tuple[Path, RunConfig]]:
     """The folder of a run, in which nothing else writes, and its settings as they are kept there."""
-    require_room(folder, config, resume=resume, overwrite=overwrite)  # first: it leaves no new folder behind
     with one_writer(folder):
         require_room(folder, config, resume=resume, overwrite=overwrite)
         found = contents(config)

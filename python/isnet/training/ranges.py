@@ -243,7 +243,7 @@ def load_ranges(path: str | os.PathLike[str]) -> dict[str, NaturalRange]:
         place = ".".join(map(str, first["loc"])) or "the whole"
         raise ValueError(f"{path}: {place}: {first['msg']}: no natural ranges of relevance") from error
     for name, layer in found.items():
-        lengths = {len(layer[key]) for key in ("c1", "c2", "mean", "std")}  # type: ignore[literal-required]
+        lengths = {len(layer[key]) for key in ("c1", "c2", "mean", "std")}
         if len(lengths) != 1 or not all(0 < c1 < c2 for c1, c2 in zip(layer["c1"], layer["c2"], strict=True)):
             raise ValueError(f"{path}: {name}: expected 0 < c1 < c2 for each map, got {layer['c1']} and {layer['c2']}")
     return {name: NaturalRange(**layer) for name, layer in found.items()}
