@@ -119,7 +119,7 @@ def test_same_weights_as_the_own_loop(variant: str, options: dict[str, Any], how
 @pytest.mark.parametrize("warmup", [0, 1])
 def test_measured_ranges(warmup: int, tmp_path: Path) -> None:
     start = model()
-    before, network = copy.deepcopy(start), None
+    before = copy.deepcopy(start)
     callbacks: list[Any] = [MeasureRanges(2), *([WarmUp(1)] if warmup else [])]
     module = ISNetModule(start, lr=0.01, seed=3)
     training = trainer(max_epochs=2 + warmup, gradient_clip_val=1.0, callbacks=callbacks)
@@ -223,11 +223,7 @@ def test_sanity_checks_and_validation_change_nothing() -> None:
 
 
 def test_a_named_model_is_loaded_without_arguments(tmp_path: Path) -> None:
-    given: dict[str, Any] = {
-        "image_shape": (1, 16, 16),
-        "num_classes": 3,
-        "model_args": {"spatial_dims": 2, "channels": [2, 3], "strides": [2]},
-    }
+    given: dict[str, Any] = {"image_shape": (1, 16, 16), "num_classes": 3}
     name = "monai:DenseNet"
     given["model_args"] = {"init_features": 4, "growth_rate": 2, "block_config": [1, 1]}
     module = ISNetModule(name, isnet={"variant": "dual", "input_range": (0.0, 1.0)}, loss={"p": 0.3}, lr=0.02, **given)

@@ -91,7 +91,7 @@ class MeasureRanges(Callback):
         before = [callback for callback in trainer.callbacks if isinstance(callback, WarmUp)]  # type: ignore[attr-defined]
         if module.ranges or any(trainer.current_epoch < callback.epochs for callback in before):
             return
-        if module.hparams["loss"] and {"c1", "c2"} & module.hparams["loss"].keys():
+        if {"c1", "c2"} & module.loss_options.keys():
             raise ValueError("MeasureRanges: loss has c1 and c2, so that there is nothing to measure; leave them out")
         loader: Any = trainer.train_dataloader
         size = getattr(loader, "batch_size", None) or getattr(

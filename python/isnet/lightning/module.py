@@ -85,8 +85,8 @@ class ISNetModule(lightning.LightningModule):
         if isinstance(model, str):
             model = _built(model, model_args or {}, image_shape, num_classes)
         self.network = ISNet(model, **{"generator": torch.Generator(), **(isnet or {})})
-        self._loss = dict(loss or {})
-        self.criterion = ISNetLoss(**self._loss)
+        self.loss_options = dict(loss or {})
+        self.criterion = ISNetLoss(**self.loss_options)
         self.lr, self.weight_decay, self.heatmap_every, self.seed = lr, weight_decay, heatmap_every, seed
         self.explained_images = explained_images
         self.ranges: dict[str, NaturalRange] = {}
@@ -150,7 +150,7 @@ class ISNetModule(lightning.LightningModule):
         """Puts C1 and C2 of each supervised layer into the loss; checkpoints keep them."""
         self.ranges = dict(ranges)
         bounds = {key: {name: getattr(found, key) for name, found in ranges.items()} for key in ("c1", "c2")}
-        self.criterion = ISNetLoss(**{**self._loss, **bounds})
+        self.criterion = ISNetLoss(**{**self.loss_options, **bounds})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self.ranges:

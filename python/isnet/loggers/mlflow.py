@@ -13,6 +13,7 @@ import numpy.typing as npt
 from isnet.loggers.base import Logger, Names, Outcome, RunInfo
 
 _STATUS = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
+_LOCAL = ("sqlite:///", "file:", "/")
 _BATCH = 100  # parameters in one call
 _LONGEST = 6000  # characters of a parameter
 
@@ -35,6 +36,8 @@ class MLflow(Logger):
             not mlflow.is_tracking_uri_set()
         ):  # then it follows the current folder, which may be another one when resumed
             uri = state["uri"] = (kept or {}).get("uri", uri)
+            if not uri.startswith(_LOCAL):  # a folder of somebody else's must not choose whom a run is sent to
+                raise ValueError(f"expected a store in files, got {uri!r}; name a server by MLFLOW_TRACKING_URI")
         # A client of our own: mlflow.start_run would take over a run that the caller has open.
         self._client = mlflow.MlflowClient(uri)
         if kept is None:

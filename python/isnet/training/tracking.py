@@ -14,6 +14,7 @@ from isnet._files import read_json, write_json
 from isnet.loggers import LOGGERS, Logger, Outcome, RunInfo, require_packages
 
 STATE_NAME = "loggers.json"
+_LONGEST = 400  # characters of an error that is told
 _COUNT = "entries"  # in a logger's state: how many of the log it has
 
 
@@ -60,7 +61,7 @@ class Tracking:
             except Exception as error:
                 if kept is None:
                     self.close("failed")
-                    raise RuntimeError(f"--logger {name}: cannot be started ({_first_line(error)})") from error
+                    raise RuntimeError(f"--logger {name}: cannot be started ({_told(error)})") from error
                 _warn(name, error)
                 continue
             self._running[name], self._states[name] = logger, {**state, _COUNT: count}
@@ -89,9 +90,7 @@ class Tracking:
             pixels = draw()
         except Exception as error:
             self._draws = False
-            warnings.warn(
-                f"pictures for the loggers cannot be drawn, and are left out ({_first_line(error)})", stacklevel=2
-            )
+            warnings.warn(f"pictures for the loggers cannot be drawn, and are left out ({_told(error)})", stacklevel=2)
             return
         for key in tuple(self._running):
             self._try(key, lambda logger: logger.picture(name, pixels, self._step))
@@ -165,10 +164,10 @@ def _states(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def _warn(name: str, error: Exception) -> None:
-    warnings.warn(
-        f"logger {name} failed and is left out from here on; training goes on ({_first_line(error)})", stacklevel=3
-    )
+    warnings.warn(f"logger {name} failed and is left out from here on; training goes on ({_told(error)})", stacklevel=3)
 
 
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+def _told(error: Exception) -> str:
+    """What an error says, in one line."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text if len(text) <= _LONGEST else f'{text[:_LONGEST]}...'}"
