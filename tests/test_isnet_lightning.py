@@ -21,9 +21,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from isnet import ISNet, ISNetLoss
 from isnet.factories import FactoryError
 from isnet.lightning import EpochOrder, ISNetDataModule, ISNetModule, MeasureRanges, WarmUp
-from isnet.lightning import data as loading
 from isnet.training import fit
-from isnet.training.distributed import World
 from isnet.training.ranges import tune
 
 QUIET = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
@@ -70,14 +68,12 @@ def assert_close(one: nn.Module, other: nn.Module, tolerance: float = 1e-6) -> N
         torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
 
 
-def own_loop(
-    start: nn.Module, variant: str = "selective", loss: dict[str, Any] | None = None, **options: Any
-) -> nn.Module:
+def own_loop(start: nn.Module, variant: str = "selective", **options: Any) -> nn.Module:
     """The same training by isnet's own loop."""
     trained = copy.deepcopy(start)
     config = train_config(**{"batch_size": 4, "lr": 0.01, "epochs": 2, "clip_norm": 1.0, **options})
     network = ISNet(trained, variant, generator=torch.Generator())
-    fit(network, data(), config, criterion=ISNetLoss(p=config.loss.p, **(loss or {})), progress=False)
+    fit(network, data(), config, criterion=ISNetLoss(p=config.loss.p), progress=False)
     return trained
 
 
@@ -206,6 +202,20 @@ def test_interrupted_and_resumed(tmp_path: Path, folder: bool) -> None:
     assert training.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.003)
 
 
+def test_schedules_go_on_below_after_the_warm_up() -> None:
+    class Scheduled(ISNetModule):
+        def configure_optimizers(self) -> Any:
+            optimizer = super().configure_optimizers()
+            return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 2, 0.5)]
+
+        def on_train_batch_start(self, *_: Any) -> None:
+            rates.append(round(self.optimizers().param_groups[0]["lr"], 9))  # type: ignore[union-attr]
+
+    rates: list[float] = []
+    trainer(max_epochs=4, callbacks=[WarmUp(1, lr_factor=0.1)]).fit(Scheduled(model(), lr=0.08), loader(size=12))
+    assert rates == [0.08, 0.008, 0.004, 0.004]
+
+
 def test_sanity_checks_and_validation_change_nothing() -> None:
     """With a seed of the module nothing does; without, a loader's own draw of a seed is all."""
     for seed, others in ((3, [(0, True), (2, True), (0, False)]), (None, [(0, True), (2, True)])):
@@ -310,30 +320,6 @@ seen: list[int] = []
 def test_the_training_set_is_told_the_epoch() -> None:
     trainer(max_epochs=3).fit(ISNetModule(model()), DataLoader(Told(*data().tensors), batch_size=6))
     assert seen == 12 * [0] + 12 * [1] + 12 * [2]
-
-
-def test_images_of_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    images = ISNetDataModule(squares(tmp_path), size=SIDE, channels=1, batch_size=4, augment={"flip": 0.5}, seed=1)
-    assert images.config.classes == ("dark", "light") and images.for_module["image_shape"] == [1, SIDE, SIDE]
-    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
-    module, training = ISNetModule(net, isnet=images.for_module["isnet"]), trainer(max_epochs=2)
-    training.fit(module, datamodule=images)
-    assert "val_background_share" in training.callback_metrics
-    (found,) = training.test(module, datamodule=images, verbose=False)
-    assert 0 <= found["test_background_share"] <= 1
-    orders = []
-    for epoch in range(2):
-        parts = []
-        for world in (World(), World(0, 2), World(1, 2)):
-            monkeypatch.setattr(loading, "current_world", lambda world=world: world)
-            order = EpochOrder(data(13), 7)
-            order.set_epoch(epoch)
-            parts.append(list(order))
-            assert len(order) == len(parts[-1])
-        whole, *shared = parts
-        assert [row for pair in zip(*shared, strict=True) for row in pair] == whole[:12]
-        orders.append(whole)
-    assert orders[0] != orders[1] and sorted(orders[0]) == list(range(13))
 
 
 def test_faulty_settings(tmp_path: Path) -> None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
 import sys
+import time
 import types
 from pathlib import Path
+from typing import Any
 
 import pytest
 from logged_runs import Memory, assert_weights, config_of, expected, memory, trained  # noqa: F401
@@ -84,8 +87,16 @@ def test_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(pictures) == 3
 
 
-def records(path: Path) -> bytes:
-    """What is in a file of wandb's: blocks of 32 KiB, in which each piece has a header of 7 bytes that ends in its length and kind."""
+def records(path: Path, awaited: str) -> bytes:
+    """What is in a file of wandb's, once its service, which works on after ``finish``, has written what is awaited."""
+    until = time.monotonic() + 60
+    while awaited.encode() not in (found := _records(path)) and time.monotonic() < until:
+        time.sleep(0.1)
+    return found
+
+
+def _records(path: Path) -> bytes:
+    """Blocks of 32 KiB, in which each piece has a header of 7 bytes that ends in its length and kind."""
     content, place, found = path.read_bytes(), 7, b""
     while place + 7 <= len(content):
         if 32768 - place % 32768 < 7:
@@ -100,7 +111,7 @@ def test_wandb(tmp_path: Path) -> None:
     log = trained(config_of("wandb"), tmp_path / "run")
     (first,) = (tmp_path / "run" / "wandb").glob("offline-run-*")
     name = json.loads((tmp_path / "run" / STATE_NAME).read_text())["wandb"]["id"]
-    written = records(first / f"run-{name}.wandb")
+    written = records(first / f"run-{name}.wandb", repr(log[-2]["loss"]))
     assert [key for key, _, _ in expected(log) if key.encode() not in written] == [] and b"train.batch_size" in written
     assert len(list((first / "files" / "media" / "images").glob("heatmaps_*.png"))) == 2
     mine = wandb.init(dir=tmp_path, settings=wandb.Settings(silent=True))
@@ -108,8 +119,8 @@ def test_wandb(tmp_path: Path) -> None:
     assert wandb.run is mine, "a run that the caller has open"
     mine.finish()
     (second,) = set((tmp_path / "run" / "wandb").glob("offline-run-*")) - {first}
-    later = records(second / f"run-{name}.wandb")
     losses = {entry["step"]: f"{entry['loss']!r}".encode() for entry in log if entry["kind"] == "step"}
+    later = records(second / f"run-{name}.wandb", losses[9].decode())
     assert losses[4] in written and losses[4] not in later and losses[9] in later
 
 
@@ -172,6 +183,20 @@ def test_a_logger_that_cannot_start(tmp_path: Path, memory: type[Memory]) -> Non
     memory.broken.clear()
     log = trained(config_of("memory", epochs=4), tmp_path / "run", resume=True)
     assert {value for run in memory.runs for value in getattr(run, "values", [])} == set(expected(log))
+
+
+def test_a_stopped_run_says_so_and_goes_on(tmp_path: Path, memory: type[Memory]) -> None:
+    class Stopping(Dying):
+        def __getitem__(self, index: int) -> Any:
+            if len(self.seen) == 56:  # in the second epoch
+                os.kill(os.getpid(), signal.SIGINT)
+            return super().__getitem__(index)
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(config_of("memory"), tmp_path, data=Stopping(blobs(48), 999))
+    assert memory.runs[0].outcome == "stopped"
+    log = trained(config_of("memory"), tmp_path, resume=True)
+    assert memory.runs[0].values + memory.runs[1].values == expected(log)
 
 
 def test_a_logger_that_comes_later_gets_what_was_before(tmp_path: Path, memory: type[Memory]) -> None:
