@@ -154,7 +154,7 @@ torch.save(found, f"{sys.argv[1]}/{training.global_rank}.pt")
 """
 
 
-@pytest.mark.parametrize("how", ["plain", "tuned"])
+@pytest.mark.parametrize("how", ["plain", pytest.param("tuned", marks=pytest.mark.slow)])
 def test_in_two_processes(tmp_path: Path, how: str) -> None:
     (tmp_path / "script.py").write_text(SCRIPT)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
