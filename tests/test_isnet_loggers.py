@@ -208,7 +208,15 @@ def test_a_logger_that_comes_later_gets_what_was_before(tmp_path: Path, memory: 
 
 
 @pytest.mark.parametrize(
-    "state", ['{"memory": 3}', '{"memory": {"id": "a"}}', "[]", '{"memory": {"id": 2, "entries": 1}}', "{"]
+    "state",
+    [
+        '{"memory": 3}',
+        '{"memory": {"id": "a"}}',
+        '{"memory": {"entries": -9}}',
+        "[]",
+        '{"memory": {"id": 2, "entries": 1}}',
+        "{",
+    ],
 )
 def test_a_damaged_note(tmp_path: Path, memory: type[Memory], state: str) -> None:
     trained(config_of("memory"), tmp_path)

@@ -77,7 +77,7 @@ def fit(
         classification_loss: (logits, labels) -> scalar, a mean over the images; for validation, too.
         input_range: Pixel range of the noise in the warm-up.
         validation: Data sets whose accuracy is logged after each epoch. ``monitor`` is computed on the first.
-        run_dir: Folder for the log and the checkpoints; None keeps nothing on disk.
+        run_dir: Folder for the log and the checkpoints; None keeps nothing on disk, nor in loggers.
         resume: Continue from the checkpoint in ``run_dir`` if there is one.
         observer: Gets the heatmaps of the last epoch, in which they are not penalised; ``criterion`` may then be None.
         title: What is trained, as it is shown.
@@ -97,6 +97,8 @@ def fit(
             constant schedule, ``epochs`` may change, though not to fewer than were trained).
         Interrupted: SIGINT, SIGTERM or SIGUSR1 came; the state after the last step was saved in ``run_dir``. A second SIGINT raises
             KeyboardInterrupt at once, and the checkpoint is the one before. Without ``run_dir`` signals act as always.
+        ModuleNotFoundError: the package of a logger is missing.
+        RuntimeError: a logger cannot be started for a new run.
         NonFiniteLossError: loss or gradient not finite; the batch is saved in ``run_dir``.
     """
     validation = validation or {}

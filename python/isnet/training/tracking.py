@@ -155,6 +155,7 @@ def _states(path: Path) -> dict[str, dict[str, Any]]:
     good = isinstance(found, dict) and all(
         isinstance(state, dict)
         and type(state.get(_COUNT)) is int
+        and state[_COUNT] >= 0
         and all(isinstance(value, str) for key, value in state.items() if key != _COUNT)
         for state in found.values()
     )
