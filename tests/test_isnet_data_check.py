@@ -101,8 +101,14 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, tuple[str, int]]]] = {
     "other bytes": ({"images/train/b/5.png": AS_BMP}, {**SAME, "label-conflict": ("error", 1)}),
     "another split": ({"images/test/a/5.png": THIRD}, {**SAME, "duplicates-across-splits": ("warning", 1)}),
     "the same split": ({"images/train/a/5.png": THIRD}, {**SAME, "duplicates": ("warning", 1)}),
-    "nearly black": ({"images/train/a/0.png": encoded(SPECK)}, {**SAME, "nearly-black": ("warning", 1)}),
-    "saturated": ({"images/train/a/0.png": encoded(255 - SPECK)}, {**SAME, "saturated": ("warning", 1)}),
+    "nearly black": (
+        {"images/train/a/0.png": encoded(SPECK)},
+        {**SAME, "nearly-black": ("warning", 1), "images-like-masks": ("warning", 1)},
+    ),
+    "saturated": (
+        {"images/train/a/0.png": encoded(255 - SPECK)},
+        {**SAME, "saturated": ("warning", 1), "images-like-masks": ("warning", 1)},
+    ),
     "colour in a class": (
         {f"images/train/a/{n}.png": noise(n, SIDE, SIDE, 3) for n in range(12)},
         {**SAME, "colour-and-grey": ("warning", 0)},

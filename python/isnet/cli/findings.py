@@ -78,7 +78,7 @@ def show(data: object, table: ImageTable, facts: Sequence[Facts], findings: Sequ
     narrow.print(_table(_COLUMNS, map(_class_row, statistics(Seen(table, facts)))))
     rate = f" ({len(facts) / seconds:.0f} images/s)" if seconds > 0 else ""
     narrow.print("fore, border: foreground among all and among the outermost pixels of the masks;")
-    narrow.print("medians (lowest to highest). mean: of the pixels in [0, 1].")
+    narrow.print(f"medians (lowest to highest). mean: of the pixels in [0, 1]{_pixels(facts)}.")
     narrow.print(f"Read in {seconds:.1f} s{rate}.")
 
 
@@ -113,6 +113,15 @@ def _percent(found: Mapping[str, float] | None) -> str:
         return "-"
     low, middle, high = (f"{100 * found[name]:.0f}" for name in ("min", "median", "max"))
     return middle if low == high else f"{middle} ({low}-{high})"
+
+
+def _pixels(facts: Sequence[Facts]) -> str:
+    """The range of all pixels, as the end of a sentence."""
+    readable = [seen for seen in facts if seen.size is not None]
+    if not readable:
+        return ""
+    low, high = min(seen.lowest for seen in readable), max(seen.highest for seen in readable)
+    return f", which are {low:.2g} to {high:.2g}"
 
 
 def _range(found: Mapping[str, float]) -> str:

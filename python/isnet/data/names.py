@@ -16,6 +16,8 @@ _SPLIT_NAMES = {
     VALIDATION: VALIDATION,
     "val": VALIDATION,
     "valid": VALIDATION,
+    "validate": VALIDATION,
+    "dev": VALIDATION,
 }
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)")
 _TEST_NAMES = ("test", "testing")
@@ -91,7 +93,7 @@ def bit(text: str, where: str) -> int:
     except (ValueError, TypeError, RecursionError):
         value = float("nan")
     if value not in (0.0, 1.0):
-        raise DataError(f"{where}: a label must be 0 or 1, got {text!r}")
+        raise DataError(f"{where}: a label must be 0 or 1, got {text!r}; write one of them, or leave the row out")
     return int(value)
 
 

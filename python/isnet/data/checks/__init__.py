@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from isnet.data.checks.contents import aspect_ratios, brightness, colour, duplicates, sizes
+from isnet.data.checks.contents import aspect_ratios, brightness, colour, duplicates, like_masks, ranges, sizes
 from isnet.data.checks.labels import (
     alike_missing,
     classes_in_tests,
@@ -24,6 +24,7 @@ from isnet.data.checks.seen import Seen
 from isnet.data.checks.statistics import statistics
 from isnet.data.facts import Facts, Problem
 from isnet.data.findings import SEVERITIES, Finding, counted
+from isnet.data.masked_images import NO_MASK
 from isnet.data.table import ImageTable
 
 Check = Callable[[Seen], Iterator[Finding]]
@@ -49,6 +50,8 @@ FACT_CHECKS: tuple[Check, ...] = (
     same_masks,
     unmasked_tests,
     brightness,
+    ranges,
+    like_masks,
     colour,
     sizes,
     aspect_ratios,
@@ -69,6 +72,12 @@ def check(table: ImageTable, facts: Sequence[Facts] | None = None) -> list[Findi
     return sorted(found, key=lambda finding: SEVERITIES.index(finding.severity))
 
 
+_WHERE = (
+    "A mask has the name of its image, in a folder masks or one that --masks names; a manifest has a column mask. --segmenter makes masks, "
+    "--mask-policy skip leaves such images out, and a standard network needs none"
+)
+
+
 def unusable(problems: Iterable[Problem]) -> list[Finding]:
     """Images and masks that cannot be used, as findings."""
     problems = list(problems)
@@ -79,7 +88,8 @@ def unusable(problems: Iterable[Problem]) -> list[Finding]:
     ):
         texts = tuple(problem.text for problem in problems if problem.trouble == trouble)
         if texts:
-            remedy = "Mend or remove them, or train with --mask-policy skip"
+            absent = any(text.endswith(NO_MASK) for text in texts)
+            remedy = _WHERE if absent else "Mend or remove them, or train with --mask-policy skip"
             found.append(Finding(code, "error", f"{counted(len(texts), what)} missing or unusable", texts, remedy))
     return found
 
