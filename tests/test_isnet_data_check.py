@@ -20,6 +20,7 @@ from isnet import cli
 from isnet.data import FileRef, ImageTable, MaskedImages, Record, check, examine, read_table
 from isnet.data.checks import FACT_CHECKS, TABLE_CHECKS
 from isnet.data.checks.seen import gives_away
+from isnet.data.findings import Finding, sentences
 
 SIDE = 16
 
@@ -189,6 +190,31 @@ def test_findings_of_tables() -> None:
     assert told["joined-labels"].examples == ("a | b",) and len(told) == 1
     same = ImageTable((Record(FileRef(Path("x")), 0, FileRef(Path("x"))),), ("a",))
     assert {"mask-is-image", "single-class", "small-classes"} == {finding.code for finding in check(same)}
+
+
+def test_names_that_are_alike_and_columns_that_may_be_meant(tmp_path: Path) -> None:
+    cells = [(f"{n}.png", "ab"[n % 2], ("P1", "p1", "2", "02")[n % 4], ("UKE", "Uke ")[n // 12]) for n in range(24)]
+    lay(tmp_path, {f"{n}.png": png(n, SIDE) for n in range(24)})
+    rows = [
+        "image,label,group,source,split,Lung mask",
+        *(",".join((*row, ("nan", "train")[int(row[0][:-4]) < 20], "m.png")) for row in cells),
+    ]
+    (tmp_path / "set.csv").write_text("\n".join(rows) + "\n")
+    told = checked(tmp_path / "set.csv", code=1)
+    alike = [finding["examples"] for finding in told["findings"] if finding["code"] == "names-alike"]
+    assert alike == [["'UKE' = 'Uke'"], ["'02' = '2'", "'P1' = 'p1'"]]
+    by_code = {finding["code"]: finding for finding in told["findings"]}
+    assert by_code["missing-value"]["text"].startswith("a split is called nan")
+    assert by_code["unread-columns"]["remedy"] == "If 'Lung mask' tells the mask, call it mask"
+
+
+def test_findings_are_wrapped_at_words_and_end_in_one_stop(tmp_path: Path) -> None:
+    lay(tmp_path, {name: content for name, content in plain().items() if "masks" not in name})
+    lines = run("data", "check", tmp_path, "--size", SIDE, code=1).splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith("error unusable-masks: "))
+    assert len(lines[start + 1]) > 40 and max(map(len, lines[start : start + 3])) <= 80
+    asked = Finding("x", "warning", "is that so?", ("a",), "Really?")
+    assert asked.line == "is that so: a. Really?" and sentences("one", "", "two?") == "one. two?"
 
 
 def test_what_gives_a_class_away_is_judged_without_the_image_itself() -> None:

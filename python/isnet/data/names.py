@@ -77,6 +77,14 @@ def require_distinct(names: Iterable[str], what: str, where: object) -> None:
             )
 
 
+def alike(names: Iterable[str]) -> list[tuple[str, ...]]:
+    """The names that :func:`require_distinct` would refuse, together with those that they are like."""
+    groups: dict[str, list[str]] = {}
+    for name in sorted_names(names):
+        groups.setdefault(_alike(name), []).append(name)
+    return [tuple(group) for group in groups.values() if len(group) > 1]
+
+
 def _alike(name: str) -> str:
     text = unicodedata.normalize("NFKC", name)
     text = "".join(char for char in text if unicodedata.category(char) not in ("Cf", "Cc"))

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from isnet.data.checks.contents import aspect_ratios, brightness, colour, duplicates, like_masks, ranges, sizes
 from isnet.data.checks.labels import (
     alike_missing,
+    alike_names,
     classes_in_tests,
     classes_in_training,
     groups_across_splits,
@@ -38,6 +39,7 @@ TABLE_CHECKS: tuple[Check, ...] = (
     groups_across_splits,
     sources_and_classes,
     alike_missing,
+    alike_names,
     joined_labels,
     mask_is_image,
     unread_columns,

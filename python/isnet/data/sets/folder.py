@@ -39,7 +39,8 @@ def read_folder(root: str | os.PathLike[str], masks: str | os.PathLike[str] | No
     ``root/CLASS/name.png`` or ``root/SPLIT/CLASS/name.png`` (split ``train``, ``validation`` or any name of a test set), with one folder
     ``images`` anywhere on the way; masks likewise with a folder ``masks``: ``root/masks/CLASS``, ``root/CLASS/masks``, ... Without any,
     ``name_mask.png`` (``_seg``, ...) beside ``name.png`` is its mask. :func:`isnet.data.sets.pairs.pair` says how names are compared.
-    Splits are sources, too. Links are followed; hidden files and folders are left out, and so are files that are no images, which ``findings`` tells.
+    Splits are sources, too. Links are followed; hidden files and folders are left out, and so are files that are no images, which
+    ``findings`` tells.
 
     Args:
         root: Folder of the images.

@@ -30,6 +30,7 @@ from isnet.data.table import ImageTable, Record
 COLUMNS = ("image", "mask", "label", "source", "split", "group")
 _SPLIT_FLAG = re.compile(r"is[ _-]?(train|valid|validation|val|test)(ing)?", re.IGNORECASE)
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
+_NO_NAME = re.compile(r"(Unnamed: \d+)?")  # pandas' name of a column without one
 _ALIKE = 0.75  # mass and mask, site and split are less similar than that
 # What others call them. They are not read: which of them is meant, only the user knows.
 _SYNONYMS = {
@@ -124,7 +125,7 @@ def _label_columns(path: Path, table: Rows, by_name: dict[str, str], labels: Seq
         return [found[tidy(name).casefold()] for name in labels]
     if "label" in by_name:
         return []
-    further = [name for name in table.columns if name not in by_name.values() and tidy(name)]
+    further = [name for name in table.columns if name not in by_name.values() and not _NO_NAME.fullmatch(tidy(name))]
     absent = [known for known in COLUMNS if known not in by_name]
     meant = [name for name in further if _meant(name, absent) or any(_is_synonym(name, known) for known in absent)]
     unlike = [name for name in further if not all(_is_bit(row.cells[table.columns.index(name)]) for row in table.rows)]

@@ -70,7 +70,8 @@ def _csv(path: Path, known: str) -> Rows:
         headers = {mark: _header(text, mark) for mark in _DELIMITERS}
         fitting = [mark for mark, names in headers.items() if known in [tidy(name).casefold() for name in names]]
         if not fitting:  # the error lists what the mark in most places separates
-            return Rows(tuple(max(headers.values(), key=lambda names: len(names))), [])
+            names = max(headers.items(), key=lambda item: len(item[1]))[1]
+            return Rows(tuple(names), [])
         found = list(_numbered(path, text, fitting[0]))
     finally:
         csv.field_size_limit(limit)
