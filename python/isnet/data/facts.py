@@ -20,11 +20,8 @@ from isnet.data.pixels import read_image
 Trouble = Literal["image", "mask"]
 Progress = Callable[[Iterable[int]], Iterable[int]]
 DARK, LIGHT = 0.02, 0.98  # pixels of [0, 1] beyond these show nothing
-_LEVELS, _END, _ENDS = (
-    8,
-    5,
-    0.98,
-)  # brightnesses of a mask; else how many of 256 at each end hold this share of the pixels
+_LEVELS = 8  # brightnesses of a mask, at most
+_END, _ENDS = 5, 0.98  # or: of 256 brightnesses so many at each end hold this share of the pixels
 _WORTH = 200  # images from which on further processes pay
 _MOST = 2  # of these processes
 
@@ -161,8 +158,7 @@ def _examined(images: MaskedImages, row: int) -> Facts:
         float(shown.mean()),
         float((shown <= DARK).float().mean()),
         float((shown >= LIGHT).float().mean()),
-        float(shown.min()),
-        float(shown.max()),
+        *map(float, torch.aminmax(shown)),
         _like_mask(shown),
         colour,
     )
@@ -175,8 +171,8 @@ def _examined(images: MaskedImages, row: int) -> Facts:
 
 def _like_mask(image: Tensor) -> bool:
     brightness = image.mean(0)
-    low, high = brightness.min(), brightness.max()
-    levels = ((brightness - low) * (255 / (high - low).clamp_min(1e-12))).round().int()
+    low, high = torch.aminmax(brightness)
+    levels = (brightness - low).mul_(255 / max(float(high - low), 1e-12)).add_(0.5).to(torch.uint8)
     counts = torch.bincount(levels.flatten(), minlength=256)
     ends = float(counts[:_END].sum() + counts[-_END:].sum()) / counts.sum().item()
     return int((counts > 0).sum()) <= _LEVELS or ends >= _ENDS

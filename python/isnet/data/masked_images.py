@@ -197,7 +197,9 @@ class MaskedImages(Dataset[tuple[Tensor, Tensor, Tensor]]):
         sizes = f"a mask of {_sides(mask)} pixels for an image of {_sides(image)} pixels ({record.image})"
         (rows, columns), (height, width) = mask.shape[1:], image.shape[1:]
         if abs(rows - height * columns / width) > max(1, 0.01 * rows):
-            raise MaskError(f"{record.mask}: {sizes}; the proportions differ, so that it cannot be resized")
+            turned = abs(columns - height * rows / width) <= max(1, 0.01 * columns)
+            why = "one of the two is turned by 90 degrees (EXIF orientation?)" if turned else "the proportions differ"
+            raise MaskError(f"{record.mask}: {sizes}; {why}, so that it cannot be resized")
         if not self.resize_masks:
             raise MaskError(f"{record.mask}: {sizes}; --resize-masks (resize_masks=True) brings it to that size")
         return F.interpolate(mask[None], (height, width), mode="nearest-exact")[0]

@@ -153,7 +153,9 @@ def _picture(file: FileRef, *, scaled: bool) -> Picture:
 def _guarded(file: FileRef, read: Callable[[Reader], Found]) -> Found:
     """What the reader of a file gives; every error becomes one line that names the file."""
     if not file.exists():
-        raise UnreadableFileError(f"{file}: no such file{_near(file)}")
+        raise UnreadableFileError(
+            f"{file}: {'a folder in place of a file' if file.path.is_dir() else 'no such file' + _near(file)}"
+        )
     reader = reader_of(file)
     try:
         length = file.path.stat().st_size if file.size is None else file.size
