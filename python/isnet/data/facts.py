@@ -158,7 +158,8 @@ def _examined(images: MaskedImages, row: int) -> Facts:
         float(shown.mean()),
         float((shown <= DARK).float().mean()),
         float((shown >= LIGHT).float().mean()),
-        *map(float, torch.aminmax(shown)),
+        float(shown.min()),
+        float(shown.max()),
         _like_mask(shown),
         colour,
     )
