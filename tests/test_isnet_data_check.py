@@ -264,7 +264,7 @@ def test_the_text_has_80_columns_and_shows_names_as_they_are(tmp_path: Path) -> 
     with (tmp_path / "set.csv").open("w", newline="") as file:
         csv.writer(file).writerows(rows)
     printed = run("data", "check", tmp_path / "set.csv", "--size", SIDE, "--preview", tmp_path / "p.png")
-    first = printed.splitlines()[1]
+    first = next(line for line in printed.splitlines() if line and not line.startswith("reading images"))
     assert first.startswith(f"{tmp_path}/set.csv: 1 note. It can be trained on.")
     for shown in ("[/red]", "[bold]x", ":smile:", "\\x1b[31mred", "\\u202eab", "a\\tb[/]"):
         assert shown in "".join(printed.split()), shown
