@@ -20,6 +20,7 @@ from isnet import cli
 from isnet.data import FileRef, ImageTable, MaskedImages, Record, check, examine, read_table
 from isnet.data.checks import FACT_CHECKS, TABLE_CHECKS
 from isnet.data.checks.seen import gives_away
+from isnet.data.findings import Finding, sentences
 
 SIDE = 16
 
@@ -101,8 +102,14 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, tuple[str, int]]]] = {
     "other bytes": ({"images/train/b/5.png": AS_BMP}, {**SAME, "label-conflict": ("error", 1)}),
     "another split": ({"images/test/a/5.png": THIRD}, {**SAME, "duplicates-across-splits": ("warning", 1)}),
     "the same split": ({"images/train/a/5.png": THIRD}, {**SAME, "duplicates": ("warning", 1)}),
-    "nearly black": ({"images/train/a/0.png": encoded(SPECK)}, {**SAME, "nearly-black": ("warning", 1)}),
-    "saturated": ({"images/train/a/0.png": encoded(255 - SPECK)}, {**SAME, "saturated": ("warning", 1)}),
+    "nearly black": (
+        {"images/train/a/0.png": encoded(SPECK)},
+        {**SAME, "nearly-black": ("warning", 1), "images-like-masks": ("warning", 1)},
+    ),
+    "saturated": (
+        {"images/train/a/0.png": encoded(255 - SPECK)},
+        {**SAME, "saturated": ("warning", 1), "images-like-masks": ("warning", 1)},
+    ),
     "colour in a class": (
         {f"images/train/a/{n}.png": noise(n, SIDE, SIDE, 3) for n in range(12)},
         {**SAME, "colour-and-grey": ("warning", 0)},
@@ -185,6 +192,31 @@ def test_findings_of_tables() -> None:
     assert {"mask-is-image", "single-class", "small-classes"} == {finding.code for finding in check(same)}
 
 
+def test_names_that_are_alike_and_columns_that_may_be_meant(tmp_path: Path) -> None:
+    cells = [(f"{n}.png", "ab"[n % 2], ("P1", "p1", "2", "02")[n % 4], ("UKE", "Uke ")[n // 12]) for n in range(24)]
+    lay(tmp_path, {f"{n}.png": png(n, SIDE) for n in range(24)})
+    rows = [
+        "image,label,group,source,split,Lung mask",
+        *(",".join((*row, ("nan", "train")[int(row[0][:-4]) < 20], "m.png")) for row in cells),
+    ]
+    (tmp_path / "set.csv").write_text("\n".join(rows) + "\n")
+    told = checked(tmp_path / "set.csv", code=1)
+    alike = [finding["examples"] for finding in told["findings"] if finding["code"] == "names-alike"]
+    assert alike == [["'UKE' = 'Uke'"], ["'02' = '2'", "'P1' = 'p1'"]]
+    by_code = {finding["code"]: finding for finding in told["findings"]}
+    assert by_code["missing-value"]["text"].startswith("a split is called nan")
+    assert by_code["unread-columns"]["remedy"] == "If 'Lung mask' tells the mask, call it mask"
+
+
+def test_findings_are_wrapped_at_words_and_end_in_one_stop(tmp_path: Path) -> None:
+    lay(tmp_path, {name: content for name, content in plain().items() if "masks" not in name})
+    lines = run("data", "check", tmp_path, "--size", SIDE, code=1).splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith("error unusable-masks: "))
+    assert len(lines[start + 1]) > 40 and max(map(len, lines[start : start + 3])) <= 80
+    asked = Finding("x", "warning", "is that so?", ("a",), "Really?")
+    assert asked.line == "is that so: a. Really?" and sentences("one", "", "two?") == "one. two?"
+
+
 def test_what_gives_a_class_away_is_judged_without_the_image_itself() -> None:
     assert gives_away([(n, n % 2) for n in range(40)]) is None  # each value once: nothing is told
     assert gives_away([(n % 2, n % 2) for n in range(40)]) == (1.0, 0.5)
@@ -232,7 +264,7 @@ def test_the_text_has_80_columns_and_shows_names_as_they_are(tmp_path: Path) -> 
     with (tmp_path / "set.csv").open("w", newline="") as file:
         csv.writer(file).writerows(rows)
     printed = run("data", "check", tmp_path / "set.csv", "--size", SIDE, "--preview", tmp_path / "p.png")
-    first = printed.splitlines()[1]
+    first = next(line for line in printed.splitlines() if line and not line.startswith("reading images"))
     assert first.startswith(f"{tmp_path}/set.csv: 1 note. It can be trained on.")
     for shown in ("[/red]", "[bold]x", ":smile:", "\\x1b[31mred", "\\u202eab", "a\\tb[/]"):
         assert shown in "".join(printed.split()), shown

@@ -197,7 +197,7 @@ PARQUET: dict[str, tuple[dict[str, list[Any]], list[tuple[Any, ...]] | str]] = {
     "no image": ({"image": ["a.png", None], "label": ["x", "y"]}, "row 3: no image"),
     "infinity": ({"image": ["a.png"], "label": [float("inf")]}, "row 2, label: expected a text or a finite number"),
     "lists": ({"image": ["a.png"], "label": [["x", "y"]]}, "row 2, label: expected a text or a number"),
-    "bytes": ({"image": [b"PNG"], "label": ["x"]}, "row 2, image: expected a text or a number"),
+    "bytes": ({"image": [b"PNG"], "label": ["x"]}, "row 2, image: the picture itself in place of a file's name"),
     "class": ({"image": ["a.png"], "class": [1]}, "(class? then call it label)"),
     "alike": ({"image": ["a.png", "b.png"], "label": ["x", "X y"], "split": ["Test", "test"]}, "splits 'Test' and"),
 }  # fmt: skip

@@ -207,7 +207,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "images outside of classes": (images("a/1.png", "1.png"), r"depths 1 \(1.png\), 2 \(a/1.png\)"),
     "mixed depths": (images("train/a/1.png", "b/1.png"), r"depths 2 \(b/1.png\), 3 \(train/a/1.png\)"),
     "too deep": (images("a/b/c/d/1.png"), r"depths 5 \(a/b/c/d/1.png\)"),
-    "splits without classes": (images("train/1.png", "Test/1.png"), "Test, train are splits, but hold images"),
+    "splits without classes": (images("train/1.png", "Test/1.png"), "Test, train: named as splits, but with images"),
     "two masks": (images("a/1.dcm", "masks/a/1.png", "masks/a/1.bmp"), r"a/1.dcm: two masks \(.*1.bmp, .*1.png\)"),
     "two masks in two folders": (images("a/1.png", "masks/a/1.png", "a/masks/1.png"), "a/1.png: two masks"),
     "two masks called so": (images("a/1.png", "masks/a/1_mask.png", "masks/a/1_mask.jpg"), "a/1.png: two masks"),

@@ -14,7 +14,7 @@ from rich.text import Text
 from isnet._text import Screen, visible
 from isnet.data import Facts, Finding, ImageTable, describe
 from isnet.data.checks import Seen, statistics
-from isnet.data.findings import SEVERITIES, counted
+from isnet.data.findings import SEVERITIES, counted, sentences
 
 SCHEMA = 1
 _WIDTH = 80
@@ -54,6 +54,7 @@ def to_json(
 def show(data: object, table: ImageTable, facts: Sequence[Facts], findings: Sequence[Finding], seconds: float) -> None:
     """Prints the verdict, the findings with their first examples, and tables of splits and classes."""
     screen = Screen()
+    narrow = Screen(width=min(screen.width, _WIDTH))
     counts = Counter(finding.severity for finding in findings)
     told = ", ".join(counted(counts[severity], severity) for severity in SEVERITIES if counts[severity])
     advice = {
@@ -64,21 +65,20 @@ def show(data: object, table: ImageTable, facts: Sequence[Facts], findings: Sequ
     screen.print(f"{data}: {told or 'nothing found'}. {advice}", soft_wrap=True)
     screen.print(f"{_usable(facts)} of {len(table.records)} images can be used as they are.", soft_wrap=True)
     for finding in findings:
-        remedy = f". {finding.remedy}" if finding.remedy else ""
         line = Text(f"\n{finding.severity}", style=_COLOURS[finding.severity])
-        screen.print(line + Text(f" {finding.code}: {visible(finding.text + remedy)}.", style=""), soft_wrap=True)
+        told = visible(sentences(finding.text, finding.remedy))
+        narrow.print(line + Text(f" {finding.code}: {told}", style=""))
         for example in finding.examples[:_NAMED]:
             screen.print(f"  {example}", soft_wrap=True)
         if len(finding.examples) > _NAMED:
             screen.print(f"  and {len(finding.examples) - _NAMED} more (--json FILE has all)", soft_wrap=True)
-    narrow = Screen(width=min(screen.width, _WIDTH))
     narrow.print()
     narrow.print(_table(("split", "source", "images", "groups"), _split_rows(table)))
     narrow.print()
     narrow.print(_table(_COLUMNS, map(_class_row, statistics(Seen(table, facts)))))
     rate = f" ({len(facts) / seconds:.0f} images/s)" if seconds > 0 else ""
     narrow.print("fore, border: foreground among all and among the outermost pixels of the masks;")
-    narrow.print("medians (lowest to highest). mean: of the pixels in [0, 1].")
+    narrow.print(f"medians (lowest to highest). mean: of the pixels in [0, 1]{_pixels(facts)}.")
     narrow.print(f"Read in {seconds:.1f} s{rate}.")
 
 
@@ -113,6 +113,15 @@ def _percent(found: Mapping[str, float] | None) -> str:
         return "-"
     low, middle, high = (f"{100 * found[name]:.0f}" for name in ("min", "median", "max"))
     return middle if low == high else f"{middle} ({low}-{high})"
+
+
+def _pixels(facts: Sequence[Facts]) -> str:
+    """The range of all pixels, as the end of a sentence."""
+    readable = [seen for seen in facts if seen.size is not None]
+    if not readable:
+        return ""
+    low, high = min(seen.lowest for seen in readable), max(seen.highest for seen in readable)
+    return f", which are {low:.2g} to {high:.2g}"
 
 
 def _range(found: Mapping[str, float]) -> str:

@@ -20,6 +20,8 @@ from isnet.data.pixels import read_image
 Trouble = Literal["image", "mask"]
 Progress = Callable[[Iterable[int]], Iterable[int]]
 DARK, LIGHT = 0.02, 0.98  # pixels of [0, 1] beyond these show nothing
+_LEVELS = 8  # brightnesses of a mask, at most
+_END, _ENDS = 5, 0.98  # or: of 256 brightnesses so many at each end hold this share of the pixels
 _WORTH = 200  # images from which on further processes pay
 _MOST = 2  # of these processes
 
@@ -60,6 +62,8 @@ class Facts(NamedTuple):
         content: Digest of the decoded pixels and their shape; ``""``: it cannot be read.
         mean: Of the pixels, in [0, 1].
         dark, light: Shares of the pixels at most 0.02, and at least 0.98.
+        lowest, highest: Pixel.
+        like_mask: Whether it has at most 8 brightnesses, or next to nothing but its darkest and its lightest one.
         colour: Whether its channels differ; None where only one was read.
         mask: None if there is no usable one.
     """
@@ -71,6 +75,9 @@ class Facts(NamedTuple):
     mean: float = float("nan")
     dark: float = float("nan")
     light: float = float("nan")
+    lowest: float = float("nan")
+    highest: float = float("nan")
+    like_mask: bool = False
     colour: bool | None = None
     mask: MaskFacts | None = None
 
@@ -151,15 +158,25 @@ def _examined(images: MaskedImages, row: int) -> Facts:
         float(shown.mean()),
         float((shown <= DARK).float().mean()),
         float((shown >= LIGHT).float().mean()),
+        float(shown.min()),
+        float(shown.max()),
+        _like_mask(shown),
         colour,
     )
     try:
-        _, mask = images.fit(record, image)
-        if not bool(mask.any()):
-            return facts
-        return facts._replace(mask=_mask_facts(mask[0], images.reading(record)))
+        _, mask, reading = images.fit(record, image)
+        return facts._replace(mask=_mask_facts(mask[0], reading)) if bool(mask.any()) else facts
     except MaskError as error:
         return facts._replace(problem=Problem(row, "mask", str(error)))
+
+
+def _like_mask(image: Tensor) -> bool:
+    brightness = image.mean(0)
+    low, high = torch.aminmax(brightness)
+    levels = (brightness - low).mul_(255 / max(float(high - low), 1e-12)).add_(0.5).to(torch.uint8)
+    counts = torch.bincount(levels.flatten(), minlength=256)
+    ends = float(counts[:_END].sum() + counts[-_END:].sum()) / counts.sum().item()
+    return int((counts > 0).sum()) <= _LEVELS or ends >= _ENDS
 
 
 def _mask_facts(mask: Tensor, reading: MaskReading | None) -> MaskFacts:

@@ -33,7 +33,9 @@ class Finding:
     def line(self) -> str:
         """All of it in one line, with the first examples."""
         shown = some(self.examples, _NAMED)
-        return f"{self.text}{f': {shown}' if shown else ''}{f'. {self.remedy}' if self.remedy else ''}"
+        return sentences(f"{self.text.removesuffix('?')}: {shown}" if shown else self.text, self.remedy).removesuffix(
+            "."
+        )
 
     def to_json(self) -> dict[str, Any]:
         """As ``isnet data check --json`` writes it (docs/data.md)."""
@@ -44,6 +46,11 @@ class Finding:
             "examples": list(self.examples),
             "remedy": self.remedy,
         }
+
+
+def sentences(*texts: str) -> str:
+    """The texts that are not empty, each with its stop."""
+    return " ".join(text if text.endswith("?") else f"{text}." for text in texts if text)
 
 
 def some(names: Iterable[object], most: int = _NAMED) -> str:

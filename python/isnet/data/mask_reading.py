@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -55,8 +55,17 @@ class MaskReading(NamedTuple):
             return "what is not transparent"
         if self.threshold is not None:
             return f"what is brighter than {self.threshold:g}"
-        more = ", ..." if len(self.found) == _NAMED else ""
-        return f"{self.kind}: {', '.join(self.foreground) or 'none'} of {', '.join(self.found)}{more}"
+        more = ", ..." if len(self.found) >= _NAMED else ""
+        return f"{self.kind}: {_spans(self.foreground) or 'none'} of {_spans(self.found)}{more}"
+
+
+def _spans(names: Sequence[str]) -> str:
+    """Values in a line: ``0, 5-31, 255``."""
+    runs: list[list[str]] = []
+    for name in names:
+        follows = runs and name.isdecimal() and runs[-1][-1].isdecimal() and int(name) == int(runs[-1][-1]) + 1
+        runs[-1].append(name) if follows else runs.append([name])
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 2 else ", ".join(run) for run in runs)
 
 
 @dataclass(frozen=True)
@@ -138,6 +147,8 @@ def foreground(picture: Picture, values: MaskValues) -> tuple[Pixels, MaskReadin
     numbers = picture.pixels
     if numbers.ndim == 3 and bool((numbers == numbers[..., :1]).all()):
         numbers = numbers[..., 0]
+    if values.void is not None and numbers.ndim == 3 and not values:
+        raise UnclearMaskError(f"in colours, of which none is the number {values.void} (--void); {_REMEDY}")
     if values.void is not None and numbers.ndim == 2:
         numbers = np.where(numbers == values.void, numbers.dtype.type(0), numbers)
     if visible is None:
@@ -171,6 +182,8 @@ def _by_number(numbers: Pixels, lossy: bool, values: MaskValues) -> tuple[Pixels
     if low < 0:
         raise UnclearMaskError(f"numbers from {low:g} to {high:g}; {_REMEDY}")
     whole = bool((found == np.rint(found)).all())
+    if whole and high < _SMALL and low > 0 and len(found) > 1:
+        raise UnclearMaskError(f"no pixel is 0, so that any of {_indices(found)} may be the background; {_REMEDY}")
     if (whole and high < _SMALL) or len(found) == 1 or (len(found) == 2 and low == 0):
         kind: MaskKind = "binary" if len(found) < 3 and low in (0, high) else "labels"
         return _listed(kind, numbers > 0, found, found > 0)
@@ -219,7 +232,7 @@ def _by_index(indices: Pixels, palette: Pixels, values: MaskValues) -> tuple[Pix
 
 
 def _indices(found: Pixels) -> str:
-    return ", ".join(map(str, found[:_FEW].tolist()))
+    return _spans([f"{value:g}" for value in found[:_NAMED].tolist()]) + (", ..." if len(found) > _NAMED else "")
 
 
 def _by_colour(colours: Pixels, lossy: bool, values: MaskValues) -> tuple[Pixels, MaskReading]:
@@ -284,3 +297,14 @@ def kinds_that_differ(readings: Collection[MaskReading]) -> tuple[MaskKind, ...]
     """The kinds of a set's masks if they do not go together, else (): ``"binary"`` fits to each."""
     kinds = sorted({reading.kind for reading in readings} - {"binary"})
     return tuple(kinds) if len(kinds) > 1 else ()
+
+
+def union(first: MaskReading, second: MaskReading) -> MaskReading:
+    """The values of two masks of one kind together; the shares are those of the first."""
+
+    def both(one: tuple[str, ...], other: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(
+            sorted({*one, *other}, key=lambda name: (0.0, name) if name.startswith("#") else (float(name), ""))
+        )
+
+    return first._replace(found=both(first.found, second.found), foreground=both(first.foreground, second.foreground))

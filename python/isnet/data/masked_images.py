@@ -15,12 +15,13 @@ from isnet._seeds import seeded, stream_seed
 from isnet.data.augmentation import joint_transform
 from isnet.data.files import FileRef, UnreadableFileError
 from isnet.data.mask_reading import MaskReading, MaskValues
-from isnet.data.pixels import check_places, mask_reading, read_image, read_mask
+from isnet.data.pixels import check_places, decode_mask, read_image
 from isnet.data.table import DataError, ImageTable, Record
 
 Example = tuple[Tensor, Tensor, Tensor]  # image [C, H, W], label [] or labels [K], mask [1, H, W]
 MaskPolicy = Literal["error", "skip", "full"]
 Resize = Literal["stretch", "pad"]
+NO_MASK = ": no mask"  # the end of an error's text
 Segmenter = Callable[[Tensor], Tensor]
 
 
@@ -132,7 +133,7 @@ class MaskedImages(Dataset[tuple[Tensor, Tensor, Tensor]]):
         record = self.table.records[index]
         image = read_image(record.image, self.channels)
         try:
-            image, mask = self.fit(record, image)
+            image, mask, _ = self.fit(record, image)
         except MaskError:
             if self.mask_policy != "full":
                 raise
@@ -144,28 +145,29 @@ class MaskedImages(Dataset[tuple[Tensor, Tensor, Tensor]]):
             image = (image - self.mean) / self.std
         return image.contiguous(), self.labels[index], mask.contiguous()
 
-    def fit(self, record: Record, image: Tensor) -> tuple[Tensor, Tensor]:
-        """An image as read, and its mask, both at the size of the set.
+    def fit(self, record: Record, image: Tensor) -> tuple[Tensor, Tensor, MaskReading | None]:
+        """An image as read, and its mask, both at the size of the set, and how the mask's file was read (None: there is no such file).
 
         Raises:
             MaskError: the mask cannot be used.
             DataError: the segmenter fails.
         """
         if self._lacks_mask(record) and self.need_masks is not None and record.split not in self.need_masks:
-            return self._fit(image, torch.zeros_like(image[:1]))
-        image, mask = self._fit(image, self._mask(record, image))
+            return *self._fit(image, torch.zeros_like(image[:1])), None
+        mask, reading = self._mask(record, image)
+        image, mask = self._fit(image, mask)
         if not bool(mask.any()):
-            raise MaskError(f"{_mask_name(record)}: no foreground{self._why_empty(record)}")
-        return image, mask
+            raise MaskError(f"{_mask_name(record)}: no foreground{_why_empty(reading, self.void)}")
+        return image, mask, reading
 
     def _lacks_mask(self, record: Record) -> bool:
         """Whether there is no usable mask and nothing to make one."""
         return record.bad_mask or (record.mask is None and self.segmenter is None)
 
-    def _mask(self, record: Record, image: Tensor) -> Tensor:
+    def _mask(self, record: Record, image: Tensor) -> tuple[Tensor, MaskReading | None]:
         if record.mask is None:
             if self.segmenter is None:
-                raise MaskError(f"{record.image}: no mask")
+                raise MaskError(f"{record.image}{NO_MASK}")
             try:
                 mask = torch.as_tensor(self.segmenter(image)).detach().float().cpu()
             except Exception as error:  # it is not ours: errors of every kind; no mask policy allows them
@@ -178,13 +180,13 @@ class MaskedImages(Dataset[tuple[Tensor, Tensor, Tensor]]):
                 raise MaskError(
                     f"{record.image}: the segmenter gave a mask of shape {list(mask.shape)} for an image of {list(image.shape)}"
                 )
-            return mask.float()
+            return mask.float(), None
         try:
-            mask = read_mask(record.mask, self.foreground_values, self.void)
+            mask, reading = decode_mask(record.mask, self.foreground_values, self.void)
             check_places(record.image, record.mask)
         except UnreadableFileError as error:
             raise MaskError(str(error)) from error
-        return mask if mask.shape[1:] == image.shape[1:] else self._resized(record, mask, image)
+        return (mask if mask.shape[1:] == image.shape[1:] else self._resized(record, mask, image)), reading
 
     def _resized(self, record: Record, mask: Tensor, image: Tensor) -> Tensor:
         """The mask at the size of its image.
@@ -195,28 +197,12 @@ class MaskedImages(Dataset[tuple[Tensor, Tensor, Tensor]]):
         sizes = f"a mask of {_sides(mask)} pixels for an image of {_sides(image)} pixels ({record.image})"
         (rows, columns), (height, width) = mask.shape[1:], image.shape[1:]
         if abs(rows - height * columns / width) > max(1, 0.01 * rows):
-            raise MaskError(f"{record.mask}: {sizes}; the proportions differ, so that it cannot be resized")
+            turned = abs(columns - height * rows / width) <= max(1, 0.01 * columns)
+            why = "one of the two is turned by 90 degrees (EXIF orientation?)" if turned else "the proportions differ"
+            raise MaskError(f"{record.mask}: {sizes}; {why}, so that it cannot be resized")
         if not self.resize_masks:
             raise MaskError(f"{record.mask}: {sizes}; --resize-masks (resize_masks=True) brings it to that size")
         return F.interpolate(mask[None], (height, width), mode="nearest-exact")[0]
-
-    def reading(self, record: Record) -> MaskReading | None:
-        """How the mask of an image is read; None if there is no file of one. See :func:`isnet.data.mask_reading`.
-
-        Raises:
-            MaskError: it cannot be read.
-        """
-        if record.mask is None:
-            return None
-        try:
-            return mask_reading(record.mask, self.foreground_values, self.void)
-        except UnreadableFileError as error:
-            raise MaskError(str(error)) from error
-
-    def _why_empty(self, record: Record) -> str:
-        """The values of a mask that has no foreground, as the end of a sentence."""
-        found = None if record.mask is None else self.reading(record)
-        return f" ({found})" if found is not None and found.found else ""
 
     def _fit(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Both at the size of the set; a pixel is foreground if at least half of it was."""
@@ -250,6 +236,12 @@ class MaskedImages(Dataset[tuple[Tensor, Tensor, Tensor]]):
         moved = (moved > 0.5).to(mask)
         # A foreground that has left the picture teaches nothing: the image stays as it was.
         return (changed, moved) if bool(moved.any()) or not bool(mask.any()) else (image, mask)
+
+
+def _why_empty(reading: MaskReading | None, void: int | None) -> str:
+    """How a mask without foreground was read, as the end of a sentence."""
+    taken = "" if void is None else f"; {void} is void"
+    return f" ({reading}{taken})" if reading is not None and reading.found else ""
 
 
 def _mask_name(record: Record) -> FileRef:

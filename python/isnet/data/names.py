@@ -16,6 +16,8 @@ _SPLIT_NAMES = {
     VALIDATION: VALIDATION,
     "val": VALIDATION,
     "valid": VALIDATION,
+    "validate": VALIDATION,
+    "dev": VALIDATION,
 }
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)")
 _TEST_NAMES = ("test", "testing")
@@ -75,6 +77,14 @@ def require_distinct(names: Iterable[str], what: str, where: object) -> None:
             )
 
 
+def alike(names: Iterable[str]) -> list[tuple[str, ...]]:
+    """The names that :func:`require_distinct` would refuse, together with those that they are like."""
+    groups: dict[str, list[str]] = {}
+    for name in sorted_names(names):
+        groups.setdefault(_alike(name), []).append(name)
+    return [tuple(group) for group in groups.values() if len(group) > 1]
+
+
 def _alike(name: str) -> str:
     text = unicodedata.normalize("NFKC", name)
     text = "".join(char for char in text if unicodedata.category(char) not in ("Cf", "Cc"))
@@ -91,7 +101,7 @@ def bit(text: str, where: str) -> int:
     except (ValueError, TypeError, RecursionError):
         value = float("nan")
     if value not in (0.0, 1.0):
-        raise DataError(f"{where}: a label must be 0 or 1, got {text!r}")
+        raise DataError(f"{where}: a label must be 0 or 1, got {text!r}; write one of them, or leave the row out")
     return int(value)
 
 

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from isnet.data.files import FileRef, UnreadableFileError
 from isnet.data.mask_reading import MaskReading, MaskValues, UnclearMaskError, foreground
-from isnet.data.readers import MAX_FILE, Picture, Pixels, Reader, reader_of
+from isnet.data.readers import MAX_FILE, Picture, Pixels, Reader, image_suffixes, reader_of
 
 _LUMA = (0.299, 0.587, 0.114)
+_LFS = b"version https://git-lfs."
 _APART = 0.1  # of a pixel: how far the corners of a mask may lie from those of its image
 Found = TypeVar("Found")
 
@@ -68,7 +69,19 @@ def read_mask(file: FileRef, foreground_values: Collection[float | str] = (), vo
         UnreadableFileError: names the file and what is wrong with it, or why it can be read in more than one way.
         ValueError: ``foreground_values`` of another form.
     """
-    return torch.from_numpy(_mask(file, MaskValues.of(foreground_values, void))[0].astype(np.float32))[None]
+    return decode_mask(file, foreground_values, void)[0]
+
+
+def decode_mask(
+    file: FileRef, foreground_values: Collection[float | str] = (), void: int | None = None
+) -> tuple[Tensor, MaskReading]:
+    """What :func:`read_mask` and :func:`mask_reading` give, from decoding the file once."""
+    values = MaskValues.of(foreground_values, void)
+    try:
+        mask, reading = foreground(_picture(file, scaled=False), values)
+    except UnclearMaskError as error:
+        raise UnreadableFileError(f"{file}: {error}") from error
+    return torch.from_numpy(mask.astype(np.float32))[None], reading
 
 
 def mask_reading(
@@ -84,7 +97,7 @@ def mask_reading(
     Raises:
         As :func:`read_mask`.
     """
-    return _mask(file, MaskValues.of(foreground_values, void))[1]
+    return decode_mask(file, foreground_values, void)[1]
 
 
 def check_places(image: FileRef, mask: FileRef) -> None:
@@ -108,13 +121,6 @@ def check_places(image: FileRef, mask: FileRef) -> None:
             f"{turned}: its header turns it, and {other} does not tell its own orientation; save both as NIfTI, or turn "
             "this one to right, anterior, superior (RAS)"
         )
-
-
-def _mask(file: FileRef, values: MaskValues) -> tuple[Pixels, MaskReading]:
-    try:
-        return foreground(_picture(file, scaled=False), values)
-    except UnclearMaskError as error:
-        raise UnreadableFileError(f"{file}: {error}") from error
 
 
 def _in_unit_range(picture: Picture) -> Pixels:
@@ -147,10 +153,16 @@ def _picture(file: FileRef, *, scaled: bool) -> Picture:
 def _guarded(file: FileRef, read: Callable[[Reader], Found]) -> Found:
     """What the reader of a file gives; every error becomes one line that names the file."""
     if not file.exists():
-        raise UnreadableFileError(f"{file}: no such file")
+        raise UnreadableFileError(
+            f"{file}: {'a folder in place of a file' if file.path.is_dir() else 'no such file' + _near(file)}"
+        )
     reader = reader_of(file)
     try:
         length = file.path.stat().st_size if file.size is None else file.size
+        if length == 0:
+            raise UnreadableFileError(f"{file}: cannot be read: an empty file")
+        if file.head(len(_LFS)) == _LFS:
+            raise UnreadableFileError(f"{file}: a pointer of Git LFS in place of the file; fetch it (git lfs pull)")
         if length > MAX_FILE:
             raise UnreadableFileError(f"{file}: {length} bytes are more than the {MAX_FILE} that are read")
         return read(reader)
@@ -161,3 +173,12 @@ def _guarded(file: FileRef, read: Callable[[Reader], Found]) -> Found:
     except Exception as error:  # the readers raise errors of every kind on broken files
         text = " ".join(str(error).split())
         raise UnreadableFileError(f"{file}: cannot be read ({type(error).__name__}: {text})") from error
+
+
+def _near(file: FileRef) -> str:
+    """A file of the same name with another suffix, where there is one, as the end of a sentence."""
+    path, suffixes = file.path, image_suffixes()
+    stems = (path.name, *([path.name.removesuffix(path.suffix)] if file.suffix in suffixes else []))
+    names = (stem + case(suffix) for stem in stems for suffix in suffixes for case in (str, str.upper))
+    found = next((name for name in names if path.with_name(name).is_file()), None)
+    return "" if found is None else f", but there is {found}: write its full name"

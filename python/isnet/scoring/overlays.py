@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from isnet._text import figure_text
-from isnet.data import Facts, Finding, MaskedImages, MaskError, read_image
+from isnet.data import Facts, Finding, MaskedImages, MaskError, Record, read_image
 from isnet.scoring.pictures import show_image
 
 _SHOWN = 16
@@ -37,23 +37,31 @@ def overlays(images: MaskedImages, facts: Sequence[Facts], findings: Sequence[Fi
         facts: What :func:`isnet.data.examine` noted about it.
         findings: What the checks found.
     """
-    named = {name for finding in findings if finding.code.startswith("mask-") for name in finding.examples}
+    named = {f.code: set(f.examples) for f in findings if f.code.startswith("mask-") or f.code == "images-like-masks"}
     records = images.table.records
     readable = [seen for seen in facts if seen.size is not None]
-    suspects = [seen for seen in readable if str(records[seen.row].mask or records[seen.row].image) in named]
+    by_code = [[seen for seen in readable if _names(records[seen.row]) & names] for names in named.values()]
+    suspects = [seen for seen in chain.from_iterable(zip_longest(*by_code)) if seen is not None]
     by_class: dict[object, list[Facts]] = {}
     for seen in readable:
         by_class.setdefault((records[seen.row].split, records[seen.row].label), []).append(seen)
     in_turn = [seen for seen in chain.from_iterable(zip_longest(*by_class.values())) if seen is not None]
-    chosen = dict.fromkeys([seen.row for seen in suspects[: _SHOWN // 2]] + [seen.row for seen in in_turn])
-    return [_overlay(images, row) for row in list(chosen)[:_SHOWN]]
+    first = list(dict.fromkeys(seen.row for seen in suspects))[: _SHOWN // 2]
+    chosen = list(dict.fromkeys(first + [seen.row for seen in in_turn]))[:_SHOWN]
+    codes = [[code for code, names in named.items() if _names(records[row]) & names] for row in chosen]
+    return [_overlay(images, row, code) for row, code in zip(chosen, codes, strict=True)]
 
 
-def _overlay(images: MaskedImages, row: int) -> Overlay:
+def _names(record: Record) -> set[str]:
+    """Of the files under which a finding may list an image."""
+    return {str(record.image), str(record.mask or record.image)}
+
+
+def _overlay(images: MaskedImages, row: int, codes: Sequence[str]) -> Overlay:
     record = images.table.records[row]
     image = read_image(record.image, images.channels)
     try:
-        image, mask = images.fit(record, image)
+        image, mask, _ = images.fit(record, image)
         told = f"{100 * float(mask.mean()):.0f} % foreground" if bool(mask.any()) else "no mask"
     except MaskError:
         mask, told = image.new_zeros(1, *image.shape[1:]), "unusable mask"
@@ -61,7 +69,9 @@ def _overlay(images: MaskedImages, row: int) -> Overlay:
     names = [classes[label]] if isinstance(label, int) else [n for n, v in zip(classes, label, strict=True) if v]
     name = record.image.name or record.image.path.name
     shown = name if len(name) <= _LONGEST else f"...{name[3 - _LONGEST :]}"
-    return Overlay(image, mask, f"{', '.join(names) or 'none'} ({record.split})", f"{shown}\n{told}")
+    return Overlay(
+        image, mask, f"{', '.join(names) or 'none'} ({record.split})", "\n".join([shown, ", ".join([told, *codes])])
+    )
 
 
 def overlay_figure(shown: Sequence[Overlay]) -> Figure:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from isnet.data.checks.contents import aspect_ratios, brightness, colour, duplicates, sizes
+from isnet.data.checks.contents import aspect_ratios, brightness, colour, duplicates, like_masks, ranges, sizes
 from isnet.data.checks.labels import (
     alike_missing,
+    alike_names,
     classes_in_tests,
     classes_in_training,
     groups_across_splits,
@@ -24,6 +25,7 @@ from isnet.data.checks.seen import Seen
 from isnet.data.checks.statistics import statistics
 from isnet.data.facts import Facts, Problem
 from isnet.data.findings import SEVERITIES, Finding, counted
+from isnet.data.masked_images import NO_MASK
 from isnet.data.table import ImageTable
 
 Check = Callable[[Seen], Iterator[Finding]]
@@ -37,6 +39,7 @@ TABLE_CHECKS: tuple[Check, ...] = (
     groups_across_splits,
     sources_and_classes,
     alike_missing,
+    alike_names,
     joined_labels,
     mask_is_image,
     unread_columns,
@@ -49,6 +52,8 @@ FACT_CHECKS: tuple[Check, ...] = (
     same_masks,
     unmasked_tests,
     brightness,
+    ranges,
+    like_masks,
     colour,
     sizes,
     aspect_ratios,
@@ -69,6 +74,12 @@ def check(table: ImageTable, facts: Sequence[Facts] | None = None) -> list[Findi
     return sorted(found, key=lambda finding: SEVERITIES.index(finding.severity))
 
 
+_WHERE = (
+    "A mask has the name of its image, in a folder masks or one that --masks names; a manifest has a column mask. --segmenter makes masks, "
+    "--mask-policy skip leaves such images out, and a standard network needs none"
+)
+
+
 def unusable(problems: Iterable[Problem]) -> list[Finding]:
     """Images and masks that cannot be used, as findings."""
     problems = list(problems)
@@ -79,7 +90,8 @@ def unusable(problems: Iterable[Problem]) -> list[Finding]:
     ):
         texts = tuple(problem.text for problem in problems if problem.trouble == trouble)
         if texts:
-            remedy = "Mend or remove them, or train with --mask-policy skip"
+            absent = any(text.endswith(NO_MASK) for text in texts)
+            remedy = _WHERE if absent else "Mend or remove them, or train with --mask-policy skip"
             found.append(Finding(code, "error", f"{counted(len(texts), what)} missing or unusable", texts, remedy))
     return found
 

@@ -11,6 +11,7 @@ from isnet.data.findings import Finding, counted
 from isnet.data.names import TRAIN
 
 _NEARLY = 0.95  # of the pixels
+_NARROW = 1 / 8  # of the range of pixels
 _DISTORTED = 1.5  # times as wide as another
 
 
@@ -54,6 +55,31 @@ def brightness(seen: Seen) -> Iterator[Finding]:
         if found:
             text = f"{counted(len(found), 'image')} {what} in {100 * _NEARLY:.0f} % of the pixels or more"
             yield Finding(code, "warning", text, found)
+
+
+def ranges(seen: Seen) -> Iterator[Finding]:
+    """Images that use a small part of the numbers that their files can hold, as those of 12 bits in 16 do."""
+    readable = [facts for facts in seen.facts if facts.size]
+    found = tuple(
+        f"{seen.record(facts).image} ({facts.lowest:.2g} to {facts.highest:.2g})"
+        for facts in readable
+        if facts.highest - facts.lowest < _NARROW
+    )
+    if found:
+        text = f"{len(found)} of {counted(len(readable), 'image')} within less than 1/8 of the range of their files"
+        remedy = "Numbers of 12 bits in files of 16, say, are to be saved over the whole range"
+        yield Finding("narrow-range", "warning", text, found, remedy)
+
+
+def like_masks(seen: Seen) -> Iterator[Finding]:
+    """Images that may be masks."""
+    readable = [facts for facts in seen.facts if facts.size]
+    found = tuple(str(seen.record(facts).image) for facts in readable if facts.like_mask)
+    if found:
+        every = len(found) == len(readable)
+        text = f"{len(found)} of {counted(len(readable), 'image')} in a few brightnesses only, as masks are"
+        remedy = "" if every else "Masks among the images? They belong into a folder masks, or are called NAME_mask"
+        yield Finding("images-like-masks", "note" if every else "warning", text, found, remedy)
 
 
 def colour(seen: Seen) -> Iterator[Finding]:

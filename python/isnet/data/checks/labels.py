@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from isnet.data.checks.seen import Seen, gives_away
 from isnet.data.findings import Finding, counted, some
-from isnet.data.names import TRAIN
+from isnet.data.names import TRAIN, alike
 
 _FEW = 10  # training images of a class
 _UNEVEN = 10.0  # times as many images
 _MISSING = ("nan", "none", "null", "na", "n/a", "<na>", "nat")  # what programs write for nothing
 _JOINTS = ("|", ";", ",", "+", "/", "&")  # between several labels in one cell
-_PERSONS = ("patient", "subject", "case")
+# What others call the columns that nothing depends on.
+_MEANT = {"group": "patient|subject|case", "mask": "mask|seg", "source": "hospital|site|institution|cent(er|re)"}
 
 
 def classes_in_training(seen: Seen) -> Iterator[Finding]:
@@ -93,16 +95,27 @@ def sources_and_classes(seen: Seen) -> Iterator[Finding]:
 
 
 def alike_missing(seen: Seen) -> Iterator[Finding]:
-    """Classes, sources and groups that look like a program's word for nothing."""
+    """Classes, sources, groups and splits that look like a program's word for nothing."""
     for what, names in (
         ("class", set(seen.table.classes)),
         ("source", {record.source for record in seen.table.records}),
         ("group", {record.group for record in seen.table.records}),
+        ("split", set(seen.table.splits)),
     ):
         found = tuple(sorted(name for name in names if name.casefold() in _MISSING))
         if found:
             text = f"a {what} is called {some(found)}: is that a missing value?"
             yield Finding("missing-value", "warning", text, (), "Leave the cell empty, or the row out")
+
+
+def alike_names(seen: Seen) -> Iterator[Finding]:
+    """Sources or groups that are probably one: then a patient may be trained on and tested with unseen."""
+    records = seen.table.records
+    for what, names in (("source", {r.source for r in records}), ("group", {r.group for r in records})):
+        if found := alike(names - {""}):
+            text = f"{counted(len(found), what)} written in several ways (case, spaces, zeros in front)"
+            told = tuple(" = ".join(map(repr, group)) for group in found)
+            yield Finding("names-alike", "warning", text, told, f"Write each {what} in one way")
 
 
 def joined_labels(seen: Seen) -> Iterator[Finding]:
@@ -123,7 +136,8 @@ def unread_columns(seen: Seen) -> Iterator[Finding]:
     """Columns of a manifest that say nothing to this program."""
     unread = seen.table.unread
     if unread:
-        person = [name for name in unread if name.casefold().startswith(_PERSONS)]
-        grouped = any(record.group for record in seen.table.records)
-        remedy = f"If {person[0]} tells whose image it is, call it group" if person and not grouped else ""
+        absent = [known for known in _MEANT if not any(getattr(record, known) for record in seen.table.records)]
+        pairs = ((known, name) for known in absent for name in unread if re.search(_MEANT[known], name.casefold()))
+        remedy = "; ".join(f"if {name!r} tells the {known}, call it {known}" for known, name in dict(pairs).items())
+        remedy = remedy[:1].upper() + remedy[1:]
         yield Finding("unread-columns", "note", f"columns that are not read: {some(map(repr, unread), 12)}", (), remedy)

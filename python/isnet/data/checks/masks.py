@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from isnet.data.checks.seen import Seen
 from isnet.data.facts import MaskFacts
 from isnet.data.findings import Finding, counted
-from isnet.data.mask_reading import kinds_that_differ
+from isnet.data.mask_reading import MaskKind, MaskReading, kinds_that_differ, union
 from isnet.data.names import TRAIN, VALIDATION
 
 _FULL, _TINY = 0.999, 0.001  # shares of foreground
@@ -66,7 +66,7 @@ def same_masks(seen: Seen) -> Iterator[Finding]:
 def mask_readings(seen: Seen) -> Iterator[Finding]:
     """Masks of one set that are read in different ways, and which values are foreground where there are several."""
     first: dict[str, str] = {}  # the first file of each kind
-    kinds, values, grey = Counter[str](), dict[str, None](), list[str]()
+    kinds, values, grey = Counter[str](), dict[MaskKind, MaskReading](), list[str]()
     readings = []
     for facts in seen.facts:
         reading = None if facts.mask is None else facts.mask.reading
@@ -77,7 +77,7 @@ def mask_readings(seen: Seen) -> Iterator[Finding]:
         first.setdefault(reading.kind, name)
         kinds[reading.kind] += 1
         if reading.kind not in ("binary", "threshold"):
-            values[str(reading)] = None
+            values[reading.kind] = union(values.get(reading.kind, reading), reading)
         if reading.threshold is not None and reading.between >= _GREY:
             grey.append(name)
     if different := kinds_that_differ(readings):
@@ -85,7 +85,9 @@ def mask_readings(seen: Seen) -> Iterator[Finding]:
         remedy = "Save all in one way, or say which values are foreground (--foreground-values)"
         yield Finding("mask-readings", "warning", "masks are read in different ways", told, remedy)
     if values:
-        yield Finding("mask-values", "note", "foreground among the values of the masks", tuple(values))
+        yield Finding(
+            "mask-values", "note", "foreground among the values of the masks", tuple(map(str, values.values()))
+        )
     if grey:
         text = f"{len(grey)} of {len(readings)} masks have many shades of grey: pictures rather than masks?"
         yield Finding("mask-grey", "warning", text, tuple(grey))

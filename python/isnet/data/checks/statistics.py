@@ -17,7 +17,7 @@ def statistics(seen: Seen) -> list[dict[str, Any]]:
     Returns:
         One entry per split and class: ``split``, ``class``, ``images``, ``masks``, and, each as ``{"min", "median", "max"}`` or None,
         ``foreground`` (share of the mask's pixels), ``border`` (share of the outermost pixels that are foreground), ``brightness`` (mean
-        pixel, in [0, 1]), ``height`` and ``width`` (pixels of the file).
+        pixel, in [0, 1]), ``lowest`` and ``highest`` (pixel), ``height`` and ``width`` (pixels of the file).
     """
     members: dict[tuple[str, str], list[Facts]] = {}
     for facts in seen.facts:
@@ -37,6 +37,8 @@ def statistics(seen: Seen) -> list[dict[str, Any]]:
                     "foreground": _spread(found, lambda facts: facts.mask and facts.mask.foreground),
                     "border": _spread(found, lambda facts: facts.mask and facts.mask.border),
                     "brightness": _spread(found, lambda facts: facts.mean),
+                    "lowest": _spread(found, lambda facts: facts.lowest),
+                    "highest": _spread(found, lambda facts: facts.highest),
                     "height": _spread(found, lambda facts: facts.size and facts.size[0]),
                     "width": _spread(found, lambda facts: facts.size and facts.size[1]),
                 }

@@ -19,6 +19,7 @@ _GROUPS = (0x0002, 0x0008)  # with which files without a preamble begin
 _LONG = (b"OB", b"OW", b"OF", b"OD", b"OL", b"OV", b"SQ", b"UC", b"UN", b"UR", b"UT", b"SV", b"UV")
 _ELEMENTS = 3  # in a row
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+_OPTIONAL = ("RescaleSlope", "RescaleIntercept", "ModalityLUTSequence", "WindowCenter", "WindowWidth", "VOILUTFunction")
 _GREY, _PALETTE = ("MONOCHROME1", "MONOCHROME2"), "PALETTE COLOR"
 _COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")  # all come as RGB from pydicom
 
@@ -52,7 +53,13 @@ class DICOM(Reader):
         if kind == _PALETTE:
             colours = apply_color_lut(stored, dataset)
             return Picture(colours, 255 if colours.dtype.itemsize == 1 else 65535)
-        pixels = apply_voi_lut(apply_modality_lut(stored, dataset), dataset)
+        rescaled = apply_modality_lut(stored, dataset)
+        try:
+            pixels = apply_voi_lut(rescaled, dataset)
+        except ValueError as error:
+            raise UnreadableFileError(
+                f"{file}: its window cannot be applied ({error}); mend it or take it out"
+            ) from error
         return Picture(pixels.max() - pixels if kind == "MONOCHROME1" else pixels)
 
     def place(self, file: FileRef) -> Place | None:
@@ -94,6 +101,9 @@ def _dataset(file: FileRef) -> Any:
                     f"{file}: more than the {MAX_BYTES} bytes that are read; make it smaller first"
                 )
     dataset = pydicom.dcmread(io.BytesIO(raw), force=True)  # without a preamble, too
+    # Programs that take names away leave elements without a value, which are as good as none.
+    for name in [name for name in _OPTIONAL if name in dataset and dataset[name].is_empty]:
+        del dataset[name]
     meta = dataset.file_meta
     if "TransferSyntaxUID" not in meta:
         implicit, little = dataset.original_encoding

@@ -7,7 +7,7 @@ import re
 import warnings
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from isnet.data.files import FileRef, UnreadableFileError
 from isnet.data.readers.base import MAX_PIXELS, Picture, Pixels, Reader, check_size, upright
@@ -41,6 +41,11 @@ class Plain(Reader):
         except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
             raise UnreadableFileError(
                 f"{file}: more than the {MAX_PIXELS} pixels that are read; make it smaller first"
+            ) from error
+        except UnidentifiedImageError as error:
+            kinds = ", ".join(_FORMATS)
+            raise UnreadableFileError(
+                f"{file}: cannot be read: no whole file of the kinds {kinds} (it begins with {raw[:12]!r}); save it as one of them"
             ) from error
         with image:
             check_size(file, image.height, image.width)

@@ -41,7 +41,10 @@ def read_table(
     for kind in SETS.values():
         if kind.takes(path):
             return kind.read(path, None if masks is None else Path(masks), labels)
-    raise DataError(f"data: expected a folder, a .csv, .tsv or .parquet manifest or .tar shards, got {path}")
+    raise DataError(
+        f"data: expected a folder, a .csv, .tsv or .parquet manifest or .tar shards, got {path}; unpack archives, and save "
+        "other tables as CSV"
+    )
 
 
 __all__ = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,10 +13,11 @@ from isnet.data.findings import Finding, counted, some
 from isnet.data.names import TRAIN, DataError, is_split_name, require_distinct, split_name, tidy
 from isnet.data.readers import image_suffixes, kind_of
 from isnet.data.sets.base import ImageSet
-from isnet.data.sets.pairs import MASK_ENDING, Place, pair, stem
+from isnet.data.sets.pairs import Place, pair, stem, without_ending
 from isnet.data.sets.tree import Tree, read_tree
 from isnet.data.table import ImageTable, Record
 
+_MASK_WORD = re.compile(r"mask|seg|trimap|annotation|label|truth|^gt$", re.IGNORECASE)  # how others call such a folder
 _IMAGES, _MASKS = "images", "masks"  # folders that stand for what they hold and are no class
 
 
@@ -36,8 +38,9 @@ def read_folder(root: str | os.PathLike[str], masks: str | os.PathLike[str] | No
 
     ``root/CLASS/name.png`` or ``root/SPLIT/CLASS/name.png`` (split ``train``, ``validation`` or any name of a test set), with one folder
     ``images`` anywhere on the way; masks likewise with a folder ``masks``: ``root/masks/CLASS``, ``root/CLASS/masks``, ... Without any,
-    ``name_mask.png`` beside ``name.png`` is its mask. :func:`isnet.data.sets.pairs.pair` says how names are compared. Splits are
-    sources, too. Links are followed; hidden files and folders are left out, and so are files that are no images, which ``findings`` tells.
+    ``name_mask.png`` (``_seg``, ...) beside ``name.png`` is its mask. :func:`isnet.data.sets.pairs.pair` says how names are compared.
+    Splits are sources, too. Links are followed; hidden files and folders are left out, and so are files that are no images, which
+    ``findings`` tells.
 
     Args:
         root: Folder of the images.
@@ -56,7 +59,7 @@ def read_folder(root: str | os.PathLike[str], masks: str | os.PathLike[str] | No
     places = {path: _place(path) for path in tree.files}
     found, other = _images(tree, [path for path in tree.files if not _has(path, _MASKS)])
     pictures = {root / path: places[path] for path in found}
-    _require_depth(root, pictures)
+    _require_depth(root, pictures, tree)
     findings = [*tree.findings(), *_empty_folders(tree, found, len(next(iter(pictures.values()))))]
     if mask_root is not None:
         below = read_tree(mask_root, without=root)
@@ -69,7 +72,9 @@ def read_folder(root: str | os.PathLike[str], masks: str | os.PathLike[str] | No
         if not any(path.name.casefold() == _MASKS for path in tree.folders):
             of_masks = _beside(pictures)
             if of_masks:
-                text = f"{counted(len(of_masks), 'file')} NAME{MASK_ENDING} beside NAME, read as its mask"
+                text = (
+                    f"{counted(len(of_masks), 'file')} NAME_mask (or _seg, _segmentation) beside NAME, read as its mask"
+                )
                 findings.append(Finding("masks-beside-images", "note", text, tuple(map(str, of_masks))))
             pictures = {path: place for path, place in pictures.items() if path not in of_masks}
     findings += _left_out([root / path for path in other] + [(mask_root or root) / path for path in more])
@@ -88,7 +93,8 @@ def _records(
     require_distinct(classes, "classes", root)
     if {len(place) for place in pictures.values()} == {2} and all(map(is_split_name, classes)):
         raise DataError(
-            f"data: {root}: {some(classes)} are splits, but hold images and no class folders: SPLIT/CLASS/IMAGE"
+            f"data: {root}: {some(classes)}: named as splits, but with images instead of class folders; expected SPLIT/CLASS/IMAGE, "
+            "or a manifest that tells the classes"
         )
     splits = {split_name(place[0]) for place in pictures.values() if len(place) == 3}
     require_distinct(splits, "splits", root)
@@ -125,25 +131,48 @@ def _images(tree: Tree, files: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     )
 
 
-def _require_depth(root: Path, pictures: Mapping[Path, Place]) -> None:
+def _require_depth(root: Path, pictures: Mapping[Path, Place], tree: Tree) -> None:
     depths = {len(place): path for path, place in pictures.items()}
     if set(depths) not in ({2}, {3}):
         below = {depth: path.relative_to(root) for depth, path in sorted(depths.items())}
         found = (
             "images at depths " + ", ".join(f"{depth} ({path})" for depth, path in below.items())
             if below
-            else "no images"
+            else f"no images{_others(tree.files)}"
         )
-        raise DataError(f"data: expected {root}/CLASS/IMAGE or {root}/SPLIT/CLASS/IMAGE, found {found}")
+        raise DataError(
+            f"data: expected {root}/CLASS/IMAGE or {root}/SPLIT/CLASS/IMAGE, found {found}{_remedy(root, pictures, tree)}"
+        )
+
+
+def _others(files: Sequence[Path]) -> str:
+    kinds = Counter(suffix_of(path.name) or "no suffix" for path in files)
+    return f" ({some((f'{count} {kind}' for kind, count in kinds.most_common()), 5)})" if kinds else ""
+
+
+def _remedy(root: Path, pictures: Mapping[Path, Place], tree: Tree) -> str:
+    """What to change where images lie at a depth that says nothing, as the end of a sentence."""
+    if len({len(place) for place in pictures.values()}) > 1:
+        above = (folder for path in pictures for folder in path.relative_to(root).parents)
+        named = next((folder for folder in above if _MASK_WORD.search(folder.name)), None)
+        return (
+            f"; if {root / named} holds masks, call it {_MASKS}, or name a folder of masks (--masks)" if named else ""
+        )
+    if shards := [path for path in tree.files if path.suffix.casefold() == ".tar"]:
+        return f"; name the folder that the shards lie in, {(root / shards[0]).parent}"
+    parents = [path.parent for path in pictures]
+    around = Path(os.path.commonpath(parents)) if parents else root
+    # Two folders or more below it: they are the classes or splits.
+    return f"; name the folder of the splits or classes, {around}" if around != root and {*parents} != {around} else ""
 
 
 def _beside(pictures: Mapping[Path, Place]) -> dict[Path, Place]:
-    """The files called NAME_mask where NAME stands in the same folder."""
-    stems = {(*place[:-1], stem(place[-1])) for place in pictures.values()}
+    """The files called NAME_mask where NAME stands in the same folder, in any case."""
+    stems = {(*place[:-1], stem(place[-1]).casefold()) for place in pictures.values()}
     return {
         path: place
         for path, place in pictures.items()
-        if (name := stem(place[-1])).endswith(MASK_ENDING) and (*place[:-1], name.removesuffix(MASK_ENDING)) in stems
+        if (name := without_ending(place[-1])) != stem(place[-1]) and (*place[:-1], name.casefold()) in stems
     }
 
 

@@ -8,24 +8,29 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from isnet.data.files import FileRef
+from isnet.data.files import FileRef, suffix_of
 from isnet.data.findings import Finding, some
 from isnet.data.names import (
     TRAIN,
     DataError,
     bit,
     columns_by_name,
+    is_split_name,
     require_distinct,
     require_one_kind,
     sorted_names,
     split_name,
     tidy,
 )
+from isnet.data.readers import image_suffixes
 from isnet.data.sets.base import ImageSet
 from isnet.data.sets.rows import SUFFIXES, Row, Rows, cell_text, read_rows
 from isnet.data.table import ImageTable, Record
 
 COLUMNS = ("image", "mask", "label", "source", "split", "group")
+_SPLIT_FLAG = re.compile(r"is[ _-]?(train|valid|validation|val|test)(ing)?", re.IGNORECASE)
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
+_NO_NAME = re.compile(r"(Unnamed: \d+)?")  # pandas' name of a column without one
 _ALIKE = 0.75  # mass and mask, site and split are less similar than that
 # What others call them. They are not read: which of them is meant, only the user knows.
 _SYNONYMS = {
@@ -71,7 +76,9 @@ def read_manifest(path: str | os.PathLike[str], labels: Sequence[str] = ()) -> I
     table = read_rows(path, "image")
     by_name = columns_by_name(table.columns, COLUMNS, path)
     if "image" not in by_name:
-        raise DataError(f"{path}: no column 'image'; {_instead(table.columns, 'image')}")
+        files = any(suffix_of(name) in image_suffixes() for name in table.columns)
+        first = "; the first row must hold the names of the columns" if files else ""
+        raise DataError(f"{path}: no column 'image'; {_instead(table.columns, 'image')}{first}")
     several = _label_columns(path, table, by_name, labels)
     read = {*by_name.values(), *several}
     unread = tuple(name for name in table.columns if name not in read)
@@ -83,9 +90,27 @@ def read_manifest(path: str | os.PathLike[str], labels: Sequence[str] = ()) -> I
             raise DataError(
                 f"{path}: column {name!r} is not read: if it is meant as {meant!r}, call it so, else rename it"
             )
+    if "split" not in by_name:
+        _require_no_splits(path, table, unread)
     records, names = _records(path, table, by_name, several)
     findings = _findings(path, several, names, records, bool(labels))
     return ImageTable(records, names, bool(several), unread, findings=findings)
+
+
+def _require_no_splits(path: Path, table: Rows, unread: Sequence[str]) -> None:
+    """Refuses columns of another name that tell the splits: nothing may be trained on the images of a test.
+
+    Raises:
+        DataError: names the column.
+    """
+    for name in unread:
+        place = table.columns.index(name)
+        found = dict.fromkeys(str(row.cells[place]).strip() for row in table.rows if row.cells[place] not in (None, ""))
+        if _SPLIT_FLAG.fullmatch(tidy(name)) or (len(found) > 1 and all(map(is_split_name, found))):
+            raise DataError(
+                f"{path}: column {name!r} ({some(found)}) seems to tell the splits: write them into a column 'split' "
+                "(train, validation, any name of a test), else rename the column or take it out"
+            )
 
 
 def _label_columns(path: Path, table: Rows, by_name: dict[str, str], labels: Sequence[str]) -> list[str]:
@@ -100,7 +125,7 @@ def _label_columns(path: Path, table: Rows, by_name: dict[str, str], labels: Seq
         return [found[tidy(name).casefold()] for name in labels]
     if "label" in by_name:
         return []
-    further = [name for name in table.columns if name not in by_name.values() and tidy(name)]
+    further = [name for name in table.columns if name not in by_name.values() and not _NO_NAME.fullmatch(tidy(name))]
     absent = [known for known in COLUMNS if known not in by_name]
     meant = [name for name in further if _meant(name, absent) or any(_is_synonym(name, known) for known in absent)]
     unlike = [name for name in further if not all(_is_bit(row.cells[table.columns.index(name)]) for row in table.rows)]
@@ -120,9 +145,12 @@ def _records(
     place = {column: table.columns.index(column) for column in (*by_name.values(), *several)}
 
     def cell(row: Row, name: str) -> str:
-        return (
-            cell_text(row.cells[place[by_name[name]]], f"{path}, row {row.number}, {name}") if name in by_name else ""
-        )
+        if name not in by_name:
+            return ""
+        value, where = row.cells[place[by_name[name]]], f"{path}, row {row.number}, {name}"
+        if name in ("image", "mask") and isinstance(value, bytes | dict):
+            raise DataError(f"{where}: the picture itself in place of a file's name; save it as a file, and name that")
+        return cell_text(value, where)
 
     if several:
         names = tuple(map(tidy, several))
@@ -169,6 +197,8 @@ def _records(
 
 def _file(folder: Path, name: str, where: str) -> Path:
     """The file that a cell names: as it stands there, else with slashes for backslashes, else below the home folder."""
+    if _ADDRESS.match(name):
+        raise DataError(f"{where}: {name!r:.60} is an address; download the file, and name it")
     try:
         ways = [folder / name]
         if "\\" in name:

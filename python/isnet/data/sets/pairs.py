@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from isnet.data.findings import some
 from isnet.data.names import DataError
 from isnet.data.readers import image_suffixes
 
-MASK_ENDING = "_mask"
+_MASK_ENDING = re.compile(r"[ _.-](masks?|seg|segmentations?)([ _.-]?\d+)?$", re.IGNORECASE)
 Place = tuple[str, ...]  # (SPLIT, CLASS, NAME) or (CLASS, NAME), of an image or its mask alike
 
 
@@ -21,27 +22,32 @@ def stem(name: str) -> str:
     return name[: -len(suffix)] if suffix and suffix in image_suffixes() else name
 
 
+def without_ending(name: str) -> str:
+    """The name of the image that a file such as ``x_mask.png`` or ``x_segmentation.png`` seems to belong to, without suffix."""
+    return _MASK_ENDING.sub("", stem(name))
+
+
 def _any_stem(name: str) -> str:
     suffix = suffix_of(name)
     return name[: -len(suffix)] if suffix else name
 
 
-# What names of image and mask must have in common, the surest first: the name, the name without suffix, and then NAME_mask.
+# What names of image and mask must have in common, the surest first: the name, the name without suffix, and then NAME_mask and the like.
 _ALIKE: tuple[tuple[Callable[[str], str], Callable[[str], str]], ...] = (
     (str, str),
     (stem, stem),
     (_any_stem, stem),
     (str, stem),  # x.dcm and x.dcm.png
-    (stem, lambda name: stem(name).removesuffix(MASK_ENDING)),
-    (_any_stem, lambda name: stem(name).removesuffix(MASK_ENDING)),
+    (stem, without_ending),
+    (_any_stem, without_ending),
 )
 
 
 def pair(images: Mapping[Path, Place], masks: Mapping[Path, Place]) -> tuple[dict[Path, Path], list[Path]]:
     """Finds the mask of each image.
 
-    ``p.png`` gets ``p.png``, else ``p`` with another suffix, else ``p.png`` with one more, else ``p_mask`` with any. Names are compared in
-    Unicode's composed form, and, for what is left over after that, without case. A mask taken under a surer name is gone.
+    ``p.png`` gets ``p.png``, else ``p`` with another suffix, else ``p.png`` with one more, else ``p_mask`` (``p_seg``, ...) with any. Names
+    are compared in Unicode's composed form, and, for what is left over after that, without case. A mask taken under a surer name is gone.
 
     Args:
         images, masks: Place of each file.
@@ -62,7 +68,7 @@ def pair(images: Mapping[Path, Place], masks: Mapping[Path, Place]) -> tuple[dic
                 matching = by_mask.get(key, [])
                 free = [mask for mask in matching if mask not in taken]
                 if len(free) > 1:
-                    raise DataError(f"{wanting[0]}: two masks ({some(free)}); leave one")
+                    raise DataError(f"{wanting[0]}: two masks ({some(free)}); leave one, or join them in one file")
                 mask = (free or matching)[0] if matching else None
                 claims = [*wanting, *([taken[mask]] if mask in taken else [])]
                 if mask is None:

@@ -51,11 +51,14 @@ def read_rows(path: Path, known: str) -> Rows:
         path: Of a CSV (``.csv``, ``.tsv``) or Parquet file.
         known: A column that it must have.
 
+    Returns:
+        The table; of a CSV without such a column no rows.
+
     Raises:
         DataError: the file cannot be read as a table; the text names the row.
     """
     rows = _parquet(path) if path.suffix.lower() == ".parquet" else _csv(path, known)
-    if not rows.rows:
+    if not rows.rows and (not rows.columns or known in [tidy(name).casefold() for name in rows.columns]):
         raise DataError(f"{path}: no rows")
     return rows
 
@@ -66,13 +69,12 @@ def _csv(path: Path, known: str) -> Rows:
     try:
         headers = {mark: _header(text, mark) for mark in _DELIMITERS}
         fitting = [mark for mark, names in headers.items() if known in [tidy(name).casefold() for name in names]]
-        # Without that column the error lists what the mark in most places separates.
-        delimiter = fitting[0] if fitting else max(headers, key=lambda mark: len(headers[mark]))
-        found = list(_numbered(path, text, delimiter))
+        if not fitting:  # the error lists what the mark in most places separates
+            names = max(headers.items(), key=lambda item: len(item[1]))[1]
+            return Rows(tuple(names), [])
+        found = list(_numbered(path, text, fitting[0]))
     finally:
         csv.field_size_limit(limit)
-    if not found:
-        raise DataError(f"{path}: no rows")
     header = tuple(found[0].cells)
     rows = []
     for number, cells in found[1:]:

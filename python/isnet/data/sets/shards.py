@@ -8,6 +8,7 @@ exact order and resumes exactly, which a stream could not.
 from __future__ import annotations
 
 import json
+import re
 import tarfile
 from collections import Counter
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from isnet.data.names import (
     DataError,
     bit,
     columns_by_name,
+    is_split_name,
     require_distinct,
     require_one_kind,
     sorted_names,
@@ -132,7 +134,8 @@ def _sample(shard: Path, key: str, members: dict[str, tarfile.TarInfo], unread: 
         if len(kinds) > 1:
             raise ShardError(f"{where} has {len(kinds)} {what}, {', '.join(sorted(kinds))}; leave one")
     if not images:
-        raise ShardError(f"{where} has no image among {', '.join(sorted(members))}")
+        points = "; a key ends at the first point of a name" if any("." in kind for kind in members) else ""
+        raise ShardError(f"{where} has no image among {', '.join(sorted(members))}{points}")
     unread += [members[kind].name for kind in members if kind not in (*images, *masks, "cls", "json")]
     try:
         values = json.loads(reference("json").read(), object_pairs_hook=_once) if "json" in members else {}
@@ -169,13 +172,17 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _table(path: Path) -> ImageTable:
     samples, unread = read_shards(path)
     names, labels, several = _labels(path, samples)
-    splits = [split_name(sample.split or TRAIN) for sample in samples]
+    told = {sample.image.path: _told_split(sample.image.path) for sample in samples}
+    splits = [split_name(sample.split or told[sample.image.path] or TRAIN) for sample in samples]
     require_distinct(splits, "splits", path)
     records = tuple(
         Record(sample.image, label, sample.mask, sample.source, split, sample.group)
         for sample, label, split in zip(samples, labels, splits, strict=True)
     )
     findings = []
+    if any(told[sample.image.path] and not sample.split for sample in samples):
+        names_of = tuple(f"{shard.name} ({split})" for shard, split in told.items() if split)
+        findings.append(Finding("splits-of-shards", "note", "the names of the shards tell their splits", names_of))
     if several:
         findings.append(
             Finding("multi-label", "note", f"{len(names)} labels, each present or absent in an image", names)
@@ -192,6 +199,12 @@ def _table(path: Path) -> ImageTable:
         text = f"{counted(len(rest), 'file')} or folders beside the shards, not read"
         findings.append(Finding("beside-shards", "warning", text, tuple(map(str, rest))))
     return ImageTable(records, names, several, findings=tuple(findings))
+
+
+def _told_split(shard: Path) -> str:
+    """The split that the name of a shard tells, as ``set-train-000.tar`` does; ``""``: none, or several."""
+    found = {split_name(word) for word in re.split(r"[^a-z]+", shard.stem.casefold()) if is_split_name(word)}
+    return found.pop() if len(found) == 1 else ""
 
 
 def _labels(path: Path, samples: Sequence[Sample]) -> tuple[tuple[str, ...], list[Any], bool]:

@@ -12,7 +12,17 @@ from isnet.data.names import DataError
 
 _DEEPEST = 12  # levels; no layout needs as many
 _LINKED = 4  # levels down to which links to folders are followed: folders full of links to each other would never end
-_LITTER = ("thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx")  # of file managers, left out like hidden files
+# Of file managers, disks and network drives, left out like hidden files.
+_LITTER = (
+    "thumbs.db",
+    "ehthumbs.db",
+    "desktop.ini",
+    "__macosx",
+    "@eadir",
+    "$recycle.bin",
+    "system volume information",
+    "lost+found",
+)
 
 
 @dataclass
