@@ -487,7 +487,7 @@ def test_every_option_can_be_given_in_each_way(tmp_path: Path) -> None:
         **{"sync_batch_norm": True, "channels_last": True, "deterministic": True, "epochs": 3, "warmup": 2},
         **{"warmup_background": "swap", "keep_replacing": True, "lr_rampup": 0.5, "lr_after_warmup": 0.4, "lr_schedule": "step"},
         **{"milestones": (1, 2), "gamma": 0.3, "monitor": "accuracy", "patience": 4, "log_every": 7, "save_every": 2},
-        **{"keep_last": 1, "tensorboard": True},
+        **{"keep_last": 1, "loggers": ("tensorboard", "mlflow"), "images_every": 2},
     }  # fmt: skip
     options = {name: (key, kind) for key, group in GROUPS.items() for name, (_, kind) in options_of(group).items()}
     assert options.keys() - given.keys() == {"path", "tune"}, "an option that is tried nowhere"

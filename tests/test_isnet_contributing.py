@@ -1,10 +1,11 @@
-"""A variant, a reader, a kind of image set and a score added by CONTRIBUTING.md's lists alone: a class, and its entry in one table."""
+"""One of each kind that CONTRIBUTING.md lists, added by its list alone: a class, and its entry in one table."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from isnet.data import FileRef, ImageTable, Record, read_image, read_table
 from isnet.data.readers import READERS, Picture, Reader
 from isnet.data.sets import SETS, ImageSet
 from isnet.data.table import DataError
+from isnet.loggers import LOGGERS, Logger, Outcome, RunInfo
 from isnet.scoring.intervals import classification_scores
 from isnet.scoring.scores import SCORES, Answers, ClassificationScore, Counts
 from isnet.variants import VARIANTS, Explained, Variant
@@ -68,6 +70,27 @@ class WorstClass(ClassificationScore):
         return min(float(drawn[0][drawn[1] == name].mean()) for name in np.unique(drawn[1]))
 
 
+class Notebook(Logger):
+    """A line of text per number, and the pictures."""
+
+    package = "json"
+
+    def start(self, run: RunInfo, kept: Mapping[str, str] | None) -> dict[str, str]:
+        self.folder = run.folder / "notebook"
+        self.folder.mkdir(exist_ok=True)
+        return {}
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        with (self.folder / "numbers.txt").open("a") as file:
+            file.writelines(f"{step} {name} {value}\n" for name, value in values.items())
+
+    def picture(self, name: str, pixels: Any, step: int) -> None:
+        np.save(self.folder / f"{name}-{step}.npy", pixels)
+
+    def close(self, outcome: Outcome) -> None:
+        (self.folder / "outcome.txt").write_text(outcome)
+
+
 def test_a_variant_is_a_class_and_an_entry(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(VARIANTS, "runner", Runner)
     run("train", tmp_path / "run", "--data", folder, *SHORT, "--variant", "runner", "--tune", "1")
@@ -114,3 +137,13 @@ def test_a_score_is_a_class_and_an_entry(folder: Path, tmp_path: Path, monkeypat
     assert 0 <= stored["scores"]["test"][""]["worst_class"]["value"] <= 1
     run("report", tmp_path / "run", "--out", tmp_path / "report.html")
     assert "worst class" in (tmp_path / "report.html").read_text()
+
+
+def test_a_logger_is_a_class_and_an_entry(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(LOGGERS, "notebook", Notebook)
+    run("train", tmp_path / "run", "--data", folder, *SHORT, "--logger", "notebook")
+    kept = tmp_path / "run" / "notebook"
+    lines = [line.split() for line in (kept / "numbers.txt").read_text().splitlines()]
+    assert {"epoch/accuracy.validation", "final/accuracy.test"} <= {name for _, name, _ in lines}
+    assert (kept / "outcome.txt").read_text() == "finished"
+    assert [np.load(path).ndim for path in kept.glob("heatmaps-*.npy")] == [3]

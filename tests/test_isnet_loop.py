@@ -112,7 +112,7 @@ def test_what_keeps_a_run_from_being_continued() -> None:
     del saved["train"]["accumulate"]  # an option that came later counts as its default
     assert train_config().differences(saved) == []
     assert train_config(accumulate=2).differences(saved) == ["train.accumulate: 1 there, 2 now"]
-    assert train_config(workers=2, tensorboard=True, keep_last=3).differences(saved) == []
+    assert train_config(workers=2, loggers=("tensorboard",), keep_last=3).differences(saved) == []
     assert train_config(epochs=9).differences(saved) == []
     assert train_config(lr_after_warmup=0.5).differences(saved, past_warmup=False) == []
     assert train_config(lr_after_warmup=0.5).differences(saved) == ["schedule.lr_after_warmup: 0.3 there, 0.5 now"]
@@ -452,17 +452,6 @@ def test_log_as_table(tmp_path: Path) -> None:
     assert set(log[0]["layers"]["input"]) == {"background", "foreground", "foreground_relevance"}
     assert float(rows[2]["accuracy.train"]) == log[2]["accuracy"]["train"]
     assert rows[0]["accuracy.train"] == ""
-
-
-def test_tensorboard(tmp_path: Path) -> None:
-    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    config = train_config(epochs=1, batch_size=16, log_every=2, tensorboard=True)
-    log = train(small_model(), config, data=blobs(64), run_dir=tmp_path)
-    events = reader.EventAccumulator(str(tmp_path / "tensorboard"))
-    events.Reload()
-    written = events.Scalars("step/loss")
-    assert [event.step for event in written] == [2, 4]
-    assert [event.value for event in written] == pytest.approx([entry["loss"] for entry in log[:2]])
 
 
 def test_log_of_a_future_that_did_not_happen_is_dropped(tmp_path: Path) -> None:

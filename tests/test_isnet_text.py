@@ -62,7 +62,19 @@ def test_a_run_on_classes_with_odd_names(tmp_path: Path) -> None:
     with (tmp_path / "set.csv").open("w", newline="") as file:
         csv.writer(file).writerows(rows)
     run, page = tmp_path / "run", tmp_path / "report.html"
-    options = ["--data", tmp_path / "set.csv", "--variant", "selective", "--c1", 1, "--c2", 25, "--tensorboard", *SHORT]
+    options = [
+        "--data",
+        tmp_path / "set.csv",
+        *SHORT,
+        "--variant",
+        "selective",
+        "--c1",
+        1,
+        "--c2",
+        25,
+        "--logger",
+        "tensorboard",
+    ]
     for words in (
         ["train", run, *options],
         ["evaluate", run, "--resamples", 5],
@@ -81,7 +93,11 @@ def test_nothing_is_printed_past_it() -> None:
     root = Path(str(isnet.__file__)).parent
     wrong = []
     for path in root.rglob("*.py"):
-        if path.name in ("_text.py", "__main__.py"):
+        if path.name in (
+            "_text.py",
+            "__main__.py",
+            "preprocess.py",
+        ):  # the last stands alone in what isnet export writes
             continue
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call):

@@ -20,7 +20,7 @@ from isnet.factories import is_known
 from isnet.runs.build import best_device, device_text
 from isnet.runs.contents import contents, require_same_data
 from isnet.runs.data import RunData, load_run_data, settled
-from isnet.runs.evaluate import evaluate_run
+from isnet.runs.evaluate import evaluate_run, log_scores
 from isnet.runs.folder import CONFIG_NAME, require_data, require_room, what_to_resume
 from isnet.runs.plan import plan_run, plan_text
 from isnet.runs.train import require_measurable, train_run, tune_run
@@ -43,7 +43,7 @@ def _train(request: Request) -> None:
         trained = train_run(folder, config, data=data, device=device, **request.how)
     # Scoring may take longer than processes wait for each other: the others have left.
     if world.is_main and data.tests:
-        evaluate_run(trained, data, progress=not request.quiet)
+        log_scores(trained, evaluate_run(trained, data, progress=not request.quiet))
         if not request.quiet:
             print_scores([trained])
     if world.is_main and not request.quiet:

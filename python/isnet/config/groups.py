@@ -11,6 +11,7 @@ from isnet.data import MaskPolicy, Resize, pixel_range
 from isnet.data.augmentation import check_strengths
 from isnet.data.backgrounds import WarmupBackground
 from isnet.data.mask_reading import MaskValues
+from isnet.loggers import LOGGERS
 from isnet.loss import Foreground
 from isnet.variants import VARIANTS, Form
 
@@ -279,4 +280,19 @@ class FilesConfig(Group):
         None, "Steps between two checkpoints, beside the one after each epoch.", ge=1, resumable="always"
     )
     keep_last: int = option(0, "Checkpoints of past epochs to keep.", ge=0, resumable="always")
-    tensorboard: bool = option(False, "Write the log for TensorBoard as well.", resumable="always")
+    loggers: Names = option(
+        (),
+        "Tracker that gets the log as well: tensorboard, wandb or mlflow; repeatable.",
+        names=("--logger",),
+        common=True,
+        choices=lambda: tuple(LOGGERS),
+        resumable="always",
+    )
+    images_every: int = option(
+        1,
+        "Epochs between two pictures of validation images with their heatmaps, for the loggers; 0 = none.",
+        names=("--log-images-every",),
+        ge=0,
+        resumable="always",
+        needs="logger",
+    )

@@ -150,8 +150,10 @@ def _checked(name: str, kind: Any, known: Option | None, value: Any) -> Any:
     Raises:
         ValueError: it does not fit.
     """
-    if known is not None and known.choices is not None and value not in known.choices():
-        raise ValueError(f"{name}: expected {' or '.join(known.choices())}, got {value!r}")
+    if known is not None and known.choices is not None:
+        for part in value if isinstance(value, list | tuple) and get_origin(bare(kind)) is tuple else (value,):
+            if part not in known.choices():
+                raise ValueError(f"{name}: expected {' or '.join(known.choices())}, got {part!r}")
     if isinstance(value, str) and value.lower() == "none" and type(None) in get_args(_unannotated(kind)):
         return None
     if isinstance(value, bool) and not _takes_bool(kind):

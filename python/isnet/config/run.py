@@ -72,6 +72,7 @@ CONDITIONS: Mapping[str, Condition] = {
     "sgd": Condition(lambda run: run.train.optimizer == "sgd", "--optimizer sgd"),
     "step": Condition(lambda run: run.schedule.lr_schedule == "step", "--schedule step"),
     "warmup": Condition(lambda run: run.schedule.warmup > 0, "--warmup"),
+    "logger": Condition(lambda run: bool(run.files.loggers), "a logger (--logger tensorboard, say)"),
     "replaced": Condition(
         lambda run: bool(run.schedule.warmup or run.schedule.keep_replacing), "--warmup or --keep-replacing"
     ),
@@ -109,6 +110,10 @@ class RunConfig(TrainConfig):
     def title(self) -> str:
         """What to call the run."""
         return self.name or (STANDARD if self.network.variant == AUTO else self.network.variant)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.data.classes
 
     @property
     def tuning_epochs(self) -> int:

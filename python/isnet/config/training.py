@@ -60,6 +60,11 @@ class TrainConfig:
         new: dict[str, Any] = {key: dataclasses.replace(groups[key], **found) for key, found in changes.items()}  # type: ignore[type-var]
         return dataclasses.replace(self, **new)
 
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Of the classes or labels; empty where they are not known."""
+        return ()
+
     def rate_factor(self, step: int, steps_per_epoch: int) -> float:
         """Learning rate of a step, counted from 0, over ``lr``."""
         schedule = self.schedule

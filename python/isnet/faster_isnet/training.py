@@ -24,11 +24,14 @@ class _PublicModule(ISNetModule):
         optim, LR, momentum, WD, nesterov, dropLr, clip: the optimizer, the epochs at which its rate falls by 10, the gradients' norm.
     """
 
+    not_kept = ("model", "network", "criterion")
+
     def __init__(
         self, network: ISNet, criterion: ISNetLoss, heat: bool, P: float | Mapping[int, float], optim: str, LR: float, momentum: float,
         WD: float, nesterov: bool, dropLr: Sequence[int] | None, clip: float | None,
     ) -> None:  # fmt: skip
-        super().__init__(network, criterion, lr=LR, weight_decay=WD)
+        super().__init__(network.model, lr=LR, weight_decay=WD)
+        self.network, self.criterion = network, criterion
         if optim not in ("SGD", "Adam"):
             raise ValueError(f"optim: expected 'SGD' or 'Adam', got {optim!r}")
         self.heat, self.shares, self.clip = heat, dict(P) if isinstance(P, Mapping) else {0: P}, clip

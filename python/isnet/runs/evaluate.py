@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence, Sized
+from collections.abc import Mapping, Sequence, Sized
 from typing import Any, cast
 
 import torch
@@ -28,6 +28,7 @@ from isnet.scoring.sensitivity import (
 )
 from isnet.training.kept import Kept, kept_epoch
 from isnet.training.log import LOG_NAME, read_log
+from isnet.training.tracking import Tracking, flatten
 
 _ATTENTION_IMAGES = 500
 _MATRIX_CLASSES = 100  # of a confusion matrix that is written
@@ -210,3 +211,28 @@ def _by_source(
     for source in sorted(set(sources)) if len(set(sources)) > 1 else []:
         found[source] = scores([row for row, name in enumerate(sources) if name == source])
     return found
+
+
+def log_scores(run: Run, scores: Mapping[str, Any]) -> None:
+    """Passes the scores of a run on to its loggers.
+
+    Args:
+        run: The run, trained.
+        scores: What :func:`evaluate_run` returned.
+
+    Raises:
+        ModuleNotFoundError: the package of a logger is missing.
+        ValueError: the note on the loggers in the run's folder, or its log, is damaged.
+    """
+    found = {name: scores[name] for name in ("accuracy", "background_attention")}
+    for test, sources in scores["scores"].items():
+        for source, figures in sources.items():
+            where = f"{test}.{source}" if source else test
+            for name, figure in figures.items():
+                found.setdefault(name, {}).setdefault(where, figure["value"])
+    config = run.config
+    tracking = Tracking(config.files.loggers, run.folder, flatten(config.identity()))
+    if config.files.loggers:
+        tracking.start(read_log(run.folder / LOG_NAME), resumed=True)
+        tracking.scores(found)
+        tracking.close("finished")

@@ -21,6 +21,7 @@ from isnet.config import FROM_RUN, ImagesConfig, RunConfig, flag
 from isnet.config.files import to_yaml
 from isnet.config.run import kind_of
 from isnet.factories import require_no_files, require_trusted
+from isnet.loggers import tensorboard, wandb
 from isnet.runs.build import build_model
 from isnet.runs.evaluation_file import Evaluation
 from isnet.runs.lock import LOCK_NAME
@@ -33,11 +34,12 @@ from isnet.training.checkpoints import (
     load_weights,
 )
 from isnet.training.distributed import current_world
-from isnet.training.log import LOG_NAME, TABLE_NAME, TENSORBOARD_NAME, read_log
+from isnet.training.log import LOG_NAME, TABLE_NAME, read_log
 from isnet.training.loop import BEST_NAME, CHECKPOINT_NAME
 from isnet.training.ranges import RANGES_NAME, load_ranges
 from isnet.training.state import TrainingState
 from isnet.training.steps import require_epochs
+from isnet.training.tracking import STATE_NAME
 
 CONFIG_NAME = "config.json"
 YAML_NAME = "config.yaml"
@@ -45,7 +47,8 @@ EVALUATION_NAME = "evaluation.json"
 DATA_NAME = "data.json"
 TUNING_FOLDER = "tuning"
 _WRITTEN = (  # by a run, beside config.json: patterns of names
-    *(YAML_NAME, DATA_NAME, EVALUATION_NAME, RANGES_NAME, LOG_NAME, TABLE_NAME, TENSORBOARD_NAME, TUNING_FOLDER),
+    *(YAML_NAME, DATA_NAME, EVALUATION_NAME, RANGES_NAME, LOG_NAME, TABLE_NAME, TUNING_FOLDER),
+    *(STATE_NAME, tensorboard.FOLDER, wandb.FOLDER),
     *(CHECKPOINT_NAME, BEST_NAME, "epoch-*.safetensors", "non-finite-batch*.safetensors"),
     *("predictions-*.csv", "evaluations"),
 )

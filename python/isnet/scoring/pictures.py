@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import textwrap
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ import matplotlib
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
@@ -20,6 +22,7 @@ from isnet._text import figure_text
 
 # Diverging, white at zero: red supports the explained class, blue speaks against it.
 _HEATMAP_COLORS = "RdBu_r"
+_OVERLAY_COLORS = "bwr"  # full colour at both ends: the middle is transparent
 _MASK_COLOR = "#138d3f"
 _TILE, _TILE_DPI = 1.6, 130  # longest side of a tile, in inches
 _QUANTILE = 0.998  # the colour scale ends here, so that single pixels do not wash out the rest
@@ -101,6 +104,44 @@ def gallery_figure(
     for row, name in enumerate(("image", *heatmaps)):
         axes[row, 0].set_ylabel(figure_text(textwrap.fill(name, 18)), fontsize=10)
     return figure
+
+
+def overlay_figure(
+    images: Tensor, masks: Tensor, heatmaps: Tensor, image_captions: Sequence[str], captions: Sequence[str]
+) -> Figure:
+    """A row of images above the same images in grey under their heatmaps, the outlines of the masks on both.
+
+    Args:
+        images: [N, C, H, W] in [0, 1].
+        masks: [N, 1, H, W], 1 = foreground.
+        heatmaps: [N, C, H, W]; opaque where relevance is large.
+        image_captions, captions: N short texts below images and heatmaps.
+    """
+    figure = Figure(figsize=(1.6 * len(images), 4.2), layout="constrained")
+    axes = figure.subplots(2, len(images), squeeze=False)
+    for column, (image, mask) in enumerate(zip(images, masks, strict=True)):
+        show_image(axes[0, column], image, mask)
+        show_image(axes[1, column], image.mean(0, keepdim=True))
+        relevance = _array(heatmaps[column]).sum(0)
+        limit = _scale(relevance)
+        opacity = np.abs(relevance / limit).clip(0, 1) ** 0.5
+        axes[1, column].imshow(
+            relevance, cmap=_OVERLAY_COLORS, vmin=-limit, vmax=limit, alpha=opacity, interpolation="nearest"
+        )
+        _outline(axes[1, column], mask)
+        for row, text in enumerate((image_captions[column], captions[column])):
+            axes[row, column].set_xlabel(figure_text(text), fontsize=8)
+    return figure
+
+
+def figure_pixels(figure: Figure, dpi: int = 100) -> npt.NDArray[np.uint8]:
+    """A figure as an image [H, W, 3]."""
+    figure.set_dpi(dpi)
+    canvas = FigureCanvasAgg(figure)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # names in scripts that matplotlib's font lacks
+        canvas.draw()
+    return np.array(canvas.buffer_rgba())[..., :3].copy()
 
 
 def tile_png(picture: Tensor, mask: Tensor, *, relevance: bool) -> bytes:

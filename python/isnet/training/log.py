@@ -1,21 +1,22 @@
-"""The log of a training run: JSON lines as training goes, a CSV table after each epoch, and TensorBoard if requested."""
+"""The log of a training run: JSON lines as training goes, a CSV table after each epoch, and loggers if requested."""
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from isnet._files import atomic_path, read_text, write_text
-from isnet._text import visible
+from isnet.loggers import Outcome
+from isnet.training.tracking import Tracking, flatten
 
 LOG_NAME = "log.jsonl"
 TABLE_NAME = "log.csv"
-TENSORBOARD_NAME = "tensorboard"
 
 
 def read_log(path: str | os.PathLike[str], *, required: Sequence[str] = ()) -> list[dict[str, Any]]:
@@ -70,36 +71,31 @@ class RunLog:
 
     Args:
         folder: Where the files go; None keeps nothing on disk.
-        tensorboard: Write scalars for TensorBoard as well.
-
-    Raises:
-        ModuleNotFoundError: ``tensorboard`` without the package.
+        tracking: The loggers that get the entries as well.
     """
 
-    def __init__(self, folder: Path | None, *, tensorboard: bool = False) -> None:
+    def __init__(self, folder: Path | None, tracking: Tracking | None = None) -> None:
         self.entries: list[dict[str, Any]] = []
         self.folder = folder
-        self._tensorboard = tensorboard and folder is not None
-        self._writer: Any = None
+        self.tracking = tracking or Tracking((), None, {})
 
     def restore(self, step: int) -> None:
         """Reads the entries on the disk up to ``step``."""
         if self.folder is not None and (self.folder / LOG_NAME).exists():
             self.entries = [entry for entry in read_log(self.folder / LOG_NAME) if entry["step"] <= step]
 
-    def start(self) -> None:
-        """Starts new files with the entries so far."""
+    def start(self, *, resumed: bool = False) -> None:
+        """Starts new files with the entries so far, and the loggers, for a resumed run with what they have of it.
+
+        Raises:
+            RuntimeError: a logger cannot be started for a new run.
+        """
         if self.folder is None:
             return
         lines = "".join(json.dumps(entry) + "\n" for entry in self.entries)
         with atomic_path(self.folder / LOG_NAME) as temporary:
             temporary.write_text(lines)
-        if self._tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            # Events after the checkpoint belong to a future that did not happen.
-            purge = self.entries[-1]["step"] + 1 if self.entries else 0
-            self._writer = SummaryWriter(str(self.folder / TENSORBOARD_NAME), purge_step=purge)
+        self.tracking.start(self.entries, resumed=resumed)
 
     def add(self, entry: dict[str, Any]) -> None:
         """Adds one entry; it has a ``"kind"`` and a ``"step"``."""
@@ -108,16 +104,14 @@ class RunLog:
             return
         with (self.folder / LOG_NAME).open("a") as file:
             file.write(json.dumps(entry) + "\n")
-        if self._writer is not None:
-            for name, value in flatten(entry).items():
-                if name not in ("kind", "step", "epoch") and isinstance(value, int | float):
-                    self._writer.add_scalar(visible(f"{entry['kind']}/{name}"), value, entry["step"])
+        self.tracking.add(entry)
 
     def sync(self) -> None:
         """Brings the log to the disk: a checkpoint must not be there without the entries before it."""
         if self.folder is not None:
             with (self.folder / LOG_NAME).open("a") as file:
                 os.fsync(file.fileno())
+            self.tracking.note()
 
     def save_table(self) -> None:
         """Writes the table: one row per entry, one column per number."""
@@ -131,18 +125,15 @@ class RunLog:
         table.writerows(rows)
         write_text(self.folder / TABLE_NAME, text.getvalue())
 
-    def close(self) -> None:
-        """Flushes what TensorBoard still holds."""
-        if self._writer is not None:
-            self._writer.close()
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, with dotted names."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """Ends the loggers' runs in the end, and tells them how it came."""
+        outcome: Outcome = "failed"
+        try:
+            yield
+            outcome = "finished"
+        except KeyboardInterrupt:
+            outcome = "stopped"
+            raise
+        finally:
+            self.tracking.close(outcome)

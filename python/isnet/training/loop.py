@@ -28,6 +28,7 @@ from isnet.training.display import Display
 from isnet.training.distributed import current_world
 from isnet.training.learner import Learner
 from isnet.training.log import RunLog
+from isnet.training.snapshots import Snapshots
 from isnet.training.state import TrainingState
 from isnet.training.steps import (
     HeatmapObserver,
@@ -39,6 +40,7 @@ from isnet.training.steps import (
     require_validation,
 )
 from isnet.training.stop import Interrupted, StopSignals, ignore_signals
+from isnet.training.tracking import Tracking, flatten
 
 CHECKPOINT_NAME = "last.safetensors"
 BEST_NAME = "best.safetensors"
@@ -75,7 +77,7 @@ def fit(
         classification_loss: (logits, labels) -> scalar, a mean over the images; for validation, too.
         input_range: Pixel range of the noise in the warm-up.
         validation: Data sets whose accuracy is logged after each epoch. ``monitor`` is computed on the first.
-        run_dir: Folder for the log and the checkpoints; None keeps nothing on disk.
+        run_dir: Folder for the log and the checkpoints; None keeps nothing on disk, nor in loggers.
         resume: Continue from the checkpoint in ``run_dir`` if there is one.
         observer: Gets the heatmaps of the last epoch, in which they are not penalised; ``criterion`` may then be None.
         title: What is trained, as it is shown.
@@ -95,6 +97,8 @@ def fit(
             constant schedule, ``epochs`` may change, though not to fewer than were trained).
         Interrupted: SIGINT, SIGTERM or SIGUSR1 came; the state after the last step was saved in ``run_dir``. A second SIGINT raises
             KeyboardInterrupt at once, and the checkpoint is the one before. Without ``run_dir`` signals act as always.
+        ModuleNotFoundError: the package of a logger is missing.
+        RuntimeError: a logger cannot be started for a new run.
         NonFiniteLossError: loss or gradient not finite; the batch is saved in ``run_dir``.
     """
     validation = validation or {}
@@ -148,18 +152,21 @@ class _Trainer:
         self.watch = None if schedule.monitor is None else scoring.Watch(schedule.monitor, schedule.patience)
         self.stop = StopSignals(active=run_dir is not None)
         self.started = 0.0  # the processor time at which this process would have started the whole run
-        self.log = RunLog(self.run_dir if self.world.is_main else None, tensorboard=config.files.tensorboard)
+        folder, options = self.run_dir if self.world.is_main else None, flatten(config.identity())
+        self.log, self.resumed = RunLog(folder, Tracking(config.files.loggers, folder, options)), False
 
     # ---- the loop
 
     def run(self, validation: Mapping[str, Dataset[Example]], display: Display) -> list[dict[str, Any]]:
         learner = self.learner
-        self.log.start()
+        self.log.start(resumed=self.resumed)
         before = self.log.entries[-1].get("cpu_seconds", 0.0) if self.log.entries else 0.0
         self.started = time.process_time() - before
         devices = [learner.device] if learner.device.type == "cuda" else []
         learner.distribute()
+        self.snapshots = Snapshots(self.config, validation, learner.isnet, learner.input_range)
         with (
+            self.log.running(),
             torch.random.fork_rng(devices=devices),
             deterministic(self.config.train.deterministic),
             warnings.catch_warnings(),
@@ -176,7 +183,6 @@ class _Trainer:
                 self._end_epoch(entry, validation)
                 display.epoch(entry)
                 self._stop_if_told()
-        self.log.close()
         return self.log.entries
 
     def _epoch(self, epoch: int, display: Display) -> None:
@@ -235,6 +241,8 @@ class _Trainer:
                 best = entry["best"] = self.watch.see(entry["score"])
         self._note(entry)
         self.log.save_table()
+        if self.snapshots.is_due(entry["epoch"]):
+            self.log.tracking.picture("heatmaps", lambda: self.snapshots.draw(scored))
         # The one to resume from comes last: it refers to the others, which a run killed before it writes again.
         if best and self.run_dir is not None and self.world.is_main:
             note: dict[str, Any] = {
@@ -308,6 +316,7 @@ class _Trainer:
         """Restores the run in ``run_dir``, if it has a checkpoint."""
         if self.run_dir is None:
             raise ValueError("resume: needs run_dir")
+        self.resumed = True
         path = self.run_dir / CHECKPOINT_NAME
         if not path.exists():
             return

@@ -168,7 +168,7 @@ def tune(
     Args:
         network: The ISNet whose ranges are wanted; left unchanged.
         train_set: As for :func:`isnet.training.fit`.
-        config: As it will be trained; warm-up, schedules, averaging and monitoring are left out.
+        config: As it will be trained; warm-up, schedules, averaging, monitoring and loggers are left out.
         epochs: Epochs of plain training, at least 1; the heatmaps of the last one count.
         classification_loss: (logits, labels) -> scalar.
         input_range: Pixel range of the noise, if ``config`` keeps replacing the background; None: that of the network, or [0, 1].
@@ -193,6 +193,7 @@ def tune(
         monitor=None,
         patience=None,
         keep_last=0,
+        loggers=(),
     )
     trained = ISNet(
         copy.deepcopy(network.model),

@@ -15,6 +15,7 @@ from torch import nn
 from isnet._files import atomic_path
 from isnet.config import TrainConfig
 from isnet.data import Example
+from isnet.loggers import require_packages
 from isnet.loss import LayerLoss
 from isnet.model import ISNet, ISNetOutput
 from isnet.training.checkpoints import CheckpointError
@@ -60,8 +61,10 @@ def require_trainable(
 
     Raises:
         ValueError: see :func:`isnet.training.fit`.
+        ModuleNotFoundError: the package of a logger is missing.
     """
     train, schedule = config.train, config.schedule
+    require_packages(config.files.loggers)
     shares = f"among {world.size} processes, each in {train.accumulate} parts"
     part, rest = divmod(train.batch_size, world.size * train.accumulate)
     if images < train.batch_size:
