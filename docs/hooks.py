@@ -1,7 +1,9 @@
-"""MkDocs: the reference of both command lines, written by the command lines themselves when the site is built."""
+"""MkDocs: the reference of both command lines, which they write themselves, and the pages that stand at the repository's root."""
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -13,12 +15,28 @@ from isnet.cli import app as isnet
 from lrpkernels.__main__ import app as lrpkernels
 
 _PAGE = "api/commands.md"
+_ROOT = {"SECURITY.md": "security.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Adds the generated page to the site."""
+    """Adds the generated page and those of the root to the site."""
     files.append(File.generated(config, _PAGE, content=reference()))
+    for name, page in _ROOT.items():
+        text = (Path(config.config_file_path).parent / name).read_text().replace("](docs/", "](")
+        files.append(File.generated(config, page, content=text))
     return files
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Links to the root's pages, as the repository shows them, lead to those of the site."""
+    for name, page in _ROOT.items():
+        markdown = markdown.replace(f"](../{name})", f"]({page})").replace(f"]({name})", f"]({page})")
+    return markdown
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Docstrings name what they refer to as Sphinx does; here the name alone is shown."""
+    return re.sub(r":(?:class|func|meth|mod|data|attr):\s*(?=<code>)", "", html)
 
 
 def reference() -> str:
