@@ -9,9 +9,10 @@ export LRPKERNELS_CUDA ?= 0
 SOURCES := $(shell find csrc -type f) setup.py lrpkernels/_build_config.py
 CPP_FILES := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help build demo test test-slow lint format kernels kernel-times linked peers random-networks ratios wheel sdist newcomer clean
+.PHONY: docs help build demo test test-slow lint format kernels kernel-times linked peers random-networks ratios wheel sdist newcomer clean
 
 help:
+	@echo "make docs     the documentation as a site: build/site/index.html"
 	@echo "make build    environment in $(VENV) and the package in it, editable; tests, linters and peers come with the targets that need them"
 	@echo "make demo     standard network and ISNets on biased MNIST, with a report"
 	@echo "make test     all tests; COVERAGE=1 counts lines and branches"
@@ -67,6 +68,10 @@ test: build $(BIN)/.test
 
 test-slow: build $(BIN)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m slow
+
+docs: build
+	$(PIP) "lrpkernels[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 lint: build $(BIN)/.lint
 	$(BIN)/ruff check .

@@ -77,7 +77,7 @@ def run(page: Path, folder: Path, given: dict[str, Any] | None = None) -> tuple[
     printed = io.StringIO()
     with _inside(folder), contextlib.redirect_stdout(printed):
         for block in blocks(page):
-            code = compile("\n" * (block.line - 1) + block.code, str(page), "exec")
+            code = compile("\n" * (block.line - 1) + block.code, str(page), "exec", dont_inherit=True)
             if block.runs:
                 exec(code, namespace)
     return namespace, printed.getvalue()
