@@ -70,7 +70,7 @@ class LRP:
         check: True: the model is verified at its first use with each form of input (:func:`lrpkernels.verify`), about one more forward and
             two backward passes on two images; "always": at every use; False: never.
 
-    Example:
+    Examples:
         >>> attribution = lrp.LRP(model, composite=lrp.Epsilon(1e-2, first=lrp.ZBox(0, 1)))
         >>> logits, heatmap = attribution(x, target=3)
 
@@ -158,7 +158,7 @@ class LRP:
         Raises:
             TypeError, ValueError, lrpkernels.errors.RelevanceError: as in a call; TypeError for further arguments beside keyword inputs.
 
-        Example:
+        Examples:
             >>> heatmap = lrp.LRP(model).attribute(x, target=3)
         """
         self._looked_at_mode = self._looked_at_mode or warn_of_training_mode(self.model, stacklevel=2)

@@ -62,7 +62,7 @@ class LRPCAM:
     Raises:
         TypeError, ValueError: target layers that are no modules of the model.
 
-    Example:
+    Examples:
         >>> with LRPCAM(model=model, target_layers=[model.layer4]) as cam:
         ...     grayscale = cam(input_tensor=x, targets=[ClassifierOutputTarget(281)])[0]
     """

@@ -54,7 +54,7 @@ def explain(
         TypeError: an unknown option; both a method and a composite.
         ValueError: an unknown method; targets that do not fit; the batch dimension among ``reduce_axes``.
 
-    Example:
+    Examples:
         >>> quantus.PixelFlipping()(model, x, y, explain_func=explain, explain_func_kwargs={"method": "EpsilonPlus"})
     """
     unknown = sorted(kwargs.keys() - set(_IGNORED))

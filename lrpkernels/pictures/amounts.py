@@ -104,7 +104,7 @@ def show_flow(
     Raises:
         TypeError, ValueError, ModuleNotFoundError: as :func:`flow` and :func:`lrpkernels.show`.
 
-    Example:
+    Examples:
         >>> with torch.no_grad(), lrp.record(model, x) as tape:
         ...     figure = lrp.show_flow(tape, target=3)
     """

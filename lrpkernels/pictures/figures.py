@@ -86,7 +86,7 @@ def show(
             ``pixels``.
         ModuleNotFoundError: matplotlib is not installed.
 
-    Example:
+    Examples:
         >>> logits, heatmap = lrp.LRP(model, lrp.EpsilonPlusFlat())(x, target=3)
         >>> lrp.show(heatmap, x, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
     """

@@ -47,7 +47,7 @@ class Composite:
         ValueError: a rule that yields relevance itself beside ``multiply_by_inputs=False``. When it is applied: a name or glob in
             ``layers`` that no layer of the model has, or a ``first`` that does not reach the first layer.
 
-    Example:
+    Examples:
         >>> lrp.Composite({nn.Conv2d: lrp.ZPlus(), "features.0": lrp.Gamma(0.25)}, first=lrp.ZBox(0, 1))
         >>> lrp.Composite(default=lrp.Epsilon(1e-6), attention=lrp.CPLRP())
     """

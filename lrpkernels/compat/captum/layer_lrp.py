@@ -25,7 +25,7 @@ class LayerLRP(LRP):
         TypeError: as :class:`LRP`; ``layer`` is none of these.
         ValueError: a layer is no module of the model.
 
-    Example:
+    Examples:
         >>> attribution = LayerLRP(model, model.layer2).attribute(images, target=5)
     """
 

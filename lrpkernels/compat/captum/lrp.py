@@ -68,7 +68,7 @@ class LRP:
     Raises:
         TypeError: no module; a ``module.rule`` that is none.
 
-    Example:
+    Examples:
         >>> attribution = LRP(model).attribute(images, target=5)
 
     Source: Bach et al. 2015; captum 0.9. docs/coming_from_captum.md lists where the numbers differ from captum's, and why.

@@ -49,7 +49,7 @@ class ISNetModule(lightning.LightningModule):
         TypeError: ``model`` is an ISNet.
         FactoryError: a name of code other than these libraries', which ISNET_TRUST does not name.
 
-    Example:
+    Examples:
         >>> module = ISNetModule(model, loss={"p": 0.7})
         >>> lightning.Trainer(max_epochs=10, gradient_clip_val=1.0).fit(module, loader)   # batches (images, labels, masks)
     """

@@ -196,7 +196,7 @@ def load(folder: str | os.PathLike[str], *, device: str = "auto", trust: str | C
         isnet.factories.FactoryError: its settings name code that is not trusted.
         ValueError: a run that cannot be read, or an architecture that cannot be built here.
 
-    Example:
+    Examples:
         >>> net = isnet.load("runs/guarded")
         >>> net.predict("scan.png").answer
         >>> net.explain("scan.png", target="pneumonia").heatmap       # [C, H, W]
