@@ -15,7 +15,13 @@ from torch import nn
 from isnet.config import ImagesConfig, RunConfig
 from isnet.runs import settled, train_run
 
-OWN_TESTS = {"coming_from_captum.md", "coming_from_zennit.md", "after_training.md", "runs.md", "loggers.md"}  # the third and fourth below
+OWN_TESTS = {
+    "coming_from_captum.md",
+    "coming_from_zennit.md",
+    "after_training.md",
+    "runs.md",
+    "loggers.md",
+}  # the third and fourth below
 PAGES = [
     page
     for page in sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
@@ -27,7 +33,9 @@ PAGES = [
 def given() -> dict[str, object]:
     """What pages call the reader's own: a network, images, labels and masks."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.ReLU(), nn.Conv2d(8, 8, 3, 2), nn.ReLU(), nn.Flatten(), nn.LazyLinear(10))
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, 2), nn.ReLU(), nn.Conv2d(8, 8, 3, 2), nn.ReLU(), nn.Flatten(), nn.LazyLinear(10)
+    )
     x, mask = torch.rand(2, 3, 32, 32), torch.zeros(2, 1, 32, 32)
     mask[:, :, 8:24, 8:24] = 1
     with torch.no_grad():

@@ -15,7 +15,11 @@ PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").r
 SHELLS = ("sh", "bash", "console", "shell")
 PROGRAMS = {"isnet": get_command(isnet_app), "lrpkernels": get_command(lrpkernels_app)}
 # Programs of others, whose options are not ours to check.
-OTHERS = {"[", "exit", "scontrol", "squeue", "compute-sanitizer", "ncu", "nsys", "while", "for", "do", "done", "if", "fi", "trap", "wait", "kill", "pip", "pytest", "git", "export", "cd", "sbatch", "srun", "apt-get", "torchrun", "python3", "tensorboard", "mlflow", "wandb"}
+OTHERS = {
+    *("pip", "pytest", "git", "export", "cd", "apt-get", "python3", "tensorboard", "mlflow", "wandb"),
+    *("torchrun", "sbatch", "srun", "scontrol", "squeue", "compute-sanitizer", "ncu", "nsys"),
+    *("[", "exit", "while", "for", "do", "done", "if", "fi", "trap", "wait", "kill"),
+}
 
 
 def commands_of(text):
