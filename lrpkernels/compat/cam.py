@@ -80,16 +80,17 @@ class LRPCAM:
             raise TypeError(
                 f"target_layers must be a list of modules, got {type(target_layers).__name__}; write [model.layer4]"
             )
-        names = {id(module): name for name, module in model.named_modules()}
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+        members = {id(module) for module in model.modules()}
         for layer in target_layers or ():
-            if not isinstance(layer, nn.Module) or id(layer) not in names:
+            if not isinstance(layer, nn.Module) or id(layer) not in members:
                 raise ValueError(f"target_layers: {type(layer).__name__} is no module of this model")
         self.model, self.target_layers = model, list(target_layers or ())
         self.reshape_transform = reshape_transform
         self.composite = as_composite(EpsilonPlus() if composite is None else composite)
         self.outputs: Any = None
         self._check = check
-        self._names = names
 
     def __call__(
         self,
@@ -137,10 +138,11 @@ class LRPCAM:
 
     def _maps(self, x: Tensor, targets: Sequence[Callable[[Tensor], Tensor]] | None) -> Tensor:
         """[N, H, W], float32."""
+        names = {id(module): name for name, module in self.model.named_modules()}
         with record(self.model, x, check=self._check) as tape:
             self.outputs = tape.output
             places = [
-                Place(self._names[id(layer)], call=call)
+                Place(names[id(layer)], call=call)
                 for layer in self.target_layers
                 for call in range(max(1, len(tape.calls_of(layer))))
             ]
@@ -172,6 +174,11 @@ class LRPCAM:
             )
         summed = _scaled(relevance.sum(1, keepdim=True).clamp(min=0).float())
         return F.interpolate(summed, x.shape[2:], mode=_MODES[x.dim() - 2], align_corners=False)[:, 0]
+
+    def __repr__(self) -> str:
+        names = {id(module): name for name, module in self.model.named_modules()}
+        layers = ", ".join(names[id(layer)] or "(model)" for layer in self.target_layers) or "input"
+        return f"LRPCAM({type(self.model).__name__}, {layers})"
 
     def __enter__(self) -> Self:
         return self

@@ -57,6 +57,8 @@ def explain(
     Example:
         >>> quantus.PixelFlipping()(model, x, y, explain_func=explain, explain_func_kwargs={"method": "EpsilonPlus"})
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     unknown = sorted(kwargs.keys() - set(_IGNORED))
     if unknown:
         raise TypeError(

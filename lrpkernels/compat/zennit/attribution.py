@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .core import as_registrable
+from .modified import lock_of
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -74,10 +75,16 @@ class Attributor:
             attr_output: in place of the attributor's own.
         """
         function = self.attr_output_fn if attr_output is None else _function(attr_output)
-        if self.composite is None or self.composite.handles:
+        if self.composite is None:
             return self.forward(input, function)
-        with self:
-            return self.forward(input, function)
+        with lock_of(self.model):  # of two threads one after the other
+            if self.composite.handles:
+                return self.forward(input, function)
+            with self:
+                return self.forward(input, function)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({type(self.model).__name__}, {self.composite!r})"
 
     @property
     def inactive(self) -> Any:
@@ -119,7 +126,7 @@ class Gradient(Attributor):
         """The model's output and the (modified) gradient of the input.
 
         Raises:
-            TypeError: an input of integers.
+            TypeError: an input of integers; a model that returns no tensor.
             ValueError: an output attribution of another shape than the output's, or not 0 where the output is.
         """
         if not input.is_floating_point():
@@ -128,7 +135,16 @@ class Gradient(Attributor):
             x = input.clone() if input.is_inference() else input
             x = x if x.requires_grad else x.detach().requires_grad_()
             output = self.model(x)
+            if not isinstance(output, Tensor):
+                raise TypeError(
+                    f"model: it returns {type(output).__name__}, expected a tensor; use the composite's context and "
+                    "torch.autograd.grad, or wrap it in a module that returns the logits alone"
+                )
             start = attr_output_fn(output)
+            if not isinstance(start, Tensor):
+                raise TypeError(
+                    f"attr_output: expected a tensor or a function that returns one, got {type(start).__name__}"
+                )
             if start.shape != output.shape:
                 shapes = f"{tuple(output.shape)}, got {tuple(start.shape)}"
                 raise ValueError(
