@@ -118,9 +118,9 @@ def test_scales_are_of_one_width_and_overlap_nothing(count: int, size: tuple[int
     boxes = [axes.get_tightbbox(renderer) for axes in figure.axes if axes.axison]
     assert len(boxes) == (2 * count if scale == "each" else count + 1)
     for i, one in enumerate(boxes):
-        assert not any(one.shrunk(0.98).overlaps(other.shrunk(0.98)) for other in boxes[:i])
-    bars = [axes.get_window_extent() for axes in figure.axes if not axes.images]
-    assert all(4 <= bar.width / figure.dpi * 72 <= 12 for bar in bars)  # points
+        assert not any(one.shrunk(0.98, 0.98).overlaps(other.shrunk(0.98, 0.98)) for other in boxes[:i])
+    bars = [axes.get_window_extent() for axes in figure.axes if axes.axison and not axes.images]
+    assert all(6 <= bar.width / figure.dpi * 72 <= 15 for bar in bars)  # points
 
 
 @pytest.mark.parametrize("path", [None, 3, H, io.BytesIO()], ids=["none", "int", "tensor", "file"])

@@ -115,7 +115,7 @@ def show(
     cells = _grid(maps, method, columns, images is not None)
     figure, axes = _figure(cells, summed.shape[2:], title)
     shared = scale != "each"
-    tall = max(1.0, _height(summed.shape[2:]) / _CELL)
+    tall = _height(summed.shape[2:]) / _CELL
     used, mappable = [], None
     for at, (row, explanation) in zip(np.ndindex(axes.shape), cells.order, strict=True):
         cell: Axes = axes[at]
@@ -303,7 +303,7 @@ def _colorbar(figure: Figure, mappable: Any, axes: Any, beyond: bool, tall: floa
     formatter = ticker.ScalarFormatter()
     formatter.set_powerlimits((-2, 3))
     bar.formatter = formatter
-    bar.locator = ticker.MaxNLocator(5 if tall < 2 else 9)
+    bar.locator = ticker.MaxNLocator(3 if tall < 0.5 else 5 if tall < 2 else 9)
     bar.update_ticks()
 
 

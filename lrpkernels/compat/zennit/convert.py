@@ -140,6 +140,11 @@ def typed(composite: Any) -> list[tuple[Any, Any]]:
 
 def _modified_gradient(found: list[tuple[str, nn.Module, lrp.Rule]], model: nn.Module) -> lrp.Composite:
     """A gradient with another derivative of some ReLUs."""
+    other = next((module for _, module, _ in found if not isinstance(module, nn.ReLU)), None)
+    if other is not None:
+        raise UnknownHookError(
+            f"convert: a rule that modifies the gradient of ReLUs is chosen for {type(other).__name__}"
+        )
     chosen = {id(module) for _, module, _ in found}
     everywhere = all(id(module) in chosen for module in model.modules() if isinstance(module, nn.ReLU))
     distinct = list(dict.fromkeys(rule for _, _, rule in found))
