@@ -38,6 +38,9 @@ class ClassifierOutputTarget:
         self.category = category
 
     def __call__(self, model_output: Tensor) -> Tensor:
+        classes = model_output.shape[-1]
+        if not -classes <= self.category < classes:
+            raise IndexError(f"category {self.category} is out of range, the model has {classes} classes")
         return model_output[..., self.category]
 
     def __repr__(self) -> str:
@@ -113,6 +116,7 @@ class LRPCAM:
             All 0 where no relevance is positive, as it may be for a class whose logit is negative.
 
         Raises:
+            TypeError, IndexError: targets that are no callables; a class that the model lacks.
             ValueError: ``eigen_smooth``; targets that do not fit; a layer whose output has no positions.
         """
         if eigen_smooth:
@@ -125,6 +129,11 @@ class LRPCAM:
         if targets is not None and (callable(targets) or len(targets) != len(input_tensor)):
             got = "one callable" if callable(targets) else f"{len(targets)} of them"
             raise ValueError(f"targets: expected a list with one per image, {len(input_tensor)}, or None, got {got}")
+        for target in targets or ():
+            if not callable(target):
+                raise TypeError(
+                    f"targets: expected callables such as ClassifierOutputTarget(3), got {type(target).__name__} {target!r}"
+                )
         with evaluation_mode(self.model), torch.no_grad():
             parameter = next(iter(self.model.parameters()), input_tensor)
             x = input_tensor.detach().to(parameter.device)
@@ -158,7 +167,12 @@ class LRPCAM:
             return None
 
         def scores(outputs: Tensor) -> Tensor:
-            found = [target(output).reshape(()) for target, output in zip(targets, outputs, strict=True)]
+            found = [target(output) for target, output in zip(targets, outputs, strict=True)]
+            for score in found:
+                if not isinstance(score, Tensor) or score.numel() != 1:
+                    got = f"shape {tuple(score.shape)}" if isinstance(score, Tensor) else type(score).__name__
+                    raise ValueError(f"targets: a target returns one number for an image, got {got}")
+            found = [score.reshape(()) for score in found]
             return torch.stack(found) if found else outputs.flatten(1).sum(1)
 
         return scores

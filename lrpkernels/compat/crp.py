@@ -143,7 +143,7 @@ class CondAttribution:
             TypeError: a model that returns no tensor.
         """
         self._looked_at_mode = self._looked_at_mode or warn_of_training_mode(self.model, stacklevel=2)
-        self._check(conditions, start_layer, init_rel)
+        self._check(data, conditions, start_layer, init_rel)
         if len(conditions) == len(data) > 1:
             rows = [
                 self(data[i : i + 1], [condition], composite, record_layer, mask_map, start_layer,
@@ -172,14 +172,21 @@ class CondAttribution:
     ) -> Iterator[AttributionResults]:
         """As a call for one image, ``batch_size`` conditions at a time, all from one forward pass."""
         self._looked_at_mode = self._looked_at_mode or warn_of_training_mode(self.model, stacklevel=2)
-        self._check(conditions, start_layer, init_rel)
+        self._check(data, conditions, start_layer, init_rel)
+        if batch_size < 1:
+            raise ValueError(f"batch_size: expected a positive number of conditions, got {batch_size!r}")
         options = (record_layer, mask_map, start_layer, init_rel, on_device, exclude_parallel)
         with torch.no_grad(), record(self.model, data.detach()) as tape:
             rules = self._rules(composite)
             for begin in range(0, len(conditions), batch_size):
                 yield self._answer(tape, conditions[begin : begin + batch_size], rules, *options)
 
-    def _check(self, conditions: Sequence[Condition], start_layer: str | None, init_rel: Any) -> None:
+    def _check(self, data: Any, conditions: Sequence[Condition], start_layer: str | None, init_rel: Any) -> None:
+        if not isinstance(data, Tensor):
+            raise TypeError(f"data: expected a tensor of images [B, ...], got {type(data).__name__}")
+        if isinstance(conditions, Mapping) or not all(isinstance(condition, Mapping) for condition in conditions):
+            got = "a dict" if isinstance(conditions, Mapping) else "others"
+            raise TypeError(f'conditions: expected a list of dicts, as [{{"y": [1]}}], got {got}')
         if not conditions:
             raise ValueError("conditions: expected a list of dicts, one for each heatmap, got none")
         for number, condition in enumerate(conditions):
@@ -207,7 +214,8 @@ class CondAttribution:
         exclude_parallel: bool,
     ) -> AttributionResults:
         named = [{key: c for key, c in given.items() if key != self.MODEL_OUTPUT_NAME} for given in conditions]
-        layers = dict.fromkeys([*record_layer, *(name for condition in named for name in condition)])
+        recorded = [record_layer] if isinstance(record_layer, str) else record_layer
+        layers = dict.fromkeys([*recorded, *(name for condition in named for name in condition)])
         if start_layer is not None:
             layers[start_layer] = None
         values = {name: tape.values_at(name)[0] for name in layers}
@@ -259,7 +267,11 @@ class CondAttribution:
                 each.append(given)
                 continue
             classes = torch.zeros_like(first)
-            classes[:, condition[self.MODEL_OUTPUT_NAME]] = 1
+            try:
+                classes[:, condition[self.MODEL_OUTPUT_NAME]] = 1
+            except IndexError:
+                chosen = condition[self.MODEL_OUTPUT_NAME]
+                raise ValueError(f"conditions: the model has {first.shape[1]} classes, got {chosen!r}") from None
             each.append(given * classes)
         return torch.stack(each, 1)
 

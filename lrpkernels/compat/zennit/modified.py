@@ -19,7 +19,11 @@ from ...errors import UnsupportedOperationError
 from ...tape import Tape, record
 from .hooks import Hook
 
-_NOTHING = object()
+
+class _NOTHING:
+    """The model has no ``forward`` of its own; a class, of which there is one in copies as well."""
+
+
 _LOCKS: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
 _ALL = threading.Lock()
 
@@ -82,6 +86,9 @@ class ModifiedModel:
         self._before: Any = _NOTHING
         self._thread = threading.get_ident()
         self.is_running = False
+
+    def __repr__(self) -> str:
+        return f"ModifiedModel({type(self._model).__name__}, {self._composite!r})"
 
     def install(self) -> None:
         """Take the place of the model's ``forward``.
