@@ -106,3 +106,26 @@ def test_odd_composites_equal_zennits() -> None:
             expected = zennit.attribution.Gradient(net, composite)(X, ONE)[1]
             for chosen in (own[name], composite):
                 assert _differ(ours.Gradient(net, chosen)(X, ONE)[1], expected) < 1e-9, name
+
+
+def test_parametrized_layers_are_layers() -> None:
+    net = _net(nn.ReLU)
+    net[0] = nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3).double())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = ours.Gradient(net, ours.EpsilonPlus())(X, ONE)[1]
+    nn.utils.parametrize.remove_parametrizations(net[0], "weight")
+    expected = zennit.attribution.Gradient(net, zennit.composites.EpsilonPlus())(X, ONE)[1]
+    assert _differ(found, expected) < 1e-10
+
+
+def test_numbers_of_steps_and_sizes_are_positive() -> None:
+    net = _net(nn.ReLU)
+    for make in (ours.SmoothGrad, ours.IntegratedGradients):
+        with pytest.raises(ValueError, match="n_iter must be positive, got 0"):
+            make(net, n_iter=0)
+    for options in ({"window": 0}, {"stride": 0}, {"window": (1, 0)}, {"stride": (2, -1)}):
+        with pytest.raises(ValueError, match=f"{next(iter(options))} must be positive"):
+            ours.Occlusion(net, **options)
+    with pytest.raises(TypeError, match="input: gradients need a floating-point tensor, got ndarray"):
+        ours.Gradient(net)(X.numpy())  # type: ignore[arg-type]

@@ -129,8 +129,9 @@ class Gradient(Attributor):
             TypeError: an input of integers; a model that returns no tensor.
             ValueError: an output attribution of another shape than the output's, or not 0 where the output is.
         """
-        if not input.is_floating_point():
-            raise TypeError(f"input: gradients need a floating-point tensor, got {input.dtype}")
+        if not isinstance(input, Tensor) or not input.is_floating_point():
+            got = input.dtype if isinstance(input, Tensor) else type(input).__name__
+            raise TypeError(f"input: gradients need a floating-point tensor, got {got}")
         with torch.inference_mode(False), torch.enable_grad():
             x = input.clone() if input.is_inference() else input
             x = x if x.requires_grad else x.detach().requires_grad_()
@@ -185,7 +186,7 @@ class SmoothGrad(Gradient):
         n_iter: int = 20,
     ) -> None:
         super().__init__(model, composite, attr_output, create_graph, retain_graph)
-        self.noise_level, self.n_iter = noise_level, n_iter
+        self.noise_level, self.n_iter = noise_level, _positive("n_iter", n_iter)
 
     def forward(self, input: Tensor, attr_output_fn: OutputFunction) -> tuple[Tensor, Tensor]:
         dims = tuple(range(1, input.dim()))
@@ -219,7 +220,7 @@ class IntegratedGradients(Gradient):
         n_iter: int = 20,
     ) -> None:
         super().__init__(model, composite, attr_output, create_graph, retain_graph)
-        self.baseline_fn, self.n_iter = baseline_fn or torch.zeros_like, n_iter
+        self.baseline_fn, self.n_iter = baseline_fn or torch.zeros_like, _positive("n_iter", n_iter)
 
     def forward(self, input: Tensor, attr_output_fn: OutputFunction) -> tuple[Tensor, Tensor]:
         baseline = self.baseline_fn(input)
@@ -240,7 +241,7 @@ class Occlusion(Attributor):
         stride: likewise.
 
     Raises:
-        TypeError: a window or stride of another type.
+        TypeError, ValueError: a window or stride of another type, or not positive.
     """
 
     def __init__(
@@ -256,6 +257,8 @@ class Occlusion(Attributor):
         for name, value in (("window", window), ("stride", stride)):
             if not (isinstance(value, int) or (isinstance(value, tuple) and all(isinstance(v, int) for v in value))):
                 raise TypeError(f"{name} must be an int or a tuple of ints, got {value!r}")
+            for size in value if isinstance(value, tuple) else (value,):
+                _positive(name, size)
         self.occlusion_fn = occlusion_fn or partial(occlude_independent, fill_fn=torch.zeros_like)
         self.window, self.stride = window, stride
 
@@ -282,6 +285,12 @@ class Occlusion(Attributor):
             score = attr_output_fn(output).flatten(1).sum(1)
             total = total + mask * score.view(-1, *(1,) * (input.dim() - 1))
         return self.model(input), total
+
+
+def _positive(name: str, number: int) -> int:
+    if number < 1:
+        raise ValueError(f"{name} must be positive, got {number!r}")
+    return number
 
 
 def _function(attr_output: AttrOutput) -> OutputFunction:

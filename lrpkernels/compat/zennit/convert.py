@@ -94,8 +94,8 @@ def of_assigned(
     Raises:
         UnknownHookError: see :func:`rule_of`.
     """
-    leaves = [(name, module, hook) for name, module, hook in found if not any(True for _ in module.children())]
-    inner = [hook for name, module, hook in found if any(True for _ in module.children())]
+    leaves = [(name, module, hook) for name, module, hook in found if not _calls_others(module)]
+    inner = [hook for name, module, hook in found if _calls_others(module)]
     for hook in inner:
         if type(rule_of(hook)) is not lrp.Pass:
             raise UnknownHookError(
@@ -190,6 +190,11 @@ def _entries(composite: Any) -> Iterable[tuple[Callable[[str, nn.Module], bool],
             yield _Named(tuple(names)), hook
         for types, hook in maps[1] or ():
             yield _Typed(types), hook
+
+
+def _calls_others(module: nn.Module) -> bool:
+    """Whether a module has others inside, but for the parametrizations of its own weights."""
+    return any(name != "parametrizations" for name, _ in module.named_children())
 
 
 class _Members:
