@@ -38,6 +38,9 @@ class ClassifierOutputTarget:
         self.category = category
 
     def __call__(self, model_output: Tensor) -> Tensor:
+        classes = model_output.shape[-1]
+        if not -classes <= self.category < classes:
+            raise IndexError(f"category {self.category} is out of range, the model has {classes} classes")
         return model_output[..., self.category]
 
     def __repr__(self) -> str:
@@ -80,16 +83,17 @@ class LRPCAM:
             raise TypeError(
                 f"target_layers must be a list of modules, got {type(target_layers).__name__}; write [model.layer4]"
             )
-        names = {id(module): name for name, module in model.named_modules()}
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+        members = {id(module) for module in model.modules()}
         for layer in target_layers or ():
-            if not isinstance(layer, nn.Module) or id(layer) not in names:
+            if not isinstance(layer, nn.Module) or id(layer) not in members:
                 raise ValueError(f"target_layers: {type(layer).__name__} is no module of this model")
         self.model, self.target_layers = model, list(target_layers or ())
         self.reshape_transform = reshape_transform
         self.composite = as_composite(EpsilonPlus() if composite is None else composite)
         self.outputs: Any = None
         self._check = check
-        self._names = names
 
     def __call__(
         self,
@@ -112,6 +116,7 @@ class LRPCAM:
             All 0 where no relevance is positive, as it may be for a class whose logit is negative.
 
         Raises:
+            TypeError, IndexError: targets that are no callables; a class that the model lacks.
             ValueError: ``eigen_smooth``; targets that do not fit; a layer whose output has no positions.
         """
         if eigen_smooth:
@@ -124,6 +129,11 @@ class LRPCAM:
         if targets is not None and (callable(targets) or len(targets) != len(input_tensor)):
             got = "one callable" if callable(targets) else f"{len(targets)} of them"
             raise ValueError(f"targets: expected a list with one per image, {len(input_tensor)}, or None, got {got}")
+        for target in targets or ():
+            if not callable(target):
+                raise TypeError(
+                    f"targets: expected callables such as ClassifierOutputTarget(3), got {type(target).__name__} {target!r}"
+                )
         with evaluation_mode(self.model), torch.no_grad():
             parameter = next(iter(self.model.parameters()), input_tensor)
             x = input_tensor.detach().to(parameter.device)
@@ -137,10 +147,11 @@ class LRPCAM:
 
     def _maps(self, x: Tensor, targets: Sequence[Callable[[Tensor], Tensor]] | None) -> Tensor:
         """[N, H, W], float32."""
+        names = {id(module): name for name, module in self.model.named_modules()}
         with record(self.model, x, check=self._check) as tape:
             self.outputs = tape.output
             places = [
-                Place(self._names[id(layer)], call=call)
+                Place(names[id(layer)], call=call)
                 for layer in self.target_layers
                 for call in range(max(1, len(tape.calls_of(layer))))
             ]
@@ -156,7 +167,12 @@ class LRPCAM:
             return None
 
         def scores(outputs: Tensor) -> Tensor:
-            found = [target(output).reshape(()) for target, output in zip(targets, outputs, strict=True)]
+            found = [target(output) for target, output in zip(targets, outputs, strict=True)]
+            for score in found:
+                if not isinstance(score, Tensor) or score.numel() != 1:
+                    got = f"shape {tuple(score.shape)}" if isinstance(score, Tensor) else type(score).__name__
+                    raise ValueError(f"targets: a target returns one number for an image, got {got}")
+            found = [score.reshape(()) for score in found]
             return torch.stack(found) if found else outputs.flatten(1).sum(1)
 
         return scores
@@ -172,6 +188,11 @@ class LRPCAM:
             )
         summed = _scaled(relevance.sum(1, keepdim=True).clamp(min=0).float())
         return F.interpolate(summed, x.shape[2:], mode=_MODES[x.dim() - 2], align_corners=False)[:, 0]
+
+    def __repr__(self) -> str:
+        names = {id(module): name for name, module in self.model.named_modules()}
+        layers = ", ".join(names[id(layer)] or "(model)" for layer in self.target_layers) or "input"
+        return f"LRPCAM({type(self.model).__name__}, {layers})"
 
     def __enter__(self) -> Self:
         return self

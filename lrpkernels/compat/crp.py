@@ -1,6 +1,7 @@
 """zennit-crp's interface: concept relevance propagation, relevance that passes chosen channels, with many conditions in one pass.
 
-``from crp.attribution import CondAttribution``, ``from crp.concepts import ChannelConcept`` -> ``from lrpkernels.compat.crp import ...``.
+``from crp.attribution import CondAttribution``, ``from crp.concepts import ChannelConcept``, ``from crp.helper import get_layer_names`` ->
+``from lrpkernels.compat.crp import ...``.
 What it does is ``tape.relevance(conditions=...)`` (docs/rules.md); docs/coming_from_zennit.md lists the differences.
 """
 
@@ -12,12 +13,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..engine.training_mode import warn_of_training_mode
 from ..rules import Composite, Gradient, as_composite
 from ..tape import Tape, record
 from .zennit.convert import convert
 
 Condition = Mapping[str, Any]
 MaskOf = Callable[[int, Any, str], Callable[[Tensor], Tensor]]
+
+
+def get_layer_names(model: nn.Module, types: Sequence[type[nn.Module]]) -> list[str]:
+    """The names of the modules of these types, in the order of ``named_modules()``."""
+    return [name for name, module in model.named_modules() if isinstance(module, tuple(types))]
 
 
 class AttributionResults(NamedTuple):
@@ -94,8 +101,15 @@ class CondAttribution:
         overwrite_data_grad: bool = True,
         no_param_grad: bool = True,
     ) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
         self.model = model
-        self.device = next(model.parameters()).device if device is None else torch.device(device)
+        first = next(model.parameters(), torch.empty(0))
+        self.device = first.device if device is None else torch.device(device)
+        self._looked_at_mode = False
+
+    def __repr__(self) -> str:
+        return f"CondAttribution({type(self.model).__name__})"
 
     def __call__(
         self,
@@ -126,8 +140,10 @@ class CondAttribution:
 
         Raises:
             ValueError: conditions that do not fit, or start nowhere.
+            TypeError: a model that returns no tensor.
         """
-        self._check(conditions, start_layer, init_rel)
+        self._looked_at_mode = self._looked_at_mode or warn_of_training_mode(self.model, stacklevel=2)
+        self._check(data, conditions, start_layer, init_rel)
         if len(conditions) == len(data) > 1:
             rows = [
                 self(data[i : i + 1], [condition], composite, record_layer, mask_map, start_layer,
@@ -155,14 +171,22 @@ class CondAttribution:
         verbose: bool = True,
     ) -> Iterator[AttributionResults]:
         """As a call for one image, ``batch_size`` conditions at a time, all from one forward pass."""
-        self._check(conditions, start_layer, init_rel)
+        self._looked_at_mode = self._looked_at_mode or warn_of_training_mode(self.model, stacklevel=2)
+        self._check(data, conditions, start_layer, init_rel)
+        if batch_size < 1:
+            raise ValueError(f"batch_size: expected a positive number of conditions, got {batch_size!r}")
         options = (record_layer, mask_map, start_layer, init_rel, on_device, exclude_parallel)
         with torch.no_grad(), record(self.model, data.detach()) as tape:
             rules = self._rules(composite)
             for begin in range(0, len(conditions), batch_size):
                 yield self._answer(tape, conditions[begin : begin + batch_size], rules, *options)
 
-    def _check(self, conditions: Sequence[Condition], start_layer: str | None, init_rel: Any) -> None:
+    def _check(self, data: Any, conditions: Sequence[Condition], start_layer: str | None, init_rel: Any) -> None:
+        if not isinstance(data, Tensor):
+            raise TypeError(f"data: expected a tensor of images [B, ...], got {type(data).__name__}")
+        if isinstance(conditions, Mapping) or not all(isinstance(condition, Mapping) for condition in conditions):
+            got = "a dict" if isinstance(conditions, Mapping) else "others"
+            raise TypeError(f'conditions: expected a list of dicts, as [{{"y": [1]}}], got {got}')
         if not conditions:
             raise ValueError("conditions: expected a list of dicts, one for each heatmap, got none")
         for number, condition in enumerate(conditions):
@@ -190,7 +214,8 @@ class CondAttribution:
         exclude_parallel: bool,
     ) -> AttributionResults:
         named = [{key: c for key, c in given.items() if key != self.MODEL_OUTPUT_NAME} for given in conditions]
-        layers = dict.fromkeys([*record_layer, *(name for condition in named for name in condition)])
+        recorded = [record_layer] if isinstance(record_layer, str) else record_layer
+        layers = dict.fromkeys([*recorded, *(name for condition in named for name in condition)])
         if start_layer is not None:
             layers[start_layer] = None
         values = {name: tape.values_at(name)[0] for name in layers}
@@ -198,6 +223,10 @@ class CondAttribution:
             {name: self._kept(mask_map, c, name, values[name].form()) for name, c in given.items()} for given in named
         ]
         first = tape.output if start_layer is None else values[start_layer].tensor
+        if not isinstance(first, Tensor):
+            raise TypeError(
+                f"model: it returns {type(first).__name__}, expected a tensor of logits; wrap it in a module that returns the logits alone"
+            )
         start = self._started(first, conditions, init_rel, start_layer is not None)
         options: dict[str, Any] = {"at": [*layers], "conditions": kept, "exclude_parallel": exclude_parallel}
         if rules.multiply_by_inputs:
@@ -238,7 +267,11 @@ class CondAttribution:
                 each.append(given)
                 continue
             classes = torch.zeros_like(first)
-            classes[:, condition[self.MODEL_OUTPUT_NAME]] = 1
+            try:
+                classes[:, condition[self.MODEL_OUTPUT_NAME]] = 1
+            except IndexError:
+                chosen = condition[self.MODEL_OUTPUT_NAME]
+                raise ValueError(f"conditions: the model has {first.shape[1]} classes, got {chosen!r}") from None
             each.append(given * classes)
         return torch.stack(each, 1)
 

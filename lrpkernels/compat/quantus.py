@@ -51,12 +51,14 @@ def explain(
         R, [B, 1, ...] by default, [B, C, ...] with ``reduce_axes=()``, in units of the explained logit.
 
     Raises:
-        TypeError: an unknown option; both a method and a composite.
+        TypeError: an unknown option; both a method and a composite; no model; no numbers.
         ValueError: an unknown method; targets that do not fit; the batch dimension among ``reduce_axes``.
 
     Examples:
         >>> quantus.PixelFlipping()(model, x, y, explain_func=explain, explain_func_kwargs={"method": "EpsilonPlus"})
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     unknown = sorted(kwargs.keys() - set(_IGNORED))
     if unknown:
         raise TypeError(
@@ -69,7 +71,7 @@ def explain(
     device = torch.device(device) if device is not None else first.device if first is not None else torch.device("cpu")
     model = model.to(device)
     dtype = torch.get_default_dtype() if first is None else first.dtype
-    x = torch.as_tensor(inputs).detach().to(device=device, dtype=dtype)
+    x = _tensor("inputs", inputs).detach().to(device=device, dtype=dtype)
     axes = [axis % x.dim() if -x.dim() <= axis < x.dim() else x.dim() for axis in reduce_axes] if x.dim() > 2 else []
     if 0 in axes or x.dim() in axes:
         raise ValueError(
@@ -94,8 +96,17 @@ def _named(method: str) -> Composite | Rule:
     return made
 
 
+def _tensor(name: str, given: Any) -> Tensor:
+    try:
+        return torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            f"{name}: expected an array or tensor of numbers, got {type(given).__name__} ({error})"
+        ) from None
+
+
 def _indices(targets: Any, batch: int) -> Tensor:
-    found = torch.as_tensor(targets)
+    found = _tensor("targets", targets)
     if found.is_floating_point() and bool((found == found.round()).all()):
         found = found.long()  # Quantus keeps labels as they were loaded
     if found.is_floating_point() or found.is_complex() or found.dim() > 1 or found.numel() not in (1, batch):

@@ -49,7 +49,7 @@ def flow(
     source: Tape | Mapping[Any, Any],
     target: Target = None,
     composite: Composite | Rule | None = None,
-    at: Sequence[str | Place] | None = None,
+    at: str | Place | Sequence[str | Place] | None = None,
 ) -> list[Amount]:
     """The amount of relevance at each place, from the input on.
 
@@ -57,13 +57,13 @@ def flow(
         source: a recording (``with lrp.record(model, x) as tape``), or what ``tape.relevance(..., at=[...])`` returned.
         target: of a recording: what is explained, one target for each image.
         composite: of a recording: the rules; None: ``Epsilon(1e-2)``.
-        at: of a recording: the places. None: the blocks that the model is made of.
+        at: of a recording: the places, or one. None: the blocks that the model is made of.
 
     Raises:
         TypeError, ValueError: neither of both; places that do not fit; NaN or infinite relevance.
     """
     if isinstance(source, Tape):
-        places = _blocks(source) if at is None else list(at)
+        places = _blocks(source) if at is None else [at] if isinstance(at, (str, Place)) else list(at)
         found = source.relevance(target, composite, at=places)
     elif isinstance(source, Mapping):
         if target is not None or composite is not None or at is not None:
@@ -82,7 +82,7 @@ def show_flow(
     source: Tape | Mapping[Any, Any],
     target: Target = None,
     composite: Composite | Rule | None = None,
-    at: Sequence[str | Place] | None = None,
+    at: str | Place | Sequence[str | Place] | None = None,
     *,
     title: str = "",
 ) -> Figure:

@@ -39,8 +39,14 @@ def array(name: str, given: Any) -> Array:
         ValueError: nothing in it, or NaN or infinite values.
     """
     if isinstance(given, Tensor):
-        if given.is_complex() or given.layout is not torch.strided:
-            raise TypeError(f"{name}: dense real numbers are expected, got a tensor of {given.dtype}, {given.layout}")
+        plain = given.layout is torch.strided and not (given.is_nested or given.is_quantized or given.is_meta)
+        if given.is_complex() or not plain:
+            kind = (
+                "a nested tensor"
+                if given.is_nested
+                else f"a tensor of {given.dtype}, {given.layout}, on {given.device}"
+            )
+            raise TypeError(f"{name}: dense real numbers are expected, got {kind}")
         found = given.detach().to(device="cpu", dtype=torch.float64).resolve_neg().numpy()
     else:
         found = np.asarray(given) if isinstance(given, (np.ndarray, list, tuple)) else np.asarray(None)
@@ -147,7 +153,8 @@ def images_of(
     channels = found.shape[1]
     if channels not in (1, 3):
         raise ValueError(
-            f"image: {channels} channels make no picture, expected 1 or 3; choose some, as in image[..., :1, {', '.join(':' * dims)}]"
+            f"image: {channels} channels make no picture, expected 1 or 3; choose some, as in image[..., :1, {', '.join(':' * dims)}], "
+            'or show the map alone, method="map"'
         )
     found = found * _statistic("std", std, channels, dims, 1.0) + _statistic("mean", mean, channels, dims, 0.0)
     low, high = _range("pixels", pixels) if pixels is not None else (0.0, 255.0 if is_bytes else 1.0)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .arrays import Array
+from .arrays import Array, Shown, array
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,6 +23,7 @@ _COLORS = ("#002f5f", "#0072b2", "#ffffff", "#d55e00", "#6b2200")
 _OUTLINE = (("white", 2.2), ("black", 1.0))  # seen on light and dark ground
 _DIMMED = 0.55  # of an image's contrast below relevance
 _LABEL_WIDTH = 28
+_TITLE_LETTERS, _TITLE_LINE = 11, 0.18  # of an inch; inches
 
 
 def matplotlib_module(name: str) -> Any:
@@ -52,12 +53,14 @@ def colors_named(cmap: Any) -> Colormap:
     """The colour map of a name, or the one given; None: :func:`relevance_colors`.
 
     Raises:
-        ValueError: matplotlib knows no such name.
+        TypeError, ValueError: neither of them, or a name that matplotlib does not know.
     """
     if cmap is None:
         return relevance_colors()
-    if not isinstance(cmap, str):
+    if isinstance(cmap, matplotlib_module("colors").Colormap):
         return cmap
+    if not isinstance(cmap, str):
+        raise TypeError(f"cmap: expected a colour map of matplotlib, or its name, got {type(cmap).__name__}")
     known = importlib.import_module("matplotlib").colormaps
     if cmap not in known:
         raise ValueError(
@@ -66,7 +69,7 @@ def colors_named(cmap: Any) -> Colormap:
     return known[cmap]
 
 
-def draw_image(axes: Axes, image: Array, mask: Array | None = None) -> None:
+def draw_image(axes: Axes, image: Shown, mask: Shown | None = None) -> None:
     """Draws an image and the outline of its mask.
 
     Args:
@@ -80,11 +83,11 @@ def draw_image(axes: Axes, image: Array, mask: Array | None = None) -> None:
 
 def draw_map(
     axes: Axes,
-    relevance: Array,
+    relevance: Shown,
     limit: float,
     *,
-    image: Array | None = None,
-    mask: Array | None = None,
+    image: Shown | None = None,
+    mask: Shown | None = None,
     cmap: str | Colormap | None = None,
 ) -> Any:
     """Draws relevance on a scale from ``-limit`` to ``limit``, over the image if there is one.
@@ -99,8 +102,16 @@ def draw_map(
 
     Returns:
         What ``figure.colorbar`` takes.
+
+    Raises:
+        TypeError, ValueError: arrays of other shapes, with NaN or infinite values; a limit that is not positive.
     """
     colors = colors_named(cmap)
+    relevance = array("relevance", relevance)
+    if relevance.ndim != 2:
+        raise ValueError(f"relevance: expected [H, W], summed over channels, got shape {relevance.shape}")
+    if not limit > 0:
+        raise ValueError(f"limit: expected a positive number, got {limit!r}")
     norm = matplotlib_module("colors").Normalize(-limit, limit)
     if image is None:
         axes.imshow(relevance, cmap=colors, norm=norm, interpolation="auto")
@@ -115,10 +126,12 @@ def draw_map(
 
 def new_figure(width: float, height: float, title: str) -> Figure:
     """An empty figure of this many inches, outside of pyplot's state; notebooks show it."""
+    lines = textwrap.wrap(str(title), max(20, int(width * _TITLE_LETTERS)))
+    height += _TITLE_LINE * max(0, len(lines) - 1)
     figure = matplotlib_module("figure").Figure(figsize=(width, height), layout="constrained")
     figure._repr_png_ = functools.partial(_png, figure)  # IPython asks for it; pyplot would have registered the type
-    if title:
-        figure.suptitle(title.replace("$", r"\$"), fontsize=11)
+    if lines:
+        figure.suptitle("\n".join(lines).replace("$", r"\$"), fontsize=11)
     return figure
 
 
@@ -133,11 +146,15 @@ def label(text: str) -> str:
     return textwrap.fill(text, _LABEL_WIDTH).replace("$", r"\$")
 
 
-def _colored(image: Array) -> Array:
+def _colored(image: Shown) -> Array:
+    image = array("image", image)
+    if image.ndim != 3 or image.shape[0] not in (1, 3):
+        raise ValueError(f"image: expected [1, H, W] or [3, H, W] in [0, 1], got shape {image.shape}")
     return np.broadcast_to(image, (3, *image.shape[1:])).transpose(1, 2, 0)
 
 
-def _finish(axes: Axes, mask: Array | None) -> None:
+def _finish(axes: Axes, mask: Shown | None) -> None:
+    mask = None if mask is None else array("mask", mask)
     if mask is not None and mask.min() < 0.5 <= mask.max() and min(mask.shape[1:]) > 1:
         for color, width in _OUTLINE:
             axes.contour(mask[0], levels=[0.5], colors=color, linewidths=width)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
+from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 Method = Literal["overlay", "map", "side"]
 _MOST = 150  # axes of one figure, which takes about 20 s
 _CELL = 2.5  # inches
+_MOST_PIXELS = 2**16  # of a side, which is matplotlib's own limit
 
 
 def show(
@@ -94,9 +96,9 @@ def show(
     images = None if image is None else images_of(image, maps, dims, pixels, mean, std)
     masks = None if mask is None else masks_of(mask, maps, dims)
     method = _method(method, images is not None)
-    if not (isinstance(clip, (int, float)) and 0 < clip <= 1):
+    if not (isinstance(clip, Real) and not isinstance(clip, bool) and 0 < clip <= 1):
         raise ValueError(f"clip: expected a quantile in (0, 1], got {clip!r}")
-    if not (isinstance(columns, int) and columns > 0):
+    if not (isinstance(columns, Integral) and not isinstance(columns, bool) and columns > 0):
         raise ValueError(f"columns: expected a positive whole number, got {columns!r}")
     texts = _labels(labels, len(maps.values))
     limits = _limits(maps.values.sum(2), scale, clip)
@@ -113,6 +115,7 @@ def show(
     cells = _grid(maps, method, columns, images is not None)
     figure, axes = _figure(cells, summed.shape[2:], title)
     shared = scale != "each"
+    tall = _height(summed.shape[2:]) / _CELL
     used, mappable = [], None
     for at, (row, explanation) in zip(np.ndindex(axes.shape), cells.order, strict=True):
         cell: Axes = axes[at]
@@ -130,12 +133,12 @@ def show(
             map_ = summed[row, explanation]
             mappable = draw_map(cell, map_, limit, image=below, mask=outline, cmap=colors)
             if colorbar and not shared:
-                _colorbar(figure, mappable, cell, np.abs(map_).max() > limit)
+                _colorbar(figure, mappable, cell, np.abs(map_).max() > limit, tall)
             if outline is not None:
                 cell.set_xlabel(_share(maps.values[row, explanation], outline), fontsize=8)
         _caption(cell, at, cells, texts[row], maps.names[explanation] if explanation is not None else "image")
     if colorbar and shared and mappable is not None:
-        _colorbar(figure, mappable, used, np.abs(summed).max() > limits.flat[0])
+        _colorbar(figure, mappable, used, np.abs(summed).max() > limits.flat[0], tall * axes.shape[0])
     return figure
 
 
@@ -154,8 +157,11 @@ def save(path: str | os.PathLike[str], heatmap: Any, *args: Any, dpi: int = 150,
 
     Raises:
         ValueError: a suffix that matplotlib does not write; otherwise as :func:`show`.
+        TypeError: ``path`` is no path.
         FileNotFoundError: the folder does not exist.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"path: expected a path such as 'heatmap.png', got {type(path).__name__}; it comes first")
     target = Path(path)
     canvas = matplotlib_module("backend_bases").FigureCanvasBase
     known = canvas.get_supported_filetypes()
@@ -171,7 +177,15 @@ def save(path: str | os.PathLike[str], heatmap: Any, *args: Any, dpi: int = 150,
         figure = heatmap
     else:
         figure = show(heatmap, *args, **options)
-    figure.savefig(target, dpi=dpi)
+    if not (
+        isinstance(dpi, (int, float))
+        and not isinstance(dpi, bool)
+        and 0 < dpi * max(figure.get_size_inches()) < _MOST_PIXELS
+    ):
+        raise ValueError(
+            f"dpi: expected a positive number, below {_MOST_PIXELS / max(figure.get_size_inches()):.0f} for this figure, got {dpi!r}"
+        )
+    figure.savefig(target, dpi=float(dpi))
     return target
 
 
@@ -258,9 +272,14 @@ def _grid(maps: Maps, method: Method, columns: int, has_image: bool) -> _Cells:
 
 def _figure(cells: _Cells, size: tuple[int, ...], title: str) -> tuple[Figure, Any]:
     rows, columns = cells.shape
-    height = _CELL * min(max(size[0] / size[1], 0.2), 5.0)
+    height = _height(size)
     figure = new_figure((_CELL + 0.6) * columns, (height + 0.45) * rows + 0.4 * bool(title), title)
     return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def _height(size: tuple[int, ...]) -> float:
+    """Inches of a map."""
+    return _CELL * min(max(size[0] / size[1], 0.2), 5.0)
 
 
 def _caption(cell: Axes, at: tuple[int, ...], cells: _Cells, text: str, name: str) -> None:
@@ -273,15 +292,18 @@ def _caption(cell: Axes, at: tuple[int, ...], cells: _Cells, text: str, name: st
         cell.set_ylabel(label(text), fontsize=9)
 
 
-def _colorbar(figure: Figure, mappable: Any, axes: Any, beyond: bool) -> None:
-    bar = figure.colorbar(mappable, ax=axes, shrink=0.85, extend="both" if beyond else "neither")
+def _colorbar(figure: Figure, mappable: Any, axes: Any, beyond: bool, tall: float) -> None:
+    """A scale beside ``axes``, of one width whatever their height, ``tall`` maps of the usual one."""
+    aspect = 20 * tall
+    extend = "both" if beyond else "neither"
+    bar = figure.colorbar(mappable, ax=axes, shrink=0.85, aspect=aspect, extend=extend, extendfrac=0.05 / tall)
     bar.ax.tick_params(labelsize=7)
     bar.ax.yaxis.get_offset_text().set_fontsize(7)
     ticker = matplotlib_module("ticker")
     formatter = ticker.ScalarFormatter()
     formatter.set_powerlimits((-2, 3))
     bar.formatter = formatter
-    bar.locator = ticker.MaxNLocator(5)
+    bar.locator = ticker.MaxNLocator(3 if tall < 0.5 else 5 if tall < 2 else 9)
     bar.update_ticks()
 
 
@@ -315,7 +337,7 @@ def _limits(summed: Array, scale: Any, clip: float) -> Array:
         return np.array([[limit_of(map_, clip) for map_ in row] for row in summed])
     if scale == "shared":
         return np.full(summed.shape[:2], limit_of(summed, clip))
-    if isinstance(scale, (int, float)) and not isinstance(scale, bool) and 0 < scale < math.inf:
+    if isinstance(scale, Real) and not isinstance(scale, bool) and 0 < float(scale) < math.inf:
         return np.full(summed.shape[:2], float(scale))
     raise ValueError(f'scale: expected "each", "shared" or a positive number, got {scale!r}')
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..functional import Scaled, times
-from .base import Rule, positive
-from .views import Layer, Norm, PartOf
+from ..functional import Scaled, ratio, times
+from .base import SMALLEST, Rule, positive
+from .views import Activation, Layer, Norm, PartOf
 
 
 def _spread(layer: Layer, g: Scaled, part: PartOf, bias: bool, eps: float) -> Tensor:
@@ -85,6 +85,9 @@ class Pass(Rule):
 
     def norm(self, layer: Norm, g: Tensor) -> Tensor:
         return times(g, layer.value)
+
+    def activation(self, layer: Activation, g: Tensor) -> Tensor:
+        return ratio(g, layer.value, layer.a, epsilon=SMALLEST)
 
     def linear(self, layer: Layer, g: Scaled) -> Tensor:
         if layer.a.shape != layer.value.shape:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...engine.places import Place
@@ -74,6 +75,19 @@ class LayerLRP(LRP):
         if self.layer is not None and not isinstance(self.layer, (list, tuple)):
             return (relevance[0], deltas[0]) if return_convergence_delta else relevance[0]
         return (relevance, deltas) if return_convergence_delta else relevance
+
+    @staticmethod
+    def interpolate(
+        layer_attribution: Tensor, interpolate_dims: int | tuple[int, ...], interpolate_mode: str = "nearest"
+    ) -> Tensor:
+        """Relevance [B, C, ...] resized to other numbers of positions, by a mode of :func:`torch.nn.functional.interpolate`."""
+        return F.interpolate(layer_attribution, interpolate_dims, mode=interpolate_mode)
+
+    def __repr__(self) -> str:
+        names = {id(module): name for name, module in self.model.named_modules()}
+        layers = self.layer if isinstance(self.layer, (list, tuple)) else [self.layer]
+        told = "all" if self.layer is None else ", ".join(names.get(id(layer)) or "(model)" for layer in layers)
+        return f"LayerLRP({type(self.model).__name__}, {told})"
 
     def _places(self, tape: Tape) -> list[list[Place]]:
         names = {id(module): name for name, module in self.model.named_modules()}

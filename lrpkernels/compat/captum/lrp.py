@@ -83,6 +83,7 @@ class LRP:
         self._check = check
         self._adapter: WithArguments | None = None
         self._looked_at_mode = False
+        self._told: set[str] = set()  # modules whose rule is not used
         self._rules()
 
     @unwrappable
@@ -143,6 +144,10 @@ class LRP:
         parts = attributions if isinstance(attributions, tuple) else (attributions,)
         total: Any = sum(part.flatten(1).sum(1) if part.dim() > 1 else part for part in parts)
         return output.flatten() - total
+
+    def __repr__(self) -> str:
+        rules = ", ".join(f"{name}: {rule!r}" for name, (_, rule) in self._rules().items())
+        return f"{type(self).__name__}({type(self.model).__name__}, rules={{{rules}}})"
 
     # -- how ---------------------------------------------------------------------------------------------------------------------
 
@@ -205,6 +210,9 @@ class LRP:
             name = name or "(model)"
             ran = nodes.get(id(module), [])
             if name in given and not is_leaf(module):
+                if name in self._told:
+                    continue
+                self._told.add(name)
                 warnings.warn(
                     f"module.rule: {name!r} ({type(module).__name__}) contains other modules, so its rule is not used, as in captum; "
                     "assign it to each of them",

@@ -1,8 +1,8 @@
 """zennit's interface: change an import, ``from zennit.composites import EpsilonPlus`` -> ``from lrpkernels.compat.zennit.composites ...``.
 
-The files have zennit's names (``composites``, ``attribution``, ``rules``, ``core``, ``types``, ``layer``, ``canonizers``, ``torchvision``);
-their names are here as well. :func:`convert` turns rules and composites, those of an installed zennit included, into those of lrpkernels.
-No part of zennit is needed. docs/coming_from_zennit.md lists the differences.
+The files have zennit's names (``composites``, ``attribution``, ``rules``, ``core``, ``types``, ``layer``, ``canonizers``, ``torchvision``,
+``image``, ``cmap``); their names are here as well. :func:`convert` turns rules and composites, those of an installed zennit included, into
+those of lrpkernels. No part of zennit is needed. docs/coming_from_zennit.md lists the differences.
 """
 
 from . import types
@@ -15,6 +15,7 @@ from .canonizers import (
     NamedMergeBatchNorm,
     SequentialMergeBatchNorm,
 )
+from .cmap import ColorMap
 from .composites import (
     COMPOSITES,
     BetaSmooth,
@@ -36,6 +37,7 @@ from .composites import (
 )
 from .convert import convert
 from .core import BasicHook, Composite, Hook, ParamMod, Stabilizer, stabilize
+from .image import CMAPS, gridify, imgify, imsave
 from .layer import Sum
 from .rules import (
     AlphaBeta,

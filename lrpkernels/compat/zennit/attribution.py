@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .core import as_registrable
+from .modified import lock_of
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -74,10 +75,16 @@ class Attributor:
             attr_output: in place of the attributor's own.
         """
         function = self.attr_output_fn if attr_output is None else _function(attr_output)
-        if self.composite is None or self.composite.handles:
+        if self.composite is None:
             return self.forward(input, function)
-        with self:
-            return self.forward(input, function)
+        with lock_of(self.model):  # of two threads one after the other
+            if self.composite.handles:
+                return self.forward(input, function)
+            with self:
+                return self.forward(input, function)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({type(self.model).__name__}, {self.composite!r})"
 
     @property
     def inactive(self) -> Any:
@@ -119,16 +126,26 @@ class Gradient(Attributor):
         """The model's output and the (modified) gradient of the input.
 
         Raises:
-            TypeError: an input of integers.
+            TypeError: an input of integers; a model that returns no tensor.
             ValueError: an output attribution of another shape than the output's, or not 0 where the output is.
         """
-        if not input.is_floating_point():
-            raise TypeError(f"input: gradients need a floating-point tensor, got {input.dtype}")
+        if not isinstance(input, Tensor) or not input.is_floating_point():
+            got = input.dtype if isinstance(input, Tensor) else type(input).__name__
+            raise TypeError(f"input: gradients need a floating-point tensor, got {got}")
         with torch.inference_mode(False), torch.enable_grad():
             x = input.clone() if input.is_inference() else input
             x = x if x.requires_grad else x.detach().requires_grad_()
             output = self.model(x)
+            if not isinstance(output, Tensor):
+                raise TypeError(
+                    f"model: it returns {type(output).__name__}, expected a tensor; use the composite's context and "
+                    "torch.autograd.grad, or wrap it in a module that returns the logits alone"
+                )
             start = attr_output_fn(output)
+            if not isinstance(start, Tensor):
+                raise TypeError(
+                    f"attr_output: expected a tensor or a function that returns one, got {type(start).__name__}"
+                )
             if start.shape != output.shape:
                 shapes = f"{tuple(output.shape)}, got {tuple(start.shape)}"
                 raise ValueError(
@@ -169,7 +186,7 @@ class SmoothGrad(Gradient):
         n_iter: int = 20,
     ) -> None:
         super().__init__(model, composite, attr_output, create_graph, retain_graph)
-        self.noise_level, self.n_iter = noise_level, n_iter
+        self.noise_level, self.n_iter = noise_level, _positive("n_iter", n_iter)
 
     def forward(self, input: Tensor, attr_output_fn: OutputFunction) -> tuple[Tensor, Tensor]:
         dims = tuple(range(1, input.dim()))
@@ -203,7 +220,7 @@ class IntegratedGradients(Gradient):
         n_iter: int = 20,
     ) -> None:
         super().__init__(model, composite, attr_output, create_graph, retain_graph)
-        self.baseline_fn, self.n_iter = baseline_fn or torch.zeros_like, n_iter
+        self.baseline_fn, self.n_iter = baseline_fn or torch.zeros_like, _positive("n_iter", n_iter)
 
     def forward(self, input: Tensor, attr_output_fn: OutputFunction) -> tuple[Tensor, Tensor]:
         baseline = self.baseline_fn(input)
@@ -224,7 +241,7 @@ class Occlusion(Attributor):
         stride: likewise.
 
     Raises:
-        TypeError: a window or stride of another type.
+        TypeError, ValueError: a window or stride of another type, or not positive.
     """
 
     def __init__(
@@ -240,6 +257,8 @@ class Occlusion(Attributor):
         for name, value in (("window", window), ("stride", stride)):
             if not (isinstance(value, int) or (isinstance(value, tuple) and all(isinstance(v, int) for v in value))):
                 raise TypeError(f"{name} must be an int or a tuple of ints, got {value!r}")
+            for size in value if isinstance(value, tuple) else (value,):
+                _positive(name, size)
         self.occlusion_fn = occlusion_fn or partial(occlude_independent, fill_fn=torch.zeros_like)
         self.window, self.stride = window, stride
 
@@ -266,6 +285,12 @@ class Occlusion(Attributor):
             score = attr_output_fn(output).flatten(1).sum(1)
             total = total + mask * score.view(-1, *(1,) * (input.dim() - 1))
         return self.model(input), total
+
+
+def _positive(name: str, number: int) -> int:
+    if number < 1:
+        raise ValueError(f"{name} must be positive, got {number!r}")
+    return number
 
 
 def _function(attr_output: AttrOutput) -> OutputFunction:

@@ -282,10 +282,15 @@ class BetaSmooth(LayerMapComposite):
     Args:
         beta_smooth: softplus' beta.
         layer_map: goes ahead of the composite's own.
+        zero_params: accepted; ReLUs have none.
         canonizers: see :class:`.core.Composite`.
     """
 
     def __init__(
-        self, beta_smooth: float = 10.0, layer_map: LayerMap | None = None, canonizers: Canonizers = None
+        self,
+        beta_smooth: float = 10.0,
+        layer_map: LayerMap | None = None,
+        zero_params: Any = None,
+        canonizers: Canonizers = None,
     ) -> None:
         super().__init__([*(layer_map or ()), (nn.ReLU, ReLUBetaSmooth(beta_smooth))], canonizers)

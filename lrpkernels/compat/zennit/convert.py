@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -93,8 +94,8 @@ def of_assigned(
     Raises:
         UnknownHookError: see :func:`rule_of`.
     """
-    leaves = [(name, module, hook) for name, module, hook in found if not any(True for _ in module.children())]
-    inner = [hook for name, module, hook in found if any(True for _ in module.children())]
+    leaves = [(name, module, hook) for name, module, hook in found if not _calls_others(module)]
+    inner = [hook for name, module, hook in found if _calls_others(module)]
     for hook in inner:
         if type(rule_of(hook)) is not lrp.Pass:
             raise UnknownHookError(
@@ -105,23 +106,26 @@ def of_assigned(
         return _modified_gradient([(name, module, rules[id(hook)]) for name, module, hook in leaves], model)
     if any(isinstance(rule, _GRADIENTS) for rule in rules.values()):
         raise UnknownHookError("convert: a rule that modifies the gradient of ReLUs stands beside rules of relevance")
-    members: dict[int, set[int]] = {}
-    for _, module, hook in leaves:
-        members.setdefault(id(hook), set()).add(id(module))
-    layers: dict[Selector, lrp.Rule] = {_member_of(ids): rules[key] for key, ids in members.items()}
+    members: dict[int, dict[str, nn.Module]] = {}
+    for name, module, hook in leaves:
+        members.setdefault(id(hook), {})[name] = module
+    layers: dict[Selector, lrp.Rule] = {_Members(modules): rules[key] for key, modules in members.items()}
     ruled = {id(module) for _, module, _ in leaves}
-    bare = {id(module) for module in model.modules() if isinstance(module, _WEIGHTED) and id(module) not in ruled}
-    norms = {id(module) for module in model.modules() if isinstance(module, BatchNorm)}
+    bare: dict[str, nn.Module] = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, _WEIGHTED) and id(module) not in ruled
+    }
     idle = next((m for m in model.modules() if isinstance(m, Activation) and id(m) not in ruled), None)
-    if bare - norms and idle is not None:
+    if idle is not None and any(not isinstance(module, BatchNorm) for module in bare.values()):
         raise UnknownHookError(
             f"convert: neither {type(idle).__name__} nor all layers with weights have a rule, so that relevance follows plain gradients "
             "there; give activations Pass(), or layers a rule"
         )
-    layers[_member_of(bare)] = Unruled()
+    layers[_Members(bare)] = Unruled()
     if not merge:
         own = {id(module): rules[id(hook)] for _, module, hook in leaves}
-        found_norms = [(name, module) for name, module in model.named_modules() if id(module) in norms]
+        found_norms = [(name, module) for name, module in model.named_modules() if isinstance(module, BatchNorm)]
         layers.update((name, own.get(id(module), Unruled())) for name, module in found_norms)
     return lrp.Composite({**layers, **_by_type(types)}, default=_of_sums(types, leaves))
 
@@ -136,6 +140,11 @@ def typed(composite: Any) -> list[tuple[Any, Any]]:
 
 def _modified_gradient(found: list[tuple[str, nn.Module, lrp.Rule]], model: nn.Module) -> lrp.Composite:
     """A gradient with another derivative of some ReLUs."""
+    other = next((module for _, module, _ in found if not isinstance(module, nn.ReLU)), None)
+    if other is not None:
+        raise UnknownHookError(
+            f"convert: a rule that modifies the gradient of ReLUs is chosen for {type(other).__name__}"
+        )
     chosen = {id(module) for _, module, _ in found}
     everywhere = all(id(module) in chosen for module in model.modules() if isinstance(module, nn.ReLU))
     distinct = list(dict.fromkeys(rule for _, _, rule in found))
@@ -151,7 +160,7 @@ def _of_maps(composite: Any) -> lrp.Composite:
     if rules and all(isinstance(rule, _GRADIENTS) for rule in rules.values()):
         return lrp.Composite(default=next(iter(rules.values())), multiply_by_inputs=False)
     layers: dict[Selector, lrp.Rule] = {selector: rules[id(hook)] for selector, hook in entries}
-    layers[lambda name, module: isinstance(module, _WEIGHTED)] = Unruled()
+    layers[_Typed(_WEIGHTED)] = Unruled()
     first = [hook for part in _parts(composite) for _, hook in getattr(part, "first_map", None) or ()]
     if first and not getattr(composite, "first_map", None):
         raise ValueError(
@@ -178,21 +187,52 @@ def _entries(composite: Any) -> Iterable[tuple[Callable[[str, nn.Module], bool],
                 "model)"
             )
         for names, hook in maps[0] or ():
-            yield _named(tuple(names)), hook
+            yield _Named(tuple(names)), hook
         for types, hook in maps[1] or ():
-            yield _typed(types), hook
+            yield _Typed(types), hook
 
 
-def _member_of(ids: set[int]) -> Callable[[str, nn.Module], bool]:
-    return lambda name, module: id(module) in ids
+def _calls_others(module: nn.Module) -> bool:
+    """Whether a module has others inside, but for the parametrizations of its own weights."""
+    return any(name != "parametrizations" for name, _ in module.named_children())
 
 
-def _named(names: tuple[str, ...]) -> Callable[[str, nn.Module], bool]:
-    return lambda name, module: name in names
+class _Members:
+    """Whether a module is one of these, or has the name and the type of one, as in a copy of the model.
+
+    Args:
+        modules: by their names.
+    """
+
+    def __init__(self, modules: dict[str, nn.Module]) -> None:
+        self.modules = modules
+        self._ids = {id(module) for module in modules.values()}
+
+    def __call__(self, name: str, module: nn.Module) -> bool:
+        return id(module) in self._ids or type(self.modules.get(name)) is type(module)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.modules,)  # copies have ids of their own
 
 
-def _typed(types: Any) -> Callable[[str, nn.Module], bool]:
-    return lambda name, module: isinstance(module, types)
+@dataclass(frozen=True)
+class _Named:
+    """Whether a module has one of these names; an object, since functions of functions cannot be pickled."""
+
+    names: tuple[str, ...]
+
+    def __call__(self, name: str, module: nn.Module) -> bool:
+        return name in self.names
+
+
+@dataclass(frozen=True)
+class _Typed:
+    """Whether a module is of one of these types."""
+
+    types: Any
+
+    def __call__(self, name: str, module: nn.Module) -> bool:
+        return isinstance(module, self.types)
 
 
 def _flat(types: Any) -> Iterable[type]:

@@ -11,7 +11,9 @@ from typing import Any
 from torch import nn
 
 from ... import rules as lrp
+from ...engine.training_mode import warn_of_training_mode
 from ...errors import FallbackWarning
+from . import types
 from .convert import UnknownHookError, of_assigned, typed
 from .hooks import (
     BasicHook,
@@ -27,7 +29,7 @@ from .hooks import (
     is_mapping,
     stabilize,
 )
-from .modified import ModifiedModel
+from .modified import ModifiedModel, lock_of, refuse
 
 
 class Composite:
@@ -50,6 +52,7 @@ class Composite:
         self.handles = RemovableHandleList()
         self.hook_refs: weakref.WeakSet[Any] = weakref.WeakSet()
         self._inactive = 0
+        self._in_training: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # models that were warned of
 
     @property
     def active(self) -> bool:
@@ -57,8 +60,22 @@ class Composite:
         return not self._inactive
 
     def register(self, module: nn.Module) -> None:
-        """Make the gradient of ``module`` relevance, until :meth:`remove`."""
-        self.remove()
+        """Make the gradient of ``module`` relevance, until :meth:`remove`.
+
+        Raises:
+            UnsupportedOperationError: a TorchScript module, whose operations are hidden.
+            RuntimeError: another thread has registered a composite to it.
+        """
+        with lock_of(module):
+            self._look_at(module)
+            self.remove()
+            try:
+                self._register(module)
+            except BaseException:
+                self.remove()  # nothing is left half done
+                raise
+
+    def _register(self, module: nn.Module) -> None:
         # The installed ones merge and rewrite what is merged and shared out here.
         installed = [canonizer for canonizer in self.canonizers if type(canonizer).__module__.startswith("zennit.")]
         self._apply([canonizer for canonizer in self.canonizers if canonizer not in installed], module)
@@ -70,7 +87,7 @@ class Composite:
             model = ModifiedModel(module, of_assigned(found, module, typed(self)), lambda: self.active)
         except UnknownHookError as error:
             text = f"{error}. The model is explained module by module, without merged batch norms and shared sums"
-            warnings.warn(text, FallbackWarning, stacklevel=3)
+            warnings.warn(text, FallbackWarning, stacklevel=4)
             self._apply(installed, module)
         for _, child, template in found:
             if model is not None and not isinstance(template, Hook):
@@ -83,6 +100,19 @@ class Composite:
         if model is not None:
             model.install()
             self.handles.append(model)
+
+    def _look_at(self, module: nn.Module) -> None:
+        refuse(module)
+        if module not in self._in_training and warn_of_training_mode(module, stacklevel=4):
+            self._in_training.add(module)
+
+    def __repr__(self) -> str:
+        maps = ("name_map", "first_map", "layer_map")
+        told = [f"{part!r}" for part in getattr(self, "composites", ())]
+        for name in maps:
+            entries = [f"{_named(which)}: {hook!r}" for which, hook in getattr(self, name, None) or ()]
+            told += [f"{name}={{{', '.join(entries)}}}"] if entries else []
+        return f"{type(self).__name__}({', '.join(told)})"
 
     def _apply(self, canonizers: Sequence[Any], module: nn.Module) -> None:
         for canonizer in canonizers:
@@ -132,11 +162,16 @@ class _Native(Composite):
         super().__init__()
         self._composite = lrp.as_composite(composite)
 
+    def __repr__(self) -> str:
+        return repr(self._composite)
+
     def register(self, module: nn.Module) -> None:
-        self.remove()
-        model = ModifiedModel(module, self._composite, lambda: self.active)
-        model.install()
-        self.handles.append(model)
+        with lock_of(module):
+            self._look_at(module)
+            self.remove()
+            model = ModifiedModel(module, self._composite, lambda: self.active)
+            model.install()
+            self.handles.append(model)
 
 
 class _Foreign(Composite):
@@ -162,6 +197,16 @@ def as_registrable(composite: Any) -> Composite:
     raise TypeError(
         f"composite must be a composite of zennit or lrpkernels, or a rule of lrpkernels, got {type(composite).__name__}"
     )
+
+
+def _named(which: Any) -> str:
+    """Module types, by the name that a group of them has, or names of modules."""
+    group = next((name for name, found in vars(types).items() if found is which), None)
+    if group is not None or isinstance(which, str):
+        return group or repr(which)
+    if isinstance(which, (list, tuple)):
+        return "|".join(map(_named, which))
+    return getattr(which, "__name__", repr(which))
 
 
 def _quiet(model: ModifiedModel, is_root: bool) -> Callable[[], bool]:

@@ -56,6 +56,9 @@ class Stabilizer:
     def __call__(self, input: Tensor) -> Tensor:
         return stabilize(input, self.epsilon, self.clip, self.norm_scale, self.dim)
 
+    def __repr__(self) -> str:
+        return f"Stabilizer(epsilon={self.epsilon}, clip={self.clip}, norm_scale={self.norm_scale}, dim={self.dim})"
+
     @classmethod
     def ensure(cls, value: Any) -> Stabilize:
         """A stabilizer from a number, or a callable as it is.
@@ -248,6 +251,13 @@ class Hook:
     def backward(self, module: nn.Module, grad_input: Any, grad_output: Any) -> Any:
         """Relevance at the input as a tuple, from that at the output, a tuple as well; None: the module's gradient."""
 
+    def __repr__(self) -> str:
+        hidden = ("stored_tensors", "quiet", "active", "registered")
+        told = [
+            f"{name}={_short(value)}" for name, value in vars(self).items() if name not in hidden and _is_told(value)
+        ]
+        return f"{type(self).__name__}({', '.join(told)})"
+
     def copy(self) -> Any:
         """A hook of the same kind, for another module."""
         other = copy.copy(self)
@@ -297,12 +307,21 @@ def _never() -> bool:
     return False
 
 
+def _is_told(value: Any) -> bool:
+    """Whether an attribute says which rule this is: numbers, names and tensors do, the functions that it is carried out by do not."""
+    return isinstance(value, (bool, int, float, str, Tensor, Stabilizer))
+
+
+def _short(value: Any) -> str:
+    return f"<tensor of shape {tuple(value.shape)}>" if isinstance(value, Tensor) else repr(value)
+
+
 def _as_it_is(tensor: Tensor, name: str | None = None) -> Tensor:
     return tensor
 
 
-def _share(out_grad: Tensor, outputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    return tuple(out_grad / stabilize(output) for output in outputs)
+def _sharing(stable: Stabilize) -> Callable[[Tensor, Sequence[Tensor]], tuple[Tensor, ...]]:
+    return lambda out_grad, outputs: tuple(out_grad / stable(output) for output in outputs)
 
 
 def _weighted(inputs: Sequence[Tensor], gradients: Sequence[Tensor]) -> Tensor:
@@ -320,6 +339,7 @@ class BasicHook(Hook):
         output_modifiers: output -> output.
         gradient_mapper: (R_out, outputs) -> s for each run; default: R_out over each stabilized output.
         reducer: (inputs, c) -> R_in; default: the sum of inputs times c.
+        stabilizer: of the default ``gradient_mapper``, a number or a callable.
     """
 
     reads_gradient = False
@@ -331,13 +351,15 @@ class BasicHook(Hook):
         output_modifiers: Sequence[Callable[..., Tensor]] | None = None,
         gradient_mapper: Callable[..., Any] | None = None,
         reducer: Callable[..., Tensor] | None = None,
+        stabilizer: float | Stabilize = 1e-6,
     ) -> None:
         super().__init__()
         given = (input_modifiers, param_modifiers, output_modifiers)
         runs = next((len(modifiers) for modifiers in given if modifiers is not None), 1)
         found = [[_as_it_is] * runs if modifiers is None else list(modifiers) for modifiers in given]
         self.input_modifiers, self.param_modifiers, self.output_modifiers = found
-        self.gradient_mapper, self.reducer = gradient_mapper or _share, reducer or _weighted
+        self.gradient_mapper = gradient_mapper or _sharing(Stabilizer.ensure(stabilizer))
+        self.reducer = reducer or _weighted
 
     def forward(self, module: nn.Module, input: Any, output: Any) -> Any:
         self.stored_tensors["input"] = input

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import threading
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,10 +15,23 @@ from torch.overrides import _get_current_function_mode_stack
 from ... import rules as lrp
 from ...engine import recorder
 from ...engine.places import Place
+from ...errors import UnsupportedOperationError
 from ...tape import Tape, record
 from .hooks import Hook
 
-_NOTHING = object()
+
+class _NOTHING:
+    """The model has no ``forward`` of its own; a class, of which there is one in copies as well."""
+
+
+_LOCKS: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
+_ALL = threading.Lock()
+
+
+def lock_of(model: nn.Module) -> threading.RLock:
+    """What a thread holds while the model's ``forward`` is another one; of each model one."""
+    with _ALL:
+        return _LOCKS.setdefault(model, threading.RLock())
 
 
 class _Relevance(torch.autograd.Function):
@@ -35,6 +50,28 @@ class _Relevance(torch.autograd.Function):
         return (None, grad, *(None,) * ctx.inputs) if found is None else (None, None, *found)
 
 
+def refuse(model: nn.Module) -> None:
+    """Refuse what would not be explained by its own rules.
+
+    Raises:
+        UnsupportedOperationError: a TorchScript module inside, whose operations are hidden.
+        RuntimeError: another thread has registered a composite.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise UnsupportedOperationError(
+                f"{name or '(model)'}: a TorchScript module hides its operations; use the nn.Module it was made from"
+            )
+    installed = model.__dict__.get("forward")
+    if isinstance(installed, ModifiedModel):
+        threads = {thread.ident: thread.name for thread in threading.enumerate()}
+        if installed._thread != threading.get_ident() and installed._thread in threads:
+            raise RuntimeError(
+                f"composite: another thread, {threads[installed._thread]!r}, has registered one to this {type(model).__name__}; give each "
+                "thread a copy of the model, copy.deepcopy(model), or call attributors without contexts, which wait for each other"
+            )
+
+
 class ModifiedModel:
     """Stands in for a model's ``forward``: records the call, and explains what autograd asks for by one relevance pass.
 
@@ -47,10 +84,19 @@ class ModifiedModel:
     def __init__(self, model: nn.Module, composite: lrp.Composite, is_active: Callable[[], bool]) -> None:
         self._model, self._composite, self._is_active = model, composite, is_active
         self._before: Any = _NOTHING
+        self._thread = threading.get_ident()
         self.is_running = False
 
+    def __repr__(self) -> str:
+        return f"ModifiedModel({type(self._model).__name__}, {self._composite!r})"
+
     def install(self) -> None:
-        """Take the place of the model's ``forward``."""
+        """Take the place of the model's ``forward``.
+
+        Raises:
+            UnsupportedOperationError, RuntimeError: see :func:`refuse`.
+        """
+        refuse(self._model)
         self._before = self._model.__dict__.get("forward", _NOTHING)
         self._model.__dict__["forward"] = self
 
@@ -69,6 +115,12 @@ class ModifiedModel:
         return chain
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with lock_of(self._model):
+            if self._model.__dict__.get("forward") is not self:  # removed by another thread meanwhile
+                return self._model.forward(*args, **kwargs)
+            return self._call(args, kwargs)
+
+    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         hooks = (self._model._forward_pre_hooks, self._model._forward_hooks)
         before = [dict(registered) for registered in hooks]
         chain = self._chain()

@@ -39,8 +39,16 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
             f"{path}: holds Python objects beside its weights, which would run code when loaded; where it was written, save its state_dict "
             "alone: torch.save(torch.load(path)['state_dict'], 'weights.pt')"
         ) from error
-    except (RuntimeError, EOFError, ValueError) as error:
-        raise CheckpointError(f"{path}: not a checkpoint of PyTorch ({error})") from error
+    except (
+        RuntimeError,
+        EOFError,
+        ValueError,
+        LookupError,
+        AttributeError,
+        TypeError,
+        AssertionError,
+    ) as error:  # of bytes of any kind
+        raise CheckpointError(f"{path}: not a checkpoint of PyTorch ({type(error).__name__}: {error})") from error
     for key in ("state_dict", "model_state_dict"):
         if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
             found = found[key]
