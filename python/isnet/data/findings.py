@@ -33,7 +33,8 @@ class Finding:
     def line(self) -> str:
         """All of it in one line, with the first examples."""
         shown = some(self.examples, _NAMED)
-        return f"{self.text}{f': {shown}' if shown else ''}{f'. {self.remedy}' if self.remedy else ''}"
+        told = f"{self.text}: {shown}" if shown else self.text
+        return f"{told}{'' if told.endswith('?') else '.'} {self.remedy}" if self.remedy else told
 
     def to_json(self) -> dict[str, Any]:
         """As ``isnet data check --json`` writes it (docs/data.md)."""

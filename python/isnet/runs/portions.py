@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -43,10 +44,11 @@ class Portions:
         overwrite: bool = False,
     ) -> None:
         self.out, self.count, self.world = out, count, world
-        self.folder = out.parent / f"{out.name}.parts"
+        self.folder = parts_of(out)
         wanted = min(_LARGEST, count // 8) // at_a_time
         self.size = at_a_time * max(1, wanted)
         settings = {**settings, "rows": count, "portion": self.size}
+        require_place(out, "--out")
         if out.is_dir():
             raise FileExistsError(f"--out: {out} is a folder; name a file")
         if out.exists() and not overwrite:
@@ -96,6 +98,26 @@ class Portions:
                     file.write(self._path(start).read_bytes())
             shutil.rmtree(self.folder)
         self.world.barrier()
+
+
+def parts_of(out: Path) -> Path:
+    """The folder of the portions that are to become a table."""
+    return out.with_name(f"{out.name}.parts")
+
+
+def require_place(path: Path, option: str) -> None:
+    """Checks that something can be written at ``path``, whose folder is made if needed.
+
+    Raises:
+        OSError: it cannot; the text names the option and why.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Not os.access: that knows nothing of file systems which take no files.
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise type(error)(f"{option}: {path} cannot be written ({error.strerror}); name another place") from error
 
 
 def fingerprint(texts: Iterable[str | bytes | memoryview]) -> str:

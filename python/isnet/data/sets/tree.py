@@ -12,7 +12,13 @@ from isnet.data.names import DataError
 
 _DEEPEST = 12  # levels; no layout needs as many
 _LINKED = 4  # levels down to which links to folders are followed: folders full of links to each other would never end
-_LITTER = ("thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx")  # of file managers, left out like hidden files
+_LITTER = (
+    "thumbs.db",
+    "ehthumbs.db",
+    "desktop.ini",
+    "__macosx",
+    "dicomdir",
+)  # of file managers and DICOM media, left out
 
 
 @dataclass
