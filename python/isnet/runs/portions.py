@@ -5,12 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from isnet._files import atomic_path, write_json, write_text
+from isnet._files import atomic_path, require_place, write_json, write_text
 from isnet.training.distributed import World
 
 _SETTINGS = "settings.json"
@@ -103,21 +102,6 @@ class Portions:
 def parts_of(out: Path) -> Path:
     """The folder of the portions that are to become a table."""
     return out.with_name(f"{out.name}.parts")
-
-
-def require_place(path: Path, option: str) -> None:
-    """Checks that something can be written at ``path``, whose folder is made if needed.
-
-    Raises:
-        OSError: it cannot; the text names the option and why.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Not os.access: that knows nothing of file systems which take no files.
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        raise type(error)(f"{option}: {path} cannot be written ({error.strerror}); name another place") from error
 
 
 def fingerprint(texts: Iterable[str | bytes | memoryview]) -> str:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from isnet._files import atomic_path, write_text
+from isnet._files import atomic_path, require_place, write_text
 from isnet.config import RunConfig
 from isnet.data import Example, MaskedImages
 from isnet.data.sources import UNKNOWN, Sources
@@ -24,7 +24,7 @@ from isnet.runs.answers import answer_row, answered, columns, named, probabiliti
 from isnet.runs.data import progress_bar
 from isnet.runs.folder import Run
 from isnet.runs.pixels import Cases, images_config
-from isnet.runs.portions import Portions, fingerprint, parts_of, require_place
+from isnet.runs.portions import Portions, fingerprint, parts_of
 from isnet.scoring.evaluation import background_share, masked_rows
 from isnet.scoring.pictures import explanation_figure, save_heatmap
 from isnet.training.distributed import World
@@ -138,6 +138,8 @@ def predict_sources(
 
 def _trouble(folder: Path, out: Path, overwrite: bool) -> OSError | None:
     """What keeps pictures out of a folder: they must not be mixed with, or replace, others than those of work that goes on."""
+    if out.exists() and not overwrite:
+        return None  # said of the table
     try:
         require_place(folder / "x", "pictures")
     except OSError as error:

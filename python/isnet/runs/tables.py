@@ -219,8 +219,8 @@ def mask_notes(rows: Sequence[Row]) -> list[str]:
         for test, masks in row.masks.items():
             if masks["missing"]:
                 found[test] = (
-                    f"{title_of_test(test)}: {masks['missing']} of {masks['images']} images have no mask, or none of use; they count for all "
-                    "scores but relevance in the background, bias sensitivity and blind spot."
+                    f"{title_of_test(test)}: {masks['missing']} of {masks['images']} images have no mask, or none of use; they count for "
+                    "all scores but relevance in the background, bias sensitivity and blind spot."
                 )
     return list(found.values())
 
