@@ -200,7 +200,7 @@ def test_segmenter_normalisation_and_tuning_alone(folder: Path, tmp_path: Path) 
         path.unlink()
     options = ["--segmenter", f"{__name__}:bright", "--normalize", "0.5/0.2", *TUNED, "--variant", "stochastic"]
     printed = run("tune", tmp_path / "run", "--data", folder, *options)
-    assert '"c1"' in printed and not (tmp_path / "run" / "last.safetensors").exists()
+    assert "C1 and C2: " in printed and not (tmp_path / "run" / "last.safetensors").exists()
     assert load_config(tmp_path / "run").data.pixel_range == ((-2.5,), (2.5,))
     before = (tmp_path / "run" / "ranges.json").read_text()
     run("train", tmp_path / "run", "--resume")

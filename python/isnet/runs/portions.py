@@ -101,7 +101,7 @@ class Portions:
 
 def parts_of(out: Path) -> Path:
     """The folder of the portions that are to become a table."""
-    return out.with_name(f"{out.name}.parts")
+    return out.parent / f"{out.name}.parts"
 
 
 def fingerprint(texts: Iterable[str | bytes | memoryview]) -> str:

@@ -130,7 +130,7 @@ def write_report(
         several=several,
         explained="label with the highest logit" if several else "predicted class",
         looked_at=next((row.masks[tests[-1]]["looked_at"] for row in rows if tests[-1] in row.masks), None),
-        last=tests[-1],
+        last=title_of_test(tests[-1]),
         torch=torch.__version__,
     )
     write_text(path, page)
