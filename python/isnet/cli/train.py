@@ -38,7 +38,8 @@ def _train(request: Request) -> None:
     if _only_told(request):
         return
     folder = request.run
-    require_epoch(request.config)
+    if not request.resume:  # else the error names what was trained
+        require_epoch(request.config)
     with _stoppable(request, "train"):
         with _joined(request) as (world, device):
             config, data = _prepared(request, world, device)

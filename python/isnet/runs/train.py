@@ -60,7 +60,8 @@ def train_run(
         CheckpointError: a damaged checkpoint, or data that have changed since the run began.
         ValueError: ``resume`` with other settings, or settings that cannot be trained on the data (:func:`isnet.training.fit`).
     """
-    require_epoch(config)
+    if not resume:
+        require_epoch(config)
     config = _decided(config)
     data = data or load_run_data(config, progress=progress)
     fresh = not goes_on(Path(folder), resume)
