@@ -310,7 +310,7 @@ def test_training_warns_by_the_same_checks(folder: Path, tmp_path: Path) -> None
     middle[4:12, 4:12] = 255
     inverted = folder / "masks" / "train" / "dark" / "3.png"
     Image.fromarray(255 - middle).save(inverted)
-    printed = run("train", tmp_path / "run", "--data", folder, "--variant", "selective", "--c1", 1, "--c2", 25, *SHORT)
+    printed = run("train", tmp_path / "run", "--data", folder, *SHORT, "--variant", "selective", "--c1", 1, "--c2", 25)
     lines = [line for line in printed.splitlines() if line.startswith("Warning: ")]
     assert any("1 of 36 masks that look inverted" in line and str(inverted) in line for line in lines)
     assert all("note" not in line for line in lines)

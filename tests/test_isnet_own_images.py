@@ -68,7 +68,7 @@ def run(*arguments: object, code: int = 0) -> str:
 def test_from_images_to_report(folder: Path, tmp_path: Path) -> None:
     guarded, plain = tmp_path / "guarded", tmp_path / "plain"
     printed = run("train", guarded, "--data", folder, *TUNED, "--variant", "selective", "--augment", "flip=0.5")
-    assert "| selective |" in printed and "test test" in printed
+    assert "| selective |" in printed and "test set" in printed
     config = load_config(guarded)
     assert config.data.classes == ("dark", "light") and config.tuning_epochs == 1 and config.schedule.monitor == "loss"
     ranges = json.loads((guarded / "ranges.json").read_text())
@@ -200,7 +200,7 @@ def test_segmenter_normalisation_and_tuning_alone(folder: Path, tmp_path: Path) 
         path.unlink()
     options = ["--segmenter", f"{__name__}:bright", "--normalize", "0.5/0.2", *TUNED, "--variant", "stochastic"]
     printed = run("tune", tmp_path / "run", "--data", folder, *options)
-    assert '"c1"' in printed and not (tmp_path / "run" / "last.safetensors").exists()
+    assert "C1 and C2: " in printed and not (tmp_path / "run" / "last.safetensors").exists()
     assert load_config(tmp_path / "run").data.pixel_range == ((-2.5,), (2.5,))
     before = (tmp_path / "run" / "ranges.json").read_text()
     run("train", tmp_path / "run", "--resume")
@@ -304,7 +304,7 @@ def test_test_images_need_no_masks(folder: Path, tmp_path: Path, having: int) ->
     missing = 12 - 2 * having
     assert f"note test-masks-missing: {missing} test images" in run("data", "check", folder, "--size", SIDE)
     printed = run("train", tmp_path / "run", "--data", folder, *TUNED, "--variant", "selective")
-    assert f"test test: {missing} of 12 images have no mask" in printed
+    assert f"test set: {missing} of 12 images have no mask" in printed
     printed = run("evaluate", tmp_path / "run", "--resamples", "5")
     scores = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert scores["accuracy"].keys() == {"test"} and scores["masks"]["test"]["looked_at"] == 2 * having
@@ -315,7 +315,7 @@ def test_test_images_need_no_masks(folder: Path, tmp_path: Path, having: int) ->
     assert "no mask" in told
     run("report", tmp_path / "run", "--out", tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()
-    assert f"on {2 * having} images of the test test" in page and "have no mask" in page
+    assert f"on {2 * having} images of the test set" in page and "have no mask" in page
 
 
 def test_a_standard_run_needs_no_masks(folder: Path, tmp_path: Path) -> None:
@@ -352,7 +352,7 @@ def test_compare_needs_the_same_images(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "copy")
     for name, data in (("a", folder), ("b", tmp_path / "copy")):
         run("train", tmp_path / name, "--data", data, *SHORT)
-    assert "do not share the test test: their images are not the same" in failure(
+    assert "do not share the test set: their images are not the same" in failure(
         "compare", tmp_path / "a", tmp_path / "b"
     )
     with pytest.MonkeyPatch.context() as patch:

@@ -220,14 +220,14 @@ def test_a_run_that_kept_nothing_is_named_first(tmp_path: Path) -> None:
 
 def test_the_range_that_was_used(tmp_path: Path) -> None:
     guarded = scored(tmp_path / "a", "net", variant="dual")
-    assert range_text(guarded.config, guarded) == "not measured: no ranges.json"
+    assert range_text(guarded.config, guarded.folder) == "not measured: no ranges.json"
     measured = {"c1": [7.04, 2], "c2": [66.6, 3], "mean": [1, 1], "std": [1, 1], "images": 9}
     (guarded.folder / "ranges.json").write_text(json.dumps({"input": measured}))
-    assert range_text(guarded.config, guarded) == "7.04 / 2 and 66.6 / 3 (measured)"
+    assert range_text(guarded.config, guarded.folder) == "7.04 / 2 and 66.6 / 3 (measured)"
     fixed = guarded.config.replaced(c1=1.0, c2=25.0)
-    assert range_text(fixed, guarded) == "1 and 25 (set)"
+    assert range_text(fixed, guarded.folder) == "1 and 25 (set)"
     plain = scored(tmp_path / "b", "net")
-    assert range_text(plain.config, plain) == "none: no heatmap loss"
+    assert range_text(plain.config, plain.folder) == "none: no heatmap loss"
 
 
 # ---- curves

@@ -118,7 +118,7 @@ def test_runs_compared_with_themselves_do_not_differ(tmp_path: Path, monkeypatch
     run = made(tmp_path / "a", 3)
     lines = list(comparison_lines(compare_runs(run, run, resamples=9), "a", "a"))
     order = ["AUC of", "balanced accuracy of", "relevance in the background of", "answers changed by", "accuracy of"]
-    assert [next(key for key in order if line.startswith(f"test test: {key}")) for line in lines[:5]] == order
+    assert [next(key for key in order if line.startswith(f"test set: {key}")) for line in lines[:5]] == order
     assert all("+0.0" in line for line in lines[:5]) and "McNemar's p = 1 (right by both" in lines[5]
     assert len(lines) == 9 and "AUC of “class 2” against the rest" in lines[8]
 
@@ -128,7 +128,7 @@ def test_a_network_whose_answers_are_not_finite(tmp_path: Path) -> None:
     run = made(tmp_path / "run", 2)
     nn.init.constant_(run.model[3].bias, math.inf)  # type: ignore[arg-type,index]
     with pytest.raises(
-        ValueError, match=r"run, test test: logits: expected finite numbers, got NaN or infinity for 12 of 12"
+        ValueError, match=r"run, test set: logits: expected finite numbers, got NaN or infinity for 12 of 12"
     ):
         evaluate_run(run, RunData(images, {}, {"test": images}), progress=False)
     assert not (run.folder / "evaluation.json").exists()

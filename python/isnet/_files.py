@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import stat
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,8 +26,11 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.parent / f".{target.name}.{uuid.uuid4().hex}.part"
-    # Not made by mkstemp, whose files are private.
-    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL, 0o666))
+    try:
+        # Not made by mkstemp, whose files are private.
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL, 0o666))
+    except OSError as error:  # the name that the user knows
+        raise type(error)(error.errno, error.strerror, str(target)) from error
     mode = stat.S_IMODE(temporary.stat().st_mode)
     try:
         yield temporary
@@ -38,6 +42,21 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         sync_folder(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def require_place(path: Path, option: str, remedy: str = "name another place") -> None:
+    """Checks that a file can be written at ``path``, whose folder is made if needed: before the work, not at its end.
+
+    Raises:
+        OSError: it cannot; the text names the option, why, and the remedy.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Not os.access: that knows nothing of file systems which take no files.
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise type(error)(f"{option}: {path} cannot be written ({error.strerror}); {remedy}") from error
 
 
 def sync_folder(folder: Path) -> None:

@@ -135,8 +135,9 @@ def find_callable(name: str) -> Any:
         FactoryError: no such name, a missing package, or code of the standard library, which makes neither networks nor masks.
     """
     if not _NAME.fullmatch(name):
+        listed = f"; what can be built: isnet archs {name}" if re.fullmatch(r"\w+", name) else ""
         raise FactoryError(
-            f"expected {', '.join(f'{key}:NAME' for key in LIBRARIES)}, package.module:CALLABLE or file.py:CALLABLE, got {name!r}"
+            f"expected {', '.join(f'{key}:NAME' for key in LIBRARIES)}, package.module:CALLABLE or file.py:CALLABLE, got {name!r}{listed}"
         )
     library, attribute = split_name(name)
     module_name = LIBRARIES.get(library, library)

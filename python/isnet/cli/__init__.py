@@ -6,7 +6,6 @@ import contextlib
 import importlib.metadata
 import re
 import signal
-import threading
 from collections.abc import Iterator
 from typing import Annotated, NoReturn
 
@@ -17,6 +16,7 @@ from isnet._text import Screen, say, visible
 from isnet.cli import archs, data, demo, experiment, explain, export, pictures, predict, scores, train
 from isnet.cli.options import is_first
 from isnet.training.distributed import ProcessLostError, speaks_first
+from isnet.training.stop import on_signals
 from lrpkernels import __version__
 
 app = typer.Typer(
@@ -57,7 +57,7 @@ def root(
 def main() -> None:
     """Runs the command line; expected errors end it with one line and status 1. torchrun's processes report a common failure once.
 
-    Ctrl-C ends it with status 130; a training first saves its state (:mod:`isnet.training.stop`).
+    Ctrl-C ends it with status 130 and SIGTERM with 143; a training first saves its state (:mod:`isnet.training.stop`).
     """
     try:
         with _interrupts():
@@ -72,19 +72,13 @@ def main() -> None:
 
 @contextlib.contextmanager
 def _interrupts() -> Iterator[None]:
-    """Ctrl-C ends the command with one line and status 130: typer would end it with 1."""
+    """Ctrl-C and SIGTERM end the command with one line and status 130 or 143, and leave no half-written file behind."""
 
-    def stop(number: int, _: object) -> NoReturn:
-        _fail("stopped (SIGINT)", is_first(), 128 + number)
+    def stop(number: int) -> NoReturn:
+        _fail(f"stopped ({signal.Signals(number).name})", is_first(), 128 + number)
 
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    with on_signals(stop, "SIGINT", "SIGTERM"):
         yield
-        return
-    before = signal.signal(signal.SIGINT, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _run() -> None:
@@ -111,6 +105,8 @@ def _remedy(module: str) -> str:
 def _told(error: Exception) -> str:
     """The text of an error; if a process that loads images raised it, without the traceback that PyTorch puts around it."""
     text = str(error)
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        text = f"{error.filename}: {error.strerror}"
     if "in DataLoader worker process" not in text.partition("\n")[0]:
         return text
     return text.rpartition(f"{type(error).__qualname__}: ")[2].strip()

@@ -11,7 +11,8 @@ import typer
 
 from isnet._text import say
 from isnet.cli.options import Data, Device, Masks, RunFolder, Trust, tell_device
-from isnet.cli.predict import SOURCE_HELP, BatchSize, Overwrite, Workers, tell_predicted
+from isnet.cli.predict import SOURCE_HELP, BatchSize, Overwrite, Workers, tell_predicted, tell_sources
+from isnet.data.names import title_of_test
 from isnet.data.sources import Sources, read_sources
 from isnet.explanation import heatmaps
 from isnet.runs.data import require_tests, run_data
@@ -74,6 +75,7 @@ def explain(
         if data is not None:
             raise ValueError("--data: the images are named already (IMAGE); leave one out")
         sources = read_sources(image, classes, multi_label=trained.config.data.multi_label, masks=masks)
+        tell_sources(sources)
         if split is not None:
             sources = _only(sources, split)
         if len(sources.records) == 1 and (out is None or (out.suffix and not out.is_dir())):
@@ -102,7 +104,7 @@ def _only(sources: Sources, split: str) -> Sources:
     if not kept:
         known = ", ".join(sorted({record.split for record in sources.records} - {""})) or "none"
         raise ValueError(f"--split: expected one of the images' splits, {known}, got {split!r}")
-    return Sources(kept, sources.unknown)
+    return Sources(kept, sources.unknown, sources.notes)
 
 
 def _explain_one(run: Run, sources: Sources, target: int | None, out: Path) -> None:
@@ -129,11 +131,11 @@ def _explain_test(run: Run, split: str | None, index: int, target: int | None, o
         raise ValueError(f"--split: expected one of {', '.join(data.tests)}, got {split}")
     dataset: Any = data.tests[split]
     if index >= len(dataset):
-        raise ValueError(f"--index: the {split} test has images 0 to {len(dataset) - 1}, got {index}")
+        raise ValueError(f"--index: the {title_of_test(split)} has images 0 to {len(dataset) - 1}, got {index}")
     image, label, mask = dataset[index]
     marks = getattr(dataset, "marks", None)
     told = f" with the mark of {classes[marks[index]]}" if marks is not None and marks[index] >= 0 else ""
-    name = f"{split} test, image {index}: {label_text(label, classes)}{told}"
+    name = f"{title_of_test(split)}, image {index}: {label_text(label, classes)}{told}"
     _draw(run, image, mask, label, target, name, out or Path("explanation.png"))
 
 

@@ -8,14 +8,16 @@ from typing import Annotated
 import typer
 
 from isnet._text import say
-from isnet.cli.options import Device, Masks, RunFolder, Trust, tell_device
-from isnet.data.sources import read_sources
+from isnet.cli.options import Device, Masks, RunFolder, Trust, is_first, tell_device
+from isnet.data.findings import counted, some
+from isnet.data.sources import Sources, read_sources
 from isnet.runs.build import device_text
 from isnet.runs.folder import load_run
 from isnet.runs.predict import Pictures, Predicted, predict_sources
 from isnet.training.distributed import World, launched_world
 
 app = typer.Typer()
+_NAMED = 5  # classes in a line
 
 SOURCE_HELP = "Files, 'patterns*.png', folders, manifests, .tar shards."
 BatchSize = Annotated[int | None, typer.Option(help="Images at a time.", min=1, show_default="as in training")]
@@ -33,6 +35,7 @@ def predict(
     batch_size: BatchSize = None,
     workers: Workers = 0,
     overwrite: Overwrite = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only.")] = False,
     trust: Trust = None,
     device: Device = "auto",
 ) -> None:
@@ -43,9 +46,12 @@ def predict(
     """
     with launched_world(device) as (world, place):
         trained = load_run(run, device=place, trust=trust or ())
-        tell_device(place)
+        if not quiet:
+            tell_device(place)
         data = trained.config.data
         sources = read_sources(source, data.classes, multi_label=data.multi_label, masks=masks)
+        if not quiet:
+            tell_sources(sources)
         pictures = None if heatmaps is None else Pictures(heatmaps)
         found = predict_sources(
             trained,
@@ -56,13 +62,22 @@ def predict(
             workers=workers,
             world=world,
             overwrite=overwrite,
+            progress=not quiet,
         )
-    if world.is_main and sources.unknown:
-        say(f"Note: no classes of the run, so without labels: {', '.join(sources.unknown)}")
-    tell_predicted(found, out, world, place)
+    tell_predicted(found, out, world, place, quiet=quiet)
 
 
-def tell_predicted(found: Predicted, out: Path, world: World, device: str) -> None:
+def tell_sources(sources: Sources) -> None:
+    """What of the sources is left out, or not used."""
+    if not is_first():
+        return
+    for note in sources.notes:
+        say(f"Note: {note}")
+    if sources.unknown:
+        say(f"Note: no classes of the run, so without labels: {some(sources.unknown, _NAMED)}")
+
+
+def tell_predicted(found: Predicted, out: Path, world: World, device: str, *, quiet: bool = False) -> None:
     """What was done, how fast, and what went wrong; ends with status 1 if anything did."""
     if not world.is_main:
         return
@@ -70,7 +85,11 @@ def tell_predicted(found: Predicted, out: Path, world: World, device: str) -> No
     before = found.images - found.made
     speed = f", {found.made / found.seconds:.1f} images per second" if found.made else ""
     kept = f"; {before} were there" if before else ""
-    say(f"{out}: {found.images} images{kept}{speed} on {device_text(device)}{processes}")
+    if not quiet:
+        say(f"{out}: {counted(found.images, 'image')}{kept}{speed} on {device_text(device)}{processes}")
     if found.failed:
-        say(f"{found.failed} images have an error (column error); the first: {found.first_error}", err=True)
+        have = "has" if found.failed == 1 else "have"
+        say(
+            f"{counted(found.failed, 'image')} {have} an error (column error); the first: {found.first_error}", err=True
+        )
         raise typer.Exit(1)

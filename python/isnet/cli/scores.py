@@ -8,12 +8,14 @@ from typing import Annotated
 
 import typer
 
+from isnet._files import require_place
 from isnet._text import say
 from isnet.cli.options import Data, Device, Masks, Split, Trust, load_on, tell_device
+from isnet.data.names import title_of_test
 from isnet.runs.compare import compare_runs, comparison_lines
 from isnet.runs.data import run_data
 from isnet.runs.evaluate import evaluate_run
-from isnet.runs.folder import Run
+from isnet.runs.folder import EVALUATION_NAME, Run
 from isnet.runs.predict import write_test_tables
 from isnet.runs.tables import (
     class_rows,
@@ -48,6 +50,9 @@ def evaluate(
     loaded = [load_on(folder, device, trust, data, masks, split) for folder in run]
     tell_device(device)
     for trained in loaded:
+        require_place(
+            trained.folder / EVALUATION_NAME, "RUN", "scores are kept there: copy the run to a folder of yours"
+        )
         sets = run_data(trained)
         evaluate_run(trained, sets, resamples=resamples, sensitivity=sensitivity)
         write_test_tables(trained, sets.tests)
@@ -55,12 +60,12 @@ def evaluate(
     rows = score_rows(loaded)
     for row in rows:
         for test in row.scores:
-            _print_table(f"{row.title}, {test} test, by class", class_rows(row, test))
+            _print_table(f"{row.title}, {title_of_test(test)}, by class", class_rows(row, test))
             matrix = confusion_rows(row, test)
             if matrix and fits_a_page(row, test):
-                _print_table(f"{row.title}, {test} test, confusion matrix", matrix)
+                _print_table(f"{row.title}, {title_of_test(test)}, confusion matrix", matrix)
             elif confused := most_confused(row, test):
-                say(f"\n{row.title}, {test} test, commonest errors: {'; '.join(confused)}")
+                say(f"\n{row.title}, {title_of_test(test)}, commonest errors: {'; '.join(confused)}")
     if changes := sensitivity_table(rows):
         _print_table("Other backgrounds", changes)
     _print_table("All scores", score_table(rows))

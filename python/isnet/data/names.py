@@ -27,6 +27,11 @@ class DataError(ValueError):
     """Images, labels or masks that cannot be used; the text names the file or row."""
 
 
+def title_of_test(name: str) -> str:
+    """A test as one says it: ``test set``, ``hospital B test``."""
+    return "test set" if name == "test" else f"{name} test"
+
+
 def tidy(name: str) -> str:
     """The name in Unicode's composed form (NFC), without spaces around it."""
     return unicodedata.normalize("NFC", name).strip()

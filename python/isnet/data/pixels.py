@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection
 from typing import TypeVar
 
@@ -171,7 +172,7 @@ def _guarded(file: FileRef, read: Callable[[Reader], Found]) -> Found:
     except UnreadableFileError:
         raise
     except Exception as error:  # the readers raise errors of every kind on broken files
-        text = " ".join(str(error).split())
+        text = re.sub(r" ?<[^<>]* object at 0x\w+>", "", " ".join(str(error).split()))
         raise UnreadableFileError(f"{file}: cannot be read ({type(error).__name__}: {text})") from error
 
 

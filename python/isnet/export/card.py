@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from isnet.data.names import title_of_test
 from isnet.export.base import Exported, ExportFormat
 from isnet.runs.data import RunData
 from isnet.runs.folder import Run, load_evaluation
@@ -106,7 +107,7 @@ def _small(data: RunData | None, classes: Sequence[str], least: int = 30) -> lis
         few = [f"{plain(name)} {count}" for name, count in _counts(dataset, classes).items() if count < least]
         if few:
             found.append(
-                f"- Few images of a class in the {plain(test)} test: {', '.join(few)}. Its scores are uncertain."
+                f"- Few images of a class in the {plain(title_of_test(test))}: {', '.join(few)}. Its scores are uncertain."
             )
     return found
 
@@ -133,13 +134,13 @@ def _value(score: Mapping[str, Any] | None) -> str:
 
 def _background(evaluation: Mapping[str, Any]) -> list[str]:
     found = [
-        f"- {plain(test)} test: {100 * share:.1f} % of the absolute LRP relevance lies outside of the foreground masks, "
+        f"- {plain(title_of_test(test))}: {100 * share:.1f} % of the absolute LRP relevance lies outside of the foreground masks, "
         f"on average over {evaluation.get('masks', {}).get(test, {}).get('looked_at', '?')} images with masks."
         for test, share in evaluation.get("background_attention", {}).items()
     ]
     for test, changes in evaluation.get("sensitivity", {}).items():
         found += [
-            f"- {plain(test)} test, background {plain(change)}: accuracy {100 * of['accuracy']:.1f} % to "
+            f"- {plain(title_of_test(test))}, background {plain(change)}: accuracy {100 * of['accuracy']:.1f} % to "
             f"{100 * of['accuracy_after']:.1f} %, {100 * of['changed']:.1f} % of the answers change."
             for change, of in changes.items()
         ]

@@ -16,6 +16,7 @@ from torch import Tensor
 from isnet._files import write_json, write_text
 from isnet.architectures import construction
 from isnet.config import RunConfig
+from isnet.data.names import title_of_test
 from isnet.export import preprocess
 from isnet.export.base import Exported, ExportError, ExportFormat
 from isnet.export.card import model_card
@@ -138,7 +139,7 @@ def _images(run: Run, data: RunData | None) -> tuple[Tensor, str]:
         except (ValueError, OSError):  # of a file that has changed since
             continue
         if count > 1:
-            return images, f"{count} images of the {name} test"
+            return images, f"{count} images of the {title_of_test(name)}"
     low, high = (torch.as_tensor(end).float().reshape(-1, 1, 1) for end in run.config.data.pixel_range)
     draw = torch.rand(_CHECKED, *run.config.data.image_shape, generator=torch.Generator().manual_seed(0))
     return low + (high - low) * draw, f"{_CHECKED} random images"

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from isnet.data import Example
+from isnet.data.names import title_of_test
 from isnet.runs.data import RunData, require_tests, run_data, same_images
 from isnet.runs.evaluate import BACKGROUND, CHANGED, batch_size_of, changed_by, shares_of
 from isnet.runs.folder import Run
@@ -40,7 +41,9 @@ def compare_runs(a: Run, b: Run, *, resamples: int = 1000) -> dict[str, dict[str
     require_tests(data_a, a.folder)
     for test in data_a.tests:
         if test not in data_b.tests or not same_images(data_a.tests[test], data_b.tests[test]):
-            raise ValueError(f"{a.folder} and {b.folder} do not share the {test} test: their images are not the same")
+            raise ValueError(
+                f"{a.folder} and {b.folder} do not share the {title_of_test(test)}: their images are not the same"
+            )
     return {test: _compared(a, b, data_a, data_b, test, resamples) for test in data_a.tests}
 
 
@@ -50,7 +53,9 @@ def _compared(a: Run, b: Run, data_a: RunData, data_b: RunData, test: str, resam
         predict(run.model, images, batch_size_of(run)) for run, images in zip((a, b), sets, strict=True)
     )
     if not torch.equal(labels, others):
-        raise ValueError(f"{a.folder} and {b.folder} do not share the {test} test: the labels are not the same")
+        raise ValueError(
+            f"{a.folder} and {b.folder} do not share the {title_of_test(test)}: the labels are not the same"
+        )
     options: dict[str, Any] = {"groups": getattr(sets[0], "groups", None), "resamples": resamples}
     found = compare(logits_a, logits_b, labels, **options)
     before, after = (shares_of(run, images) for run, images in zip((a, b), sets, strict=True))
@@ -84,18 +89,18 @@ def comparison_lines(found: dict[str, dict[str, Any]], a: str, b: str) -> Iterat
         for key, title in titles().items():
             score = differences.get(f"{key}_difference")
             if score is not None:
-                yield f"{test} test: {title} of {b} - {a} = {_difference(score, points=key in (BACKGROUND, CHANGED))}"
+                yield f"{title_of_test(test)}: {title} of {b} - {a} = {_difference(score, points=key in (BACKGROUND, CHANGED))}"
         right = differences["right"]
         only = f"by {a} only {right['only_a']}, by {b} only {right['only_b']}"
         counts = f"right by both {right['both']}, {only}, by neither {right['neither']}"
         if "mcnemar_p" in differences:
-            yield f"{test} test: McNemar's p = {differences['mcnemar_p']:.3g} ({counts})"
+            yield f"{title_of_test(test)}: McNemar's p = {differences['mcnemar_p']:.3g} ({counts})"
         else:
             yield (
-                f"{test} test: p = {differences['sign_flips_p']:.3g} (both exchanged at random in each group of images; {counts})"
+                f"{title_of_test(test)}: p = {differences['sign_flips_p']:.3g} (both exchanged at random in each group of images; {counts})"
             )
         for name, score in list(differences.get("classes", {}).items())[:_CLASSES]:
-            yield f"{test} test: AUC of “{name}” against the rest, {b} - {a} = {_difference(score)}"
+            yield f"{title_of_test(test)}: AUC of “{name}” against the rest, {b} - {a} = {_difference(score)}"
 
 
 def _difference(score: Score, *, points: bool = False) -> str:

@@ -12,6 +12,7 @@ from torch.utils.data import Dataset, Subset
 
 from isnet._files import write_json
 from isnet.data import Example
+from isnet.data.names import title_of_test
 from isnet.runs.data import RunData, require_tests, run_data
 from isnet.runs.folder import EVALUATION_NAME, Run, load_evaluation
 from isnet.scoring.cautions import cautions
@@ -78,7 +79,7 @@ def evaluate_run(
         try:
             found = _test_scores(run, test, resamples, sensitivity)
         except ValueError as error:
-            raise ValueError(f"{run.folder}, {name} test: {error}") from error
+            raise ValueError(f"{run.folder}, {title_of_test(name)}: {error}") from error
         for key, value in found.items():
             if value is not None:
                 scores[key][name] = value
@@ -94,7 +95,7 @@ _PER_TEST = (
 
 def kept_by(run: Run) -> Kept | None:
     """Which epoch's weights the run has, and why; None without a log."""
-    log = run.folder / LOG_NAME
+    log = run.home / LOG_NAME
     return kept_epoch(read_log(log, required=("epoch",)), run.config.schedule.monitor) if log.exists() else None
 
 

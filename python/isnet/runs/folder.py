@@ -46,11 +46,12 @@ YAML_NAME = "config.yaml"
 EVALUATION_NAME = "evaluation.json"
 DATA_NAME = "data.json"
 TUNING_FOLDER = "tuning"
+OTHER_FOLDER = "evaluations"  # scores on other data
 _WRITTEN = (  # by a run, beside config.json: patterns of names
     *(YAML_NAME, DATA_NAME, EVALUATION_NAME, RANGES_NAME, LOG_NAME, TABLE_NAME, TUNING_FOLDER),
     *(STATE_NAME, tensorboard.FOLDER, wandb.FOLDER),
     *(CHECKPOINT_NAME, BEST_NAME, "epoch-*.safetensors", "non-finite-batch*.safetensors"),
-    *("predictions-*.csv", "evaluations"),
+    *("predictions-*.csv", OTHER_FOLDER),
 )
 
 
@@ -60,6 +61,12 @@ class Run(NamedTuple):
     folder: Path
     config: RunConfig
     model: nn.Module
+
+    @property
+    def home(self) -> Path:
+        """The folder that training wrote: of a run on other data (:func:`isnet.runs.other.on_data`) the one around."""
+        inside = self.folder.parent.name == OTHER_FOLDER and not (self.folder / CONFIG_NAME).exists()
+        return self.folder.parent.parent if inside else self.folder
 
 
 def open_run(folder: Path, config: RunConfig) -> RunConfig:

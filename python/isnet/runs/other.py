@@ -12,15 +12,16 @@ from isnet._files import read_json
 from isnet.config import ImagesConfig
 from isnet.config.run import kind_of
 from isnet.data import DataError, ImageTable, apply_policy, audit, read_table, with_validation
+from isnet.data.findings import some
 from isnet.data.sources import relabelled
 from isnet.data.table import TRAIN, VALIDATION
 from isnet.runs.contents import image_name
 from isnet.runs.data import RunData, image_set, load_data, progress_bar
-from isnet.runs.folder import DATA_NAME, Run
+from isnet.runs.folder import DATA_NAME, OTHER_FOLDER, Run
 from isnet.runs.pixels import images_config
 from isnet.runs.portions import fingerprint
 
-OTHER_FOLDER = "evaluations"
+_NAMED = 12  # classes in an error
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,10 @@ def on_data(run: Run, data: Path | None, masks: Path | None, split: str | None =
     Raises:
         ValueError: masks or a split for a run that is not on images of files.
     """
+    if data is not None and not data.exists():
+        raise DataError(f"--data: {data} does not exist")
+    if masks is not None and not masks.is_dir():
+        raise DataError(f"--masks: {masks} is no folder")
     own = data is None or (isinstance(run.config.data, ImagesConfig) and _is_own(run, data, masks))
     if own and split is None:
         moved = {key: os.fspath(path) for key, path in (("path", data), ("masks", masks)) if path is not None}
@@ -101,8 +106,8 @@ def _load_other(
     table = read_table(config.path, config.masks, labels)
     unknown = [name for name in table.classes if name not in config.classes]
     if unknown or table.multi_label != config.multi_label:
-        told = f"classes that the run does not have: {', '.join(unknown)}" if unknown else "another kind of labels"
-        raise DataError(f"--data: {config.path} has {told}; the run knows {', '.join(config.classes)}")
+        told = f"classes that the run does not have: {some(unknown)}" if unknown else "another kind of labels"
+        raise DataError(f"--data: {config.path} has {told}; the run knows {some(config.classes, _NAMED)}")
     table = replace(table, records=tuple(relabelled(table, config.classes)), classes=config.classes)
     if config.own:
         table = with_validation(table, config.validation, seed)

@@ -48,14 +48,16 @@ class Plan(NamedTuple):
     memory: int
 
 
-def plan_run(config: RunConfig, data: RunData, *, world: World | None = None, device: str = "cpu") -> Plan:
+def plan_run(
+    config: RunConfig, data: RunData, *, world: World | None = None, device: str = "cpu", pretrained: bool = True
+) -> Plan:
     """The plan of a run on its data; a forward and backward pass of a few images, on the CPU, and no file.
 
     Raises:
         ValueError: what :func:`isnet.runs.train_run` would refuse.
     """
     world = world or World()
-    network, count = checked_network(config, data, world, device), len(cast(Sized, data.train))
+    network, count = checked_network(config, data, world, device, pretrained=pretrained), len(cast(Sized, data.train))
     per_epoch = count // config.train.batch_size
     schedule = config.schedule
     weights = sum(p.numel() * p.element_size() for p in network.parameters())

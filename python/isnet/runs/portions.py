@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from isnet._files import atomic_path, write_json, write_text
+from isnet._files import atomic_path, require_place, write_json, write_text
 from isnet.training.distributed import World
 
 _SETTINGS = "settings.json"
@@ -43,10 +43,11 @@ class Portions:
         overwrite: bool = False,
     ) -> None:
         self.out, self.count, self.world = out, count, world
-        self.folder = out.parent / f"{out.name}.parts"
+        self.folder = parts_of(out)
         wanted = min(_LARGEST, count // 8) // at_a_time
         self.size = at_a_time * max(1, wanted)
         settings = {**settings, "rows": count, "portion": self.size}
+        require_place(out, "--out")
         if out.is_dir():
             raise FileExistsError(f"--out: {out} is a folder; name a file")
         if out.exists() and not overwrite:
@@ -96,6 +97,11 @@ class Portions:
                     file.write(self._path(start).read_bytes())
             shutil.rmtree(self.folder)
         self.world.barrier()
+
+
+def parts_of(out: Path) -> Path:
+    """The folder of the portions that are to become a table."""
+    return out.parent / f"{out.name}.parts"
 
 
 def fingerprint(texts: Iterable[str | bytes | memoryview]) -> str:

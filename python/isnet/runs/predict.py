@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from isnet._files import atomic_path, write_text
+from isnet._files import atomic_path, require_place, write_text
 from isnet.config import RunConfig
 from isnet.data import Example, MaskedImages
 from isnet.data.sources import UNKNOWN, Sources
@@ -24,7 +24,7 @@ from isnet.runs.answers import answer_row, answered, columns, named, probabiliti
 from isnet.runs.data import progress_bar
 from isnet.runs.folder import Run
 from isnet.runs.pixels import Cases, images_config
-from isnet.runs.portions import Portions, fingerprint
+from isnet.runs.portions import Portions, fingerprint, parts_of
 from isnet.scoring.evaluation import background_share, masked_rows
 from isnet.scoring.pictures import explanation_figure, save_heatmap
 from isnet.training.distributed import World
@@ -112,6 +112,9 @@ def predict_sources(
         "pictures": None if pictures is None else [str(pictures.folder), pictures.figures, pictures.target],
         "columns": names,
     }
+    trouble = world.from_main(None if pictures is None else _trouble(pictures.folder, out, overwrite))
+    if trouble is not None:
+        raise trouble
     portions = Portions(out, len(sources.records), at_a_time, settings, world, overwrite=overwrite)
 
     def make(rows: range) -> str:
@@ -131,6 +134,22 @@ def predict_sources(
     portions.finish(to_csv([], names, header=True))
     failed, first_error = _errors(out)
     return Predicted(len(sources.records), len(sources.records) - portions.done_before, failed, first_error, seconds)
+
+
+def _trouble(folder: Path, out: Path, overwrite: bool) -> OSError | None:
+    """What keeps pictures out of a folder: they must not be mixed with, or replace, others than those of work that goes on."""
+    if out.exists() and not overwrite:
+        return None  # said of the table
+    try:
+        require_place(folder / "x", "pictures")
+    except OSError as error:
+        return error
+    known = (out.name, parts_of(out).name) if folder.resolve() == out.parent.resolve() else ()
+    if overwrite or parts_of(out).exists() or all(path.name in known for path in folder.iterdir()):
+        return None
+    return FileExistsError(
+        f"pictures: {folder} is not empty; name a new folder, or replace pictures of the same names (--overwrite)"
+    )
 
 
 def _bytes(value: Tensor) -> memoryview:

@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from isnet._files import write_text
 from isnet.config import RunConfig
+from isnet.data.names import title_of_test
 from isnet.runs.data import RunData, require_tests, run_data
 from isnet.runs.folder import Run
 from isnet.runs.gallery import picture_uri, shown_images
@@ -125,11 +126,11 @@ def write_report(
         curves=[_drawn(panel, f"curve-{number}") for number, panel in enumerate(_curves(rows, runs))],
         networks=network_rows(rows, runs),
         settings=[(title, _pairs(run.config)) for title, run in titled(runs).items()],
-        pictured=pictured,
+        pictured=title_of_test(pictured),
         several=several,
         explained="label with the highest logit" if several else "predicted class",
         looked_at=next((row.masks[tests[-1]]["looked_at"] for row in rows if tests[-1] in row.masks), None),
-        last=tests[-1],
+        last=title_of_test(tests[-1]),
         torch=torch.__version__,
     )
     write_text(path, page)
@@ -137,9 +138,9 @@ def write_report(
 
 def _curves(rows: Sequence[Row], runs: Sequence[Run]) -> list[Panel]:
     logs = {
-        row.title: read_log(run.folder / LOG_NAME)
+        row.title: read_log(run.home / LOG_NAME)
         for row, run in zip(rows, runs, strict=True)
-        if (run.folder / LOG_NAME).exists()
+        if (run.home / LOG_NAME).exists()
     }
     kept = {row.title: row.evaluation["kept"]["epoch"] for row in rows if row.evaluation.get("kept")}
     return training_panels(logs, kept)
@@ -150,7 +151,7 @@ def _drawn(panel: Panel, name: str) -> Drawn:
 
 
 def _one_test(row: Row, test: str, number: int, *, is_open: bool) -> OneTest:
-    title, found = f"{row.title}, {test} test", row.evaluation
+    title, found = f"{row.title}, {title_of_test(test)}", row.evaluation
     areas = {one["class"]: one["auc"] for one in found["classes"][test] if one["auc"] is not None}
     curves = found["roc"].get(test, {})
     panel = roc_panel({name: curve for name, curve in curves.items() if name in areas}, areas, title)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from isnet.config import RunConfig
+from isnet.data.names import title_of_test
 from isnet.runs.build import used_ranges
 from isnet.runs.evaluate import BACKGROUND, CHANGED, current_evaluation
 from isnet.runs.folder import Run
@@ -67,7 +69,7 @@ def titled(runs: Sequence[Run]) -> dict[str, Run]:
     """The runs by title; those that share one are distinguished by their folders."""
     titles = [run.config.title for run in runs]
     return {
-        title if titles.count(title) == 1 else f"{title} ({run.folder})": run
+        title if titles.count(title) == 1 else f"{title} ({run.home})": run
         for title, run in zip(titles, runs, strict=True)
     }
 
@@ -86,7 +88,10 @@ def warnings_of(rows: Sequence[Row]) -> list[str]:
         if kept.get("warning"):
             found.append((-1, f"{row.title}: {kept['warning']}"))
         for test, cautions in row.evaluation["warnings"].items():
-            found += [(KINDS.index(caution["kind"]), f"{prefix}{test} test: {caution['text']}") for caution in cautions]
+            found += [
+                (KINDS.index(caution["kind"]), f"{prefix}{title_of_test(test)}: {caution['text']}")
+                for caution in cautions
+            ]
     return [text for _, text in sorted(found, key=lambda one: one[0])]
 
 
@@ -108,7 +113,7 @@ def finding(row: Row, test: str) -> str:
     parts = [
         f"{titles()[key]} {score_text(key, found)}" for key, found in _known(row, test, ("auc", "balanced_accuracy"))
     ]
-    told = f"{row.title}, {test} test: {' and '.join(parts) or 'AUC not defined'}"
+    told = f"{row.title}, {title_of_test(test)}: {' and '.join(parts) or 'AUC not defined'}"
     shares = {key: score_text(key, found) for key, found in _known(row, test, _PERCENT)}
     if BACKGROUND in shares:
         told += f"; {shares[BACKGROUND]} of the relevance lies in the background"
@@ -183,8 +188,11 @@ def confusion_rows(row: Row, test: str) -> list[dict[str, str]] | None:
     matrix = row.evaluation["confusion"].get(test)
     if matrix is None or (matrix and isinstance(matrix[0][0], list)):
         return None
+    first = "true class"
+    while first in names:  # a class may be called so
+        first = f"({first})"
     return [
-        {"true class": name, **{other: str(count) for other, count in zip(names, counts, strict=True)}}
+        {first: name, **{other: str(count) for other, count in zip(names, counts, strict=True)}}
         for name, counts in zip(names, matrix, strict=True)
     ]
 
@@ -211,8 +219,8 @@ def mask_notes(rows: Sequence[Row]) -> list[str]:
         for test, masks in row.masks.items():
             if masks["missing"]:
                 found[test] = (
-                    f"{test} test: {masks['missing']} of {masks['images']} images have no mask, or none of use; they count for all "
-                    "scores but relevance in the background, bias sensitivity and blind spot."
+                    f"{title_of_test(test)}: {masks['missing']} of {masks['images']} images have no mask, or none of use; they count for "
+                    "all scores but relevance in the background, bias sensitivity and blind spot."
                 )
     return list(found.values())
 
@@ -224,17 +232,17 @@ def network_rows(rows: Sequence[Row], runs: Sequence[Run]) -> list[dict[str, str
             "network": row.title,
             "variant": run.config.network.variant,
             "weights": (row.evaluation.get("kept") or {}).get("why", "no log says which epoch"),
-            "C1 and C2": range_text(run.config, run),
+            "C1 and C2": range_text(run.config, run.home),
         }
         for row, run in zip(rows, runs, strict=True)
     ]
 
 
-def range_text(config: RunConfig, run: Run) -> str:
-    """C1 and C2 of a run's heatmap loss, and where they come from."""
+def range_text(config: RunConfig, folder: Path) -> str:
+    """C1 and C2 of the heatmap loss of a run in a folder, and where they come from."""
     if not config.is_isnet:
         return "none: no heatmap loss"
-    ranges = used_ranges(config, run.folder)
+    ranges = used_ranges(config, folder)
     if not ranges:
         return "not measured: no ranges.json"
     origin = "measured" if config.loss.is_measured else "set"
@@ -270,7 +278,7 @@ def markdown(table: Sequence[Mapping[str, str]]) -> str:
 
 
 def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
+    return " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|")
 
 
 def markdown_table(rows: Sequence[Row]) -> str:

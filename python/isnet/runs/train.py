@@ -60,9 +60,11 @@ def train_run(
         CheckpointError: a damaged checkpoint, or data that have changed since the run began.
         ValueError: ``resume`` with other settings, or settings that cannot be trained on the data (:func:`isnet.training.fit`).
     """
+    if not resume:
+        require_epoch(config)
     config = _decided(config)
     data = data or load_run_data(config, progress=progress)
-    fresh = not _goes_on(Path(folder), resume)
+    fresh = not goes_on(Path(folder), resume)
     # Now: before the run has a folder, and not after tuning.
     require_room(Path(folder), config, resume=resume, overwrite=overwrite)
     network = checked_network(config, data, current_world(), device, pretrained=fresh)
@@ -116,7 +118,7 @@ def tune_run(
     require_measurable(config)
     data = data or load_run_data(config, progress=progress)
     require_room(Path(folder), config, resume=resume, overwrite=overwrite)
-    network = checked_network(config, data, current_world(), device, pretrained=not _goes_on(Path(folder), resume))
+    network = checked_network(config, data, current_world(), device, pretrained=not goes_on(Path(folder), resume))
     with _opened(Path(folder), config, network, resume=resume, overwrite=overwrite) as (folder, config):
         _measure(folder, config, data, device=device, resume=resume, progress=progress)
         return folder / RANGES_NAME
@@ -139,7 +141,7 @@ def _opened(
         yield folder, open_run(folder, config)
 
 
-def _goes_on(folder: Path, resume: bool) -> bool:
+def goes_on(folder: Path, resume: bool) -> bool:
     """Whether a run gets its weights from a checkpoint, and not those that it began with, whose file may be gone."""
     return resume and current_world().from_main((folder / CHECKPOINT_NAME).exists())
 
@@ -155,6 +157,12 @@ def _require_restorable(path: Path, config: RunConfig, network: nn.Module) -> No
         model = network.model if isinstance(network, ISNet) else network
         averaged = None if config.train.ema is None else copy.deepcopy(model)
         restore_tensors(load_checkpoint(path), path, model, build_optimizer(model, config), averaged)
+
+
+def require_epoch(config: RunConfig) -> None:
+    """Raises ValueError if there is no epoch to train."""
+    if not config.schedule.warmup + config.schedule.epochs:
+        raise ValueError("epochs: expected at least 1, or a warm-up (--warmup), got 0")
 
 
 def require_measurable(config: RunConfig) -> None:
@@ -189,14 +197,23 @@ def _measure(folder: Path, config: RunConfig, data: RunData, *, device: str, res
     if config.tuning_epochs == 0 or world.from_main((folder / RANGES_NAME).exists()):
         return False
     network, after, warmup = (
-        build_isnet(config, build_model(config, pretrained=not _goes_on(folder, resume)).to(device)),
+        build_isnet(config, build_model(config, pretrained=not goes_on(folder, resume)).to(device)),
         config,
         config.schedule.warmup,
     )
     options: dict[str, Any] = {"input_range": config.data.pixel_range, "resume": resume, "progress": progress}
     if warmup:
-        first = config.replaced(epochs=0)
-        fit(network, data.train, first, validation=data.validation, run_dir=folder, title=config.title, **options)
+        first, whole = config.replaced(epochs=0), warmup + config.schedule.epochs
+        fit(
+            network,
+            data.train,
+            first,
+            validation=data.validation,
+            run_dir=folder,
+            title=config.title,
+            epochs=whole,
+            **options,
+        )
         after = config.replaced(lr=config.train.lr * config.schedule.lr_after_warmup)
     ranges = tune(network, data.train, after, epochs=config.tuning_epochs, run_dir=folder / TUNING_FOLDER, **options)
     if world.is_main:

@@ -141,9 +141,12 @@ def _worse_than_shares(logits: Tensor, labels: Tensor) -> Iterator[Caution]:
     """A loss worse than that of an answer that does not look at the image."""
     loss, prior = float(classification_loss(logits, labels)), prior_loss(logits, labels)
     if 0 < prior < loss:
+        # As many digits as it takes to tell them apart.
+        pairs = ([f"{value:.{digits}g}" for value in (loss, prior)] for digits in range(3, 18))
+        told = next(pair for pair in pairs if pair[0] != pair[1])
         yield Caution(
             "worse than the class shares",
-            f"the classification loss, {loss:.3g}, is worse than that of answering with the shares of the classes, {prior:.3g}: the "
+            f"the classification loss, {told[0]}, is worse than that of answering with the shares of the classes, {told[1]}: the "
             "probabilities are overconfident or wrong",
         )
 

@@ -17,6 +17,7 @@ from isnet._text import Screen, say
 _COLUMNS = {
     "phase": 8, "loss": 8, "classification": 14, "heatmap": 8, "accuracy": 8, "AUC": 6, "background": 10, "images/s": 8, "left": 8,
 }  # fmt: skip
+_USUAL = ("few images",)  # cautions that hold in every epoch alike
 
 
 class Display:
@@ -93,20 +94,27 @@ class Display:
             "images/s": f"{steps * self.batch_size / max(entry['seconds'], 1e-9):.1f}",
             "left": str(datetime.timedelta(seconds=round(left))),
         }
+        caution = next(
+            (w["kind"] for w in entry.get("warnings", []) if w["kind"] not in _USUAL), ""
+        )  # the gravest first
         number = f"{entry['epoch']}/{self.epochs}"
         if self.console.is_terminal:
-            self._row(number, cells, best=entry.get("best", False))
+            self._row(number, cells, best=entry.get("best", False), caution=caution)
             return
         parts = [f"{key} {cells[key]}" for key in _COLUMNS if cells.get(key) is not None and key != "phase"]
         kept = ", best so far" if entry.get("best") else ""
+        kept += f", caution: {caution}" if caution else ""
         say(f"{self.title}, epoch {number} ({cells['phase']}): {', '.join(parts)}{kept}")
 
-    def _row(self, number: str, cells: Mapping[str, Any], best: bool) -> None:
+    def _row(self, number: str, cells: Mapping[str, Any], best: bool, caution: str) -> None:
         """A row of the table; its columns have fixed widths, so that rows printed one by one stand below each other."""
         table = Table(box=None, show_header=not self._headed, padding=(0, 1, 0, 0))
         self._headed = True
         table.add_column("epoch", min_width=9)
         for name, width in _COLUMNS.items():
             table.add_column(name, min_width=width, justify="left" if name == "phase" else "right")
-        table.add_row(number, *(cells.get(name) or "-" for name in _COLUMNS), style="bold" if best else "")
+        if caution:
+            table.add_column("")
+        row = [number, *(cells.get(name) or "-" for name in _COLUMNS), *([caution] if caution else [])]
+        table.add_row(*row, style="bold" if best else "")
         self.console.print(table)

@@ -55,7 +55,7 @@ class Kept(NamedTuple):
             return None
         return (
             "no epoch had a validation loss below that of answering with the shares of the classes: nothing was learnt that could be "
-            f"kept, and the last epoch, {self.epoch}, is used"
+            f"kept, and the last epoch, {self.epoch}, is used; train on (--resume --epochs N), or anew with another --lr or --batch-size"
         )
 
     def to_json(self) -> dict[str, Any]:

@@ -59,6 +59,7 @@ def fit(
     resume: bool = False,
     observer: HeatmapObserver | None = None,
     title: str = "training",
+    epochs: int | None = None,
     progress: bool = True,
 ) -> list[dict[str, Any]]:
     """Trains a classifier, or an ISNet with its heatmap loss.
@@ -81,6 +82,7 @@ def fit(
         resume: Continue from the checkpoint in ``run_dir`` if there is one.
         observer: Gets the heatmaps of the last epoch, in which they are not penalised; ``criterion`` may then be None.
         title: What is trained, as it is shown.
+        epochs: Of the whole training, as it is shown, where this is only its beginning.
         progress: Show the epochs: on a terminal as a table above a progress bar, elsewhere a line for each.
 
     Returns:
@@ -120,7 +122,7 @@ def fit(
     schedule = config.schedule
     display = Display(
         title,
-        epochs=schedule.warmup + schedule.epochs,
+        epochs=epochs or schedule.warmup + schedule.epochs,
         steps_per_epoch=trainer.steps_per_epoch,
         batch_size=config.train.batch_size,
         done=trainer.learner.step,

@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from isnet.data.files import FileRef, suffix_of
 from isnet.data.findings import Finding, counted, some
@@ -49,8 +50,31 @@ def read_folder(root: str | os.PathLike[str], masks: str | os.PathLike[str] | No
     Raises:
         DataError: no images, mixed depths, an ambiguous mask, classes or splits whose names hardly differ, a folder that cannot be listed.
     """
-    root = Path(root)
-    mask_root = None if masks is None else Path(masks)
+    found = images_below(Path(root), None if masks is None else Path(masks))
+    _require_depth(Path(root), found.images, found.tree)
+    depth = len(next(iter(found.images.values())))
+    empty = _empty_folders(found.tree, [path.relative_to(root) for path in found.images], depth)
+    return ImageTable(*_records(Path(root), found.images, found.masks), findings=(*found.findings, *empty))
+
+
+class Below(NamedTuple):
+    """The images below a folder, with or without classes.
+
+    Attributes:
+        tree: The folder.
+        images: Each with its place: its name, and the folders that lead to it, without those called images and masks.
+        masks: Of the images that have one.
+        findings: What was left out.
+    """
+
+    tree: Tree
+    images: dict[Path, Place]
+    masks: dict[Path, Path]
+    findings: list[Finding]
+
+
+def images_below(root: Path, mask_root: Path | None = None) -> Below:
+    """The images below a folder, by content, and their masks; arguments and errors as for :func:`read_folder`."""
     if mask_root is not None and not mask_root.is_dir():
         raise DataError(f"masks: {mask_root} is no folder")
     if mask_root is not None and mask_root.resolve() == root.resolve():
@@ -59,8 +83,7 @@ def read_folder(root: str | os.PathLike[str], masks: str | os.PathLike[str] | No
     places = {path: _place(path) for path in tree.files}
     found, other = _images(tree, [path for path in tree.files if not _has(path, _MASKS)])
     pictures = {root / path: places[path] for path in found}
-    _require_depth(root, pictures, tree)
-    findings = [*tree.findings(), *_empty_folders(tree, found, len(next(iter(pictures.values()))))]
+    findings = list(tree.findings())
     if mask_root is not None:
         below = read_tree(mask_root, without=root)
         mask_files, more = _images(below, below.files)
@@ -83,7 +106,7 @@ def read_folder(root: str | os.PathLike[str], masks: str | os.PathLike[str] | No
         text = f"{len(lonely)} of {len(of_masks)} masks without an image"
         remedy = "A mask has the name of its image, and lies in folders of the same names; no class can be called masks"
         findings.append(Finding("masks-without-image", "warning", text, tuple(map(str, lonely)), remedy))
-    return ImageTable(*_records(root, pictures, pairs), findings=tuple(findings))
+    return Below(tree, pictures, pairs, findings)
 
 
 def _records(
@@ -123,12 +146,16 @@ def _has(path: Path, folder: str) -> bool:
 
 def _images(tree: Tree, files: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     """The images among files of a tree, and what is none: by suffix, and by content where that says nothing."""
-    suffixes = image_suffixes()
-    are = [suffix_of(path.name) in suffixes or kind_of(FileRef(tree.root / path)) is not None for path in files]
+    are = [is_image(tree.root / path) for path in files]
     return (
-        [path for path, is_image in zip(files, are, strict=True) if is_image],
-        [path for path, is_image in zip(files, are, strict=True) if not is_image],
+        [path for path, shown in zip(files, are, strict=True) if shown],
+        [path for path, shown in zip(files, are, strict=True) if not shown],
     )
+
+
+def is_image(path: Path) -> bool:
+    """Whether a file counts as an image: by suffix, and by content where that says nothing."""
+    return suffix_of(path.name) in image_suffixes() or (path.is_file() and kind_of(FileRef(path)) is not None)
 
 
 def _require_depth(root: Path, pictures: Mapping[Path, Place], tree: Tree) -> None:

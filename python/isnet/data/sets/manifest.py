@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from isnet.data.files import FileRef, suffix_of
@@ -142,29 +142,13 @@ def _label_columns(path: Path, table: Rows, by_name: dict[str, str], labels: Seq
 def _records(
     path: Path, table: Rows, by_name: dict[str, str], several: Sequence[str]
 ) -> tuple[tuple[Record, ...], tuple[str, ...]]:
-    place = {column: table.columns.index(column) for column in (*by_name.values(), *several)}
-
-    def cell(row: Row, name: str) -> str:
-        if name not in by_name:
-            return ""
-        value, where = row.cells[place[by_name[name]]], f"{path}, row {row.number}, {name}"
-        if name in ("image", "mask") and isinstance(value, bytes | dict):
-            raise DataError(f"{where}: the picture itself in place of a file's name; save it as a file, and name that")
-        return cell_text(value, where)
-
     if several:
         names = tuple(map(tidy, several))
         require_distinct(names, "labels", path)
-        labels: list[int | tuple[int, ...]] = [
-            tuple(
-                bit(cell_text(row.cells[place[name]], f"{path}, row {row.number}"), f"{path}, row {row.number}, column {name}")
-                for name in several
-            )
-            for row in table.rows
-        ]  # fmt: skip
+        labels: list[int | tuple[int, ...]] = [bits(path, table, row, several) for row in table.rows]
     else:
-        require_one_kind([row.cells[place[by_name["label"]]] for row in table.rows], "labels", path)
-        texts = [cell(row, "label") for row in table.rows]
+        require_one_kind([row.cells[table.columns.index(by_name["label"])] for row in table.rows], "labels", path)
+        texts = [cell(path, table, row, by_name, "label") for row in table.rows]
         empty = next((row.number for row, text in zip(table.rows, texts, strict=True) if not text), None)
         if empty is not None:
             raise DataError(f"{path}, row {empty}: no label")
@@ -173,26 +157,63 @@ def _records(
         index = {name: number for number, name in enumerate(names)}
         labels = [index[text] for text in texts]
     records, rows_of = [], dict[Path, tuple[int, int | tuple[int, ...]]]()
-    for row, label in zip(table.rows, labels, strict=True):
-        where = f"{path}, row {row.number}"
-        if not cell(row, "image"):
-            raise DataError(f"{where}: no image")
-        image, mask = _file(path.parent, cell(row, "image"), where), cell(row, "mask")
-        other, before = rows_of.setdefault(image, (row.number, label))
-        if before != label:
-            raise DataError(f"{path}, rows {other} and {row.number}: {image} has two different labels; keep one row")
-        records.append(
-            Record(
-                FileRef(image),
-                label,
-                FileRef(_file(path.parent, mask, where)) if mask else None,
-                cell(row, "source"),
-                split_name(cell(row, "split") or TRAIN),
-                cell(row, "group"),
+    for row, record in zip(table.rows, records_of(path, table, by_name, labels, split=TRAIN), strict=True):
+        other, before = rows_of.setdefault(record.image.path, (row.number, record.label))
+        if before != record.label:
+            raise DataError(
+                f"{path}, rows {other} and {row.number}: {record.image} has two different labels; keep one row"
             )
-        )
+        records.append(record)
     require_distinct({record.split for record in records}, "splits", path)
     return tuple(records), names
+
+
+def records_of(
+    path: Path, table: Rows, by_name: dict[str, str], labels: Iterable[int | tuple[int, ...]], *, split: str
+) -> Iterator[Record]:
+    """The images of a table's rows, with these labels.
+
+    Args:
+        path: Of the manifest; relative files are taken from its folder.
+        table: Its rows.
+        by_name: Known column -> its name there.
+        labels: Of the rows.
+        split: Of rows that name none.
+
+    Raises:
+        DataError: a row without an image, or with one that cannot be a file.
+    """
+    for row, label in zip(table.rows, labels, strict=True):
+        where = f"{path}, row {row.number}"
+        told = {name: cell(path, table, row, by_name, name) for name in COLUMNS}
+        if not told["image"]:
+            raise DataError(f"{where}: no image")
+        yield Record(
+            FileRef(_file(path.parent, told["image"], where)),
+            label,
+            FileRef(_file(path.parent, told["mask"], where)) if told["mask"] else None,
+            told["source"],
+            split_name(told["split"]) if told["split"] else split,
+            told["group"],
+        )
+
+
+def cell(path: Path, table: Rows, row: Row, by_name: dict[str, str], name: str) -> str:
+    """The text in a row's column; empty if there is no such column."""
+    if name not in by_name:
+        return ""
+    value, where = row.cells[table.columns.index(by_name[name])], f"{path}, row {row.number}, {name}"
+    if name in ("image", "mask") and isinstance(value, bytes | dict):
+        raise DataError(f"{where}: the picture itself in place of a file's name; save it as a file, and name that")
+    return cell_text(value, where)
+
+
+def bits(path: Path, table: Rows, row: Row, columns: Sequence[str]) -> tuple[int, ...]:
+    """The 0/1 numbers in some columns of a row."""
+    where = f"{path}, row {row.number}"
+    return tuple(
+        bit(cell_text(row.cells[table.columns.index(name)], where), f"{where}, column {name}") for name in columns
+    )
 
 
 def _file(folder: Path, name: str, where: str) -> Path:

@@ -12,7 +12,7 @@ from isnet.data.names import DataError
 
 _DEEPEST = 12  # levels; no layout needs as many
 _LINKED = 4  # levels down to which links to folders are followed: folders full of links to each other would never end
-# Of file managers, disks and network drives, left out like hidden files.
+# Of file managers, disks, network drives and DICOM media, left out like hidden files.
 _LITTER = (
     "thumbs.db",
     "ehthumbs.db",
@@ -22,6 +22,7 @@ _LITTER = (
     "$recycle.bin",
     "system volume information",
     "lost+found",
+    "dicomdir",
 )
 
 
