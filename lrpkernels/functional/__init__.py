@@ -11,6 +11,7 @@ from .heatmap import HeatmapScores, has_heatmap_kernels, heatmap_scores, kept_ra
 from .layout import is_capturing, per_channel, select_by_sign, times, wide
 from .pointwise import NEGATIVE, POSITIVE, WHOLE, Part, Scaled, epsilon_scale, over_value, positive_weight, ratio
 from .pool import average_pool_transpose, average_pull, max_pool_winner, scatter_winner
+from .sample_norm import sample_norm
 from .shapes import uncat
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "per_channel",
     "positive_weight",
     "ratio",
+    "sample_norm",
     "scatter_winner",
     "select_by_sign",
     "sum_zplus",
