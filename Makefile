@@ -4,12 +4,12 @@ TORCH ?= torch==2.13.0
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
-# This environment's torch is a CPU build, which no CUDA kernel can run with: `make build LRPKERNELS_CUDA=auto` builds them all the same.
+# `make wheel LRPKERNELS_CUDA=1` builds the CUDA kernels in, and so does `make build LRPKERNELS_CUDA=1`, even beside this CPU torch.
 export LRPKERNELS_CUDA ?= 0
 SOURCES := $(shell find csrc -type f) setup.py lrpkernels/_build_config.py
 CPP_FILES := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help build demo test test-slow lint format kernels kernel-times linked peers random-networks ratios clean
+.PHONY: help build demo test test-slow lint format kernels kernel-times linked peers random-networks ratios wheel sdist newcomer clean
 
 help:
 	@echo "make build    environment in $(VENV) and the package in it, editable; tests, linters and peers come with the targets that need them"
@@ -18,10 +18,13 @@ help:
 	@echo "make test-slow the tests left out there: whole networks and the full product of cases on the CUDA sources, every mutant"
 	@echo "make lint     ruff, mypy, clang-format"
 	@echo "make format   what make lint can mend"
-	@echo "make peers    zennit, captum, lxt and autoLRP, which benchmarks compare with, without their dependencies"
+	@echo "make peers    zennit, captum, Quantus, lxt and autoLRP, which tests and benchmarks compare with, without their dependencies"
 	@echo "make kernel-times  every op beside eager PyTorch on shapes of real layers, pytest-benchmark"
 	@echo "make random-networks  2000 random networks against their reference"
 	@echo "make ratios   cost of an ISNet step and of heatmaps beside the accepted figures"
+	@echo "make wheel    source distribution and the wheel built from it, in dist/; LRPKERNELS_CUDA=1 with the CUDA kernels"
+	@echo "make sdist    source distribution alone"
+	@echo "make newcomer a new environment from the wheel, and every step of a newcomer in it; TORCH=torch==2.14.1 beside another torch"
 	@echo "make kernels  every CUDA kernel through nvcc for every architecture; no spills, no warnings"
 
 $(BIN)/.environment: pyproject.toml
@@ -35,8 +38,9 @@ $(BIN)/.built: $(BIN)/.environment $(SOURCES)
 	touch $@
 
 # The peers that tests and benchmarks compare with; without their dependencies, since zennit's torchvision does not import beside torch
-# 2.13, and lxt's (transformers below 5, bitsandbytes, open_clip) are not needed for the part of it that convolutions use.
-PEERS := zennit==0.5.1 captum==0.9.0 lxt==2.1 autolrp==0.2.0
+# 2.13, and lxt's (transformers below 5, bitsandbytes, open_clip) are not needed for the part of it that convolutions use. The last two
+# are what Quantus imports.
+PEERS := zennit==0.5.1 captum==0.9.0 lxt==2.1 autolrp==0.2.0 quantus==0.6.0 opencv-python-headless cachetools
 
 # Extras of the package that is installed, which is not built again for them.
 $(BIN)/.test: $(BIN)/.environment | $(BIN)/.built
@@ -97,6 +101,23 @@ random-networks: build $(BIN)/.test
 # Speed is reported, never asserted; a wrong result is.
 kernel-times: build $(BIN)/.test
 	$(BIN)/python -m pytest -q -p no:xdist benchmarks/bench_kernels.py --benchmark-timer=time.process_time --benchmark-json=build/kernels.json
+
+$(BIN)/.package: $(BIN)/.environment | $(BIN)/.built
+	$(PIP) "lrpkernels[package]"
+	touch $@
+
+sdist: build $(BIN)/.package
+	$(BIN)/python -m build --no-isolation --sdist --outdir dist .
+
+# auditwheel names the wheel after the oldest glibc that it runs on; torch's and CUDA's libraries come with the torch beside it.
+wheel: sdist
+	rm -rf build/wheel
+	$(BIN)/python -m pip wheel -q --no-build-isolation --no-deps -w build/wheel "$$(ls -t dist/*.tar.gz | head -1)"
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair -w dist $(foreach library,libtorch* libc10* libcudart*,--exclude '$(library)') build/wheel/*.whl
+
+# A new environment from nothing but the wheel; prints the time of each step.
+newcomer: wheel
+	tests/newcomer.sh "$$(ls -t dist/*.whl | head -1)" "$(TORCH)"
 
 clean:
 	rm -rf build dist *.egg-info $(BIN)/.built lrpkernels/_C.*.so

@@ -4,9 +4,12 @@ import importlib.util
 import json
 import os
 import re
+import site
 import sys
+import sysconfig
 from pathlib import Path
 
+import setuptools
 from setuptools import find_namespace_packages, find_packages, setup
 
 ROOT = Path(__file__).parent.resolve()
@@ -26,29 +29,45 @@ def load_build_config():
 
 
 config = load_build_config()
+# Commands that compile nothing; get_requires_for_build_* of PEP 517 is egg_info.
+BUILDS = not {"sdist", "egg_info", "clean", "--version", "--name"} & set(sys.argv[1:])
+
+
+def import_torch():
+    """The torch of the environment that the package is installed into; an isolated build (PEP 517) hides it.
+
+    pip runs an isolated build with that environment's Python and takes its packages off sys.path: at the end of it,
+    behind those of the build, they are found again.
+    """
+    if importlib.util.find_spec("torch") is None:
+        user = [site.getusersitepackages()] if sys.prefix == sys.base_prefix else []
+        sys.path += [folder for folder in (*site.getsitepackages(), *user) if folder not in sys.path]
+        importlib.invalidate_caches()
+    if importlib.util.find_spec("torch") is None:
+        raise config.BuildError(f"torch is not installed; {config.INSTALL_HINT}")
+    try:
+        import torch
+    except (ImportError, OSError) as error:
+        raise config.BuildError(f"torch is installed and does not import ({error}); reinstall it") from None
+    return torch
+
 
 try:
-    import torch
-except ImportError:
-    raise SystemExit(f"lrpkernels: torch is not installed; {config.INSTALL_HINT}") from None
-
-try:
-    config.check_torch_version(torch.__version__)
-    toolkit, missing = config.find_toolkit(os.environ)
-    cuda = config.decide_cuda(config.parse_mode(os.environ), toolkit, torch.version.cuda, missing)
-    architectures = ""
-    if cuda.build:
-        architectures = config.choose_architectures(os.environ, config.supported_architectures(toolkit))
-        os.environ["TORCH_CUDA_ARCH_LIST"] = architectures
-        os.environ["CUDA_HOME"] = str(toolkit.home)
+    config.check_setuptools_version(setuptools.__version__)
+    if BUILDS:
+        torch = import_torch()
+        config.check_torch_version(torch.__version__)
+        headers = config.pybind11_headers(Path(torch.__file__).parent / "include")
+        config.check_build_tools(os.environ, sysconfig.get_paths()["include"])
+        toolkit, missing = config.find_toolkit(os.environ)
+        cuda = config.decide_cuda(config.parse_mode(os.environ), toolkit, torch.version.cuda, missing)
+        architectures = ""
+        if cuda.build:
+            architectures = config.choose_architectures(os.environ, config.supported_architectures(toolkit))
+            os.environ["TORCH_CUDA_ARCH_LIST"] = architectures
+            os.environ["CUDA_HOME"] = str(toolkit.home)
 except config.BuildError as error:
     raise SystemExit(f"lrpkernels: {error}") from None
-
-import pybind11  # noqa: E402
-from torch.utils import cpp_extension  # noqa: E402  (reads CUDA_HOME when imported)
-
-if cuda.build:
-    cpp_extension.CUDA_HOME = str(toolkit.home)  # a CPU-only torch ignores the variable
 
 
 def version() -> str:
@@ -74,18 +93,24 @@ def write_build_info() -> Path:
     return header.parent
 
 
-class BuildExtension(cpp_extension.BuildExtension):
-    """Says what was decided, then builds."""
+def build_extension():
+    """The command that says what was decided, then builds."""
+    from torch.utils import cpp_extension  # reads CUDA_HOME when imported
 
-    def run(self) -> None:
-        """Prints the decision and builds."""
-        print(f"lrpkernels {version()} for torch {torch.__version__}")
-        print(f"  CUDA kernels: {'yes' if cuda.build else 'no'} ({cuda.reason})")
-        if cuda.build:
-            print(f"  architectures: {architectures}")
-        sys.stdout.flush()
-        write_build_info()
-        super().run()
+    if cuda.build:
+        cpp_extension.CUDA_HOME = str(toolkit.home)  # a CPU-only torch ignores the variable
+
+    class BuildExtension(cpp_extension.BuildExtension):
+        def run(self) -> None:
+            print(f"lrpkernels {version()} for torch {torch.__version__}")
+            print(f"  CUDA kernels: {'yes' if cuda.build else 'no'} ({cuda.reason})")
+            if cuda.build:
+                print(f"  architectures: {architectures}")
+            sys.stdout.flush()
+            write_build_info()
+            super().run()
+
+    return BuildExtension
 
 
 def sources_in(pattern: str) -> list[str]:
@@ -95,10 +120,12 @@ def sources_in(pattern: str) -> list[str]:
 
 def extension():
     """The one extension: op registrations for CPU and, if decided, CUDA, and the pybind11 module."""
+    from torch.utils import cpp_extension
+
     sources = ["csrc/library.cpp", "csrc/module.cpp", *sources_in("csrc/cpu/*.cpp")]
     options = {
         "define_macros": [("TORCH_TARGET_VERSION", "0x020b000000000000")],
-        "include_dirs": [str(ROOT / "build" / "generated"), pybind11.get_include()],
+        "include_dirs": [str(ROOT / "build" / "generated"), headers],
     }
     if cuda.build:
         sources += ["csrc/cuda/register.cpp", *sources_in("csrc/cuda/*.cu")]
@@ -114,11 +141,20 @@ def extension():
     return built
 
 
+def compiled_part():
+    """What setup() is told of the extension: nothing for a source distribution, which needs no torch."""
+    if not BUILDS:
+        return {}
+    told = {"ext_modules": [extension()], "cmdclass": {"build_ext": build_extension()}}
+    if cuda.build:  # in the name of the wheel, which runs on other GPUs and drivers than one for the CPU
+        told["options"] = {"egg_info": {"tag_build": config.local_version(toolkit)}}
+    return told
+
+
 setup(
     packages=[
         *find_packages(include=["lrpkernels", "lrpkernels.*"]),
         *find_namespace_packages("python", include=["isnet", "isnet.*"]),
     ],
-    ext_modules=[extension()],
-    cmdclass={"build_ext": BuildExtension},
+    **compiled_part(),
 )

@@ -12,7 +12,7 @@ torch.manual_seed(0)
 model = DenseNet121(spatial_dims=2, in_channels=1, out_channels=4).eval()  # any nn.Module; nothing in it is changed
 images = torch.rand(2, 1, 64, 64)
 
-# captum:  attribution = captum.attr.LRP(model).attribute(images, target=3)
+# captum.attr.LRP(model).attribute(images, target=3) is lrp.LRP(model, lrp.EpsilonLayerwise(1e-9)).attribute(images, target=3)
 with torch.no_grad():  # pictures only: no graph is kept
     logits, heatmap = lrp.LRP(model, lrp.Epsilon(1e-2))(images, target=3)
 print("logits", tuple(logits.shape), "heatmap", tuple(heatmap.shape), "sum per image", heatmap.sum((1, 2, 3)).tolist())

@@ -4,7 +4,7 @@
 >>> logits, heatmap = lrp.LRP(model, composite=lrp.Epsilon(1e-2, first=lrp.ZBox(0, 1)))(x, target=3)
 """
 
-from . import heatmap
+from . import heatmap, pictures
 from .attribution import LRP
 from .config import __version__, show_config
 from .engine.places import input_of, output_of
@@ -13,12 +13,14 @@ from .engine.target import select_logits
 from .errors import (
     FallbackWarning,
     InPlaceError,
+    InputWarning,
     NonFiniteError,
     RelevanceError,
     UnsupportedOperationError,
     UnusedInputError,
     VerificationError,
 )
+from .pictures import picture, save, show, show_flow
 from .rules import (
     CPLRP,
     AlphaBeta,
@@ -75,6 +77,7 @@ __all__ = [
     "Gradient",
     "GuidedBackprop",
     "InPlaceError",
+    "InputWarning",
     "NonFiniteError",
     "Norm",
     "OperationRule",
@@ -98,8 +101,13 @@ __all__ = [
     "heatmap",
     "input_of",
     "output_of",
+    "picture",
+    "pictures",
     "record",
+    "save",
     "select_logits",
+    "show",
     "show_config",
+    "show_flow",
     "verify",
 ]

@@ -8,15 +8,30 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from lrpkernels.config import show_config
+from lrpkernels.config import __version__, show_config
 
 T = TypeVar("T")
-app = typer.Typer(help="Layer-wise relevance propagation kernels for PyTorch.", add_completion=False)
+app = typer.Typer(
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"lrpkernels {__version__}")
+        raise typer.Exit
+
+
+_Version = Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print it and exit.")]
 
 
 @app.callback(invoke_without_command=True)
-def default(context: typer.Context) -> None:
-    """Without a command: the configuration of this installation."""
+def default(context: typer.Context, version: _Version = False) -> None:
+    """Layer-wise relevance propagation kernels for PyTorch. Without a command: the configuration of this installation.
+
+    Exit status: 0 done, 1 failed (or a kernel is wrong), 2 wrong use.
+    """
     if context.invoked_subcommand is None:
         config(as_json=False)
 
@@ -116,6 +131,8 @@ def _prepared(model: str, shape: str, device: str, threads: int) -> tuple[Any, A
     from lrpkernels.tools.bench import load_model, parse_shape
     from lrpkernels.tools.timing import steady_allocator
 
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise typer.BadParameter(f"device: {device!r}, but torch {torch.__version__} finds no GPU; use cpu")
     torch.set_num_threads(threads)
     steady_allocator()
     torch.manual_seed(0)
@@ -145,8 +162,13 @@ def _show(found: Any, table: Any, as_json: bool) -> None:
 
 
 def main() -> None:
-    """Runs the command line."""
-    app(prog_name="lrpkernels")
+    """Runs the command line; an error, of the user's model too, is one line and status 1."""
+    try:
+        app(prog_name="lrpkernels")
+    except Exception as error:
+        text = " ".join(str(error).split())
+        typer.echo(f"lrpkernels: {type(error).__name__}: {text}", err=True)
+        raise SystemExit(1) from None
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What to build: CPU kernels always, CUDA kernels where a fitting nvcc is found.
+"""What to build: CPU kernels always, CUDA kernels where torch has CUDA and a fitting nvcc is found.
 
 Used by setup.py before the package exists, so it imports neither torch nor the rest of the package. The decisions are
 pure functions of what was found; `find_toolkit` and `supported_architectures` look at the machine.
@@ -6,7 +6,9 @@ pure functions of what was found; `find_toolkit` and `supported_architectures` l
 
 from __future__ import annotations
 
+import importlib.util
 import re
+import shlex
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -15,7 +17,8 @@ from pathlib import Path
 
 DEFAULT_ARCHITECTURES = ("8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
 MINIMUM_TORCH = (2, 11)
-INSTALL_HINT = "install torch >= 2.11 first, then: pip install --no-build-isolation ."
+MINIMUM_SETUPTOOLS = 77  # the first that reads license = "BSD-3-Clause" (PEP 639)
+INSTALL_HINT = "install torch >= 2.11 first and repeat; where the build still does not see it (uv, build), add --no-build-isolation"
 
 
 class BuildError(Exception):
@@ -60,6 +63,66 @@ def check_torch_version(version: str) -> None:
         raise BuildError(f"torch {version} is too old: {INSTALL_HINT}")
 
 
+def check_setuptools_version(version: str) -> None:
+    """Refuses a setuptools that cannot read pyproject.toml."""
+    found = re.match(r"\d+", version)
+    if found is None or int(found[0]) < MINIMUM_SETUPTOOLS:
+        raise BuildError(
+            f"setuptools {version} is too old: pip install 'setuptools>={MINIMUM_SETUPTOOLS}', or leave out --no-build-isolation"
+        )
+
+
+def pybind11_headers(torch_include: Path) -> str:
+    """The folder of pybind11's headers: of the package pybind11, else of the copy that torch carries."""
+    if importlib.util.find_spec("pybind11") is not None:
+        return str(importlib.import_module("pybind11").get_include())
+    if not (torch_include / "pybind11" / "pybind11.h").is_file():
+        raise BuildError("pybind11 is not installed: pip install pybind11, or leave out --no-build-isolation")
+    return str(torch_include)
+
+
+def check_build_tools(environment: Mapping[str, str], include: str) -> None:
+    """Refuses a machine that cannot compile an extension, before anything is fetched or built.
+
+    Args:
+        environment: the process environment; CXX names the compiler, as for torch's own extensions.
+        include: the folder that holds Python.h.
+
+    Raises:
+        BuildError: no C++ compiler, none that knows C++20, or no headers of Python; one line with the remedy.
+    """
+    command = shlex.split(environment.get("CXX", "")) or ["c++"]
+    if shutil.which(command[0], path=environment.get("PATH")) is None:
+        raise BuildError(
+            f"no C++ compiler ({command[0]} is not on PATH): install g++ (Debian: apt install g++; conda: conda install gxx), or set CXX"
+        )
+    if not (Path(include) / "Python.h").is_file():
+        raise BuildError(
+            f"Python's headers are missing ({include}/Python.h): install them (Debian: apt install python3-dev)"
+        )
+    source = "#include <concepts>\ntemplate <std::integral T> T f(T x) { return x; }\nint main() { return f(0); }\n"
+    try:
+        done = subprocess.run(
+            [*command, "-std=c++20", "-fsyntax-only", "-x", "c++", "-"],
+            input=source,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+            env=dict(environment),
+        )
+        failure = "" if done.returncode == 0 else (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[0]
+    except (OSError, subprocess.TimeoutExpired) as error:
+        failure = str(error)
+    if failure:
+        raise BuildError(f"{command[0]} cannot compile C++20 ({failure}): install gcc >= 11 or clang >= 14, or set CXX")
+
+
+def local_version(toolkit: Toolkit) -> str:
+    """What a CUDA build adds to the version, as torch's wheels do: "+cu130"."""
+    return "+cu" + toolkit.version.replace(".", "")
+
+
 def decide_cuda(mode: str, toolkit: Toolkit | None, torch_cuda: str | None, missing: str = "") -> CudaDecision:
     """Decides whether to build the CUDA kernels.
 
@@ -81,6 +144,8 @@ def decide_cuda(mode: str, toolkit: Toolkit | None, torch_cuda: str | None, miss
         return CudaDecision(False, reason)
     found = f"nvcc {toolkit.version} at {toolkit.home}"
     if torch_cuda is None:
+        if mode == "auto":
+            return CudaDecision(False, f"torch is CPU-only; LRPKERNELS_CUDA=1 builds them all the same, with {found}")
         return CudaDecision(True, f"{found}; torch is CPU-only, cudart is linked statically", toolkit)
     if major(torch_cuda) != major(toolkit.version):
         reason = f"{found} does not fit torch's CUDA {torch_cuda} (the major versions differ)"

@@ -2,17 +2,39 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
+NAMESPACE = "lrpkernels"  # of the ops, in torch.ops
+
+
+def _why_not(error: ImportError, folder: Path, torch_version: str) -> str:
+    """Why the compiled part does not load, in one line with the remedy.
+
+    Args:
+        error: of the import.
+        folder: the package's.
+        torch_version: of the torch in use.
+    """
+    python = f"Python {sys.version_info.major}.{sys.version_info.minor}"
+    built = sorted(path.name for path in folder.glob("_C.*.so"))
+    if not built:
+        return f"lrpkernels is not built: in the folder of its sources, pip install -e . ({error})"
+    if isinstance(error, ModuleNotFoundError):
+        return f"lrpkernels was built for another Python ({', '.join(built)}) than this {python}: install it again here"
+    return (
+        f"lrpkernels' compiled part does not load beside torch {torch_version}: it needs torch >= 2.11 on the processor it was built "
+        f"for ({' '.join(str(error).split())})"
+    )
+
+
 try:
     from lrpkernels._C import build_info as _compiled_build_info
 except ImportError as error:
-    raise ImportError(
-        "lrpkernels is not built for this Python and torch; build it in its source folder with: "
-        f"pip install --no-build-isolation -e .  ({error})"
-    ) from error
+    raise ImportError(_why_not(error, Path(__file__).parent, torch.__version__)) from error
 
 
 def build_info() -> dict[str, Any]:
@@ -78,4 +100,4 @@ class _Ops:
         return tensor.dtype is torch.float16 and tensor.device.type == "cpu" and not self.are_fused_for(tensor)
 
 
-ops = _Ops(Backend("lrpkernels", "cuda" if has_cuda_kernels() else None))
+ops = _Ops(Backend(NAMESPACE, "cuda" if has_cuda_kernels() else None))

@@ -29,3 +29,7 @@ class VerificationError(RelevanceError):
 
 class FallbackWarning(UserWarning):
     """A function without a rule passes its gradient on, as in gradient times input. Turn it into an error to rule that out."""
+
+
+class InputWarning(UserWarning):
+    """What is asked for can be computed, but is hardly meant: pixels outside of a box rule's range, a model in training mode."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -17,7 +18,7 @@ from .engine.explain import Question, Start, relevance
 from .engine.fusion import Fuse, fused
 from .engine.liveness import Liveness
 from .engine.own_pass import unchanged
-from .engine.places import Place, values_at
+from .engine.places import ModuleCall, Place, values_at
 from .engine.recorder import Recording, RecordingMode
 from .engine.replay import StaticCalls, TracingMode
 from .engine.target import Target
@@ -91,6 +92,14 @@ class Tape:
             ValueError: no such module or call, or no tensor there that depends on the model's input.
         """
         return values_at(self.model, self._recording.calls_of, place)
+
+    def calls_of(self, module: nn.Module) -> list[ModuleCall]:
+        """What a module read and returned, call by call; empty if it did not run.
+
+        Raises:
+            ValueError: that was not noted (``record(at=None)``).
+        """
+        return self._recording.calls_of(module)
 
     @eager
     def relevance(
@@ -310,10 +319,14 @@ def checked(model: nn.Module, x: Any, kwargs: Mapping[str, Any]) -> tuple[tuple[
         got = f"dtype {tensor.dtype}" if isinstance(tensor, Tensor) else type(tensor).__name__
         integers = isinstance(tensor, Tensor) and tensor.dtype in (torch.int64, torch.int32)
         if not integers or not any(isinstance(module, nn.Embedding) for module in model.modules()):
+            remedy = "pass what is not explained as a keyword argument"
+            if isinstance(tensor, np.ndarray):
+                remedy = "torch.from_numpy(x) makes one"
+            elif isinstance(tensor, Tensor) and tensor.dtype == torch.uint8:
+                remedy = "x.float() / 255 makes pixels in [0, 1]; normalise them as in training"
             raise TypeError(
-                f"record: input {index if names is None else repr(names[index])} must be a floating-point tensor, got {got}; integers "
-                "(token ids) are explained through the nn.Embedding modules that look them up; pass what is not explained as a "
-                "keyword argument"
+                f"record: input {index if names is None else repr(names[index])} must be a floating-point tensor, got {got}; {remedy} "
+                "(integers, token ids, are explained through the nn.Embedding modules that look them up)"
             )
     for index, tensor in enumerate(inputs):
         if ops.lack(tensor):

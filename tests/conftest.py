@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +22,9 @@ def _repeatable() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+# Networks and segmenters of the tests, which settings in files may name (isnet/factories.py).
+OWN_CODE = ("tests", "test_isnet_own_images", "test_isnet_cli", "test_isnet_faster_isnet", "small_network", "my_nets")
+os.environ["ISNET_TRUST"] = ",".join(OWN_CODE)
 PARTS = {"lines": "num_statements", "branches": "num_branches"}
 
 

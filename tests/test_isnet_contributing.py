@@ -14,7 +14,7 @@ from torch import Tensor
 
 from isnet import ISNet
 from isnet.data import FileRef, ImageTable, Record, read_image, read_table
-from isnet.data.readers import READERS, Pixels, Reader
+from isnet.data.readers import READERS, Picture, Reader
 from isnet.data.sets import SETS, ImageSet
 from isnet.data.table import DataError
 from isnet.scoring.intervals import classification_scores
@@ -34,10 +34,10 @@ class Raw(Reader):
 
     suffixes = (".raw",)
 
-    def read(self, file: FileRef, *, scaled: bool) -> tuple[Pixels, int | None]:
+    def read(self, file: FileRef, *, scaled: bool) -> Picture:
         pixels = np.frombuffer(file.read(), np.uint8)
         side = int(len(pixels) ** 0.5)
-        return pixels.reshape(side, side), 255
+        return Picture(pixels.reshape(side, side), 255)
 
 
 class Listing(ImageSet):
@@ -70,7 +70,7 @@ class WorstClass(ClassificationScore):
 
 def test_a_variant_is_a_class_and_an_entry(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(VARIANTS, "runner", Runner)
-    run("train", tmp_path / "run", "--data", folder, "--variant", "runner", *SHORT, "--tune", "1")
+    run("train", tmp_path / "run", "--data", folder, *SHORT, "--variant", "runner", "--tune", "1")
     assert json.loads((tmp_path / "run" / "config.json").read_text())["network"]["variant"] == "runner"
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 3, bias=False)).double()
     x = torch.rand(5, 1, 2, 2).double()

@@ -24,11 +24,11 @@ from isnet.data import (
     UnreadableFileError,
     apply_policy,
     audit,
+    check,
     describe,
     read_image,
     read_mask,
     read_table,
-    review,
     with_validation,
 )
 
@@ -97,10 +97,11 @@ def test_flat_folder_and_separate_masks(tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".parquet"])
 def test_manifest(tmp_path: Path, suffix: str) -> None:
     save(tmp_path / "x" / "1.png", picture(1))
+    save(tmp_path / "x" / "2.png", picture(2))
     save(tmp_path / "m" / "1.png", square())
     rows = [
         {"image": "x/1.png", "mask": "m/1.png", "label": "10", "source": "A", "split": "training", "group": "p1"},
-        {"image": "x/1.png", "mask": "", "label": "9", "source": "B", "split": "test", "group": "p2"},
+        {"image": "x/2.png", "mask": "", "label": "9", "source": "B", "split": "test", "group": "p2"},
     ]
     path = tmp_path / f"set{suffix}"
     write(path, rows)
@@ -125,16 +126,17 @@ def write(path: Path, rows: list[dict[str, str]]) -> None:
 
 
 def test_multi_label_manifest(tmp_path: Path) -> None:
-    save(tmp_path / "1.png", picture(1))
+    for number in (1, 2):
+        save(tmp_path / f"{number}.png", picture(number))
     rows = [
         {"image": "1.png", "edema": "1", "effusion": "0", "age": "61"},
-        {"image": "1.png", "edema": "0.0", "effusion": "1", "age": "7"},
+        {"image": "2.png", "edema": "0.0", "effusion": "1", "age": "7"},
     ]
     write(tmp_path / "set.csv", rows)
     table = read_table(tmp_path / "set.csv", labels=["edema", "effusion"])
     assert table.multi_label and table.classes == ("edema", "effusion")
     assert MaskedImages(table, SIDE, mask_policy="full")[1][1].tolist() == [0.0, 1.0]
-    with pytest.raises(DataError, match=r"row 2, column age: a label must be 0 or 1, got '61'"):
+    with pytest.raises(DataError, match=r"no column 'label'; .*'age' holds other values than 0 and 1"):
         read_table(tmp_path / "set.csv")
 
 
@@ -154,7 +156,7 @@ def test_faulty_manifests(tmp_path: Path, rows: list[dict[str, str]], text: str)
 
 @pytest.mark.parametrize(
     ("column", "meant"),
-    [("spilt", "split"), ("Split", "split"), ("mask_path", "mask"), ("msak", "mask"), ("gruop", "group")],
+    [("spilt", "split"), ("Splits", "split"), ("mask_path", "mask"), ("msak", "mask"), ("gruop", "group")],
 )
 def test_mistyped_columns_are_refused(tmp_path: Path, column: str, meant: str) -> None:
     write(tmp_path / "set.csv", [{"image": "1.png", "label": "a", column: "test"}])
@@ -202,13 +204,21 @@ def test_a_review_of_classes_and_groups() -> None:
         return ImageTable(tuple(records), classes, several)
 
     fine = (0, "train", "p1"), (1, "train", "p2"), (1, "test", "p3")
-    assert review(table(*fine)) == ([], [])
-    assert review(table(*fine, (0, "test", "p2")))[1][0].startswith("groups of both train and test: p2;")
-    assert review(table(*fine, (2, "test", ""), classes=("a", "b", "c")))[0] == ["no training image is of the class c"]
-    assert review(table((0, "test", "")))[0] == ["no training images; the splits are test"]
-    assert review(table((0, "train", ""), classes=("a",)))[0] == ["a single class: a"]
-    found, _ = review(table(((0, 1), "train", ""), ((0, 1), "train", ""), several=True))
-    assert found == ["no training image has the label a", "every training image has the label b"]
+
+    def found(severity: str, table: ImageTable) -> list[str]:
+        return [finding.line for finding in check(table) if finding.severity == severity]
+
+    assert found("error", table(*fine)) == []
+    assert "1 group in both train and test: p2. Scores there may be too high" in found(
+        "warning", table(*fine, (0, "test", "p2"))
+    )
+    assert found("error", table(*fine, (2, "test", ""), classes=("a", "b", "c"))) == [
+        "no training image is of the class c"
+    ]
+    assert found("error", table((0, "test", "")))[0].startswith("no training images; the splits are test. ")
+    assert found("error", table((0, "train", ""), classes=("a",))) == ["a single class: a"]
+    alike = table(((0, 1), "train", ""), ((0, 1), "train", ""), several=True)
+    assert found("error", alike) == ["no training image has the label a", "every training image has the label b"]
 
 
 def test_faulty_paths(tmp_path: Path) -> None:
@@ -435,8 +445,7 @@ def test_masks_may_hold_labels(tmp_path: Path, values: list[int], foreground: li
 
 
 def test_validation_share_keeps_groups_together(tmp_path: Path) -> None:
-    save(tmp_path / "1.png", picture(1))
-    rows = [{"image": "1.png", "label": str(i % 2), "group": f"p{i // 4}"} for i in range(80)]
+    rows = [{"image": f"{i}.png", "label": str(i % 2), "group": f"p{i // 4}"} for i in range(80)]
     write(tmp_path / "set.csv", rows)
     table = with_validation(read_table(tmp_path / "set.csv"), 0.25, seed=3)
     chosen = table.part("validation").records

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from isnet import ISNet
-from isnet.scoring.evaluation import background_attention, background_share, evaluate, spread_rows
+from isnet.scoring.evaluation import background_attention, background_share, spread_rows
 from isnet.scoring.intervals import Score, as_json, classification_scores
 from isnet.scoring.paired import compare, mcnemar, paired_difference, sign_flips
 from isnet.scoring.scores import macro_auc
@@ -221,8 +221,6 @@ def test_images_without_masks_are_left_out_of_what_masks_tell() -> None:
     assert set(bias_sensitivity(model, data)) == {"removed"}  # those with masks are of one class
     data.masked = []
     assert bias_sensitivity(model, data) == {} and math.isnan(background_attention(model, data))
-    scores = evaluate(model, {"a": data})
-    assert scores["accuracy"].keys() == {"a"} and scores["background_attention"] == {}
     shares = background_share(torch.ones(3, 1, 1, 2), torch.tensor([[[[0, 0]]], [[[0, 1]]], [[[1, 1]]]]))
     assert shares.isnan().tolist() == [True, False, True]  # with nothing but foreground there is no background either
 

@@ -14,21 +14,21 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from run_files import SIDE, squares
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from typer.testing import CliRunner
 
 from isnet import ISNet, cli
 from isnet.config import ImagesConfig, RunConfig
-from isnet.data import DataError, MaskedImages, MaskError, Problem
-from isnet.runs import Run, load_config, load_run, report
+from isnet.data import DataError, Facts, MaskedImages, MaskError, Problem
+from isnet.runs import Run, gallery, load_config, load_run
 from isnet.runs import data as run_data
 from isnet.training import validation
 from isnet.training.distributed import World
 from isnet.variants import VARIANTS
 
 runner = CliRunner()
-SIDE = 16
 
 
 class Tiny(nn.Module):
@@ -51,26 +51,11 @@ def bright(image: Tensor) -> Tensor:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A bright or dark square in the middle tells the class; so does, in training, the corner."""
-    root = tmp_path / "set"
-    rng = np.random.default_rng(0)
-    for split, count in (("train", 12), ("test", 6)):
-        for label, name in enumerate(("dark", "light")):
-            for number in range(count):
-                pixels = rng.integers(0, 90, (SIDE, SIDE), dtype=np.uint8)
-                pixels[5:11, 5:11] = 120 + 120 * label
-                if split == "train":
-                    pixels[:2, :2] = 255 * label
-                mask = np.zeros((SIDE, SIDE), np.uint8)
-                mask[4:12, 4:12] = 255
-                for kind, content in (("images", pixels), ("masks", mask)):
-                    path = root / kind / split / name / f"{number}.png"
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    Image.fromarray(content).save(path)
-    return root
+    return squares(tmp_path / "set")
 
 
 ARCH = ["--arch", f"{__name__}:Tiny", "--channels", "1", "--size", str(SIDE)]
-SHORT = ["--epochs", "1", "--batch-size", "8", *ARCH]
+SHORT = ["--epochs", "1", "--batch-size", "8", *ARCH, "--variant", "standard"]
 TUNED = [*SHORT, "--tune", "1"]
 
 
@@ -82,18 +67,19 @@ def run(*arguments: object, code: int = 0) -> str:
 
 def test_from_images_to_report(folder: Path, tmp_path: Path) -> None:
     guarded, plain = tmp_path / "guarded", tmp_path / "plain"
-    printed = run("train", guarded, "--data", folder, "--variant", "selective", *TUNED, "--augment", "flip=0.5")
+    printed = run("train", guarded, "--data", folder, *TUNED, "--variant", "selective", "--augment", "flip=0.5")
     assert "| selective |" in printed and "test test" in printed
     config = load_config(guarded)
     assert config.data.classes == ("dark", "light") and config.tuning_epochs == 1 and config.schedule.monitor == "loss"
     ranges = json.loads((guarded / "ranges.json").read_text())
     assert 0 < ranges["input"]["c1"][0] < ranges["input"]["c2"][0]
-    assert (guarded / "best.safetensors").exists()
+    kept = json.loads((guarded / "evaluation.json").read_text())["kept"]
+    assert (guarded / "best.safetensors").exists() == (kept["score"] is not None) and kept["why"] in printed
 
-    run("train", plain, "--data", folder, "--epochs", "1", "--batch-size", "8", *ARCH)
+    run("train", plain, "--data", folder, *SHORT)
     assert not (plain / "ranges.json").exists()
     table = run("evaluate", guarded, plain, "--resamples", "20")
-    assert "background swapped" in table and "| macro F1 |" in table and " to " in table
+    assert "| swapped |" in table and "| macro F1 |" in table and " to " in table
     scores = json.loads((guarded / "evaluation.json").read_text())
     assert set(scores["sensitivity"]["test"]) == {"removed", "swapped"}
     assert 0 <= scores["sensitivity"]["test"]["swapped"]["blind_spot"]["score"] <= 1 and "blind spot" in table
@@ -102,14 +88,14 @@ def test_from_images_to_report(folder: Path, tmp_path: Path) -> None:
     assert "image 7: light, answered" in told and (tmp_path / "one.png").stat().st_size > 1000
     run("report", plain, guarded, "--out", tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()
-    assert "AUC" in page and "data:image/png" in page and "mark" not in page
+    assert "AUC" in page and "data:image/png" in page and "mark of" not in page
 
 
 @pytest.mark.parametrize("layers", [[], ["first"]], ids=["input", "deep supervision"])
 @pytest.mark.parametrize("variant", list(VARIANTS))
 def test_every_variant_trains(folder: Path, tmp_path: Path, variant: str, layers: list[str]) -> None:
     chosen = [argument for layer in layers for argument in ("--layer", layer)]
-    run("train", tmp_path / "run", "--data", folder, "--variant", variant, *TUNED, *chosen)
+    run("train", tmp_path / "run", "--data", folder, *TUNED, "--variant", variant, *chosen)
     log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert log[-1]["epoch"] == 1
     assert set(json.loads((tmp_path / "run" / "ranges.json").read_text())) == {"input", *layers}
@@ -122,7 +108,7 @@ def test_the_layer_form_is_measured_and_validated_by(folder: Path, tmp_path: Pat
     found = {}
     for form in ("flex", "layerwise"):
         path = tmp_path / form
-        run("train", path, "--data", folder, "--variant", "original", *SHORT, "--eps", "0.5", "--form", form)
+        run("train", path, "--data", folder, *SHORT, "--variant", "original", "--eps", "0.5", "--form", form)
         assert load_config(path).network.form == form
         found[form] = json.loads((path / "ranges.json").read_text())["input"]["c1"]
     assert found["flex"] != found["layerwise"]
@@ -166,9 +152,9 @@ def test_several_labels_per_image(folder: Path, tmp_path: Path, variant: str, la
         "light",
         "--label",
         "dark",
+        *(SHORT if variant == "standard" else TUNED),
         "--variant",
         variant,
-        *(SHORT if variant == "standard" else TUNED),
         *(argument for layer in layers for argument in ("--layer", layer)),
     )
     scores = json.loads((tmp_path / "run" / "evaluation.json").read_text())
@@ -198,21 +184,21 @@ def test_answers_of_several_labels_are_right_if_all_are(tmp_path: Path, monkeypa
     data.tensors[1][2] = 1
     data.labels = data.tensors[1]
     captions: dict[str, list[str]] = {}
-    monkeypatch.setattr(report, "gallery_figure", lambda *given, **_: captions.update(given[3]))
+    monkeypatch.setattr(gallery, "gallery_figure", lambda *given, **_: captions.update(given[3]))
     config = RunConfig(data=ImagesConfig("x", classes=("light", "dark"), multi_label=True))
-    report.gallery([Run(tmp_path, config, Fixed())], data)
+    gallery.gallery([Run(tmp_path, config, Fixed())], data)
     assert sorted(text.partition(", bg")[0] for text in captions["standard"]) == [
         "✓ says light, dark",
         "✗ says light, dark",
         "✗ says light, dark",
     ]
-    assert report.answer_text(torch.tensor([-1.0, -2.0]), torch.zeros(2), ("light", "dark")) == "none"
+    assert gallery.answer_text(torch.tensor([-1.0, -2.0]), torch.zeros(2), ("light", "dark")) == "none"
 
 
 def test_segmenter_normalisation_and_tuning_alone(folder: Path, tmp_path: Path) -> None:
     for path in (folder / "masks").rglob("*.png"):
         path.unlink()
-    options = ["--segmenter", f"{__name__}:bright", "--normalize", "0.5/0.2", "--variant", "stochastic", *TUNED]
+    options = ["--segmenter", f"{__name__}:bright", "--normalize", "0.5/0.2", *TUNED, "--variant", "stochastic"]
     printed = run("tune", tmp_path / "run", "--data", folder, *options)
     assert '"c1"' in printed and not (tmp_path / "run" / "last.safetensors").exists()
     assert load_config(tmp_path / "run").data.pixel_range == ((-2.5,), (2.5,))
@@ -228,17 +214,20 @@ def test_data_check(folder: Path) -> None:
     (folder / "images" / "test" / "light" / "2.png").write_bytes(b"no picture")
     printed = run("data", "check", folder, "--size", SIDE, code=1)
     assert "34 of 36 images can be used" in printed
-    assert "mask: " in printed and "dark/3.png" in printed and "image: " in printed and "light/2.png" in printed
+    assert "unusable-masks: 1 mask" in printed and "dark/3.png: no mask" in printed
+    assert "unusable-images: 1 image" in printed and "light/2.png: cannot be read" in printed
 
 
 def test_data_check_looks_at_the_whole_set(folder: Path, tmp_path: Path) -> None:
     shutil.rmtree(folder / "images" / "train" / "light")
     printed = run("data", "check", folder, "--size", SIDE, code=1)
-    assert "set: no training image is of the class light" in printed
-    image = folder / "images" / "train" / "dark" / "0.png"
-    rows = "".join(f"{image},{folder}/masks/train/dark/0.png,{label},p1,{label}\n" for label in "01")
+    assert "error class-not-in-training: no training image is of the class light." in printed
+    image = folder / "images" / "train" / "dark"
+    rows = "".join(f"{image}/{n}.png,{folder}/masks/train/dark/0.png,{n},p1,{n}\n" for n in "01")
     (tmp_path / "set.csv").write_text(f"image,mask,label,group,age\n{rows}")
-    assert "Note: columns that are not read: age" in run("data", "check", tmp_path / "set.csv", "--size", SIDE)
+    assert "note unread-columns: columns that are not read: 'age'" in run(
+        "data", "check", tmp_path / "set.csv", "--size", SIDE
+    )
 
 
 @pytest.mark.parametrize(
@@ -247,9 +236,9 @@ def test_data_check_looks_at_the_whole_set(folder: Path, tmp_path: Path) -> None
         (["--size", "0x3"], "--size: expected"),
         (["--normalize", "1,2/3"], "normalize: expected 1 means"),
         (["--augment", "tilt=3"], "augment: expected flip"),
-        (["--segmenter", "nowhere:x"], "segmenter: nowhere:x cannot be imported"),
-        (["--segmenter", "builtins:memoryview"], "memoryview cannot be made without arguments (TypeError"),
-        (["--segmenter", "string:digits"], "segmenter: expected a callable, got string:digits, of type str"),
+        (["--segmenter", "nowhere:x"], "segmenter: nowhere:x: no module nowhere in the current folder"),
+        (["--segmenter", "builtins:memoryview"], "builtins:memoryview: code of Python's standard library"),
+        (["--segmenter", "string:digits"], "segmenter: string:digits: code of Python's standard library"),
         (["--augment", "flip=yes"], "flip: expected a number in [0, 1], got 'yes'"),
         (["--device", "cuda:99"], "CUDA devices that PyTorch finds, got cuda:99"),
         (["--layer", "firts"], "near matches: first"),
@@ -261,7 +250,7 @@ def test_data_check_looks_at_the_whole_set(folder: Path, tmp_path: Path) -> None
 )
 def test_faulty_options(folder: Path, tmp_path: Path, arguments: list[str], text: str) -> None:
     result = runner.invoke(
-        cli.app, ["train", str(tmp_path / "run"), "--data", str(folder), "--variant", "selective", *TUNED, *arguments]
+        cli.app, ["train", str(tmp_path / "run"), "--data", str(folder), *TUNED, "--variant", "selective", *arguments]
     )
     assert text in str(result.exception)
     assert not (tmp_path / "run").exists()
@@ -269,7 +258,7 @@ def test_faulty_options(folder: Path, tmp_path: Path, arguments: list[str], text
 
 def test_a_bad_mask_stops_before_training_with_its_name(folder: Path, tmp_path: Path) -> None:
     (folder / "masks" / "train" / "dark" / "3.png").unlink()
-    options = ["--data", folder, "--variant", "selective", *TUNED]
+    options = ["--data", folder, *TUNED, "--variant", "selective"]
     assert "dark/3.png: no mask" in failure("train", tmp_path / "run", *options)
     run("train", tmp_path / "skipped", *options, "--mask-policy", "skip")
     # What only the last minute would have met.
@@ -287,13 +276,13 @@ def test_processes_share_the_look_at_all_images(folder: Path, monkeypatch: pytes
 
     class Second(World):
         def gather(self, value: Any) -> list[Any]:
-            return [[Problem(0, "image", "what the first one found")], value]
+            return [[Facts(0, Problem(0, "image", "what the first one found"))], value]
 
-    def spy(images: MaskedImages, progress: Any, rows: Any) -> list[Problem]:
+    def spy(images: MaskedImages, progress: Any, rows: Any, workers: Any) -> list[Facts]:
         read.extend(rows)
-        return [Problem(5, "mask", "what this one found")]
+        return [Facts(5, Problem(5, "mask", "what this one found"))]
 
-    monkeypatch.setattr(run_data, "audit", spy)
+    monkeypatch.setattr(run_data, "examine", spy)
     monkeypatch.setattr(run_data, "current_world", lambda: Second(1, 2))
     config = run_data.with_classes(ImagesConfig(str(folder), size=(SIDE, SIDE), channels=1))
     with pytest.raises(DataError, match="2 of 36 images cannot be used: what the first one found; what this one found"):
@@ -313,14 +302,15 @@ def test_test_images_need_no_masks(folder: Path, tmp_path: Path, having: int) ->
         if int(path.stem) >= having:
             path.unlink()
     missing = 12 - 2 * having
-    assert f"Note: {missing} test images have no mask" in run("data", "check", folder, "--size", SIDE)
-    printed = run("train", tmp_path / "run", "--data", folder, "--variant", "selective", *TUNED)
+    assert f"note test-masks-missing: {missing} test images" in run("data", "check", folder, "--size", SIDE)
+    printed = run("train", tmp_path / "run", "--data", folder, *TUNED, "--variant", "selective")
     assert f"test test: {missing} of 12 images have no mask" in printed
     printed = run("evaluate", tmp_path / "run", "--resamples", "5")
     scores = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert scores["accuracy"].keys() == {"test"} and scores["masks"]["test"]["looked_at"] == 2 * having
     assert scores["background_attention"].keys() == scores["sensitivity"].keys() == ({"test"} if having else set())
-    assert (" | - |" in printed) == (not having)
+    headline = next(line for line in printed.splitlines() if line.startswith("| selective | test |"))
+    assert headline.endswith(" | - | - |") == (not having)
     told = run("explain", tmp_path / "run", "--index", "3", "--out", tmp_path / "one.png")
     assert "no mask" in told
     run("report", tmp_path / "run", "--out", tmp_path / "report.html")
@@ -339,7 +329,7 @@ def test_a_standard_run_needs_no_masks(folder: Path, tmp_path: Path) -> None:
 
 def test_validation_images_need_masks_where_their_heatmaps_count(folder: Path, tmp_path: Path) -> None:
     (folder / "images" / "test").rename(folder / "images" / "validation")
-    options = ["--data", folder, "--variant", "selective", *TUNED]
+    options = ["--data", folder, *TUNED, "--variant", "selective"]
     assert "validation/dark/0.png: no mask" in failure("train", tmp_path / "run", *options)
     run("train", tmp_path / "run", *options, "--best-by", "accuracy")
 
@@ -354,8 +344,8 @@ def test_evaluation_takes_no_more_images_at_a_time_than_training(
     run("evaluate", tmp_path / "run", "--resamples", "0")
     assert max(sizes) == 4
     assert sizes.count(4) == 3 * (
-        1 + 2 + 1 + 4
-    )  # 12 images: answers, two changes, heatmaps, and two of each blind spot
+        1 + 2 + 1 + 4 + 1
+    )  # 12 images: answers, two changes, heatmaps, two of each blind spot, and the table of answers
 
 
 def test_compare_needs_the_same_images(folder: Path, tmp_path: Path) -> None:
@@ -379,7 +369,7 @@ def test_reports_on_runs_with_different_tests(folder: Path, tmp_path: Path) -> N
     for name, data in (("a", folder), ("b", tmp_path / "copy")):
         run("train", tmp_path / name, "--data", data, *SHORT, "--name", name)
     printed = run("evaluate", tmp_path / "a", tmp_path / "b", "--resamples", "0", "--no-sensitivity")
-    assert re.search(r"\| a \| [\d.]+ % \| - \| - \|", printed) and re.search(r"\| b \| - \| [\d.]+ % \| - \|", printed)
+    assert re.search(r"\| a \| test \| [\d.]+ \| ", printed) and re.search(r"\| b \| elsewhere \| [\d.]+ \| ", printed)
     run("report", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "report.html")
     run("train", tmp_path / "c", "--data", folder, *SHORT, "--size", "20")
     assert "report them apart" in failure("report", tmp_path / "a", tmp_path / "c", "--out", tmp_path / "x.html")
@@ -404,7 +394,7 @@ class Blank(Tiny):
 def test_networks_without_relevance_are_scored(folder: Path, tmp_path: Path) -> None:
     printed = run("train", tmp_path / "run", "--data", folder, *SHORT, "--arch", f"{__name__}:Blank")
     assert " | - |" in printed
-    assert "blind spot 0.0 %" in run("evaluate", tmp_path / "run", "--resamples", "5")
+    assert "| 0.0 % |\n" in run("evaluate", tmp_path / "run", "--resamples", "5")
     assert json.loads((tmp_path / "run" / "evaluation.json").read_text())["background_attention"] == {}
     assert "no relevance" in run("explain", tmp_path / "run", "--out", tmp_path / "one.png")
     run("report", tmp_path / "run", "--out", tmp_path / "report.html")
@@ -414,7 +404,7 @@ def test_what_the_mask_policy_leaves_out_is_told(folder: Path, tmp_path: Path) -
     (folder / "masks" / "train" / "dark" / "3.png").unlink()
     (folder / "masks" / "test" / "light" / "1.png").unlink()
     (folder / "images" / "test" / "dark" / "2.png").write_bytes(b"no picture")
-    options = ["--data", folder, "--variant", "selective", *SHORT, "--c1", "1", "--c2", "25", "--mask-policy", "skip"]
+    options = ["--data", folder, *SHORT, "--variant", "selective", "--c1", "1", "--c2", "25", "--mask-policy", "skip"]
     printed = " ".join(run("train", tmp_path / "run", *options).split())
     assert re.search(
         r"Left out \(--mask-policy skip\): 2 images: \S+/test/dark/2\.png: cannot .*; \S+/train/dark/3\.png: no",
@@ -460,7 +450,7 @@ def test_changed_classes_are_refused(folder: Path, tmp_path: Path) -> None:
 
 
 def test_torchrun_trains_what_one_process_trains(folder: Path, tmp_path: Path) -> None:
-    options = ["--data", folder, "--variant", "selective", *TUNED, "--precision", "float32", "--clip-norm", "0"]
+    options = ["--data", folder, *TUNED, "--variant", "selective", "--precision", "float32", "--clip-norm", "0"]
     run("train", tmp_path / "one", *options)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "isnet"]
     # With the caller's paths, so that the processes import the code under test.

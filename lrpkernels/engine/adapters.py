@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from .own_pass import Inputs, copy_of, unchanged
 
+_ARGUMENT = "additional_forward_args"
+
 
 class _Adapter(nn.Module):
     """Calls a model in another way; its modules have the names that they have in the model."""
@@ -33,6 +35,20 @@ class ByKeyword(_Adapter):
 
     def forward(self, *inputs: Tensor, **kwargs: Any) -> Any:
         return self.model(**dict(zip(self.names, inputs, strict=True)), **kwargs)
+
+
+class WithArguments(_Adapter):
+    """A model that takes further positional arguments behind its inputs, given by the keywords of :meth:`named`."""
+
+    @staticmethod
+    def named(given: Any) -> dict[str, Any]:
+        """Keywords for further arguments, in order: a tuple of them, or a single one."""
+        return {f"{_ARGUMENT}[{i}]": value for i, value in enumerate(given if isinstance(given, tuple) else (given,))}
+
+    def forward(self, *inputs: Tensor, **kwargs: Any) -> Any:
+        self.training = self.model.training
+        further = [value for name, value in kwargs.items() if name.startswith(_ARGUMENT)]
+        return self.model(*inputs, *further, **{k: v for k, v in kwargs.items() if not k.startswith(_ARGUMENT)})
 
 
 class FromEmbeddings(_Adapter):

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ..errors import InputWarning
 from ..functional import NEGATIVE, POSITIVE, Scaled, is_capturing
 from .base import Rule, positive
 from .views import Layer
 
+TOLERANCE = 0.1  # how far an input may leave the bounds, in units of their distance: interpolation may overshoot
 Bound = float | tuple[float, ...] | list[float] | Tensor
 
 
@@ -29,6 +32,9 @@ class ZBox(Rule):
         eps: stabilizer, >= 0.
         bias: whether b takes part in z, as above; without it z = W x - W+ l - W- h (what zennit's box rule comes to).
         detach_bias: gradients of a heatmap leave the bias in the denominator out, as in the public code of ISNet.
+
+    An input that leaves the bounds, for which the shares have the wrong sign, draws an :class:`lrpkernels.InputWarning`, once for each
+    rule object. Looked for in every pass on the CPU, elsewhere in the first one of each shape.
 
     Raises:
         ValueError: low is not below high; bounds that do not fit together or, when applied, the layer's input.
@@ -75,6 +81,7 @@ class ZBox(Rule):
         low, high = _bound("low", self.low, layer), _bound("high", self.high, layer)
         if _are_mixed(self.low, self.high) and low is not None and high is not None and not is_capturing(low.device):
             self._check(bool((low < high).all()))
+        self._look(layer, low, high)
         z = layer.preactivation(self.bias)
         for bound, given, part in ((low, self.low, POSITIVE), (high, self.high, NEGATIVE)):
             if bound is None:
@@ -85,6 +92,38 @@ class ZBox(Rule):
             if b is not None:
                 z = z - _mean(given, bound, z.dim()) * b
         return layer.box(g.over(layer.value, z, self.eps), low, high)
+
+    def _look(self, layer: Layer, low: Tensor | None, high: Tensor | None) -> None:
+        """Warn of an input outside of the bounds."""
+        x = layer.a.detach()
+        seen: set[torch.Size] | None = self.__dict__.setdefault("_seen", set())
+        readable = type(x) is Tensor and x.numel() and x.device.type != "meta" and not is_capturing(x.device)
+        if seen is None or not readable or (x.device.type != "cpu" and x.shape in seen):
+            return
+        seen.add(x.shape)
+        if not self._leaves(x, low, high):
+            return
+        x = torch.where(layer.ones() != 0, x, (torch.zeros_like(x) if low is None else low))  # padding is no data
+        if self._leaves(x, low, high):
+            self.__dict__["_seen"] = None
+            least, most = torch.aminmax(x)
+            warnings.warn(
+                f"ZBox: the layer's input, in [{float(least):.3g}, {float(most):.3g}], leaves the rule's range, low={_text(self.low)}, "
+                f"high={_text(self.high)}; give the range of what the layer reads (of normalised pixels (0 - mean) / std and (1 - mean) / "
+                "std, one number per channel)",
+                InputWarning,
+                stacklevel=2,
+            )
+
+    def _leaves(self, x: Tensor, low: Tensor | None, high: Tensor | None) -> bool:
+        zero = x.new_zeros(())
+        low, high = (zero if low is None else low), (zero if high is None else high)
+        if low.numel() == high.numel() == 1:
+            low, high, (least, most) = low.reshape(()), high.reshape(()), torch.aminmax(x)
+            slack = TOLERANCE * (high - low)
+            return bool((least < low - slack) | (most > high + slack))
+        slack = TOLERANCE * (high - low)
+        return bool(((x < low - slack) | (x > high + slack)).any())
 
     def passes(self, nonnegative: bool) -> float:
         return 3.0  # W, W+ and W- are each applied to s; their denominators come from one image of bounds

@@ -2,40 +2,89 @@
 
 from __future__ import annotations
 
-import typer
-from rich.console import Console
-from rich.markup import escape
+import contextlib
+import importlib.metadata
+import re
+import signal
+import threading
+from collections.abc import Iterator
+from typing import Annotated, NoReturn
 
-from isnet.cli import data, demo, experiment, pictures, scores, train
+import typer
+from rich.text import Text
+
+from isnet._text import Screen, say, visible
+from isnet.cli import archs, data, demo, experiment, explain, export, pictures, predict, scores, train
 from isnet.cli.options import is_first
 from isnet.training.distributed import ProcessLostError, speaks_first
+from lrpkernels import __version__
 
 app = typer.Typer(
     name="isnet",
-    help="Train image classifiers that ignore the background.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
-for commands in (train, scores, pictures, demo):
+for commands in (train, predict, explain, scores, pictures, export, archs, demo):
     app.add_typer(commands.app)
 app.add_typer(data.app, name="data")
 app.add_typer(experiment.app, name="experiment")
-_errors = Console(stderr=True)
+_errors = Screen(stderr=True)
+_DISTRIBUTIONS = {
+    "PIL": "Pillow",
+    "nrrd": "pynrrd",
+    "skimage": "scikit-image",
+    "sklearn": "scikit-learn",
+    "yaml": "PyYAML",
+}
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        say(f"isnet {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print it and exit.")
+    ] = False,
+) -> None:
+    """Train image classifiers that ignore the background."""
 
 
 def main() -> None:
-    """Runs the command line; expected errors end it with one line and status 1. torchrun's processes report a common failure once."""
+    """Runs the command line; expected errors end it with one line and status 1. torchrun's processes report a common failure once.
+
+    Ctrl-C ends it with status 130; a training first saves its state (:mod:`isnet.training.stop`).
+    """
     try:
-        _run()
+        with _interrupts():
+            _run()
     except ProcessLostError as error:
         _fail(str(error), speaks_first())  # not if another process has said why
     except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        extra = package if package in ("tensorboard", "lightning") else "isnet"
-        hint = f". In the folder of the sources: pip install --no-build-isolation '.[{extra}]'" if package else ""
-        _fail(f"{error}{hint}", speaks_first(f"{error}"))
+        _fail(f"{error}{_remedy(error.name or '')}", speaks_first(f"{error}"))
     except (ValueError, OSError, RuntimeError, ArithmeticError) as error:
         _fail(_told(error), speaks_first(_told(error)))
+
+
+@contextlib.contextmanager
+def _interrupts() -> Iterator[None]:
+    """Ctrl-C ends the command with one line and status 130: typer would end it with 1."""
+
+    def stop(number: int, _: object) -> NoReturn:
+        _fail("stopped (SIGINT)", is_first(), 128 + number)
+
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        yield
+        return
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _run() -> None:
@@ -51,6 +100,14 @@ def _run() -> None:
     raise SystemExit(status)
 
 
+def _remedy(module: str) -> str:
+    """How to install a missing module, if it is of a package that this one names as its own; a stranger's is not suggested."""
+    package = module.partition(".")[0]
+    name = _DISTRIBUTIONS.get(package, package)
+    known = {re.split(r"[^\w.-]", text)[0] for text in importlib.metadata.requires("lrpkernels") or ()}
+    return f": pip install {name}" if name in known else ""
+
+
 def _told(error: Exception) -> str:
     """The text of an error; if a process that loads images raised it, without the traceback that PyTorch puts around it."""
     text = str(error)
@@ -59,7 +116,8 @@ def _told(error: Exception) -> str:
     return text.rpartition(f"{type(error).__qualname__}: ")[2].strip()
 
 
-def _fail(message: str, speaks: bool) -> None:
+def _fail(message: str, speaks: bool, status: int = 1) -> NoReturn:
     if speaks:
-        _errors.print(f"[bold red]isnet:[/] {escape(message)}", soft_wrap=True)
-    raise SystemExit(1)
+        # One line, so that a name cannot forge another.
+        _errors.print(Text("isnet:", style="bold red") + Text(f" {visible(message)}", style=""), soft_wrap=True)
+    raise SystemExit(status)

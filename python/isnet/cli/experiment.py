@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from isnet._text import say
 from isnet.experiments import classes as classes_experiment
 from isnet.experiments import mnist as mnist_experiment
 from isnet.experiments import xray as xray_experiment
@@ -61,8 +62,8 @@ def mnist(
         changes["folder"] = str(out)
     changes |= _seeds_and_background(seeds, warmup_background)
     config = mnist_experiment.preset(preset, **changes)
-    typer.echo(mnist_experiment.table(mnist_experiment.run_experiment(config, processes=processes)))
-    typer.echo(f"Cells and tables: {config.folder}")
+    say(mnist_experiment.table(mnist_experiment.run_experiment(config, processes=processes)))
+    say(f"Cells and tables: {config.folder}")
 
 
 @app.command()
@@ -76,8 +77,8 @@ def classes(
     """Training time against the number of classes."""
     rows = classes_experiment.measure(count or (2, 10, 50, 200, 1000), repeats=repeats)
     classes_experiment.write(out, rows)
-    typer.echo(classes_experiment.table(rows))
-    typer.echo(f"Figure and table: {out}")
+    say(classes_experiment.table(rows))
+    say(f"Figure and table: {out}")
 
 
 @app.command()
@@ -125,5 +126,5 @@ def xray(
     if held_out:
         changes["held_out"] = tuple(held_out)
     config = xray_experiment.preset(preset, **changes)
-    typer.echo(xray_experiment.table(xray_experiment.run_experiment(config, processes=processes)))
-    typer.echo(f"Runs and tables: {config.folder}")
+    say(xray_experiment.table(xray_experiment.run_experiment(config, processes=processes)))
+    say(f"Runs and tables: {config.folder}")

@@ -9,37 +9,76 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, get_args, get_origin
 
-import torch
 import typer
 import yaml
 
+from isnet._text import say
 from isnet.config import GROUPS, RunConfig, changed, flag, require_use
 from isnet.config.files import parse_yaml, read_values
 from isnet.config.option import Option, bare, choices_of, default_of, full_help, near, options_of
-from isnet.runs.folder import CONFIG_NAME, load_config
+from isnet.factories import require_no_files, require_trusted
+from isnet.runs.build import best_device, device_text
+from isnet.runs.folder import CONFIG_NAME, Run, load_config, load_run
+from isnet.runs.other import on_data
+from isnet.training.slurm import adopt_slurm
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the run.")]
 _OVERRIDE = re.compile(r"(\w+)\.(\w+)=(.*)", re.DOTALL)
 
 
 def check_device(name: str) -> str:
-    """Refuses devices that this PyTorch does not find.
+    """The device that ``auto`` stands for; refuses those that this PyTorch does not find.
 
     Raises:
         ValueError: no device's name, or a GPU that is not there.
     """
     try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"--device: expected cpu, cuda or cuda:N, got {name!r}") from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(
-            f"--device: expected one of the {torch.cuda.device_count()} CUDA devices that PyTorch finds, got {name}"
-        )
-    return name
+        return best_device(name)
+    except ValueError as error:
+        raise ValueError(f"--{error}") from error
 
 
-Device = Annotated[str, typer.Option(callback=check_device, help="Where to compute: cpu, cuda, cuda:1, ...")]
+_DEVICE_HELP = "Where to compute: cpu, cuda, cuda:1, ...; auto: a GPU, if there is one."
+Device = Annotated[str, typer.Option(callback=check_device, help=_DEVICE_HELP)]
+
+
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        help="Other images for the run: folder, manifest or shards with its classes.", show_default="the run's"
+    ),
+]
+Masks = Annotated[Path | None, typer.Option(help="Folder of the images' masks, under the same names.")]
+Split = Annotated[str | None, typer.Option(help="Which split of DATA.", show_default="its tests, or all")]
+
+
+Trust = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--trust",
+        metavar="NAME",
+        help="Code of yours that the run's settings may use: package.module:CALLABLE, or a package; repeatable.",
+        show_default=False,
+    ),
+]
+
+
+def load_on(
+    folder: Path,
+    device: str,
+    trust: Sequence[str] | None,
+    data: Path | None = None,
+    masks: Path | None = None,
+    split: str | None = None,
+) -> Run:
+    """A run, on other images than its own if they are named."""
+    return on_data(load_run(folder, device=device, trust=trust or ()), data, masks, split)
+
+
+def tell_device(device: str) -> None:
+    """Says where the work is done; the error output holds errors alone."""
+    if is_first():
+        say(f"Device: {device_text(device)}")
 
 
 class Request(NamedTuple):
@@ -52,6 +91,8 @@ class Request(NamedTuple):
         resume, overwrite: What to do with a run that is in the folder.
         print_config, dry_run: What to do instead of training.
         quiet: Print nothing but errors.
+        trust: Code that files may name.
+        typed: (group, option) of those on the command line.
     """
 
     folder: Path | None
@@ -62,6 +103,8 @@ class Request(NamedTuple):
     print_config: bool
     dry_run: bool
     quiet: bool
+    trust: tuple[str, ...] = ()
+    typed: tuple[tuple[str, str], ...] = ()
 
     @property
     def run(self) -> Path:
@@ -84,6 +127,7 @@ def takes_options(app: typer.Typer, name: str, action: Callable[[Request], None]
     """Adds a command that takes all options of a run."""
 
     def command(**given: Any) -> None:
+        adopt_slurm(os.environ)  # first: only one of several processes speaks
         action(_request(**given))
 
     command.__doc__ = action.__doc__
@@ -99,11 +143,12 @@ def _signature() -> inspect.Signature:
         ), show_default=False), None),
         _parameter("config", Path, typer.Option("--config", help="YAML file with options, as --print-config prints them."), None),
         _parameter("name", str, typer.Option("--name", help="What to call the run in tables.", show_default="the variant"), None),
-        _parameter("device", str, typer.Option("--device", callback=check_device, help="cpu, cuda, cuda:1, ..."), "cpu"),
+        _parameter("device", str, typer.Option("--device", callback=check_device, help=_DEVICE_HELP), "auto"),
         _parameter("resume", bool, typer.Option("--resume", help="Continue the run; options left out are taken from it."), False),
         _parameter("overwrite", bool, typer.Option("--overwrite", help="Begin again in the folder of an earlier run."), False),
         _parameter("print_config", bool, typer.Option("--print-config", help="Print all options and stop."), False),
         _parameter("dry_run", bool, typer.Option("--dry-run", help="Tell what would be done, and stop."), False),
+        inspect.Parameter("trust", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Trust),
         _parameter("quiet", bool, typer.Option("--quiet", help="Print errors only."), False),
         _parameter("help_all", bool, typer.Option(
             "--help-all", is_eager=True, callback=_show_all, help="All options, the rarer ones, too."
@@ -169,7 +214,7 @@ def _show_all(context: typer.Context, wanted: bool) -> None:
     if wanted:
         for parameter in context.command.params:
             parameter.hidden = False  # type: ignore[attr-defined]
-        typer.echo(context.get_help())
+        say(context.get_help())
         raise typer.Exit
 
 
@@ -183,6 +228,7 @@ def _request(
     print_config: bool,
     dry_run: bool,
     quiet: bool,
+    trust: Sequence[str] | None,
     help_all: bool,
     **options: Any,
 ) -> Request:
@@ -218,7 +264,19 @@ def _request(
         raise ValueError(_named(str(error), typed, read, config)) from error
     require_use(settings, typed)
     _require_use_in(read, settings, config)
-    return Request(folder, settings, device, resume, overwrite, print_config, dry_run, quiet)
+    if not print_config:
+        _require_trusted(settings, typed, trust or (), config if config and read else (folder or Path()) / CONFIG_NAME)
+    return Request(
+        folder, settings, device, resume, overwrite, print_config, dry_run, quiet, tuple(trust or ()), tuple(typed)
+    )
+
+
+def _require_trusted(config: RunConfig, typed: Sequence[tuple[str, str]], trust: Sequence[str], path: Path) -> None:
+    """Refuses code that only a file names: what is typed is the user's choice."""
+    said = [f"{key}.{option}" for key, option in typed]
+    require_trusted({option: name for option, name in config.named_code.items() if option not in said}, trust, path)
+    if "network.arch_args" not in said:
+        require_no_files(config.network.arch, config.network.arch_args, path)
 
 
 def _require_use_in(read: Mapping[str, Any], settings: RunConfig, path: Path | None) -> None:

@@ -6,16 +6,29 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 
-from isnet.cli.options import Device
-from isnet.runs.data import require_tests, run_data, same_images
+from isnet._text import say
+from isnet.cli.options import Data, Device, Masks, Split, Trust, load_on, tell_device
+from isnet.runs.compare import compare_runs, comparison_lines
+from isnet.runs.data import run_data
 from isnet.runs.evaluate import evaluate_run
-from isnet.runs.folder import Run, load_run
-from isnet.runs.tables import markdown_table, mask_notes, score_rows, score_table
-from isnet.scoring.evaluation import predict
-from isnet.scoring.paired import compare as paired_tests
+from isnet.runs.folder import Run
+from isnet.runs.predict import write_test_tables
+from isnet.runs.tables import (
+    class_rows,
+    confusion_rows,
+    fits_a_page,
+    headline,
+    markdown,
+    mask_notes,
+    most_confused,
+    network_rows,
+    score_rows,
+    score_table,
+    sensitivity_table,
+    warnings_of,
+)
 
 app = typer.Typer()
 
@@ -25,24 +38,32 @@ def evaluate(
     run: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of the runs.")],
     resamples: Annotated[int, typer.Option(help="Bootstrap resamples of the intervals; 0 = none.", min=0)] = 200,
     sensitivity: Annotated[bool, typer.Option(help="Score with removed and swapped backgrounds, too.")] = True,
-    device: Device = "cpu",
+    data: Data = None,
+    masks: Masks = None,
+    split: Split = None,
+    trust: Trust = None,
+    device: Device = "auto",
 ) -> None:
-    """Scores runs on their tests: accuracy, macro F1, AUC with intervals, per source, and relevance in the background."""
-    loaded = [load_run(folder, device=device) for folder in run]
+    """Scores runs on their tests: AUC, balanced accuracy, background and swapped backgrounds first, then all, class by class."""
+    loaded = [load_on(folder, device, trust, data, masks, split) for folder in run]
+    tell_device(device)
     for trained in loaded:
-        scores = evaluate_run(trained, resamples=resamples, sensitivity=sensitivity)
-        for test, changes in scores.get("sensitivity", {}).items():
-            for change, found in changes.items():
-                typer.echo(
-                    f"{trained.config.title}, {test} test, background {change}: accuracy {100 * found['accuracy']:.1f} % to "
-                    f"{100 * found['accuracy_after']:.1f} %, {100 * found['changed']:.1f} % of the answers change, "
-                    f"blind spot {100 * found['blind_spot']['score']:.1f} %"
-                )
+        sets = run_data(trained)
+        evaluate_run(trained, sets, resamples=resamples, sensitivity=sensitivity)
+        write_test_tables(trained, sets.tests)
     print_scores(loaded)
-    table = score_table(score_rows(loaded))
-    typer.echo("\n| " + " | ".join(table[0]) + " |\n|" + " --- |" * len(table[0]))
-    for line in table:
-        typer.echo("| " + " | ".join(line.values()) + " |")
+    rows = score_rows(loaded)
+    for row in rows:
+        for test in row.scores:
+            _print_table(f"{row.title}, {test} test, by class", class_rows(row, test))
+            matrix = confusion_rows(row, test)
+            if matrix and fits_a_page(row, test):
+                _print_table(f"{row.title}, {test} test, confusion matrix", matrix)
+            elif confused := most_confused(row, test):
+                say(f"\n{row.title}, {test} test, commonest errors: {'; '.join(confused)}")
+    if changes := sensitivity_table(rows):
+        _print_table("Other backgrounds", changes)
+    _print_table("All scores", score_table(rows))
 
 
 @app.command()
@@ -50,40 +71,43 @@ def compare(
     first: Annotated[Path, typer.Argument(metavar="RUN_A", help="Folder of a run.")],
     second: Annotated[Path, typer.Argument(metavar="RUN_B", help="Folder of the other, on the same data.")],
     resamples: Annotated[int, typer.Option(help="Bootstrap resamples.", min=1)] = 1000,
-    device: Device = "cpu",
+    data: Data = None,
+    masks: Masks = None,
+    split: Split = None,
+    trust: Trust = None,
+    device: Device = "auto",
 ) -> None:
-    """Paired tests between two runs on the same test images: McNemar, and bootstrap of accuracy and AUC differences; by groups, if any."""
-    a, b = (load_run(folder, device=device) for folder in (first, second))
-    data_a, data_b = (run_data(run) for run in (a, b))
-    require_tests(data_a, first)
-    tests_a, tests_b = data_a.tests, data_b.tests
-    for test in tests_a:
-        if test not in tests_b or not same_images(tests_a[test], tests_b[test]):
-            raise ValueError(f"{first} and {second} do not share the {test} test: their images are not the same")
-    for test in tests_a:
-        (logits_a, labels), (logits_b, others) = (
-            predict(run.model, tests[test], run.config.train.batch_size) for run, tests in ((a, tests_a), (b, tests_b))
-        )
-        if not torch.equal(labels, others):
-            raise ValueError(f"{first} and {second} do not share the {test} test: the labels are not the same")
-        groups = getattr(tests_a[test], "groups", None)
-        found = paired_tests(logits_a, logits_b, labels, groups=groups, resamples=resamples)
-        for name in ("accuracy", "auc"):
-            value, low, high = found[f"{name}_difference"]
-            typer.echo(
-                f"{test} test: {name} of {second.name} - {first.name} = {value:+.4f} ({low:+.4f} to {high:+.4f})"
-            )
-        if "mcnemar_p" in found:
-            typer.echo(f"{test} test: McNemar's p = {found['mcnemar_p']:.3g}")
-        else:
-            typer.echo(
-                f"{test} test: p = {found['sign_flips_p']:.3g} (both exchanged at random in each group of images)"
-            )
+    """Paired differences between two runs on the same test images, with intervals, and McNemar's test; by groups, if any."""
+    a, b = (load_on(folder, device, trust, data, masks, split) for folder in (first, second))
+    tell_device(device)
+    found = compare_runs(a, b, resamples=resamples)
+    _print_warnings([a, b])
+    for line in comparison_lines(found, *_names(first, second)):
+        say(line)
+
+
+def _names(first: Path, second: Path) -> tuple[str, str]:
+    """The folders' names, whole paths where they are alike."""
+    if first.name and first.name != second.name:
+        return first.name, second.name
+    return str(first), str(second)
 
 
 def print_scores(loaded: Sequence[Run]) -> None:
-    """The table of the scores of runs."""
+    """Warnings, and the table of the scores that decide."""
+    _print_warnings(loaded)
     rows = score_rows(loaded)
-    typer.echo(markdown_table(rows), nl=False)
+    say(markdown(headline(rows)), nl=False)
     for note in mask_notes(rows):
-        typer.echo(note)
+        say(note)
+    for row in network_rows(rows, loaded):
+        say(f"{row['network']}: {row['weights']}")
+
+
+def _print_warnings(loaded: Sequence[Run]) -> None:
+    for warning in warnings_of(score_rows(loaded)):
+        say(f"WARNING: {warning}")
+
+
+def _print_table(title: str, table: Sequence[dict[str, str]]) -> None:
+    say(f"\n{title}\n\n{markdown(table)}", nl=False)

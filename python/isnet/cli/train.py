@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
+import os
+import shlex
+import signal
+import sys
 from collections.abc import Iterator
 
 import typer
 
+from isnet._text import say
 from isnet.cli.options import Request, is_first, takes_options
 from isnet.cli.scores import print_scores
-from isnet.config import ImagesConfig, RunConfig
+from isnet.config import AUTO, RunConfig, require_use
 from isnet.config.files import to_yaml
-from isnet.runs.data import RunData, load_run_data, with_classes
+from isnet.factories import is_known
+from isnet.runs.build import best_device, device_text
+from isnet.runs.contents import contents, require_same_data
+from isnet.runs.data import RunData, load_run_data, settled
 from isnet.runs.evaluate import evaluate_run
-from isnet.runs.folder import require_room, what_to_resume
+from isnet.runs.folder import CONFIG_NAME, require_data, require_room, what_to_resume
 from isnet.runs.plan import plan_run, plan_text
 from isnet.runs.train import require_measurable, train_run, tune_run
 from isnet.training.distributed import ProcessLostError, World, launched_world
+from isnet.training.stop import Interrupted
 
 app = typer.Typer()
 _NAMED = 5  # of the images that are left out
@@ -28,7 +36,7 @@ def _train(request: Request) -> None:
     if _only_told(request):
         return
     folder = request.run
-    with _joined(request) as (world, device):
+    with _joined(request, "train") as (world, device):
         config, data = _prepared(request, world, device)
         if data is None:
             return
@@ -39,29 +47,30 @@ def _train(request: Request) -> None:
         if not request.quiet:
             print_scores([trained])
     if world.is_main and not request.quiet:
-        typer.echo(f"Run: {folder}")
+        say(f"Run: {folder}")
 
 
 def _tune(request: Request) -> None:
     """Measures C1 and C2, the natural range of relevance, in plain training; `isnet train RUN --resume` then uses them."""
     if _only_told(request):
         return
-    require_measurable(request.config)
+    if request.config.network.variant != AUTO:
+        require_measurable(request.config)
     folder = request.run
-    with _joined(request) as (world, device):
+    with _joined(request, "tune") as (world, device):
         config, data = _prepared(request, world, device)
         if data is None:
             return
         path = tune_run(folder, config, data=data, device=device, **request.how)
     if world.is_main and not request.quiet:
-        typer.echo(path.read_text())
-        typer.echo(f"Ranges: {path}")
+        say(path.read_text())
+        say(f"Ranges: {path}")
 
 
 def _only_told(request: Request) -> bool:
     """Whether the settings were all that was wanted."""
     if request.print_config and is_first():
-        typer.echo(to_yaml(request.config), nl=False)
+        say(to_yaml(request.config), nl=False)
     return request.print_config
 
 
@@ -71,30 +80,68 @@ def _prepared(request: Request, world: World, device: str) -> tuple[RunConfig, R
     What cannot be used ends the run here, not in its last minute.
     """
     config = request.config
-    if isinstance(config.data, ImagesConfig):
-        config = dataclasses.replace(config, data=with_classes(config.data))
+    if request.resume and (request.run / CONFIG_NAME).exists():
+        require_data(request.run, config)
+    auto = config.network.variant == AUTO
+    config = settled(config)
+    require_use(config, request.typed)
+    if world.is_main and not request.quiet:
+        say(f"Device: {device_text(device)}")
+        if auto:
+            why = (
+                "training images have masks"
+                if config.is_isnet
+                else "no training image has the mask that an ISNet needs"
+            )
+            say(f"Variant: {config.network.variant} ({why})")
     data = load_run_data(config, check=True, progress=world.is_main and not request.quiet)
     if data.dropped and world.is_main and not request.quiet:
         more = f"; and {len(data.dropped) - _NAMED} more" if len(data.dropped) > _NAMED else ""
-        typer.echo(
-            f"Left out (--mask-policy skip): {len(data.dropped)} images: {'; '.join(data.dropped[:_NAMED])}{more}"
-        )
+        say(f"Left out (--mask-policy skip): {len(data.dropped)} images: {'; '.join(data.dropped[:_NAMED])}{more}")
+    if world.is_main and not request.quiet:
+        for finding in data.findings:
+            if finding.severity != "note":
+                say(f"Warning: {finding.line}")
     if request.dry_run:
         require_room(request.run, config, resume=request.resume, overwrite=request.overwrite)
+        if request.resume:
+            require_same_data(request.run, config, contents(config))
         if world.is_main:
-            typer.echo(plan_text(plan_run(config, data, world=world, device=device), config, device, world))
+            say(plan_text(plan_run(config, data, world=world, device=device), config, device, world))
         return config, None
     return config, data
 
 
 @contextlib.contextmanager
-def _joined(request: Request) -> Iterator[tuple[World, str]]:
-    """The processes of a training; if one is lost, the others say what training can resume from."""
+def _joined(request: Request, command: str) -> Iterator[tuple[World, str]]:
+    """The processes of a training; if one is lost, or all are told to stop, they say what training can resume from."""
     try:
         with launched_world(request.device) as joined:
             yield joined
     except ProcessLostError as error:
         raise ProcessLostError(f"{error}; {what_to_resume(request.run)}") from error
+    except KeyboardInterrupt as error:
+        signum = error.signum if isinstance(error, Interrupted) else signal.SIGINT
+        saved = f"after step {error.step}, which is saved" if isinstance(error, Interrupted) else "at once"
+        if is_first():
+            how = resuming(request, command)
+            say(f"isnet: stopped {saved} ({signal.Signals(signum).name}); go on with: {how}", err=True)
+        raise SystemExit(128 + signum) from error
+
+
+def resuming(request: Request, command: str) -> str:
+    """The command line that goes on with a run: its settings are in its folder."""
+    words = ["isnet"] if os.path.basename(sys.argv[0]) == "isnet" else ["python", "-m", "isnet"]
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        words = ["torchrun", "--nproc-per-node", os.environ.get("LOCAL_WORLD_SIZE", "1"), "-m", "isnet"]
+    elif "SLURM_STEP_ID" in os.environ:
+        words = ["srun", *words]
+    words += [command, str(request.run), "--resume"]
+    words += ["--device", request.device] if request.device != best_device() else []
+    words += ["--quiet"] if request.quiet else []
+    for name in request.config.named_code.values():
+        words += [] if is_known(name) else ["--trust", name]
+    return shlex.join(words)
 
 
 takes_options(app, "train", _train)

@@ -1,6 +1,7 @@
 """The settings of a run: every option is stated once, in :mod:`isnet.config.groups`."""
 
 from isnet.config.groups import (
+    AUTO,
     STANDARD,
     FilesConfig,
     ImagesConfig,
@@ -9,11 +10,13 @@ from isnet.config.groups import (
     OptimizerConfig,
     ScheduleConfig,
 )
-from isnet.config.run import DATA_KINDS, GROUPS, DataSettings, RunConfig, changed, flag, require_use
+from isnet.config.run import DATA_KINDS, FROM_RUN, GROUPS, DataSettings, RunConfig, changed, flag, require_use
 from isnet.config.training import TrainConfig
 
 __all__ = [
+    "AUTO",
     "DATA_KINDS",
+    "FROM_RUN",
     "GROUPS",
     "STANDARD",
     "DataSettings",

@@ -8,8 +8,9 @@ from typing import Any
 
 import yaml
 
+from isnet._files import read_text
 from isnet.config.option import default_of, full_help, options_of, to_json
-from isnet.config.run import GROUPS, RunConfig, flag, require_groups
+from isnet.config.run import FROM_RUN, GROUPS, RunConfig, flag, require_groups
 
 
 def read_values(path: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
@@ -23,19 +24,33 @@ def read_values(path: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
     if not path.is_file():
         raise FileNotFoundError(f"--config: no file {path}")
     try:
-        found = parse_yaml(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        found = parse_yaml(read_text(path))
+    except RecursionError as error:
+        raise ValueError(f"{path}: no YAML (nested too deeply)") from error
+    except yaml.YAMLError as error:
         raise ValueError(f"{path}: no YAML ({' '.join(str(error).split())})") from error
     found = {} if found is None else found
     try:
         require_groups(found)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    return {key: values if key == "name" else dict(values or {}) for key, values in found.items()}
+    return {key: v if key == "name" else dict(v or {}) for key, v in found.items() if key != FROM_RUN}
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without its traps: a key that stands twice is an error (the first would be dropped), and a date is a text."""
+    """YAML without its traps.
+
+    A key that stands twice is an error (the first would be dropped), a date is a text, and an alias is an error, since a few lines of
+    aliases may stand for gigabytes.
+    """
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            raise yaml.MarkedYAMLError(
+                problem=f"the alias *{event.anchor} is not followed", problem_mark=event.start_mark
+            )
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         seen = set()

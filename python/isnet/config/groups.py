@@ -10,14 +10,15 @@ from isnet.config.texts import Channels, Epochs, Limit, Names, Pairs, Size, Step
 from isnet.data import MaskPolicy, Resize, pixel_range
 from isnet.data.augmentation import check_strengths
 from isnet.data.backgrounds import WarmupBackground
+from isnet.data.mask_reading import MaskValues
 from isnet.loss import Foreground
 from isnet.variants import VARIANTS, Form
 
 Precision = Literal["float32", "bfloat16", "float16"]
 LRSchedule = Literal["constant", "cosine", "step"]
-Monitor = Literal["loss", "classification", "accuracy"]
+Monitor = Literal["loss", "classification", "accuracy", "auc", "balanced"]
 Balance = Literal["fixed", "auto"]
-STANDARD = "standard"
+STANDARD, AUTO = "standard", "auto"
 
 
 @dataclass(frozen=True)
@@ -27,13 +28,28 @@ class ImagesConfig(Group):
     See :func:`isnet.data.read_table` and :class:`isnet.data.MaskedImages`.
     """
 
-    path: str = option("", "Image folder, .csv/.tsv/.parquet manifest or .tar shards.", names=("--data",), common=True)
-    masks: str | None = option(None, "Folder of the masks, of the images' shape; DATA/masks if left out.", common=True)
+    path: str = option(
+        "", "Image folder, .csv/.tsv/.parquet manifest or .tar shards.", names=("--data",), common=True, location=True
+    )
+    masks: str | None = option(
+        None, "Folder of the masks, of the images' shape; DATA/masks if left out.", common=True, location=True
+    )
     labels: Names = option((), "Label column of a multi-label manifest; repeatable.", names=("--label",), common=True)
     size: Size = option((224, 224), "HEIGHTxWIDTH of the images for the network.", metavar="HxW", common=True)
     channels: Channels = option(3, "Colour channels.", common=True)
     mask_policy: MaskPolicy = option("error", "The effect of an unusable mask.")
-    segmenter: str | None = option(None, "package.module:callable that makes missing masks from images [C, H, W].")
+    foreground_values: Names = option(
+        (),
+        "Number (1), range (128-255) or colour (#ff0000) that is foreground in the masks; repeatable. If left out, each file tells.",
+        metavar="VALUE",
+    )
+    void: int | None = option(
+        None, "Number of the masks that stands for void, as 255 often does; it is background.", ge=0
+    )
+    resize_masks: bool = option(False, "Bring a mask of another size, but the same proportions, to its image's size.")
+    segmenter: str | None = option(
+        None, "package.module:callable that makes missing masks from images [C, H, W].", code=True
+    )
     resize: Resize = option("stretch", "stretch, or pad to keep the aspect ratio.")
     normalize: str | None = option(None, "imagenet, or MEAN/STD with one number per channel, as 0.5/0.2.", common=True)
     validation: float = option(0.15, "Share of the training images, if there is no validation split.", ge=0, lt=1)
@@ -52,6 +68,7 @@ class ImagesConfig(Group):
             check_strengths(self.augment)
         except ValueError as error:
             raise ValueError(f"augment: {error}") from error
+        MaskValues.of(self.foreground_values, self.void)
         normalization(self.normalize, self.channels)
 
     @property
@@ -78,19 +95,28 @@ class NetworkConfig(Group):
     """
 
     variant: str = option(
-        STANDARD,
-        "standard, without a heatmap loss, or an ISNet.",
-        choices=lambda: (STANDARD, *VARIANTS),
+        AUTO,
+        "standard, without a heatmap loss, or an ISNet; auto: selective if training images have masks, else standard.",
+        choices=lambda: (AUTO, STANDARD, *VARIANTS),
         common=True,
     )
     arch: str = option(
-        "monai:DenseNet121", "monai:NAME, torchvision:NAME, timm:NAME or package.module:CALLABLE.", common=True
+        "monai:DenseNet121",
+        "monai:NAME, torchvision:NAME or timm:NAME (isnet archs lists them), package.module:CALLABLE or file.py:CALLABLE.",
+        common=True,
+        code=True,
     )
     arch_args: Pairs = option(
         {},
         "Argument of the architecture, its value in JSON or text; repeatable.",
         names=("--arch-arg",),
         metavar="KEY=VALUE",
+        common=True,
+    )
+    weights: str | None = option(
+        None,
+        "File of weights to begin with: safetensors, or a state_dict in PyTorch's format; a head for other classes is left out.",
+        metavar="FILE",
         common=True,
     )
     layers: Names = option(

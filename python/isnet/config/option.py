@@ -34,6 +34,8 @@ class Option:
         bounds: Of numbers: ``ge``, ``gt``, ``le``, ``lt``.
         resumable: Whether a resumed run may change it: never, after the warm-up, or always, since it changes no weight.
         needs: Name of the condition under which it has an effect (:data:`isnet.config.run.CONDITIONS`).
+        location: Whether it is a path to what a run needs: where that lies may change, and is kept absolute and relative to the run.
+        code: Whether it names code, which a file alone cannot make run (:mod:`isnet.factories`).
     """
 
     help: str
@@ -44,6 +46,8 @@ class Option:
     bounds: Mapping[str, float] = dataclasses.field(default_factory=dict)
     resumable: Literal["never", "after warm-up", "always"] = "never"
     needs: str | None = None
+    location: bool = False
+    code: bool = False
 
 
 def option(default: Any, help: str, **more: Any) -> Any:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from isnet.config.groups import (
+    AUTO,
     STANDARD,
     FilesConfig,
     ImagesConfig,
@@ -27,6 +28,7 @@ GROUPS: Mapping[str, type[Group]] = {
     "schedule": ScheduleConfig,
     "files": FilesConfig,
 }
+FROM_RUN = "from_run"  # beside the groups in config.json: locations, relative to the run
 # The kinds of data that a run may be on, by name in config.json: the user's images, and what experiments add.
 DATA_KINDS: dict[str, type[Group]] = {"images": ImagesConfig}
 
@@ -60,10 +62,12 @@ class Condition(NamedTuple):
 
 CONDITIONS: Mapping[str, Condition] = {
     "isnet": Condition(
-        lambda run: run.is_isnet, "an ISNet (--variant selective, say); a standard network has no heatmap loss"
+        lambda run: run.is_isnet or run.network.variant == AUTO,
+        "an ISNet (--variant selective, say); a standard network has no heatmap loss",
     ),
     "measured": Condition(
-        lambda run: run.tuning_epochs > 0, "an ISNet whose C1 and C2 are measured (without --c1 and --c2)"
+        lambda run: run.tuning_epochs > 0 or (run.network.variant == AUTO and run.loss.is_measured),
+        "an ISNet whose C1 and C2 are measured (without --c1 and --c2)",
     ),
     "sgd": Condition(lambda run: run.train.optimizer == "sgd", "--optimizer sgd"),
     "step": Condition(lambda run: run.schedule.lr_schedule == "step", "--schedule step"),
@@ -98,18 +102,46 @@ class RunConfig(TrainConfig):
 
     @property
     def is_isnet(self) -> bool:
-        """Whether the run has a heatmap loss."""
-        return self.network.variant != STANDARD
+        """Whether the run has a heatmap loss; not before ``auto`` is settled (:func:`isnet.runs.settled`)."""
+        return self.network.variant not in (STANDARD, AUTO)
 
     @property
     def title(self) -> str:
         """What to call the run."""
-        return self.name or self.network.variant
+        return self.name or (STANDARD if self.network.variant == AUTO else self.network.variant)
 
     @property
     def tuning_epochs(self) -> int:
         """Epochs of plain training from which C1 and C2 are measured first; 0: they are set, or there is no heatmap loss."""
         return self.loss.tune if self.is_isnet and self.loss.is_measured else 0
+
+    def identity(self) -> dict[str, Any]:
+        """All but the name and where the data lie, as JSON values."""
+        values = self.to_json()
+        del values["name"]
+        values["data"] = {name: value for name, value in values["data"].items() if name not in self.locations}
+        return values
+
+    @property
+    def locations(self) -> dict[str, str | None]:
+        """The options of the data that say where they lie."""
+        options = options_of(type(self.data))
+        return {name: getattr(self.data, name) for name, (option, _) in options.items() if option.location}
+
+    def moved(self, locations: Mapping[str, str | None]) -> RunConfig:
+        """The settings with other values of :attr:`locations`."""
+        return dataclasses.replace(self, data=dataclasses.replace(self.data, **locations))  # type: ignore[type-var]
+
+    @property
+    def named_code(self) -> dict[str, str]:
+        """GROUP.OPTION -> the code that it names (:mod:`isnet.factories`)."""
+        found = {}
+        for key in GROUPS:
+            group = getattr(self, key)
+            for name, (option, _) in options_of(type(group)).items():
+                if option.code and getattr(group, name) is not None:
+                    found[f"{key}.{name}"] = getattr(group, name)
+        return found
 
     def to_json(self) -> dict[str, Any]:
         """JSON values from which :meth:`from_json` rebuilds the settings."""
@@ -126,7 +158,7 @@ class RunConfig(TrainConfig):
         require_groups(values)
         data = dict(values.get("data") or {})
         kind = data.pop("kind", "images")
-        if kind not in DATA_KINDS:
+        if not isinstance(kind, str) or kind not in DATA_KINDS:
             raise ValueError(f"data.kind: expected {' or '.join(DATA_KINDS)}, got {kind!r}")
         parts = {key: made(group, values.get(key) or {}, key) for key, group in GROUPS.items() if key != "data"}
         name = "" if values.get("name") is None else values["name"]
@@ -146,7 +178,7 @@ def require_groups(values: Any) -> None:
     if "heatmap" in values:
         raise ValueError("an older version's run, which this one cannot read; train in a new folder")
     for key, found in values.items():
-        if key == "name":
+        if key in ("name", FROM_RUN):
             continue
         if key not in GROUPS:
             raise ValueError(f"{key}: no such group of options{near(str(key), GROUPS)}")
@@ -156,7 +188,7 @@ def require_groups(values: Any) -> None:
 
 def kind_of(data: Any) -> str:
     """The name of a kind of data."""
-    return next(name for name, kind in DATA_KINDS.items() if kind is type(data))
+    return next(name for name, kind in DATA_KINDS.items() if isinstance(data, kind))
 
 
 def flag(name: str) -> str:

@@ -98,6 +98,10 @@ class TrainConfig:
         """The four groups as JSON values."""
         return {field.name: to_json(getattr(self, field.name)) for field in dataclasses.fields(TrainConfig)}
 
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint of this training is known by, as JSON values: where things lie is left out."""
+        return self.training_json()
+
     def differences(self, saved: Mapping[str, Any], *, past_warmup: bool = True) -> list[str]:
         """What prevents a run with the settings ``saved`` from being continued with these, one text each.
 

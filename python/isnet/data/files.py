@@ -40,11 +40,14 @@ class FileRef:
 
     def read(self) -> bytes:
         """Its bytes."""
+        return self.head(-1)
+
+    def head(self, count: int) -> bytes:
+        """Its first ``count`` bytes, or all, if there are no more; -1: all."""
         with self.path.open("rb") as file:
-            if self.offset is None:
-                return file.read()
-            file.seek(self.offset)
-            return file.read(-1 if self.size is None else self.size)
+            file.seek(self.offset or 0)
+            sizes = [number for number in (count, self.size) if number is not None and number >= 0]
+            return file.read(min(sizes, default=-1))
 
 
 def suffix_of(name: str) -> str:

@@ -14,7 +14,8 @@ from torch.utils.data import Dataset
 from isnet._seeds import seeded, stream_seed
 from isnet.data.augmentation import joint_transform
 from isnet.data.files import FileRef, UnreadableFileError
-from isnet.data.pixels import read_image, read_mask
+from isnet.data.mask_reading import MaskReading, MaskValues
+from isnet.data.pixels import check_places, mask_reading, read_image, read_mask
 from isnet.data.table import DataError, ImageTable, Record
 
 Example = tuple[Tensor, Tensor, Tensor]  # image [C, H, W], label [] or labels [K], mask [1, H, W]
@@ -37,6 +38,10 @@ class MaskedImages(Dataset[tuple[Tensor, Tensor, Tensor]]):
         mask_policy: The effect of a missing, unreadable, mismatched or empty mask: ``"error"``; ``"full"``: the whole image counts as
             foreground; ``"skip"`` is settled beforehand by :func:`isnet.data.audit`, which drops such images.
         need_masks: Splits whose images must have masks; None: all. Elsewhere a missing mask comes out as one without foreground.
+        foreground_values: Which values of the masks are foreground: numbers, or texts as ``"1"``, ``"128-255"``, ``"#ff0000"``; by default
+            what :func:`isnet.data.read_mask` finds.
+        void: A number of the masks that stands for void, as 255 often does, and is background.
+        resize_masks: Whether a mask of another size than its image, but of its shape, is brought to the image's size (nearest pixel).
         segmenter: Makes the mask of an image that has none: from [C, H, W] in [0, 1], before resizing, to [1, H, W] or [H, W],
             foreground where it is > 0.5.
         resize: ``"stretch"`` to the size, or ``"pad"`` with zeros to keep the aspect ratio.
@@ -65,6 +70,9 @@ class MaskedImages(Dataset[tuple[Tensor, Tensor, Tensor]]):
         channels: int = 1,
         mask_policy: MaskPolicy = "error",
         need_masks: Collection[str] | None = None,
+        foreground_values: Collection[float | str] = (),
+        void: int | None = None,
+        resize_masks: bool = False,
         segmenter: Segmenter | None = None,
         resize: Resize = "stretch",
         mean: Sequence[float] | None = None,
@@ -86,7 +94,12 @@ class MaskedImages(Dataset[tuple[Tensor, Tensor, Tensor]]):
         self.resize, self.transform, self.seed, self.epoch = resize, transform, seed, 0
         self.mean = None if mean is None else torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1)
         self.std = None if std is None else torch.tensor(std, dtype=torch.float32).view(-1, 1, 1)
-        self.need_masks = need_masks
+        self.need_masks, self.resize_masks = need_masks, resize_masks
+        self.foreground_values, self.void = foreground_values, void
+        try:
+            MaskValues.of(foreground_values, void)
+        except ValueError as error:
+            raise DataError(str(error)) from error
         self.sources = [record.source for record in table.records]
         self.groups = [record.group for record in table.records]
         self.masked = [index for index, record in enumerate(table.records) if not self._lacks_mask(record)]
@@ -142,7 +155,7 @@ class MaskedImages(Dataset[tuple[Tensor, Tensor, Tensor]]):
             return self._fit(image, torch.zeros_like(image[:1]))
         image, mask = self._fit(image, self._mask(record, image))
         if not bool(mask.any()):
-            raise MaskError(f"{_mask_name(record)}: no foreground")
+            raise MaskError(f"{_mask_name(record)}: no foreground{self._why_empty(record)}")
         return image, mask
 
     def _lacks_mask(self, record: Record) -> bool:
@@ -167,14 +180,43 @@ class MaskedImages(Dataset[tuple[Tensor, Tensor, Tensor]]):
                 )
             return mask.float()
         try:
-            mask = read_mask(record.mask)
+            mask = read_mask(record.mask, self.foreground_values, self.void)
+            check_places(record.image, record.mask)
         except UnreadableFileError as error:
             raise MaskError(str(error)) from error
-        if mask.shape[1:] != image.shape[1:]:
-            raise MaskError(
-                f"{record.mask}: a mask of {_sides(mask)} pixels for an image of {_sides(image)} pixels ({record.image})"
-            )
-        return mask
+        return mask if mask.shape[1:] == image.shape[1:] else self._resized(record, mask, image)
+
+    def _resized(self, record: Record, mask: Tensor, image: Tensor) -> Tensor:
+        """The mask at the size of its image.
+
+        Raises:
+            MaskError: it is not allowed, or the sides have other proportions, by more than 1 % and more than a pixel.
+        """
+        sizes = f"a mask of {_sides(mask)} pixels for an image of {_sides(image)} pixels ({record.image})"
+        (rows, columns), (height, width) = mask.shape[1:], image.shape[1:]
+        if abs(rows - height * columns / width) > max(1, 0.01 * rows):
+            raise MaskError(f"{record.mask}: {sizes}; the proportions differ, so that it cannot be resized")
+        if not self.resize_masks:
+            raise MaskError(f"{record.mask}: {sizes}; --resize-masks (resize_masks=True) brings it to that size")
+        return F.interpolate(mask[None], (height, width), mode="nearest-exact")[0]
+
+    def reading(self, record: Record) -> MaskReading | None:
+        """How the mask of an image is read; None if there is no file of one. See :func:`isnet.data.mask_reading`.
+
+        Raises:
+            MaskError: it cannot be read.
+        """
+        if record.mask is None:
+            return None
+        try:
+            return mask_reading(record.mask, self.foreground_values, self.void)
+        except UnreadableFileError as error:
+            raise MaskError(str(error)) from error
+
+    def _why_empty(self, record: Record) -> str:
+        """The values of a mask that has no foreground, as the end of a sentence."""
+        found = None if record.mask is None else self.reading(record)
+        return f" ({found})" if found is not None and found.found else ""
 
     def _fit(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Both at the size of the set; a pixel is foreground if at least half of it was."""

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from isnet.data.files import FileRef
-
-TRAIN, VALIDATION = "train", "validation"
-_SPLIT_NAMES = {TRAIN: TRAIN, "training": TRAIN, VALIDATION: VALIDATION, "val": VALIDATION, "valid": VALIDATION}
-
-
-class DataError(ValueError):
-    """Images, labels or masks that cannot be used; the text names the file or row."""
+from isnet.data.findings import Finding
+from isnet.data.names import TRAIN, VALIDATION, DataError
 
 
 @dataclass(frozen=True)
@@ -54,12 +48,14 @@ class ImageTable:
         classes: The names of the classes, or of the labels.
         multi_label: Whether each image has one decision per label instead of one class.
         unread: Columns of a manifest that are not read.
+        findings: What was seen while the set was read: files left out, masks without an image, empty folders, ...
     """
 
     records: tuple[Record, ...]
     classes: tuple[str, ...]
     multi_label: bool = False
     unread: tuple[str, ...] = ()
+    findings: tuple[Finding, ...] = field(default=(), compare=False)
 
     def part(self, split: str) -> ImageTable:
         """The images of a split."""
@@ -158,24 +154,3 @@ def describe(table: ImageTable) -> list[tuple[str, str, int, dict[str, int]]]:
                 counts.update(table.classes[i] for i in present)
             rows.append((split, source, len(members), {name: counts[name] for name in table.classes}))
     return rows
-
-
-def sorted_names(names: set[str]) -> tuple[str, ...]:
-    """Numbers in their own order, other names alphabetically."""
-    return tuple(sorted(names, key=lambda name: (0, int(name), "") if name.isdigit() else (1, 0, name)))
-
-
-def bit(text: str, where: str) -> int:
-    """0 or 1 from a text; DataError names ``where``."""
-    try:
-        value = float(json.loads(text.lower()))
-    except (ValueError, TypeError):
-        value = float("nan")
-    if value not in (0.0, 1.0):
-        raise DataError(f"{where}: a label must be 0 or 1, got {text!r}")
-    return int(value)
-
-
-def split_name(name: str) -> str:
-    """The name of a split under one of its usual spellings."""
-    return _SPLIT_NAMES.get(name.lower(), name)

@@ -25,13 +25,16 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from isnet._files import write_text
+from isnet._text import Screen
 from isnet.config import RunConfig
 from isnet.experiments.digits import DigitsConfig, digits_run
 from isnet.experiments.mnist_files import load_mnist
 from isnet.runs import branch_run, evaluate_run, load_run, load_run_data, train_run
-from isnet.runs.report import gallery, write_report
+from isnet.runs.gallery import gallery
+from isnet.runs.report import write_report
 from isnet.runs.tables import Row, markdown_table, score_rows
 from isnet.training.log import LOG_NAME, read_log
 
@@ -164,7 +167,7 @@ def run_demo(config: DemoConfig, *, resume: bool = False, console: Console | Non
         resume: Continue what an earlier call left unfinished, instead of starting afresh.
         console: Where to print.
     """
-    console = console or Console()
+    console = console or Screen()
     started = time.perf_counter()
     folder = Path(config.folder)
     runs = demo_runs(config)
@@ -202,7 +205,7 @@ def _run_jobs(jobs: Sequence[_Job], folder: Path, console: Console) -> None:
     threads = max(1, cores // workers)
     waiting, running, done = list(jobs), dict[Future[None], _Job](), set[str]()
     columns = (TextColumn("{task.description}"), BarColumn(16), TimeElapsedColumn(), TextColumn("{task.fields[state]}"))
-    console.print("Training; accuracy in % on the biased / unbiased / deceiving test:", highlight=False)
+    console.print("Training; accuracy in % on the biased / unbiased / deceiving test:")
     context = multiprocessing.get_context("spawn")
     others = set(multiprocessing.active_children())
     with (
@@ -273,6 +276,6 @@ def _print_results(
         table.add_row(row.title, *(f"{share:.1f} %" for share in shares))
     console.print(table)
     for claim in claims:
-        mark = "[green]✓[/]" if claim.holds else "[red]✗[/]"
-        console.print(f"{mark} {claim.text}", highlight=False, soft_wrap=True)
-    console.print(f"{seconds:.0f} s. Report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
+        mark = Text("✓ ", style="green") if claim.holds else Text("✗ ", style="red")
+        console.print(mark + Text(claim.text, style=""), soft_wrap=True)
+    console.print(f"{seconds:.0f} s. Report: {folder / 'report.html'}", soft_wrap=True)

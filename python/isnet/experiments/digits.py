@@ -18,7 +18,7 @@ from isnet.runs.data import RunData, load_data
 class DigitsConfig(Group):
     """Biased MNIST; see :class:`isnet.experiments.biased_mnist.BiasedMNIST`."""
 
-    folder: str = option("data/mnist", "Folder of the MNIST files.")
+    folder: str = option("data/mnist", "Folder of the MNIST files.", location=True)
     train_size: int | None = option(None, "Training digits; all if left out.", ge=1)
     test_size: int | None = option(None, "Test digits; all if left out.", ge=1)
     mark: Mark = option("place", "Background mark; photo needs scikit-image.")

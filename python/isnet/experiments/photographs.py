@@ -54,9 +54,7 @@ def photograph(name: str) -> Tensor:
 
     found = importlib.util.find_spec("skimage")
     if found is None or not found.submodule_search_locations:
-        raise ModuleNotFoundError(
-            "mark 'photo' takes its backgrounds from scikit-image: pip install --no-build-isolation '.[experiments]'"
-        )
+        raise ModuleNotFoundError("mark 'photo' takes its backgrounds from scikit-image: pip install scikit-image")
     path = Path(found.submodule_search_locations[0]) / "data" / name
     if not path.is_file():
         raise FileNotFoundError(f"scikit-image carries no {name} ({path}); release 0.26 does")

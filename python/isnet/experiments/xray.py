@@ -187,7 +187,7 @@ def train_method(config: XrayConfig, job: Job) -> None:
         branch_run(folder, _folder(config, Job(_WARMUP, job.seed)))
     train_run(folder, settings, resume=True, progress=False)
     if job.method != _WARMUP:
-        evaluate_run(load_run(folder), resamples=_RESAMPLES, progress=False)
+        evaluate_run(load_run(folder), resamples=_RESAMPLES, sensitivity=False, progress=False)
 
 
 def _finished(config: XrayConfig, job: Job) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib
 import itertools
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -13,21 +12,24 @@ from typing import Any, NamedTuple
 from rich.progress import track
 from torch.utils.data import Dataset
 
-from isnet.config import ImagesConfig, RunConfig
+from isnet.config import AUTO, STANDARD, ImagesConfig, RunConfig
 from isnet.data import (
     Augmentation,
     DataError,
     Example,
+    Finding,
     ImageTable,
     MaskedImages,
     Problem,
     apply_policy,
-    audit,
+    examine,
     read_table,
     with_validation,
 )
+from isnet.data.checks import check as check_images
 from isnet.data.table import TRAIN, VALIDATION
-from isnet.runs.folder import Run
+from isnet.factories import FactoryError, find_callable
+from isnet.runs.folder import Run, require_data
 from isnet.training.distributed import World, current_world
 
 
@@ -39,12 +41,14 @@ class RunData(NamedTuple):
         validation: Scored after each epoch, by name; the first chooses the best checkpoint.
         tests: Scored at the end, by name.
         dropped: What was wrong with each image that the mask policy ``"skip"`` left out.
+        findings: What the checks of :func:`isnet.data.check` found, if they were asked for.
     """
 
     train: Dataset[Example]
     validation: Mapping[str, Dataset[Example]]
     tests: Mapping[str, Dataset[Example]]
     dropped: tuple[str, ...] = ()
+    findings: tuple[Finding, ...] = ()
 
 
 def splits_with_masks(config: RunConfig) -> tuple[str, ...]:
@@ -88,7 +92,13 @@ def load_run_data(config: RunConfig, *, check: bool = False, progress: bool = Tr
 
 
 def run_data(run: Run, *, progress: bool = True) -> RunData:
-    """The data sets of a trained run, as for its training."""
+    """The data sets of a trained run, as for its training.
+
+    Raises:
+        FileNotFoundError: the data are no longer where they were.
+        DataError: see :func:`load_data`.
+    """
+    require_data(run.folder, run.config)
     return load_run_data(run.config, progress=progress)
 
 
@@ -103,14 +113,18 @@ def _load_images(
 ) -> RunData:
     table = with_validation(load_table(config), config.validation, seed)
     problems: list[Problem] = []
+    findings: list[Finding] = []
     if check or config.mask_policy != "error":
         images = image_set(config, table, need_masks=need_masks)
         show = progress_bar("checking images and masks", progress)
         world = current_world() if check else World()
         # Without a check "full" only needs to know which masks of scored images are unusable.
         rows = [i for i, r in enumerate(table.records) if check or config.mask_policy == "skip" or r.split != TRAIN]
-        found = world.gather(audit(images, show, rows[world.rank :: world.size]))
-        problems = sorted(itertools.chain(*found))
+        mine = rows[world.rank :: world.size]
+        gathered = world.gather(examine(images, show, mine, None if world.size == 1 else 0))
+        facts = sorted(itertools.chain(*gathered), key=lambda seen: seen.row)
+        problems = [seen.problem for seen in facts if seen.problem is not None]
+        findings = check_images(table, facts) if check else []
         table = apply_policy(table, problems, config.mask_policy)
     parts = {name: table.part(name) for name in table.splits}
     if not parts.get(TRAIN, table.part(TRAIN)).records:
@@ -120,7 +134,7 @@ def _load_images(
     validation = {name: sets.pop(name) for name in (VALIDATION,) if name in sets}
     # Without a test set only the validation images can be scored.
     dropped = tuple(problem.text for problem in problems) if config.mask_policy == "skip" else ()
-    return RunData(train, validation, sets or validation, dropped)
+    return RunData(train, validation, sets or validation, dropped, tuple(findings))
 
 
 def require_tests(data: RunData, folder: str | os.PathLike[str]) -> None:
@@ -147,6 +161,25 @@ def load_table(config: ImagesConfig) -> ImageTable:
     return table
 
 
+def settled(config: RunConfig) -> RunConfig:
+    """The settings with what the data decide: the names of the classes, and the variant, if it is left to them.
+
+    Raises:
+        DataError: nothing usable.
+    """
+    auto = config.network.variant == AUTO
+    if not isinstance(config.data, ImagesConfig):
+        return config.replaced(variant=STANDARD) if auto else config
+    config = dataclasses.replace(config, data=with_classes(config.data))
+    if not auto:
+        return config
+    assert isinstance(config.data, ImagesConfig)
+    masked = config.data.segmenter is not None or any(
+        record.mask is not None for record in load_table(config.data).part(TRAIN).records
+    )
+    return config.replaced(variant="selective" if masked else STANDARD)
+
+
 def with_classes(config: ImagesConfig) -> ImagesConfig:
     """The configuration with the class names that its data have."""
     table = load_table(config)
@@ -169,7 +202,10 @@ def image_set(
         channels=config.channels,
         mask_policy=config.mask_policy,
         need_masks=need_masks,
-        segmenter=None if config.segmenter is None else _load(config.segmenter),
+        foreground_values=config.foreground_values,
+        void=config.void,
+        resize_masks=config.resize_masks,
+        segmenter=None if config.segmenter is None else _segmenter(config.segmenter),
         resize=config.resize,
         mean=mean,
         std=std,
@@ -183,15 +219,16 @@ def same_images(a: Dataset[Example], b: Dataset[Example]) -> bool:
     return type(a) is type(b) and a.contents == b.contents  # type: ignore[attr-defined]
 
 
-def _load(name: str) -> Any:
-    """``package.module:callable``; a class is made without arguments."""
-    module, separator, attribute = name.partition(":")
-    if not separator:
-        raise DataError(f"segmenter: expected package.module:callable, got {name!r}")
+def _segmenter(name: str) -> Any:
+    """What makes masks; a class is made without arguments.
+
+    Raises:
+        DataError: there is none of this name.
+    """
     try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise DataError(f"segmenter: {name} cannot be imported ({error})") from error
+        found = find_callable(name)
+    except FactoryError as error:
+        raise DataError(f"segmenter: {error}") from error
     try:
         made = found() if isinstance(found, type) else found
     except Exception as error:  # it is not ours: errors of every kind

@@ -1,37 +1,53 @@
 """Training runs as folders: settings, log, checkpoint and scores, each in its own file.
 
 ``config.json`` (the settings; ``config.yaml``: the same for people and for ``--config``), ``ranges.json`` (C1 and C2, if they were
-measured), ``log.jsonl``, ``last.safetensors`` (model and optimizer), ``best.safetensors`` (if a validation score chooses),
-``evaluation.json``.
+measured), ``data.json`` (what the images were), ``log.jsonl``, ``last.safetensors`` (model and optimizer, to go on from),
+``best.safetensors`` (the weights to use: of the best epoch, or, if no validation score chooses, of the latest), ``evaluation.json``.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pydantic import ValidationError
 from torch import nn
 
-from isnet._files import write_json, write_text
-from isnet.config import RunConfig
+from isnet._files import read_json, write_json, write_text
+from isnet.config import FROM_RUN, ImagesConfig, RunConfig, flag
 from isnet.config.files import to_yaml
+from isnet.config.run import kind_of
+from isnet.factories import require_no_files, require_trusted
 from isnet.runs.build import build_model
-from isnet.training.checkpoints import CheckpointError, checkpoint_step, load_checkpoint, load_model_state
+from isnet.runs.evaluation_file import Evaluation
+from isnet.runs.lock import LOCK_NAME
+from isnet.training.checkpoints import (
+    CheckpointError,
+    checked,
+    checkpoint_header,
+    load_checkpoint,
+    load_state,
+    load_weights,
+)
 from isnet.training.distributed import current_world
-from isnet.training.log import LOG_NAME, TABLE_NAME, TENSORBOARD_NAME
+from isnet.training.log import LOG_NAME, TABLE_NAME, TENSORBOARD_NAME, read_log
 from isnet.training.loop import BEST_NAME, CHECKPOINT_NAME
-from isnet.training.ranges import RANGES_NAME
+from isnet.training.ranges import RANGES_NAME, load_ranges
+from isnet.training.state import TrainingState
+from isnet.training.steps import require_epochs
 
 CONFIG_NAME = "config.json"
 YAML_NAME = "config.yaml"
 EVALUATION_NAME = "evaluation.json"
+DATA_NAME = "data.json"
 TUNING_FOLDER = "tuning"
 _WRITTEN = (  # by a run, beside config.json: patterns of names
-    *(YAML_NAME, EVALUATION_NAME, RANGES_NAME, LOG_NAME, TABLE_NAME, TENSORBOARD_NAME, TUNING_FOLDER),
+    *(YAML_NAME, DATA_NAME, EVALUATION_NAME, RANGES_NAME, LOG_NAME, TABLE_NAME, TENSORBOARD_NAME, TUNING_FOLDER),
     *(CHECKPOINT_NAME, BEST_NAME, "epoch-*.safetensors", "non-finite-batch*.safetensors"),
+    *("predictions-*.csv", "evaluations"),
 )
 
 
@@ -43,22 +59,22 @@ class Run(NamedTuple):
     model: nn.Module
 
 
-def open_run(folder: Path, config: RunConfig, *, resume: bool = False, overwrite: bool = False) -> Path:
-    """The folder of a run, with its settings written, and without the run that was there if it is to be overwritten.
+def open_run(folder: Path, config: RunConfig) -> RunConfig:
+    """Writes the settings of a run, in which paths are absolute.
 
-    Raises:
-        FileExistsError, CheckpointError: see :func:`require_room`.
+    To be called where :func:`require_room` has passed, by the only writer (:func:`isnet.runs.lock.one_writer`).
     """
     world = current_world()
-    require_room(folder, config, resume=resume, overwrite=overwrite)
     world.barrier()
+    absolute = {name: os.path.abspath(path) if path else path for name, path in config.locations.items()}
+    config = config.moved(absolute)
     if world.is_main:
-        if overwrite:
-            remove_run(folder)
-        write_json(folder / CONFIG_NAME, config.to_json())
+        home = os.path.realpath(folder)
+        from_run = {name: os.path.relpath(os.path.realpath(path), home) for name, path in absolute.items() if path}
+        write_json(folder / CONFIG_NAME, {**config.to_json(), FROM_RUN: from_run})
         write_text(folder / YAML_NAME, to_yaml(config))
     world.barrier()
-    return folder
+    return config
 
 
 def require_room(folder: Path, config: RunConfig, *, resume: bool = False, overwrite: bool = False) -> None:
@@ -67,6 +83,7 @@ def require_room(folder: Path, config: RunConfig, *, resume: bool = False, overw
     Raises:
         FileExistsError: it holds a run, and neither is wanted; or it is to be overwritten and holds other things, but no run.
         CheckpointError: ``config`` would not continue that run.
+        ValueError: a file of that run is damaged.
     """
     world = current_world()
     if world.from_main(folder.exists() and not folder.is_dir()):
@@ -74,12 +91,48 @@ def require_room(folder: Path, config: RunConfig, *, resume: bool = False, overw
     if world.from_main((folder / CONFIG_NAME).exists()):
         if resume:
             require_same_run(folder, config)
+            _require_whole(folder, config)
         elif not overwrite:
             raise FileExistsError(
                 f"{folder} holds a run: go on with --resume, replace it with --overwrite, or name another folder"
             )
-    elif overwrite and world.from_main(folder.exists() and any(folder.iterdir())):
+    elif overwrite and world.from_main(folder.exists() and any(path.name != LOCK_NAME for path in folder.iterdir())):
         raise FileExistsError(f"--overwrite: {folder} is no run, and is left as it is; name another folder")
+
+
+def _require_whole(folder: Path, config: RunConfig) -> None:
+    """Checks what a run goes on from, as far as no tensor is needed.
+
+    Raises:
+        ValueError: a damaged file.
+        CheckpointError: likewise, or fewer epochs than were trained.
+    """
+    for part in (folder, folder / TUNING_FOLDER):
+        if (part / LOG_NAME).exists():
+            read_log(part / LOG_NAME)
+        if (part / CHECKPOINT_NAME).exists():
+            step, settings = checkpoint_header(part / CHECKPOINT_NAME)
+            state = checked(TrainingState, settings, f"{part / CHECKPOINT_NAME}: its settings")
+            if part == folder:
+                _require_code(config, state.config, part / CHECKPOINT_NAME)
+                require_epochs(config, step, state.images, part / CHECKPOINT_NAME)
+                begun = step > config.schedule.warmup * max(1, state.images // config.train.batch_size)
+                differences = config.differences(state.config, past_warmup=begun)
+                if differences:
+                    raise CheckpointError(
+                        f"{part / CHECKPOINT_NAME} was made with other settings ({'; '.join(differences)})"
+                    )
+    if (folder / RANGES_NAME).exists():
+        load_ranges(folder / RANGES_NAME)
+
+
+def _require_code(config: RunConfig, trained: Mapping[str, Any], path: Path) -> None:
+    """Raises CheckpointError if ``path`` was trained with another network than the settings name."""
+    network = trained.get("network")
+    for option in ("arch", "arch_args"):
+        ours = config.to_json()["network"][option]
+        if isinstance(network, Mapping) and network.get(option) != ours:
+            raise CheckpointError(f"{path} was trained with network.{option} {network.get(option)!r}, not {ours!r}")
 
 
 def remove_run(folder: Path) -> None:
@@ -90,69 +143,167 @@ def remove_run(folder: Path) -> None:
 
 
 def load_config(folder: str | os.PathLike[str]) -> RunConfig:
-    """The settings of the run in ``folder``.
+    """The settings of the run in ``folder``; data that lie no longer where they did, but still so from the run, are found.
 
     Raises:
         FileNotFoundError: ``folder`` holds no run.
         ValueError: its settings cannot be read.
     """
-    path = Path(folder) / CONFIG_NAME
-    if not path.is_file():
+    config, from_run = _read_config(Path(folder))
+    found = {name: _found(Path(folder), path, from_run.get(name)) for name, path in config.locations.items()}
+    return config.moved(found)
+
+
+def _read_config(folder: Path) -> tuple[RunConfig, dict[str, str]]:
+    """The settings as they were written, and the locations relative to the run."""
+    path = folder / CONFIG_NAME
+    if not path.exists():
         raise FileNotFoundError(f"{folder} is not a run: it has no {CONFIG_NAME}")
+    values = read_json(path)
     try:
-        values = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path}: no JSON ({error})") from error
-    try:
-        return RunConfig.from_json(values)
+        config = RunConfig.from_json(values)
+        from_run = values.get(FROM_RUN) or {}
+        if not isinstance(from_run, dict) or not all(isinstance(value, str) for value in from_run.values()):
+            raise ValueError(f"{FROM_RUN}: expected options with paths, got {from_run!r}")
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+    return config, from_run
 
 
-def load_run(folder: str | os.PathLike[str], *, device: str = "cpu") -> Run:
-    """The trained classifier in ``folder``, in evaluation mode: its best checkpoint, if a validation score chose one, else its last.
+def _found(folder: Path, path: str | None, from_run: str | None) -> str | None:
+    if path and from_run and not os.path.exists(path) and os.path.exists(folder / from_run):
+        return os.path.realpath(folder / from_run)
+    return path
+
+
+def require_data(folder: str | os.PathLike[str], config: RunConfig) -> None:
+    """Checks that the data of a run are where its settings say.
+
+    Raises:
+        FileNotFoundError: they are not; the text names the places and the remedy.
+    """
+    from_run = _read_config(Path(folder))[1] if (Path(folder) / CONFIG_NAME).exists() else {}
+    for name, path in config.locations.items():
+        if path and not os.path.exists(path) and isinstance(config.data, ImagesConfig):
+            other = os.path.normpath(Path(folder).absolute() / from_run[name]) if name in from_run else None
+            also = f", nor at {other}" if other not in (None, path) else ""
+            raise FileNotFoundError(
+                f"{folder}: its data are not at {path}{also}; say where they are ({flag(name)} PATH)"
+            )
+
+
+def load_run(
+    folder: str | os.PathLike[str],
+    *,
+    device: str = "cpu",
+    trust: str | Collection[str] = (),
+    data: str | os.PathLike[str] | None = None,
+    masks: str | os.PathLike[str] | None = None,
+) -> Run:
+    """The trained classifier in ``folder``, in evaluation mode: of the best epoch, if a validation score chose one, else of the last.
+
+    Args:
+        folder: Of the run.
+        device: Where to compute.
+        trust: Code of yours that the run may use: ``package.module:CALLABLE``, or a package or module. That of known libraries needs none.
+        data, masks: Where its images and masks are now, if they have moved.
 
     Raises:
         FileNotFoundError: no run, or none that has reached its first checkpoint.
-        CheckpointError: the checkpoint does not fit the settings.
+        FactoryError: its settings name other code than that of known libraries, which is not trusted.
+        ValueError: a damaged file, named in the text.
+        CheckpointError: likewise, or the checkpoint does not fit the settings.
     """
     folder = Path(folder)
     config = load_config(folder)
-    path = folder / (BEST_NAME if (folder / BEST_NAME).exists() else CHECKPOINT_NAME)
-    model = build_model(config)
-    load_model_state(model, load_checkpoint(path), path, averaged=config.train.ema is not None)
+    require_trusted_config(config, folder / CONFIG_NAME, trust)
+    moved = {name: os.fspath(path) for name, path in (("path", data), ("masks", masks)) if path is not None}
+    if moved:
+        if not isinstance(config.data, ImagesConfig):
+            raise ValueError(f"{folder}: a run on {kind_of(config.data)}, whose data cannot be named")
+        config = config.moved(moved)
+    averaged = config.train.ema is not None
+    if (folder / BEST_NAME).exists():
+        path = folder / BEST_NAME
+        state, note = load_weights(path)
+        trained = note["config"]
+    else:
+        path = folder / CHECKPOINT_NAME
+        checkpoint = load_checkpoint(path)
+        trained = checked(TrainingState, checkpoint.settings, f"{path}: its settings").config
+        state = checkpoint.ema if averaged and checkpoint.ema is not None else checkpoint.model
+    ours = config.identity()
+    differences = _differences(trained, ours) if "data" in trained else []
+    if differences:
+        raise CheckpointError(
+            f"{path} was trained with other settings than {folder / CONFIG_NAME} has ({'; '.join(differences)})"
+        )
+    model = build_model(config, pretrained=False)
+    load_state(model, state, path)
     return Run(folder, config, model.to(device).eval())
 
 
+def require_trusted_config(config: RunConfig, path: Path, trust: str | Collection[str]) -> None:
+    """Checks that settings read from a file make no code run but that of known libraries and what the user trusts.
+
+    Raises:
+        FactoryError: they would.
+    """
+    require_trusted(config.named_code, trust, path)
+    require_no_files(config.network.arch, config.network.arch_args, path)
+
+
 def load_evaluation(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """The scores that :func:`evaluate_run` wrote, or None."""
+    """The scores that :func:`evaluate_run` wrote, or None.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
     path = Path(folder) / EVALUATION_NAME
-    return json.loads(path.read_text()) if path.is_file() else None
+    if not path.exists():
+        return None
+    values = read_json(path)
+    try:
+        Evaluation.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "the whole"
+        raise ValueError(
+            f"{path}: {place}: {first['msg']}; remove the file, and `isnet evaluate` writes it anew"
+        ) from error
+    return values
 
 
 def require_same_run(folder: str | os.PathLike[str], asked: RunConfig) -> None:
-    """Compares the settings of the run in ``folder`` with others.
+    """Compares the settings of the run in ``folder`` with others; where its data lie may differ.
 
     Raises:
         CheckpointError: ``asked`` would not continue that run.
         FileNotFoundError: ``folder`` holds no run.
     """
     found, path = load_config(folder), Path(folder) / CONFIG_NAME
-    ours, theirs = asked.to_json(), found.to_json()
-    differences = asked.differences(theirs)
-    for group in ("data", "network"):
-        differences += [
-            f"{group}.{key}: {theirs[group].get(key)!r} there, {ours[group].get(key)!r} now"
-            for key in {**theirs[group], **ours[group]}
-            if theirs[group].get(key) != ours[group].get(key)
-        ]
+    ours, theirs = asked.identity(), found.identity()
+    differences = asked.differences(theirs) + _differences(theirs, ours)
     if differences:
         raise CheckpointError(f"{path} is a run with other settings ({'; '.join(differences)})")
+
+
+def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
+    """How data and network differ."""
+    found = []
+    for group in ("data", "network"):
+        a, b = theirs.get(group), ours[group]
+        if not isinstance(a, Mapping):
+            return [f"{group}: {a!r} there"]
+        found += [
+            f"{group}.{key}: {a.get(key)!r} there, {b.get(key)!r} now" for key in {**a, **b} if a.get(key) != b.get(key)
+        ]
+    return found
 
 
 def what_to_resume(folder: str | os.PathLike[str]) -> str:
     """A text on what an interrupted run in ``folder`` can resume from."""
     for path in (Path(folder) / CHECKPOINT_NAME, Path(folder) / TUNING_FOLDER / CHECKPOINT_NAME):
         if path.exists():
-            return f"{path} holds step {checkpoint_step(path)}: go on with --resume"
+            return f"{path} holds step {checkpoint_header(path)[0]}: go on with --resume"
     return "there is no checkpoint yet: begin again with --resume"

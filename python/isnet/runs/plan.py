@@ -78,14 +78,16 @@ def plan_run(config: RunConfig, data: RunData, *, world: World | None = None, de
     )
 
 
-def checked_network(config: RunConfig, data: RunData, world: World, device: str) -> nn.Module:
-    """The untrained network on the CPU, if a run with these settings can be trained on these data.
+def checked_network(
+    config: RunConfig, data: RunData, world: World, device: str, *, pretrained: bool = True
+) -> nn.Module:
+    """The untrained network on the CPU, if a run with these settings can be trained on these data; see :func:`build_model`.
 
     Raises:
         ValueError: it cannot.
     """
     require_validation(config, data.validation)
-    network = build_network(config)
+    network = build_network(config, pretrained=pretrained)
     isnet = network if isinstance(network, ISNet) else None
     require_trainable(config, world, len(cast(Sized, data.train)), isnet, torch.device(device))
     if config.is_isnet:

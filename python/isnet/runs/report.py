@@ -1,97 +1,69 @@
-"""One self-contained HTML page on several runs: accuracies, heatmaps and training curves."""
+"""One self-contained HTML page on several runs: what decides and what to beware of, then heatmaps, classes, curves and settings."""
 
 from __future__ import annotations
 
-import base64
-import io
-import math
 import os
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import NamedTuple
 
 import jinja2
 import torch
-from matplotlib.figure import Figure
-from torch import Tensor
-from torch.utils.data import Dataset
+from markupsafe import Markup
 
 from isnet._files import write_text
 from isnet.config import RunConfig
-from isnet.data import Example
-from isnet.explanation import heatmaps
 from isnet.runs.data import RunData, require_tests, run_data
 from isnet.runs.folder import Run
-from isnet.runs.tables import all_tests, mask_notes, score_cells, score_rows, score_table, titled
-from isnet.scoring.evaluation import background_share, right_answers
-from isnet.scoring.pictures import curves_figure, gallery_figure
+from isnet.runs.gallery import picture_uri, shown_images
+from isnet.runs.tables import (
+    Row,
+    all_tests,
+    class_rows,
+    confusion_rows,
+    finding,
+    fits_a_page,
+    headline,
+    mask_notes,
+    most_confused,
+    network_rows,
+    score_rows,
+    score_table,
+    sensitivity_table,
+    titled,
+    warnings_of,
+)
+from isnet.scoring.curves import Panel, roc_panel, training_panels
+from isnet.scoring.svg import inline_svg
 from isnet.training.log import LOG_NAME, flatten, read_log
 
+_FIRST = 4  # warnings that are shown at once
 
-def one_per_class(labels: Tensor, count: int) -> list[int]:
-    """Indices of ``count`` images: the first of each class, then the second of each, and so on.
 
-    Args:
-        labels: [N] classes, or [N, K] 0/1; each combination then counts as a class.
-        count: How many, at most N.
+class Drawn(NamedTuple):
+    """A figure in the page."""
+
+    title: str
+    svg: Markup
+
+
+class OneTest(NamedTuple):
+    """A run on a test, class by class.
+
+    Attributes:
+        title: Which.
+        open: Whether it is shown at once.
+        classes: Scores by class.
+        matrix: The confusion matrix, if it fits.
+        errors: The commonest, as sentences.
+        roc: The curves.
     """
-    classes = labels if labels.dim() == 1 else labels.unique(dim=0, return_inverse=True)[1]
-    seen: dict[int, int] = {}
-    turns = []
-    for index, label in enumerate(classes.tolist()):
-        turns.append((seen.get(label, 0), label, index))
-        seen[label] = seen.get(label, 0) + 1
-    return [index for _, _, index in sorted(turns)[:count]]
 
-
-def gallery(runs: Sequence[Run], dataset: Dataset[Example], count: int = 8) -> Figure:
-    """Heatmaps of the predicted class (of several labels, the one with the highest logit) for one image per class, a row for each run."""
-    rows = one_per_class(cast(Any, dataset).labels, count)
-    images, labels, masks = (torch.stack(parts) for parts in zip(*(dataset[row] for row in rows), strict=True))
-    classes = runs[0].config.data.classes
-    maps: dict[str, Tensor] = {}
-    captions: dict[str, list[str]] = {}
-    for title, run in titled(runs).items():
-        device, config = next(run.model.parameters()).device, run.config
-        logits, found = heatmaps(
-            run.model, images.to(device), eps=config.network.eps, input_range=config.data.pixel_range
-        )
-        maps[title] = found.cpu()
-        shares = background_share(maps[title], masks).tolist()
-        logits = logits.cpu()
-        right = right_answers(logits, labels).reshape(len(labels), -1).all(1)
-        captions[title] = [
-            f"{'✓' if good else '✗'} says {answer_text(values, label, classes)}, "
-            f"bg {'-' if math.isnan(share) else f'{100 * share:.0f} %'}"
-            for values, label, good, share in zip(logits, labels, right.tolist(), shares, strict=True)
-        ]
-    marks = getattr(dataset, "marks", None)
-    told = [""] * len(rows)
-    if marks is not None:
-        told = [", no mark" if mark < 0 else f", mark of {mark}" for mark in marks[rows].tolist()]
-    names = [label_text(label, classes) for label in labels]
-    low, high = (torch.as_tensor(end).float().reshape(-1, 1, 1) for end in runs[0].config.data.pixel_range)
-    shown = (images - low) / (high - low)
-    return gallery_figure(
-        shown, masks, maps, captions, image_captions=[n + t for n, t in zip(names, told, strict=True)]
-    )
-
-
-def label_text(label: Tensor, classes: Sequence[str]) -> str:
-    """The name of a class, or the names of the labels that an image has."""
-    if label.dim() == 0:
-        return classes[int(label)]
-    return ", ".join(name for name, value in zip(classes, label.tolist(), strict=True) if value) or "none"
-
-
-def answer_text(logits: Tensor, label: Tensor, classes: Sequence[str]) -> str:
-    """The answer to an image, as :func:`label_text`: the class with the highest logit, or the labels with logits above 0.
-
-    Args:
-        logits: [K].
-        label: What is true, a class [] or 0/1 numbers [K], whose kind the answer has.
-        classes: Their names.
-    """
-    return label_text((logits > 0).long() if label.dim() else logits.argmax(), classes)
+    title: str
+    open: bool
+    classes: list[dict[str, str]]
+    matrix: list[list[tuple[str, float]]] | None
+    errors: list[str]
+    roc: Drawn | None
 
 
 def write_report(
@@ -123,43 +95,91 @@ def write_report(
                 raise ValueError(f"runs: {run.folder} has {what} {ours}, {runs[0].folder} {first}: report them apart")
     data = data or run_data(runs[0])
     require_tests(data, runs[0].folder)
-    logs = {
-        title: read_log(run.folder / LOG_NAME)
-        for title, run in titled(runs).items()
-        if (run.folder / LOG_NAME).exists()
-    }
     rows = score_rows(runs)
     tests = all_tests(rows)
     pictured = list(data.tests)[-1]
-    test_set = data.tests[pictured]
     several = runs[0].config.data.multi_label
+    warnings = warnings_of(rows)
     page = _template().render(
         title=title,
         introduction=getattr(runs[0].config.data, "introduction", ""),
         notes=[*notes, *mask_notes(rows)],
-        tests=tests,
-        rows=[(row.title, score_cells(row, tests)) for row in rows],
+        warnings=warnings[:_FIRST],
+        more_warnings=warnings[_FIRST:],
+        findings=[finding(row, pictured if pictured in row.scores else list(row.scores)[-1]) for row in rows],
+        headline=headline(rows),
         scores=score_table(rows),
-        gallery=_png(gallery(runs, test_set)),
-        curves=_png(curves_figure(logs)) if any(logs.values()) else None,
+        sensitivity=sensitivity_table(rows),
+        tiles=[
+            {
+                "caption": one.caption,
+                "image": picture_uri(one.image, one.mask, relevance=False),
+                "looks": [(look, picture_uri(look.heatmap, one.mask, relevance=True)) for look in one.looks],
+            }
+            for one in shown_images(runs, data.tests[pictured])
+        ],
+        by_class=[
+            _one_test(row, test, number, is_open=test == pictured and len(rows) == 1)
+            for number, (row, test) in enumerate((row, test) for row in rows for test in row.scores)
+        ],
+        curves=[_drawn(panel, f"curve-{number}") for number, panel in enumerate(_curves(rows, runs))],
+        networks=network_rows(rows, runs),
         settings=[(title, _pairs(run.config)) for title, run in titled(runs).items()],
         pictured=pictured,
         several=several,
         explained="label with the highest logit" if several else "predicted class",
         looked_at=next((row.masks[tests[-1]]["looked_at"] for row in rows if tests[-1] in row.masks), None),
+        last=tests[-1],
         torch=torch.__version__,
     )
     write_text(path, page)
 
 
-def _png(figure: Figure) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+def _curves(rows: Sequence[Row], runs: Sequence[Run]) -> list[Panel]:
+    logs = {
+        row.title: read_log(run.folder / LOG_NAME)
+        for row, run in zip(rows, runs, strict=True)
+        if (run.folder / LOG_NAME).exists()
+    }
+    kept = {row.title: row.evaluation["kept"]["epoch"] for row in rows if row.evaluation.get("kept")}
+    return training_panels(logs, kept)
+
+
+def _drawn(panel: Panel, name: str) -> Drawn:
+    return Drawn(panel.title, Markup(inline_svg(panel.figure, name, panel.finding)))  # its texts are escaped
+
+
+def _one_test(row: Row, test: str, number: int, *, is_open: bool) -> OneTest:
+    title, found = f"{row.title}, {test} test", row.evaluation
+    areas = {one["class"]: one["auc"] for one in found["classes"][test] if one["auc"] is not None}
+    curves = found["roc"].get(test, {})
+    panel = roc_panel({name: curve for name, curve in curves.items() if name in areas}, areas, title)
+    table = confusion_rows(row, test) if fits_a_page(row, test) else None
+    return OneTest(
+        title,
+        is_open,
+        class_rows(row, test),
+        None if table is None else _shaded(table),
+        [] if table else most_confused(row, test),
+        None if panel is None else _drawn(panel, f"roc-{number}"),
+    )
+
+
+def _shaded(table: Sequence[dict[str, str]]) -> list[list[tuple[str, float]]]:
+    """The cells of a confusion matrix, each with its share of the true class; first the class and 0, in the first row the titles."""
+    rows = [[(title, 0.0) for title in table[0]]]
+    for line in table:
+        name, *counts = line.values()
+        total = sum(int(count) for count in counts)
+        rows.append([(name, 0.0), *((count, int(count) / total if total else 0.0) for count in counts)])
+    return rows
 
 
 def _pairs(config: RunConfig) -> list[tuple[str, str]]:
-    return [(name, str(value)) for name, value in flatten(config.to_json()).items()]
+    """The settings; C1 and C2 that were measured are told beside the network."""
+    flat = flatten(config.to_json())
+    measured = ("loss.c1", "loss.c2") if config.is_isnet and config.loss.is_measured else ()
+    return [(name, "measured, see above" if name in measured else str(value)) for name, value in flat.items()]
 
 
 def _template() -> jinja2.Template:

@@ -1,52 +1,65 @@
-"""Tables of the scores of runs."""
+"""Tables and sentences on the scores of runs: what evaluate, compare and the report say, in one order."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from isnet.runs.evaluate import evaluate_run
-from isnet.runs.folder import Run, load_evaluation
+from isnet.config import RunConfig
+from isnet.runs.build import used_ranges
+from isnet.runs.evaluate import BACKGROUND, CHANGED, current_evaluation
+from isnet.runs.folder import Run
+from isnet.scoring.cautions import KINDS
 from isnet.scoring.scores import SCORES
+
+_SHOWN_CLASSES = 12  # in a printed confusion matrix
+
+HEADLINE = ("auc", "balanced_accuracy", BACKGROUND, CHANGED)  # what decides
+_PERCENT = (BACKGROUND, CHANGED)
+_OF_IMAGES = {BACKGROUND: "relevance in the background", CHANGED: "answers changed by swapped backgrounds"}
+
+
+def titles() -> dict[str, str]:
+    """What tables call each score, by its name in evaluation.json, in their order: the headline first."""
+    known = {**_OF_IMAGES, **{name: score.title for name, score in SCORES.items()}}
+    return {name: known[name] for name in dict.fromkeys([*HEADLINE, *known])}
 
 
 class Row(NamedTuple):
-    """The scores of one run, in percent.
+    """The scores of one run.
 
     Attributes:
         title: Of the run.
-        accuracy: Test -> score.
-        background_attention: Test -> score, without tests for which it is undefined.
-        scores: As :func:`isnet.runs.evaluate.evaluate_run` returns them.
-        masks: Likewise; empty for runs that were scored by an older version.
+        accuracy: Test -> score, in percent.
+        background_attention: Test -> score, in percent, without tests for which it is undefined.
+        evaluation: All of them, as :func:`isnet.runs.evaluate.evaluate_run` returns them.
     """
 
     title: str
     accuracy: dict[str, float]
     background_attention: dict[str, float]
-    scores: dict[str, Any]
-    masks: Mapping[str, Mapping[str, int]] = MappingProxyType({})
+    evaluation: Mapping[str, Any]
+
+    @property
+    def scores(self) -> Mapping[str, Any]:
+        """Test -> source -> score."""
+        return self.evaluation["scores"]
+
+    @property
+    def masks(self) -> Mapping[str, Mapping[str, int]]:
+        """Test -> how many images have masks."""
+        return self.evaluation["masks"]
 
 
 def score_rows(runs: Sequence[Run]) -> list[Row]:
-    """One row per run, from its stored scores; scores it first if there are none."""
+    """One row per run, from its stored scores; scores it first if there are none, or those of other weights."""
     rows = []
     for title, run in titled(runs).items():
-        scores = load_evaluation(run.folder) or evaluate_run(run)
-        percent = {
-            kind: {name: 100 * value for name, value in scores[kind].items()}
-            for kind in ("accuracy", "background_attention")
-        }
-        rows.append(
-            Row(
-                title,
-                percent["accuracy"],
-                percent["background_attention"],
-                scores.get("scores", {}),
-                scores.get("masks", {}),
-            )
+        found = current_evaluation(run)
+        accuracy, attention = (
+            {name: 100 * value for name, value in found[kind].items()} for kind in ("accuracy", "background_attention")
         )
+        rows.append(Row(title, accuracy, attention, found))
     return rows
 
 
@@ -64,21 +77,131 @@ def all_tests(rows: Sequence[Row]) -> list[str]:
     return list(dict.fromkeys(test for row in rows for test in row.accuracy))
 
 
-def score_cells(row: Row, tests: Sequence[str]) -> list[str]:
-    """Accuracy on each test and share of relevance in the background on the last, as texts; a dash for missing values."""
-    scores = [*(row.accuracy.get(test) for test in tests), row.background_attention.get(tests[-1])]
-    return ["-" if score is None else f"{score:.1f} %" for score in scores]
+def warnings_of(rows: Sequence[Row]) -> list[str]:
+    """What must be read before the scores, a sentence each: of the choice of the epoch, then of the tests, the gravest first."""
+    found: list[tuple[int, str]] = []
+    for row in rows:
+        prefix = f"{row.title}, " if len(rows) > 1 else ""
+        kept = row.evaluation.get("kept") or {}
+        if kept.get("warning"):
+            found.append((-1, f"{row.title}: {kept['warning']}"))
+        for test, cautions in row.evaluation["warnings"].items():
+            found += [(KINDS.index(caution["kind"]), f"{prefix}{test} test: {caution['text']}") for caution in cautions]
+    return [text for _, text in sorted(found, key=lambda one: one[0])]
 
 
-def markdown_table(rows: Sequence[Row]) -> str:
-    """Accuracies on the tests, and the share of relevance in the background on the last, as a Markdown table."""
-    tests = all_tests(rows)
-    lines = [
-        f"| network | {' | '.join(f'{test} test' for test in tests)} | relevance in the background |",
-        f"| --- |{' ---: |' * (len(tests) + 1)}",
+def headline(rows: Sequence[Row]) -> list[dict[str, str]]:
+    """The scores that decide, per network and test, as texts: ``{"network", "test", title: text}``."""
+    return [
+        {
+            "network": row.title,
+            "test": test,
+            **{titles()[key]: score_text(key, scores[""].get(key)) for key in HEADLINE},
+        }
+        for row in rows
+        for test, scores in row.scores.items()
     ]
-    lines += [f"| {row.title} | {' | '.join(score_cells(row, tests))} |" for row in rows]
-    return "\n".join(lines) + "\n"
+
+
+def finding(row: Row, test: str) -> str:
+    """The headline of a run on a test as a sentence."""
+    parts = [
+        f"{titles()[key]} {score_text(key, found)}" for key, found in _known(row, test, ("auc", "balanced_accuracy"))
+    ]
+    told = f"{row.title}, {test} test: {' and '.join(parts) or 'AUC not defined'}"
+    shares = {key: score_text(key, found) for key, found in _known(row, test, _PERCENT)}
+    if BACKGROUND in shares:
+        told += f"; {shares[BACKGROUND]} of the relevance lies in the background"
+    if CHANGED in shares:
+        told += f"; {shares[CHANGED]} of the answers change with swapped backgrounds"
+    return told + "."
+
+
+def _known(row: Row, test: str, keys: Sequence[str]) -> list[tuple[str, Any]]:
+    found = row.scores[test][""]
+    return [(key, found[key]) for key in keys if found.get(key) and found[key]["value"] is not None]
+
+
+def score_table(rows: Sequence[Row]) -> list[dict[str, str]]:
+    """Every score per network, test and source, as texts: ``{"network", "test", "source", title: text}``."""
+    several = any(len(sources) > 1 for row in rows for sources in row.scores.values())
+    return [
+        {
+            "network": row.title,
+            "test": test,
+            **({"source": source or "all"} if several else {}),
+            **{title: score_text(key, found.get(key)) for key, title in titles().items()},
+        }
+        for row in rows
+        for test, sources in row.scores.items()
+        for source, found in sources.items()
+    ]
+
+
+def sensitivity_table(rows: Sequence[Row]) -> list[dict[str, str]]:
+    """Bias sensitivity and blind spot, where they were computed: ``{"network", "test", "background", ...}``."""
+    return [
+        {
+            "network": row.title,
+            "test": test,
+            "background": change,
+            "accuracy before": f"{100 * found['accuracy']:.1f} %",
+            "accuracy after": f"{100 * found['accuracy_after']:.1f} %",
+            "answers changed": f"{100 * found['changed']:.1f} %",
+            "probabilities moved": f"{100 * found['blind_spot']['distance']:.1f} %",
+            "blind spot": f"{100 * found['blind_spot']['score']:.1f} %",
+        }
+        for row in rows
+        for test, changes in row.evaluation.get("sensitivity", {}).items()
+        for change, found in changes.items()
+    ]
+
+
+def class_rows(row: Row, test: str) -> list[dict[str, str]]:
+    """Per class, or label, of a run on a test: images, AUC, recall, specificity and precision, as texts."""
+    return [
+        {
+            "class": found["class"],
+            "images": str(found["images"]),
+            **{
+                title: "-" if found[key] is None else f"{found[key]:.3f}"
+                for key, title in (
+                    ("auc", "AUC"),
+                    ("recall", "recall"),
+                    ("specificity", "specificity"),
+                    ("precision", "precision"),
+                )
+            },
+        }
+        for found in row.evaluation["classes"][test]
+    ]
+
+
+def confusion_rows(row: Row, test: str) -> list[dict[str, str]] | None:
+    """The confusion matrix of a run on a test; None for labels, which :func:`class_rows` tell all of, and for very many classes."""
+    names = [found["class"] for found in row.evaluation["classes"][test]]
+    matrix = row.evaluation["confusion"].get(test)
+    if matrix is None or (matrix and isinstance(matrix[0][0], list)):
+        return None
+    return [
+        {"true class": name, **{other: str(count) for other, count in zip(names, counts, strict=True)}}
+        for name, counts in zip(names, matrix, strict=True)
+    ]
+
+
+def most_confused(row: Row, test: str, count: int = 5) -> list[str]:
+    """The commonest wrong answers of a run on a test, as sentences."""
+    matrix = row.evaluation["confusion"].get(test)
+    if matrix is None or isinstance(matrix[0][0], list):
+        return []
+    names = [found["class"] for found in row.evaluation["classes"][test]]
+    wrong = [(n, names[i], names[j]) for i, line in enumerate(matrix) for j, n in enumerate(line) if i != j and n]
+    return [f"{n} of class “{true}” answered “{said}”" for n, true, said in sorted(wrong, key=lambda w: -w[0])[:count]]
+
+
+def fits_a_page(row: Row, test: str) -> bool:
+    """Whether a test has few enough classes for a printed confusion matrix."""
+    return len(row.evaluation["classes"][test]) <= _SHOWN_CLASSES
 
 
 def mask_notes(rows: Sequence[Row]) -> list[str]:
@@ -94,19 +217,62 @@ def mask_notes(rows: Sequence[Row]) -> list[str]:
     return list(found.values())
 
 
-def score_table(rows: Sequence[Row]) -> list[dict[str, str]]:
-    """Scores per network, test and source, as texts: ``{"network", "test", "source", score: ...}``."""
-    table = []
-    for row in rows:
-        for test, sources in row.scores.items():
-            for source, found in sources.items():
-                cells = {score.title: _cell(found.get(key)) for key, score in SCORES.items()}
-                table.append({"network": row.title, "test": test, "source": source or "all", **cells})
-    return table
+def network_rows(rows: Sequence[Row], runs: Sequence[Run]) -> list[dict[str, str]]:
+    """What each network is: variant, the epoch that was kept and why, C1 and C2 as they were used."""
+    return [
+        {
+            "network": row.title,
+            "variant": run.config.network.variant,
+            "weights": (row.evaluation.get("kept") or {}).get("why", "no log says which epoch"),
+            "C1 and C2": range_text(run.config, run),
+        }
+        for row, run in zip(rows, runs, strict=True)
+    ]
 
 
-def _cell(score: dict[str, float | None] | None) -> str:
+def range_text(config: RunConfig, run: Run) -> str:
+    """C1 and C2 of a run's heatmap loss, and where they come from."""
+    if not config.is_isnet:
+        return "none: no heatmap loss"
+    ranges = used_ranges(config, run.folder)
+    if not ranges:
+        return "not measured: no ranges.json"
+    origin = "measured" if config.loss.is_measured else "set"
+    told = [
+        f"{name + ': ' if len(ranges) > 1 else ''}{_numbers(c1)} and {_numbers(c2)}"
+        for name, (c1, c2) in ranges.items()
+    ]
+    return f"{'; '.join(told)} ({origin})"
+
+
+def _numbers(value: Any) -> str:
+    values = value if isinstance(value, Sequence) else (value,)
+    return " / ".join(f"{number:.4g}" for number in values)
+
+
+def score_text(key: str, score: Mapping[str, float | None] | None) -> str:
+    """A score with its interval, a dash where it is not defined; shares in percent."""
     if score is None or score["value"] is None:
         return "-"
-    interval = "" if score["low"] is None else f" ({score['low']:.3f} to {score['high']:.3f})"
-    return f"{score['value']:.3f}{interval}"
+    factor, form, unit = (100, ".1f", " %") if key in _PERCENT else (1, ".3f", "")
+    interval = ""
+    if score["low"] is not None and score["high"] is not None:
+        interval = f" ({factor * score['low']:{form}} to {factor * score['high']:{form}})"
+    return f"{factor * score['value']:{form}}{unit}{interval}"
+
+
+def markdown(table: Sequence[Mapping[str, str]]) -> str:
+    """Rows of texts as a Markdown table."""
+    if not table:
+        return ""
+    lines = [table[0], ["---"] * len(table[0]), *(line.values() for line in table)]
+    return "\n".join(f"| {' | '.join(_cell(text) for text in line)} |" for line in lines) + "\n"
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def markdown_table(rows: Sequence[Row]) -> str:
+    """The headline as a Markdown table."""
+    return markdown(headline(rows))

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from isnet._files import atomic_path
-from isnet.config import RunConfig
+from isnet.config import AUTO, RunConfig
+from isnet.model import ISNet
 from isnet.runs.build import build_criterion, build_isnet, build_model, build_network
-from isnet.runs.data import RunData, load_run_data
-from isnet.runs.folder import TUNING_FOLDER, Run, load_run, open_run
+from isnet.runs.contents import contents, note_data, require_same_data
+from isnet.runs.data import RunData, load_run_data, settled
+from isnet.runs.folder import TUNING_FOLDER, Run, load_run, open_run, remove_run, require_room
+from isnet.runs.lock import one_writer
 from isnet.runs.plan import checked_network
+from isnet.training.checkpoints import load_checkpoint, restore_tensors
 from isnet.training.distributed import current_world
 from isnet.training.log import LOG_NAME
 from isnet.training.loop import CHECKPOINT_NAME, fit
 from isnet.training.ranges import RANGES_NAME, save_ranges, tune
+from isnet.training.steps import build_optimizer
 
 
 def train_run(
@@ -41,34 +51,46 @@ def train_run(
         device: Where to train.
         resume: Continue from the last checkpoint.
         overwrite: Remove the files of the run that the folder holds, once it is known that this one can be trained.
-        progress: Show progress on the terminal.
+        progress: Show the epochs.
 
     Raises:
         FileExistsError: ``folder`` holds a run, and it is neither to be resumed nor overwritten.
+        RunLockedError: another process writes to it.
+        Interrupted: a signal asked to stop (:func:`isnet.training.fit`).
+        CheckpointError: a damaged checkpoint, or data that have changed since the run began.
         ValueError: ``resume`` with other settings, or settings that cannot be trained on the data (:func:`isnet.training.fit`).
     """
+    config = _decided(config)
     data = data or load_run_data(config, progress=progress)
-    checked_network(config, data, current_world(), device)  # now: before the run has a folder, and not after tuning
-    folder = open_run(Path(folder), config, resume=resume, overwrite=overwrite)
-    criterion = None
-    if config.is_isnet:
-        # If that included the warm-up, training continues from its checkpoint.
-        resume |= _measure(folder, config, data, device=device, resume=resume, progress=progress)
-        criterion = build_criterion(config, folder)
-    fit(
-        build_network(config, device),
-        data.train,
-        config,
-        criterion=criterion,
-        input_range=config.data.pixel_range,
-        validation=data.validation,
-        run_dir=folder,
-        resume=resume,
-        title=config.title,
-        progress=progress,
-    )
-    current_world().barrier()  # the checkpoint is written by rank 0
-    return load_run(folder, device=device)
+    fresh = not _goes_on(Path(folder), resume)
+    # Now: before the run has a folder, and not after tuning.
+    require_room(Path(folder), config, resume=resume, overwrite=overwrite)
+    network = checked_network(config, data, current_world(), device, pretrained=fresh)
+    with _opened(Path(folder), config, network, resume=resume, overwrite=overwrite) as (folder, config):
+        criterion = None
+        if config.is_isnet:
+            # If that included the warm-up, training continues from its checkpoint.
+            resume |= _measure(folder, config, data, device=device, resume=resume, progress=progress)
+            criterion = build_criterion(config, folder)
+        fit(
+            build_network(
+                config,
+                device,
+                pretrained=fresh,
+                tell=print if progress and current_world().is_main else None,
+            ),
+            data.train,
+            config,
+            criterion=criterion,
+            input_range=config.data.pixel_range,
+            validation=data.validation,
+            run_dir=folder,
+            resume=resume,
+            title=config.title,
+            progress=progress,
+        )
+        current_world().barrier()  # the checkpoint is written by rank 0
+        return load_run(folder, device=device, trust=tuple(config.named_code.values()))
 
 
 def tune_run(
@@ -90,12 +112,49 @@ def tune_run(
         FileExistsError: ``folder`` holds a run, and it is neither to be resumed nor overwritten.
         ValueError: a standard run, C1 and C2 that are set, or no range can be determined.
     """
+    config = _decided(config)
     require_measurable(config)
     data = data or load_run_data(config, progress=progress)
-    checked_network(config, data, current_world(), device)
-    folder = open_run(Path(folder), config, resume=resume, overwrite=overwrite)
-    _measure(folder, config, data, device=device, resume=resume, progress=progress)
-    return folder / RANGES_NAME
+    require_room(Path(folder), config, resume=resume, overwrite=overwrite)
+    network = checked_network(config, data, current_world(), device, pretrained=not _goes_on(Path(folder), resume))
+    with _opened(Path(folder), config, network, resume=resume, overwrite=overwrite) as (folder, config):
+        _measure(folder, config, data, device=device, resume=resume, progress=progress)
+        return folder / RANGES_NAME
+
+
+@contextlib.contextmanager
+def _opened(
+    folder: Path, config: RunConfig, network: nn.Module, *, resume: bool, overwrite: bool
+) -> Iterator[tuple[Path, RunConfig]]:
+    """The folder of a run, in which nothing else writes, and its settings as they are kept there."""
+    with one_writer(folder):
+        require_room(folder, config, resume=resume, overwrite=overwrite)
+        found = contents(config)
+        if resume:
+            require_same_data(folder, config, found)
+            _require_restorable(folder / CHECKPOINT_NAME, config, network)
+        if overwrite and current_world().is_main:
+            remove_run(folder)
+        note_data(folder, found)
+        yield folder, open_run(folder, config)
+
+
+def _goes_on(folder: Path, resume: bool) -> bool:
+    """Whether a run gets its weights from a checkpoint, and not those that it began with, whose file may be gone."""
+    return resume and current_world().from_main((folder / CHECKPOINT_NAME).exists())
+
+
+def _decided(config: RunConfig) -> RunConfig:
+    """The settings with a variant; the names of the classes are noted beforehand."""
+    return settled(config) if config.network.variant == AUTO else config
+
+
+def _require_restorable(path: Path, config: RunConfig, network: nn.Module) -> None:
+    """Raises CheckpointError if the tensors of a checkpoint do not fit; before anything in the folder changes."""
+    if path.exists():
+        model = network.model if isinstance(network, ISNet) else network
+        averaged = None if config.train.ema is None else copy.deepcopy(model)
+        restore_tensors(load_checkpoint(path), path, model, build_optimizer(model, config), averaged)
 
 
 def require_measurable(config: RunConfig) -> None:
@@ -129,7 +188,11 @@ def _measure(folder: Path, config: RunConfig, data: RunData, *, device: str, res
     world = current_world()
     if config.tuning_epochs == 0 or world.from_main((folder / RANGES_NAME).exists()):
         return False
-    network, after, warmup = build_isnet(config, build_model(config).to(device)), config, config.schedule.warmup
+    network, after, warmup = (
+        build_isnet(config, build_model(config, pretrained=not _goes_on(folder, resume)).to(device)),
+        config,
+        config.schedule.warmup,
+    )
     options: dict[str, Any] = {"input_range": config.data.pixel_range, "resume": resume, "progress": progress}
     if warmup:
         first = config.replaced(epochs=0)

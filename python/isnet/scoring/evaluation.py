@@ -1,9 +1,9 @@
-"""Scores of a trained classifier: accuracy, and how much of its attention lies in the background."""
+"""A trained classifier's answers, and how much of its attention lies in the background."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Callable, Sequence, Sized
 from typing import Any, cast
 
 import torch
@@ -12,6 +12,9 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from isnet.data import Example
 from isnet.explanation import evaluation_mode, heatmaps
+from isnet.loss import classification_loss
+
+_SMALLEST_SHARE = 1e-6  # of a class, so that one without images has a logarithm
 
 
 @torch.no_grad()
@@ -49,6 +52,27 @@ def accuracy(model: nn.Module, dataset: Dataset[Example], batch_size: int = 500)
     return right_answers(*predict(model, dataset, batch_size)).double().mean().item()
 
 
+def prior_loss(logits: Tensor, labels: Tensor, loss: Callable[[Tensor, Tensor], Tensor] = classification_loss) -> float:
+    """The loss of answering every image alike, with the shares of the classes or labels among these images.
+
+    A network with a larger loss knows less than someone who has not seen the images. For :func:`isnet.loss.classification_loss` it is the
+    entropy of the shares; 0 where all images have the same labels.
+
+    Args:
+        logits: [N, K]; only their number counts.
+        labels: Classes [N], or 0/1 numbers [N, K].
+        loss: (logits, labels) -> scalar.
+    """
+    if labels.dim() == 2:
+        constant = torch.special.logit(labels.double().mean(0), eps=_SMALLEST_SHARE)
+    else:
+        shares = torch.bincount(labels.long(), minlength=logits.shape[1]).double() / len(labels)
+        constant = shares.clamp(min=_SMALLEST_SHARE).log()
+    if len(labels.unique(dim=0)) == 1:
+        return 0.0
+    return float(loss(constant.to(logits).expand(len(labels), -1), labels))
+
+
 def background_share(heatmap: Tensor, mask: Tensor) -> Tensor:
     """Share of absolute relevance outside the foreground, per image, in [0, 1].
 
@@ -82,70 +106,48 @@ def spread_rows(rows: Sequence[int], count: int | None) -> list[int]:
     return [rows[a + int(chance * (b - a))] for a, b, chance in zip(bounds, bounds[1:], chances, strict=False)]
 
 
-def background_attention(
+def background_shares(
     model: nn.Module,
     dataset: Dataset[Example],
+    rows: Sequence[int],
     *,
     eps: float = 1e-2,
     input_range: tuple[Any, Any] | None = (0.0, 1.0),
-    max_images: int | None = 500,
     batch_size: int = 100,
+) -> Tensor:
+    """:func:`background_share` of the heatmaps of the predicted class, image by image.
+
+    Args:
+        model: The classifier.
+        dataset: The images.
+        rows: Those to look at, with masks (:func:`masked_rows`).
+        eps, input_range: As for :func:`heatmaps`.
+        batch_size: Images at a time.
+
+    Returns:
+        [rows], in [0, 1]; NaN for an image without relevance.
+    """
+    device = next(model.parameters()).device
+    shares = [torch.zeros(0)]
+    for images, _, masks in DataLoader(Subset(dataset, rows), batch_size=batch_size):
+        _, heatmap = heatmaps(model, images.to(device), eps=eps, input_range=input_range)
+        shares.append(background_share(heatmap.cpu(), masks))
+    return torch.cat(shares)
+
+
+def background_attention(
+    model: nn.Module, dataset: Dataset[Example], *, max_images: int | None = 500, **options: Any
 ) -> float:
-    """Mean of :func:`background_share`, of the heatmaps of the predicted class.
+    """Mean of :func:`background_shares`.
 
     Args:
         model: The classifier.
         dataset: The images, of which those with masks count.
-        eps, input_range: As for :func:`heatmaps`.
         max_images: Look at this many of them, spread over the set (:func:`spread_rows`); None: at all.
-        batch_size: Images at a time.
+        options: As for :func:`background_shares`.
 
     Returns:
         In [0, 1]; NaN if no image has a mask, or none has relevance.
     """
-    device = next(model.parameters()).device
-    chosen = Subset(dataset, spread_rows(masked_rows(dataset), max_images))
-    shares = [torch.zeros(0)]
-    for images, _, masks in DataLoader(chosen, batch_size=batch_size):
-        _, heatmap = heatmaps(model, images.to(device), eps=eps, input_range=input_range)
-        shares.append(background_share(heatmap.cpu(), masks))
-    return torch.cat(shares).nanmean().item()
-
-
-def evaluate(
-    model: nn.Module,
-    datasets: Mapping[str, Dataset[Example]],
-    *,
-    eps: float = 1e-2,
-    input_range: tuple[Any, Any] | None = (0.0, 1.0),
-    attention_images: int | None = 500,
-    batch_size: int = 100,
-    answers: Mapping[str, tuple[Tensor, Tensor]] | None = None,
-) -> dict[str, dict[str, float]]:
-    """Accuracy and background attention on several data sets.
-
-    Args:
-        model: The classifier.
-        datasets: By name.
-        eps, input_range: As for :func:`heatmaps`.
-        attention_images: How many images of each set :func:`background_attention` looks at; None: all.
-        batch_size: Images at a time.
-        answers: What :func:`predict` returned for each set, if known.
-
-    Returns:
-        ``{"accuracy": {name: [0, 1]}, "background_attention": {name: [0, 1]}}``; the latter without sets for which it is undefined.
-
-    Raises:
-        MaskError: a mask that cannot be used (one that is missing may be allowed: :class:`isnet.data.MaskedImages`).
-    """
-    answers = answers or {name: predict(model, dataset, batch_size) for name, dataset in datasets.items()}
-    shares = {
-        name: background_attention(
-            model, dataset, eps=eps, input_range=input_range, max_images=attention_images, batch_size=batch_size
-        )
-        for name, dataset in datasets.items()
-    }
-    return {
-        "accuracy": {name: right_answers(*answers[name]).double().mean().item() for name in datasets},
-        "background_attention": {name: share for name, share in shares.items() if not math.isnan(share)},
-    }
+    rows = spread_rows(masked_rows(dataset), max_images)
+    return background_shares(model, dataset, rows, **options).nanmean().item()

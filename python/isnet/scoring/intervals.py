@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from isnet.scoring.scores import SCORES, Counts, answers_of
@@ -50,6 +51,29 @@ def classification_scores(
     return {
         name: interval(partial(score.value, answers), drawn, resamples, level, seed) for name, score in SCORES.items()
     }
+
+
+def mean_score(
+    values: Tensor,
+    *,
+    groups: Sequence[str] | None = None,
+    resamples: int = 200,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Score:
+    """Mean of one number per image, with its interval; NaN without any.
+
+    Args:
+        values: [N]; NaN: the image does not count.
+        groups, resamples, level, seed: As for :func:`classification_scores`.
+    """
+    known = ~torch.isnan(values)
+    if not known.any():
+        return Score(math.nan, math.nan, math.nan)
+    found = values[known].double().numpy()
+    ours = None if groups is None else [group for group, kept in zip(groups, known.tolist(), strict=True) if kept]
+    drawn = clusters(ours, len(found))
+    return interval(lambda counts: float(np.average(found, weights=counts)), drawn, resamples, level, seed)
 
 
 def clusters(groups: Sequence[str] | None, images: int) -> Counts:

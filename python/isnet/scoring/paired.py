@@ -12,10 +12,10 @@ from torch import Tensor
 
 from isnet.scoring.evaluation import right_answers
 from isnet.scoring.intervals import Score, clusters, interval
-from isnet.scoring.scores import SCORES, Counts, answers_of
+from isnet.scoring.scores import SCORES, Counts, answers_of, macro_auc
 
 _SIGNS_AT_ONCE = 4_000_000  # in memory
-_COMPARED = ("accuracy", "auc")
+_COMPARED = ("auc", "balanced_accuracy", "accuracy")
 
 
 def mcnemar(right_a: Tensor, right_b: Tensor) -> float:
@@ -77,6 +77,38 @@ def paired_difference(
     return interval(lambda counts: b(counts) - a(counts), clusters(groups, images), resamples, level, seed)
 
 
+def class_differences(
+    logits_a: Tensor,
+    logits_b: Tensor,
+    labels: Tensor,
+    names: Sequence[str],
+    *,
+    groups: Sequence[str] | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> dict[str, Score]:
+    """One-vs-rest AUC of b minus that of a, class by class or label by label; without those of which all images are, or none.
+
+    Args:
+        logits_a, logits_b, labels, groups, resamples, seed: As for :func:`compare`.
+        names: Of the K classes or labels.
+    """
+    a, b = (answers_of(logits, labels) for logits in (logits_a, logits_b))
+    found = {}
+    for column, name in enumerate(names):
+        truth = a.binary[:, [column]]
+        if 0 < truth.sum() < len(truth):
+            found[name] = paired_difference(
+                partial(macro_auc, a.log_odds[:, [column]], truth),
+                partial(macro_auc, b.log_odds[:, [column]], truth),
+                len(labels),
+                groups=groups,
+                resamples=resamples,
+                seed=seed,
+            )
+    return found
+
+
 def compare(
     logits_a: Tensor,
     logits_b: Tensor,
@@ -95,8 +127,9 @@ def compare(
         resamples, seed: Of the bootstrap.
 
     Returns:
-        ``{"accuracy_difference": Score, "auc_difference": Score, "mcnemar_p": p}``, differences b - a. For several labels per image
-        McNemar's test is over all decisions. Where groups are drawn, ``"sign_flips_p"`` replaces it.
+        ``{"auc_difference": Score, "balanced_accuracy_difference": Score, "accuracy_difference": Score, "right": {"both", "only_a",
+        "only_b", "neither"}, "mcnemar_p": p}``, differences b - a. For several labels per image McNemar's test and the counts are of all
+        decisions. Where groups are drawn, ``"sign_flips_p"`` replaces McNemar's p.
     """
     right_a, right_b = (right_answers(logits, labels) for logits in (logits_a, logits_b))
     answers_a, answers_b = (answers_of(logits, labels) for logits in (logits_a, logits_b))
@@ -111,6 +144,12 @@ def compare(
             seed=seed,
         )
         for name in _COMPARED
+    }
+    found["right"] = {
+        "both": int((right_a & right_b).sum()),
+        "only_a": int((right_a & ~right_b).sum()),
+        "only_b": int((right_b & ~right_a).sum()),
+        "neither": int((~right_a & ~right_b).sum()),
     }
     drawn = clusters(groups, images)
     if len(np.unique(drawn)) < images:

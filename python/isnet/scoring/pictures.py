@@ -1,7 +1,9 @@
-"""Pictures: heatmaps beside their images, galleries and training curves."""
+"""Pictures: heatmaps beside their images, and galleries."""
 
 from __future__ import annotations
 
+import io
+import os
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,13 +13,15 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
+from PIL import Image
 from torch import Tensor
+
+from isnet._text import figure_text
 
 # Diverging, white at zero: red supports the explained class, blue speaks against it.
 _HEATMAP_COLORS = "RdBu_r"
 _MASK_COLOR = "#138d3f"
-_LEGEND_COLUMNS = 6
+_TILE, _TILE_DPI = 1.6, 130  # longest side of a tile, in inches
 _QUANTILE = 0.998  # the colour scale ends here, so that single pixels do not wash out the rest
 
 FloatArray = npt.NDArray[np.floating[Any]]
@@ -47,8 +51,24 @@ def explanation_figure(
     _bare(axes[2])
     axes[2].set_title("foreground mask" if bool(mask.any()) else "no foreground mask", fontsize=10)
     figure.colorbar(colors, ax=axes[1], shrink=0.8)
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(figure_text(title), fontsize=11)
     return figure
+
+
+def save_heatmap(path: str | os.PathLike[str], image: Tensor, heatmap: Tensor, *, format: str = "png") -> None:
+    """Image and heatmap side by side, pixel for pixel, without axes: many of them are written fast.
+
+    Args:
+        path: The file.
+        image: [C, H, W] in [0, 1].
+        heatmap: [C, H, W], as for :func:`explanation_figure`.
+        format: Of the file, a name that Pillow knows.
+    """
+    left, relevance = _array(image).clip(0, 1), _array(heatmap).sum(0)
+    left = left if len(left) == 3 else np.repeat(left.mean(0, keepdims=True), 3, 0)
+    colors = matplotlib.colormaps[_HEATMAP_COLORS](0.5 + 0.5 * (relevance / _scale(relevance)).clip(-1, 1))
+    both = np.concatenate([left.transpose(1, 2, 0), colors[..., :3]], 1)
+    Image.fromarray(np.rint(255 * both).astype(np.uint8)).save(path, format=format)
 
 
 def gallery_figure(
@@ -74,54 +94,32 @@ def gallery_figure(
     for column in range(columns):
         show_image(axes[0, column], images[column], masks[column])
         if image_captions:
-            axes[0, column].set_xlabel(image_captions[column], fontsize=8)
+            axes[0, column].set_xlabel(figure_text(image_captions[column]), fontsize=8)
         for row, (name, maps) in enumerate(heatmaps.items(), start=1):
             show_heatmap(axes[row, column], maps[column], masks[column])
-            axes[row, column].set_xlabel(captions[name][column], fontsize=8)
+            axes[row, column].set_xlabel(figure_text(captions[name][column]), fontsize=8)
     for row, name in enumerate(("image", *heatmaps)):
-        axes[row, 0].set_ylabel(textwrap.fill(name, 18), fontsize=10)
+        axes[row, 0].set_ylabel(figure_text(textwrap.fill(name, 18)), fontsize=10)
     return figure
 
 
-def curves_figure(logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
-    """Accuracy on the test sets and the losses against the epoch.
+def tile_png(picture: Tensor, mask: Tensor, *, relevance: bool) -> bytes:
+    """One small picture without a frame, as PNG.
 
     Args:
-        logs: Network name -> its log, as :func:`isnet.training.fit` returns it.
+        picture: An image [C, H, W] in [0, 1], or a heatmap.
+        mask: [1, H, W], whose outline is drawn.
+        relevance: Whether it is a heatmap.
     """
-    figure = Figure(figsize=(10.5, 2.6 + 2.6 * _has_losses(logs)), layout="constrained")
-    tests = list(dict.fromkeys(test for log in logs.values() for entry in log for test in entry.get("accuracy", ())))
-    grid = figure.subplots(1 + _has_losses(logs), max(3, len(tests)), squeeze=False)
-    looks = {name: _look(number) for number, name in enumerate(logs)}
-    for axes, test in zip(grid[0], tests, strict=False):
-        for name, log in logs.items():
-            points = [(e["epoch"], 100 * e["accuracy"][test]) for e in log if test in e.get("accuracy", ())]
-            if points:
-                axes.plot(*zip(*points, strict=True), marker=".", label=name, **looks[name])
-        _label(axes, f"accuracy, {test} (%)")
-        axes.set_ylim(-3, 103)
-    if _has_losses(logs):
-        for axes, key, label in (
-            (grid[1, 0], "classification", "classification loss"),
-            (grid[1, 1], "heatmap", "heatmap loss"),
-            (grid[1, 2], "grad_norm", "gradient norm before clipping"),
-        ):
-            for name, log in logs.items():
-                points = [(entry["epoch"], entry[key]) for entry in log if entry.get(key) is not None]
-                if points:
-                    axes.plot(*zip(*points, strict=True), linewidth=1, **looks[name])
-            _label(axes, label)
-            if any(
-                max(line.get_ydata()) > 0 for line in axes.lines
-            ):  # a network without relevance has no such gradient
-                axes.set_yscale("log")
-            axes.yaxis.set_minor_formatter(NullFormatter())
-    shown = {label: line for axes in grid[0] for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    columns = min(len(logs), _LEGEND_COLUMNS)
-    figure.legend(
-        list(shown.values()), list(shown), loc="outside upper center", ncols=columns, fontsize=9, frameon=False
-    )
-    return figure
+    height, width = picture.shape[1:]
+    scale = _TILE / max(height, width)
+    figure = Figure(figsize=(width * scale, height * scale))
+    axes = figure.add_axes((0, 0, 1, 1))
+    (show_heatmap if relevance else show_image)(axes, picture, mask)
+    axes.set_axis_off()
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=_TILE_DPI)
+    return buffer.getvalue()
 
 
 def show_image(axes: Axes, image: Tensor, mask: Tensor | None = None) -> None:
@@ -138,17 +136,16 @@ def show_image(axes: Axes, image: Tensor, mask: Tensor | None = None) -> None:
 def show_heatmap(axes: Axes, heatmap: Tensor, mask: Tensor | None = None) -> Any:
     """Draws relevance [C, H, W], summed over channels, on a scale symmetric about zero; returns the mappable."""
     relevance = _array(heatmap).sum(0)
-    limit = float(np.quantile(np.abs(relevance), _QUANTILE)) or float(np.abs(relevance).max()) or 1.0
+    limit = _scale(relevance)
     colors = axes.imshow(relevance, cmap=_HEATMAP_COLORS, vmin=-limit, vmax=limit, interpolation="nearest")
     _outline(axes, mask)
     _bare(axes)
     return colors
 
 
-def _look(number: int) -> dict[str, Any]:
-    """Colour and line of the n-th network: ten colours, then the same with another line."""
-    colors = matplotlib.colormaps["tab10"].colors  # type: ignore[attr-defined]
-    return {"color": colors[number % 10], "linestyle": ("-", "--", ":", "-.")[number // 10 % 4]}
+def _scale(relevance: FloatArray) -> float:
+    """Where the colours of a heatmap [H, W] end."""
+    return float(np.quantile(np.abs(relevance), _QUANTILE)) or float(np.abs(relevance).max()) or 1.0
 
 
 def _array(tensor: Tensor) -> FloatArray:
@@ -163,14 +160,3 @@ def _outline(axes: Axes, mask: Tensor | None) -> None:
 def _bare(axes: Axes) -> None:
     axes.set_xticks([])
     axes.set_yticks([])
-
-
-def _label(axes: Axes, title: str) -> None:
-    axes.set_title(title, fontsize=10)
-    axes.set_xlabel("epoch", fontsize=9)
-    axes.tick_params(labelsize=8)
-    axes.grid(alpha=0.25)
-
-
-def _has_losses(logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> bool:
-    return any(entry.get("classification") is not None for log in logs.values() for entry in log)

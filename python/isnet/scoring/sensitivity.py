@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sized
+from collections.abc import Mapping, Sized
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
@@ -127,7 +127,7 @@ def blind_spot(
         first, second = (logits.float().cpu() for logits, _ in found)
         distance = _distance(first, second, several=labels.dim() == 2)
         seen = torch.stack([background_share(heatmap.cpu(), masks) for _, heatmap in found]).nanmean(0).nan_to_num()
-        moved = _changed(first, second, labels).double().reshape(len(images), -1).mean(1)
+        moved = changed_answers(first, second, labels)
         parts.append(torch.stack([moved, distance.double(), seen.double(), (distance * (1 - seen)).double()]))
     return BlindSpot(*torch.cat(parts, 1).mean(1).tolist())
 
@@ -147,6 +147,53 @@ class Sensitivity(NamedTuple):
     changed: float
 
 
+def possible_changes(dataset: Dataset[Example]) -> tuple[Change, ...]:
+    """The changes that a set allows: none if no image has a mask, and backgrounds cannot be swapped among images of one class."""
+    rows = masked_rows(dataset)
+    if not rows:
+        return ()
+    return ("removed", "swapped") if len(cast(Any, dataset).labels[rows].unique(dim=0)) > 1 else ("removed",)
+
+
+def answers_with_other_backgrounds(
+    model: nn.Module,
+    dataset: Dataset[Example],
+    pixel_range: tuple[Any, Any] = (0.0, 1.0),
+    seed: int = 0,
+    *,
+    batch_size: int = 500,
+) -> dict[Change, Tensor]:
+    """Logits [masked images, K] for each change of the background.
+
+    Args:
+        model: The classifier.
+        dataset: As for :class:`OtherBackground`; images without a mask are left out (:func:`isnet.scoring.evaluation.masked_rows`).
+        pixel_range, seed: Likewise.
+        batch_size: Images at a time.
+
+    Returns:
+        ``{"removed": ..., "swapped": ...}``; without the latter if all images are of one class, empty if none has a mask.
+    """
+    return {
+        change: predict(model, OtherBackground(dataset, change, pixel_range, seed), batch_size)[0]
+        for change in possible_changes(dataset)
+    }
+
+
+def changed_answers(before: Tensor, after: Tensor, labels: Tensor) -> Tensor:
+    """Share of the decisions on an image that changed: 0 or 1, or, for several labels, a share of the labels.
+
+    Args:
+        before, after: Logits [N, K].
+        labels: [N], or 0/1 [N, K], whose kind decides.
+
+    Returns:
+        float64 [N].
+    """
+    moved = (before > 0) != (after > 0) if labels.dim() == 2 else before.argmax(1) != after.argmax(1)
+    return moved.double().reshape(len(before), -1).mean(1)
+
+
 def bias_sensitivity(
     model: nn.Module,
     dataset: Dataset[Example],
@@ -155,34 +202,29 @@ def bias_sensitivity(
     *,
     batch_size: int = 500,
     answers: tuple[Tensor, Tensor] | None = None,
+    after: Mapping[Change, Tensor] | None = None,
 ) -> dict[Change, Sensitivity]:
     """How the answers on a set depend on its backgrounds; a network that looks at the foreground alone has ``changed`` near 0.
 
     Args:
-        model: The classifier.
-        dataset: As for :class:`OtherBackground`; images without a mask are left out.
-        pixel_range, seed: Likewise.
-        batch_size: Images at a time.
+        model, dataset, pixel_range, seed, batch_size: As for :func:`answers_with_other_backgrounds`.
         answers: What :func:`isnet.scoring.evaluation.predict` returned for the whole set, if known.
+        after: What :func:`answers_with_other_backgrounds` returned, if known.
 
     Returns:
-        ``{"removed": ..., "swapped": ...}``; without the latter if all images are of one class, empty if none has a mask.
+        By change; without ``"swapped"`` if all images are of one class, empty if none has a mask.
     """
     rows = masked_rows(dataset)
     if not rows:
         return {}
     logits, labels = (values[rows] for values in answers or predict(model, dataset, batch_size))
-    found: dict[Change, Sensitivity] = {}
-    changes: tuple[Change, ...] = ("removed", "swapped") if len(labels.unique(dim=0)) > 1 else ("removed",)
-    for change in changes:
-        after, _ = predict(model, OtherBackground(dataset, change, pixel_range, seed), batch_size)
-        found[change] = Sensitivity(
+    if after is None:
+        after = answers_with_other_backgrounds(model, dataset, pixel_range, seed, batch_size=batch_size)
+    return {
+        change: Sensitivity(
             right_answers(logits, labels).double().mean().item(),
-            right_answers(after, labels).double().mean().item(),
-            _changed(logits, after, labels).double().mean().item(),
+            right_answers(found, labels).double().mean().item(),
+            changed_answers(logits, found, labels).mean().item(),
         )
-    return found
-
-
-def _changed(before: Tensor, after: Tensor, labels: Tensor) -> Tensor:
-    return (before > 0) != (after > 0) if labels.dim() == 2 else before.argmax(1) != after.argmax(1)
+        for change, found in after.items()
+    }

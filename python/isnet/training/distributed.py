@@ -1,6 +1,6 @@
-"""Training in several processes: ``torchrun --nproc-per-node N -m isnet train ...``.
+"""Training in several processes: ``torchrun --nproc-per-node N -m isnet train ...``, or ``srun isnet train ...``.
 
-torchrun starts the processes and gives each its rank; gradients are averaged by ``DistributedDataParallel``. Nothing here
+torchrun (or SLURM's srun) starts the processes and gives each its rank; gradients are averaged by ``DistributedDataParallel``. Nothing here
 runs unless torchrun (or the caller) has set the processes up.
 """
 
@@ -19,6 +19,8 @@ from typing import Any, NoReturn
 import torch
 import torch.distributed as dist
 from torch import nn
+
+from isnet.training.slurm import adopt_slurm
 
 
 class ProcessLostError(RuntimeError):
@@ -60,6 +62,15 @@ class World:
             return list(values)
         gathered = self.gather(list(values))
         return [sum(column) / self.size for column in zip(*gathered, strict=True)]
+
+    def largest(self, value: int) -> int:
+        """The largest value of all processes, at the cost of one small message."""
+        if self.size == 1:
+            return value
+        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+        values = torch.tensor(value, device=device)
+        dist.all_reduce(values, dist.ReduceOp.MAX)
+        return int(values)
 
     def from_main(self, value: Any) -> Any:
         """Rank 0's value."""
@@ -104,12 +115,14 @@ def launched_world(device: str) -> Iterator[tuple[World, str]]:
     Raises:
         ProcessLostError: in the block, a connection to another process broke, or SIGTERM came.
     """
+    adopt_slurm(os.environ)
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield current_world(), device
         return
     backend = "gloo"
     if torch.device(device).type == "cuda":
-        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+        # Where the batch system shows each process its own GPU alone, that one is number 0.
+        device = f"cuda:{os.environ.get('LOCAL_RANK', '0') if torch.cuda.device_count() > 1 else '0'}"
         torch.cuda.set_device(device)
         backend = "nccl"
     dist.init_process_group(backend)

@@ -20,8 +20,9 @@ from isnet.data.backgrounds import replace_background
 from isnet.loss import ISNetLoss
 from isnet.model import ISNet, ISNetOutput
 from isnet.training.balance import Balance
-from isnet.training.checkpoints import Checkpoint, CheckpointError, load_model_state
+from isnet.training.checkpoints import Checkpoint, CheckpointError, restore_tensors
 from isnet.training.distributed import World
+from isnet.training.state import TrainingState
 from isnet.training.steps import (
     AUTOCAST,
     SMALLEST_SCALE,
@@ -199,6 +200,11 @@ class Learner:
 
     # ---- state
 
+    @property
+    def scored(self) -> nn.Module:
+        """The model whose weights are used in the end: the moving average, if there is one."""
+        return self.model if self.averaged is None else self.averaged.module
+
     def checkpoint(self, settings: dict[str, Any]) -> Checkpoint:
         """The state between two steps; ``settings`` are kept with it, and get what is not a tensor."""
         settings["scaler"] = self.scaler.state_dict()
@@ -208,25 +214,28 @@ class Learner:
             ema, settings["averaged_steps"] = self.averaged.module.state_dict(), int(self.averaged.n_averaged)
         return Checkpoint(self.step, self.model.state_dict(), optimizer, settings, ema)
 
-    def restore(self, state: Checkpoint, path: Path) -> None:
+    def restore(self, state: Checkpoint, settings: TrainingState, path: Path) -> None:
         """Continues from a state; ``path`` is where it comes from, for errors.
 
         Raises:
             CheckpointError: it does not fit.
         """
-        load_model_state(self.model, state, path)
-        if state.optimizer is None:
-            raise CheckpointError(f"{path} has no optimizer state to resume from")
-        self.optimizer.load_state_dict(state.optimizer)
+        restore_tensors(
+            state, path, self.model, self.optimizer, None if self.averaged is None else self.averaged.module
+        )
         if self.averaged is not None:
-            load_model_state(self.averaged.module, state, path, averaged=True)
-            self.averaged.n_averaged.fill_(state.settings["averaged_steps"])
-        if self.scaler.is_enabled():
-            self.scaler.load_state_dict(state.settings["scaler"])
-        if self.balance is not None:
-            self.balance.restore(state.settings["balance"])
-        if self.observer is not None and self.world.is_main:  # takes over for all, whose number may have changed
-            self.observer.restore(state.settings["observed"])
+            self.averaged.n_averaged.fill_(settings.averaged_steps or 0)
+        try:
+            if self.scaler.is_enabled():
+                self.scaler.load_state_dict(settings.scaler)
+            if self.balance is not None and settings.balance is not None:
+                self.balance.restore(settings.balance.model_dump())
+            if self.observer is not None and self.world.is_main:  # takes over for all, whose number may have changed
+                self.observer.restore(
+                    [{name: of.model_dump() for name, of in part.items()} for part in settings.observed]
+                )
+        except (KeyError, RuntimeError) as error:
+            raise CheckpointError(f"{path}: its settings cannot be used ({error})") from error
         self.step = state.step
         self.scheduler = build_scheduler(self.optimizer, self.config, self.steps_per_epoch, self.step)
 

@@ -2,29 +2,67 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import io
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from isnet._files import atomic_path, write_text
+from isnet._files import atomic_path, read_text, write_text
+from isnet._text import visible
 
 LOG_NAME = "log.jsonl"
 TABLE_NAME = "log.csv"
 TENSORBOARD_NAME = "tensorboard"
 
 
-def read_log(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The entries of a JSONL log; an incomplete last line, left by a kill, is skipped."""
-    entries = []
-    for line in Path(path).read_text().splitlines():
-        with contextlib.suppress(json.JSONDecodeError):
-            entries.append(json.loads(line))
+def read_log(path: str | os.PathLike[str], *, required: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """The entries of a JSONL log; an incomplete last line, left by a kill, is skipped.
+
+    Args:
+        path: The file.
+        required: What each entry must have beside ``"kind"`` and ``"step"``.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: another line is no entry of a log; the text names file and line.
+    """
+    lines, entries = read_text(path).split("\n"), []
+    for number, line in enumerate(lines, 1):
+        if number == len(lines) and not line:
+            break
+        try:
+            entry = json.loads(line)
+            _require_entry(entry, required)
+        except (ValueError, RecursionError) as error:
+            if number == len(lines):  # it has no end: a kill has cut it
+                break
+            told = "nested too deeply" if isinstance(error, RecursionError) else error
+            raise ValueError(f"{path}, line {number}: no entry of a log ({told})") from error
+        entries.append(entry)
     return entries
+
+
+def _require_entry(entry: Any, required: Sequence[str]) -> None:
+    """Raises ValueError for what :meth:`RunLog.add` does not write."""
+    if not isinstance(entry, dict):
+        raise ValueError("expected names with values")
+    missing = [name for name in ("kind", "step", *required) if name not in entry]
+    if missing:
+        raise ValueError(f"{', '.join(missing)}: missing")
+    if not isinstance(entry["kind"], str) or type(entry["step"]) is not int or entry["step"] < 0:
+        raise ValueError(f"kind, step: got {entry['kind']!r}, {entry['step']!r}")
+    for name in ("layers", "accuracy", "balanced_accuracy", "auc", "validation"):
+        if not isinstance(entry.get(name, {}), dict):
+            raise ValueError(f"{name}: expected names with values, got {entry[name]!r}")
+    for warning in entry.get("warnings", ()):
+        if not isinstance(warning, dict) or not all(isinstance(warning.get(key), str) for key in ("kind", "text")):
+            raise ValueError(f"warnings: expected kind and text, got {warning!r}")
+    for name, value in flatten(entry).items():
+        if name not in ("kind", "phase", "best", "warnings") and not isinstance(value, int | float | None):
+            raise ValueError(f"{name}: expected a number, got {value!r}")
 
 
 class RunLog:
@@ -73,7 +111,13 @@ class RunLog:
         if self._writer is not None:
             for name, value in flatten(entry).items():
                 if name not in ("kind", "step", "epoch") and isinstance(value, int | float):
-                    self._writer.add_scalar(f"{entry['kind']}/{name}", value, entry["step"])
+                    self._writer.add_scalar(visible(f"{entry['kind']}/{name}"), value, entry["step"])
+
+    def sync(self) -> None:
+        """Brings the log to the disk: a checkpoint must not be there without the entries before it."""
+        if self.folder is not None:
+            with (self.folder / LOG_NAME).open("a") as file:
+                os.fsync(file.fileno())
 
     def save_table(self) -> None:
         """Writes the table: one row per entry, one column per number."""

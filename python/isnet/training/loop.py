@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -24,18 +23,22 @@ from isnet.data import Example
 from isnet.loss import ISNetLoss, classification_loss
 from isnet.model import ISNet
 from isnet.training import validation as scoring
-from isnet.training.checkpoints import CheckpointError, load_checkpoint, save_checkpoint
+from isnet.training.checkpoints import CheckpointError, checked, load_checkpoint, save_checkpoint, save_weights
+from isnet.training.display import Display
 from isnet.training.distributed import current_world
 from isnet.training.learner import Learner
 from isnet.training.log import RunLog
+from isnet.training.state import TrainingState
 from isnet.training.steps import (
     HeatmapObserver,
     StepLosses,
     deterministic,
     mean_losses,
+    require_epochs,
     require_trainable,
     require_validation,
 )
+from isnet.training.stop import Interrupted, StopSignals, ignore_signals
 
 CHECKPOINT_NAME = "last.safetensors"
 BEST_NAME = "best.safetensors"
@@ -75,8 +78,8 @@ def fit(
         run_dir: Folder for the log and the checkpoints; None keeps nothing on disk.
         resume: Continue from the checkpoint in ``run_dir`` if there is one.
         observer: Gets the heatmaps of the last epoch, in which they are not penalised; ``criterion`` may then be None.
-        title: Shown beside the progress bar.
-        progress: Show a progress bar on the terminal.
+        title: What is trained, as it is shown.
+        progress: Show the epochs: on a terminal as a table above a progress bar, elsewhere a line for each.
 
     Returns:
         The log: one entry per ``log_every`` steps, ahead of a checkpoint and at the end of an epoch, each the mean of the steps since
@@ -88,8 +91,10 @@ def fit(
             backgrounds are to be swapped, an ISNet without criterion, ``resume`` without ``run_dir``, ``monitor`` without
             ``validation``, an ISNet in float16 on the CPU, or synchronised batch norm with
             static calls or on the CPU.
-        CheckpointError: the checkpoint is of other settings (those of logging, saving and loading, and, under a
-            constant schedule, ``epochs`` may change).
+        CheckpointError: the checkpoint is damaged, or of other settings (those of logging, saving and loading, and, under a
+            constant schedule, ``epochs`` may change, though not to fewer than were trained).
+        Interrupted: SIGINT, SIGTERM or SIGUSR1 came; the state after the last step was saved in ``run_dir``. A second SIGINT raises
+            KeyboardInterrupt at once, and the checkpoint is the one before. Without ``run_dir`` signals act as always.
         NonFiniteLossError: loss or gradient not finite; the batch is saved in ``run_dir``.
     """
     validation = validation or {}
@@ -108,10 +113,17 @@ def fit(
     )
     if resume:
         trainer.restore()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    hidden = not (progress and trainer.world.is_main)
-    with Progress(*columns, TextColumn("{task.fields[loss]}"), disable=hidden) as display:
-        return trainer.run(validation, display, title)
+    schedule = config.schedule
+    display = Display(
+        title,
+        epochs=schedule.warmup + schedule.epochs,
+        steps_per_epoch=trainer.steps_per_epoch,
+        batch_size=config.train.batch_size,
+        done=trainer.learner.step,
+        shown=progress and trainer.world.is_main,
+    )
+    with display, trainer.stop:
+        return trainer.run(validation, display)
 
 
 class _Trainer:
@@ -134,16 +146,16 @@ class _Trainer:
         self.learner = Learner(network, config, self.world, self.steps_per_epoch, run_dir=self.run_dir, **step_options)
         schedule = config.schedule
         self.watch = None if schedule.monitor is None else scoring.Watch(schedule.monitor, schedule.patience)
+        self.stop = StopSignals(active=run_dir is not None)
         self.started = 0.0  # the processor time at which this process would have started the whole run
         self.log = RunLog(self.run_dir if self.world.is_main else None, tensorboard=config.files.tensorboard)
 
     # ---- the loop
 
-    def run(self, validation: Mapping[str, Dataset[Example]], display: Progress, title: str) -> list[dict[str, Any]]:
+    def run(self, validation: Mapping[str, Dataset[Example]], display: Display) -> list[dict[str, Any]]:
         learner = self.learner
-        task = display.add_task(title, total=learner.last_step, completed=learner.step, loss="")
         self.log.start()
-        before = self.log.entries[-1]["cpu_seconds"] if self.log.entries else 0.0
+        before = self.log.entries[-1].get("cpu_seconds", 0.0) if self.log.entries else 0.0
         self.started = time.process_time() - before
         devices = [learner.device] if learner.device.type == "cuda" else []
         learner.distribute()
@@ -157,15 +169,17 @@ class _Trainer:
             while learner.step < learner.last_step and not (self.watch and self.watch.is_over):
                 started = time.perf_counter()
                 epoch = learner.step // self.steps_per_epoch
-                self._epoch(epoch, display, task)
+                self._epoch(epoch, display)
                 entry: dict[str, Any] = {"kind": "epoch", "step": learner.step, "epoch": epoch + 1}
                 entry["phase"] = "warm-up" if epoch < self.config.schedule.warmup else "training"
                 entry["seconds"] = time.perf_counter() - started
                 self._end_epoch(entry, validation)
+                display.epoch(entry)
+                self._stop_if_told()
         self.log.close()
         return self.log.entries
 
-    def _epoch(self, epoch: int, display: Progress, task: Any) -> None:
+    def _epoch(self, epoch: int, display: Display) -> None:
         """The rest of an epoch, from the learner's step on."""
         files, learner = self.config.files, self.learner
         learner.shared.train()
@@ -174,53 +188,65 @@ class _Trainer:
         for batch in parts:
             losses = learner.take_step([batch, *(next(parts) for _ in range(self.config.train.accumulate - 1))])
             window.append(losses)
-            display.update(task, completed=learner.step, loss=f"loss {losses.total:.3f}")
+            display.step(learner.step, losses.total)
             last = learner.step % self.steps_per_epoch == 0
+            told = not last and self.world.largest(self.stop.signum)
             due = files.save_every is not None and learner.step % files.save_every == 0
             # Ahead of a checkpoint, too: a run resumed from it knows nothing of the steps before.
-            if last or due or learner.step % files.log_every == 0:
-                self._note(self._summary(window))
+            if last or due or told or learner.step % files.log_every == 0:
+                display.window(self._note(self._summary(window)))
                 window.clear()
-            if due and not last:  # run() saves at the end of the epoch, after its log entry
-                self._save(CHECKPOINT_NAME)
+            if (due or told) and not last:  # run() saves at the end of the epoch, after its log entry
+                self._save()
+            if told:
+                raise Interrupted(told, learner.step)
+
+    def _stop_if_told(self) -> None:
+        told = self.world.largest(self.stop.signum)
+        if told:
+            raise Interrupted(told, self.learner.step)
 
     def _end_epoch(self, entry: dict[str, Any], validation: Mapping[str, Dataset[Example]]) -> None:
-        config, learner, best = self.config, self.learner, False
+        config, learner = self.config, self.learner
+        # The run is not about a network before its ISNet training, nor about one whose heatmaps alone are wanted.
+        usable = entry["phase"] != "warm-up" and learner.observer is None
+        best = usable and self.watch is None  # where no score chooses, the latest
         self.world.share_buffers(learner.model)
-        scored = learner.model
         if learner.averaged is not None:
             self.world.share_buffers(learner.averaged)
-            scored = learner.averaged.module
+        scored = learner.scored
         if validation:
-            entry["accuracy"] = scoring.accuracies(scored, validation, self.world)
+            # Always at the final P: a schedule must not change the score that epochs are compared by.
+            p = config.heatmap_share(learner.last_step - 1, self.steps_per_epoch) if learner.criterion else 0.0
+            entry |= scoring.epoch_scores(
+                scored,
+                validation,
+                self.world,
+                monitor=config.schedule.monitor,
+                isnet=learner.isnet,
+                criterion=learner.criterion,
+                classification_loss=learner.classification_loss,
+                input_range=learner.input_range,
+                p=p,
+            )
         if self.watch is not None:
-            name, data = next(iter(validation.items()))
-            if self.watch.monitor == "accuracy":
-                score = entry["accuracy"][name]
-            else:
-                # Always at the final P: a schedule must not change the score that epochs are compared by.
-                p = config.heatmap_share(learner.last_step - 1, self.steps_per_epoch) if learner.criterion else 0.0
-                entry["validation"] = scoring.losses(
-                    scored,
-                    data,
-                    self.world,
-                    isnet=learner.isnet,
-                    criterion=learner.criterion,
-                    classification_loss=learner.classification_loss,
-                    p=p,
-                )
-                score = entry["validation"][self.watch.monitor]
-            if entry["phase"] != "warm-up":  # the run is not about a network before its ISNet training
-                best = entry["best"] = self.watch.see(score)
+            entry["score"] = scoring.worth(self.watch.monitor, entry["validation"])
+            if usable:
+                best = entry["best"] = self.watch.see(entry["score"])
         self._note(entry)
         self.log.save_table()
         # The one to resume from comes last: it refers to the others, which a run killed before it writes again.
-        if best:
-            self._save(BEST_NAME)
+        if best and self.run_dir is not None and self.world.is_main:
+            note: dict[str, Any] = {
+                "step": learner.step,
+                "config": config.identity(),
+                "averaged": learner.averaged is not None,
+            }
+            save_weights(self.run_dir / BEST_NAME, scored.state_dict(), **note)
         if config.files.keep_last:
             self._save(f"epoch-{entry['epoch']:04d}.safetensors")
             self._forget(entry["epoch"] - config.files.keep_last)
-        self._save(CHECKPOINT_NAME)
+        self._save()
 
     def _batches(self, epoch: int) -> Iterator[Example]:
         """This process's parts of the batches of an epoch, from the learner's step on."""
@@ -234,12 +260,15 @@ class _Trainer:
         first = self.learner.step - epoch * self.steps_per_epoch
         starts = [step * train.batch_size + offset for step in range(first, self.steps_per_epoch) for offset in offsets]
         rows = [order[start : start + size].tolist() for start in starts]
-        return iter(DataLoader(self.train_set, batch_sampler=rows, num_workers=train.workers))
+        return iter(
+            DataLoader(self.train_set, batch_sampler=rows, num_workers=train.workers, worker_init_fn=ignore_signals)
+        )
 
     # ---- log and checkpoints
 
-    def _note(self, entry: dict[str, Any]) -> None:
+    def _note(self, entry: dict[str, Any]) -> dict[str, Any]:
         self.log.add({**entry, "cpu_seconds": time.process_time() - self.started})
+        return entry
 
     def _summary(self, window: list[StepLosses]) -> dict[str, Any]:
         """The means of the steps since the last entry, over all processes."""
@@ -258,16 +287,17 @@ class _Trainer:
             "lr": self.config.train.lr * self.config.rate_factor(self.learner.step - 1, self.steps_per_epoch),
         }
 
-    def _save(self, name: str) -> None:
+    def _save(self, name: str = CHECKPOINT_NAME) -> None:
         if self.run_dir is None:
             return
         observer = self.learner.observer
         observed = [] if observer is None else self.world.gather(observer.state())
         if not self.world.is_main:
             return
-        settings: dict[str, Any] = {"train": self.config.training_json(), "images": self.images_count}
+        settings: dict[str, Any] = {"config": self.config.identity(), "images": self.images_count}
         settings["watch"] = None if self.watch is None else self.watch.state()
         settings["observed"] = observed
+        self.log.sync()
         save_checkpoint(self.run_dir / name, self.learner.checkpoint(settings))
 
     def _forget(self, epoch: int) -> None:
@@ -282,16 +312,18 @@ class _Trainer:
         if not path.exists():
             return
         state = load_checkpoint(path)
+        settings = checked(TrainingState, state.settings, f"{path}: its settings")
         past_warmup = state.step > self.config.schedule.warmup * self.steps_per_epoch
         try:
-            differences = self.config.differences(state.settings["train"], past_warmup=past_warmup)
+            differences = self.config.differences(settings.config, past_warmup=past_warmup)
         except ValueError as error:
             raise CheckpointError(f"{path}: {error}") from error
-        if state.settings["images"] != self.images_count:
-            differences.append(f"training images: {state.settings['images']} there, {self.images_count} now")
+        if settings.images != self.images_count:
+            differences.append(f"training images: {settings.images} there, {self.images_count} now")
         if differences:
             raise CheckpointError(f"{path} was made with other settings ({'; '.join(differences)})")
-        self.learner.restore(state, path)
-        if self.watch is not None and state.settings["watch"] is not None:
-            self.watch.restore(state.settings["watch"])
+        require_epochs(self.config, state.step, self.images_count, path)
+        self.learner.restore(state, settings, path)
+        if self.watch is not None and settings.watch is not None:
+            self.watch.restore(settings.watch.model_dump())
         self.log.restore(self.learner.step)

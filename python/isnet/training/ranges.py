@@ -7,19 +7,18 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import json
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import Tensor
 from torch.utils.data import Dataset
+from typing_extensions import TypedDict
 
-from isnet._files import write_json
+from isnet._files import read_json, write_json
 from isnet.config import TrainConfig
 from isnet.data import Example
 from isnet.loss import classification_loss
@@ -235,16 +234,26 @@ def load_ranges(path: str | os.PathLike[str]) -> dict[str, NaturalRange]:
     Raises:
         ValueError: the file holds something else.
     """
+    values = read_json(path)
     try:
-        values = json.loads(Path(path).read_text())
-        ranges = {name: _range(found) for name, found in values.items()}
-    except (TypeError, KeyError, ValueError) as error:
-        raise ValueError(f"{path}: not natural ranges of relevance ({error})") from error
-    if not all(math.isfinite(number) for found in ranges.values() for number in (*found.c1, *found.c2)):
-        raise ValueError(f"{path}: ranges are not finite")
-    return ranges
+        found = _RANGES.validate_python(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "the whole"
+        raise ValueError(f"{path}: {place}: {first['msg']}: no natural ranges of relevance") from error
+    for name, layer in found.items():
+        lengths = {len(layer[key]) for key in ("c1", "c2", "mean", "std")}
+        if len(lengths) != 1 or not all(0 < c1 < c2 for c1, c2 in zip(layer["c1"], layer["c2"], strict=True)):
+            raise ValueError(f"{path}: {name}: expected 0 < c1 < c2 for each map, got {layer['c1']} and {layer['c2']}")
+    return {name: NaturalRange(**layer) for name, layer in found.items()}
 
 
-def _range(values: Mapping[str, Any]) -> NaturalRange:
-    c1, c2, mean, std = (tuple(values[key]) for key in ("c1", "c2", "mean", "std"))
-    return NaturalRange(c1, c2, mean, std, values["images"])
+class _Range(TypedDict):
+    c1: tuple[float, ...]
+    c2: tuple[float, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    images: int
+
+
+_RANGES = TypeAdapter(dict[str, _Range], config=ConfigDict(allow_inf_nan=False, extra="forbid"))

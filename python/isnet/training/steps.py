@@ -17,6 +17,7 @@ from isnet.config import TrainConfig
 from isnet.data import Example
 from isnet.loss import LayerLoss
 from isnet.model import ISNet, ISNetOutput
+from isnet.training.checkpoints import CheckpointError
 from isnet.training.distributed import World
 
 AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -105,6 +106,26 @@ def require_validation(config: TrainConfig, validation: Mapping[str, object]) ->
     """
     if config.schedule.monitor is not None and not validation:
         raise ValueError("monitor: needs validation images: a validation split, --validation SHARE, or --best-by none")
+
+
+def require_epochs(config: TrainConfig, step: int, images: int, path: Path) -> None:
+    """Checks that a training has not gone further than it is to go.
+
+    Args:
+        config: How to train.
+        step: Steps done.
+        images: In the training set.
+        path: The checkpoint of that step.
+
+    Raises:
+        CheckpointError: it has.
+    """
+    schedule, steps_per_epoch = config.schedule, max(1, images // config.train.batch_size)
+    if step > (schedule.warmup + schedule.epochs) * steps_per_epoch:
+        trained = -(-step // steps_per_epoch) - schedule.warmup
+        raise CheckpointError(
+            f"epochs: expected at least {trained}, which {path} has begun to train, got {schedule.epochs}"
+        )
 
 
 def layer_numbers(terms: LayerLoss) -> dict[str, float]:

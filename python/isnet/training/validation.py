@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sized
-from typing import Any, cast
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from operator import itemgetter
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,23 +16,101 @@ from isnet.data import Example
 from isnet.explanation import evaluation_mode
 from isnet.loss import ISNetLoss, classification_loss
 from isnet.model import ISNet
-from isnet.scoring.evaluation import predict, right_answers
+from isnet.scoring.cautions import cautions
+from isnet.scoring.evaluation import background_shares, masked_rows, predict, prior_loss, right_answers, spread_rows
+from isnet.scoring.intervals import as_json, classification_scores
 from isnet.training.distributed import World
 
+_ATTENTION_IMAGES = 200
 _SEED = 5  # of the Stochastic variant's choices, the same in each epoch
 
 
-def accuracies(
-    model: nn.Module, datasets: Mapping[str, Dataset[Example]], world: World, *, batch_size: int = 64
-) -> dict[str, float]:
-    """Accuracy on each data set, in [0, 1]; each process scores its part of the images, this many at a time."""
-    scores = {}
-    for name, dataset in datasets.items():
-        part = _part(dataset, world)
-        right = right_answers(*predict(model, part, batch_size)) if len(cast(Sized, part)) else torch.zeros(0)
-        counts = world.gather((int(right.sum()), right.numel()))
-        scores[name] = sum(good for good, _ in counts) / sum(total for _, total in counts)
-    return scores
+def epoch_scores(
+    model: nn.Module,
+    datasets: Mapping[str, Dataset[Example]],
+    world: World,
+    *,
+    monitor: Monitor | None,
+    isnet: ISNet | None = None,
+    criterion: ISNetLoss | None = None,
+    classification_loss: Callable[[Tensor, Tensor], Tensor] = classification_loss,
+    input_range: tuple[Any, Any] | None = (0.0, 1.0),
+    p: float = 0.0,
+    batch_size: int = 64,
+) -> dict[str, Any]:
+    """What the log says of an epoch: scores of every data set, and of the first what a checkpoint may be chosen by.
+
+    Args:
+        model: The classifier to score.
+        datasets: By name; each process scores its part of the images, this many at a time.
+        world: The processes that share the work.
+        monitor: The rule that chooses; None: none does.
+        isnet, criterion, classification_loss, p, batch_size: As for :func:`losses`.
+        input_range: Pixel range for z^B in the heatmaps of the background share.
+
+    Returns:
+        ``{"accuracy", "balanced_accuracy", "auc": {name: [0, 1]}, "warnings": [{"kind", "text"}] (of the first set)}``, None for a score
+        that is not defined. With a monitor also ``"validation"``: these scores of the first set beside ``"classification"`` and ``"prior"``
+        (the loss, and that of answering with the shares of the classes) and what the monitor needs: ``"loss"`` and ``"heatmap"``, or
+        ``"background"``.
+    """
+    found: dict[str, Any] = {"accuracy": {}, "balanced_accuracy": {}, "auc": {}, "warnings": []}
+    answers = {name: _answers(model, dataset, world, batch_size) for name, dataset in datasets.items()}
+    for name, (logits, labels) in answers.items():
+        found["accuracy"][name] = right_answers(logits, labels).double().mean().item()
+        finite = bool(torch.isfinite(logits).all())
+        known = as_json(classification_scores(logits, labels, resamples=0)) if finite else {}
+        for key in ("balanced_accuracy", "auc"):
+            found[key][name] = known[key]["value"] if finite else None
+    if not datasets:
+        return found
+    name, dataset = next(iter(datasets.items()))
+    logits, labels = answers[name]
+    names = class_names(dataset, logits.shape[1])
+    if bool(torch.isfinite(logits).all()):
+        found["warnings"] = [caution._asdict() for caution in cautions(logits, labels, names)]
+    else:
+        found["warnings"] = [{"kind": "undefined", "text": "some answers are not finite: nothing can be scored"}]
+    if monitor is None:
+        return found
+    rule = RULES[monitor]
+    scores: dict[str, Any] = {key: found[key][name] for key in ("accuracy", "balanced_accuracy", "auc")}
+    if rule.heatmap_loss:
+        scores |= losses(
+            model,
+            dataset,
+            world,
+            isnet=isnet,
+            criterion=criterion,
+            classification_loss=classification_loss,
+            p=p,
+            batch_size=batch_size,
+        )
+    else:
+        scores["classification"] = float(classification_loss(logits, labels))
+    scores["prior"] = prior_loss(logits, labels, classification_loss)
+    if rule.background:
+        eps = {} if isnet is None else {"eps": isnet.eps}
+        rows = spread_rows(masked_rows(dataset), _ATTENTION_IMAGES)[world.rank :: world.size]
+        shares = background_shares(model, dataset, rows, input_range=input_range, batch_size=batch_size, **eps)
+        looked_at = [share for part in world.gather(shares.tolist()) for share in part if not math.isnan(share)]
+        scores["background"] = sum(looked_at) / len(looked_at) if looked_at else None
+    return {**found, "validation": scores}
+
+
+def class_names(dataset: Dataset[Example], count: int) -> Sequence[str]:
+    """The names of a set's classes or labels, from its table; numbers, if it has none."""
+    names = getattr(getattr(dataset, "table", None), "classes", ())
+    return names if len(names) == count else [str(number) for number in range(count)]
+
+
+def _answers(model: nn.Module, dataset: Dataset[Example], world: World, batch_size: int) -> tuple[Tensor, Tensor]:
+    """Logits and labels of all images, in every process."""
+    part = _part(dataset, world)
+    ours = predict(model, part, batch_size) if len(cast(Sized, part)) else None
+    parts = [answers for answers in world.gather(ours) if answers is not None]
+    logits, labels = zip(*parts, strict=True)
+    return torch.cat(logits), torch.cat(labels)
 
 
 @torch.no_grad()
@@ -81,12 +161,60 @@ def losses(
     return {"loss": (1 - p) * classification + p * heatmap, "classification": classification, "heatmap": heatmap}
 
 
+class Rule(NamedTuple):
+    """What makes an epoch better than another.
+
+    Attributes:
+        value: From the scores of :func:`epoch_scores`; None where it is not defined.
+        rises: Whether a larger one is better.
+        heatmap_loss: Whether it needs the heatmap loss of the validation images.
+        background: Whether it needs their share of relevance in the background.
+    """
+
+    value: Callable[[Mapping[str, Any]], float | None]
+    rises: bool = True
+    heatmap_loss: bool = False
+    background: bool = False
+
+
+def _balanced(scores: Mapping[str, Any]) -> float | None:
+    """Balanced accuracy times the share of relevance inside the masks; where no image has a mask, the balanced accuracy."""
+    accuracy = scores["balanced_accuracy"]
+    return None if accuracy is None else accuracy * (1 - (scores["background"] or 0.0))
+
+
+RULES: Mapping[Monitor, Rule] = {
+    "loss": Rule(itemgetter("loss"), rises=False, heatmap_loss=True),
+    "classification": Rule(itemgetter("classification"), rises=False, heatmap_loss=True),
+    "accuracy": Rule(itemgetter("accuracy")),
+    "auc": Rule(itemgetter("auc")),
+    "balanced": Rule(_balanced, background=True),
+}
+
+
+def worth(monitor: Monitor, scores: Mapping[str, Any]) -> float | None:
+    """What a rule says of an epoch, None if it must not be kept.
+
+    An epoch must not be kept if its classification loss on the validation images is not below that of answering with the shares of their
+    classes: a small heatmap loss, or a clean background, is worth nothing if the network does not know the classes. (Where the validation
+    images are of one class that loss is 0, and says nothing.) Nor may one whose score is not defined or not finite.
+
+    Args:
+        monitor: The rule.
+        scores: ``"validation"`` of :func:`epoch_scores`.
+    """
+    value, classification, prior = RULES[monitor].value(scores), scores["classification"], scores["prior"]
+    if value is None or not math.isfinite(value) or not math.isfinite(classification):
+        return None
+    return None if 0 < prior <= classification else value
+
+
 class Watch:
     """Remembers the best score and how long ago it was reached.
 
     Args:
-        monitor: The score; an accuracy should rise, a loss should fall.
-        patience: Epochs without a better score after which to stop; None = never.
+        monitor: The rule.
+        patience: Epochs without a better score after which to stop, counted from the first that may be kept; None = never.
     """
 
     def __init__(self, monitor: Monitor, patience: int | None) -> None:
@@ -99,12 +227,13 @@ class Watch:
         """Whether patience has run out."""
         return self.patience is not None and self.epochs_since >= self.patience
 
-    def see(self, score: float) -> bool:
-        """Takes the score of an epoch and returns whether it is the best so far."""
-        sign = 1 if self.monitor == "accuracy" else -1
-        better = self.best is None or sign * score > sign * self.best
+    def see(self, score: float | None) -> bool:
+        """Takes the score of an epoch, None: it must not be kept (:func:`worth`), and returns whether it is the best so far."""
+        sign = 1 if RULES[self.monitor].rises else -1
+        better = score is not None and (self.best is None or sign * score > sign * self.best)
         self.best = score if better else self.best
-        self.epochs_since = 0 if better else self.epochs_since + 1
+        # Patience is for what was reached: it begins with the first epoch that may be kept.
+        self.epochs_since = 0 if better or self.best is None else self.epochs_since + 1
         return better
 
     def state(self) -> dict[str, Any]:

@@ -1,12 +1,14 @@
 """Readers of image files: one class in one file for each kind, entered in one table."""
 
 from isnet.data.files import FileRef, UnreadableFileError
-from isnet.data.readers.base import Pixels, Reader
+from isnet.data.readers.base import HEAD, MAX_FILE, Picture, Pixels, Place, Reader
 from isnet.data.readers.dicom import DICOM
 from isnet.data.readers.nifti import NIfTI
 from isnet.data.readers.plain import Plain
+from isnet.data.readers.tiff import TIFF
 
-READERS: dict[str, Reader] = {"plain": Plain(), "dicom": DICOM(), "nifti": NIfTI()}
+# In the order in which they are asked: a DICOM file may begin as a TIFF file does.
+READERS: dict[str, Reader] = {"dicom": DICOM(), "nifti": NIfTI(), "tiff": TIFF(), "plain": Plain()}
 
 
 def image_suffixes() -> tuple[str, ...]:
@@ -14,16 +16,36 @@ def image_suffixes() -> tuple[str, ...]:
     return tuple(suffix for reader in READERS.values() for suffix in reader.suffixes)
 
 
+def kind_of(file: FileRef) -> str | None:
+    """The key in :data:`READERS` of a file, by its content; reads no more than its head.
+
+    The suffix decides where the content doesn't: an empty, broken or unreadable ``x.png`` is an image, whose reading then tells what is
+    wrong with it, and so is a file of a kind without a mark.
+
+    Args:
+        file: Of any kind and name.
+
+    Returns:
+        None: no image.
+    """
+    try:
+        head = file.head(HEAD)
+    except OSError:
+        head = b""
+    found = next((kind for kind, reader in READERS.items() if reader.recognises(head)), None)
+    return found or next((kind for kind, reader in READERS.items() if file.suffix in reader.suffixes), None)
+
+
 def reader_of(file: FileRef) -> Reader:
-    """The reader of a file, by its suffix.
+    """The reader of a file, by its content (:func:`kind_of`).
 
     Raises:
         UnreadableFileError: there is none.
     """
-    for reader in READERS.values():
-        if file.suffix in reader.suffixes:
-            return reader
-    raise UnreadableFileError(f"{file}: expected an image ({', '.join(image_suffixes())})")
+    kind = kind_of(file)
+    if kind is None:
+        raise UnreadableFileError(f"{file}: expected an image ({', '.join(image_suffixes())})")
+    return READERS[kind]
 
 
-__all__ = ["READERS", "Pixels", "Reader", "image_suffixes", "reader_of"]
+__all__ = ["MAX_FILE", "READERS", "Picture", "Pixels", "Place", "Reader", "image_suffixes", "kind_of", "reader_of"]

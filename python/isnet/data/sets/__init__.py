@@ -6,11 +6,12 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from isnet.data.names import DataError
 from isnet.data.sets.base import ImageSet
 from isnet.data.sets.folder import Folder, read_folder
 from isnet.data.sets.manifest import Manifest, read_manifest
 from isnet.data.sets.shards import Sample, ShardError, Shards, read_shards
-from isnet.data.table import DataError, ImageTable
+from isnet.data.table import ImageTable
 
 # The first that takes a path reads it.
 SETS: dict[str, ImageSet] = {"manifest": Manifest(), "shards": Shards(), "folder": Folder()}
@@ -31,8 +32,12 @@ def read_table(
         DataError: nothing usable there, or an argument that does not apply to it.
     """
     path = Path(path)
-    if not path.exists():
-        raise DataError(f"data: {path} does not exist")
+    try:
+        path.stat()
+    except (OSError, ValueError) as error:
+        missing = isinstance(error, FileNotFoundError)
+        told = "does not exist" if missing else f"cannot be opened ({getattr(error, 'strerror', None) or error})"
+        raise DataError(f"data: {path} {told}") from error
     for kind in SETS.values():
         if kind.takes(path):
             return kind.read(path, None if masks is None else Path(masks), labels)

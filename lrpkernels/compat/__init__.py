@@ -1,0 +1,1 @@
+"""Other tools' interfaces on lrpkernels: import the one you come from, for example ``lrpkernels.compat.captum``."""
