@@ -23,6 +23,12 @@ class ConvGeometry(NamedTuple):
         sizes = zip(input[2:], weight[2:], self.stride, self.padding, self.dilation, strict=True)
         return [max(0, (size + 2 * p - d * (k - 1) - 1) // s + 1) for size, k, s, p, d in sizes]
 
+    def is_tiling(self, weight: torch.Size) -> bool:
+        """Whether windows lie side by side, as those of a patch embedding do: no pixel is read twice."""
+        one = (1,) * len(self.stride)
+        plain = not self.transposed and self.groups == 1 and not any(self.padding) and self.dilation == one
+        return plain and self.stride == tuple(weight[2:]) != one
+
 
 class Weights(IntEnum):
     """Which weights a convolution op uses and how their results combine, a the layer's input (``LrpConvWeights`` in C++)."""
