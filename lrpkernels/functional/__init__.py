@@ -5,6 +5,7 @@ raises), which is what training through a heatmap needs: the heatmap itself is a
 """
 
 from .affine import affine, affine_known, batch_norm_scale, sum_zplus
+from .attention import attention_pull, attention_weights
 from .conv import ConvWeight, conv_apply, conv_box, conv_pull, conv_pull_by_sign, conv_pull_sum, conv_weight
 from .geometry import ConvGeometry, Weights
 from .heatmap import HeatmapScores, has_heatmap_kernels, heatmap_scores, kept_ranks
@@ -26,6 +27,8 @@ __all__ = [
     "Weights",
     "affine",
     "affine_known",
+    "attention_pull",
+    "attention_weights",
     "average_pool_transpose",
     "average_pull",
     "batch_norm_scale",
