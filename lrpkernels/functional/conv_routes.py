@@ -79,7 +79,7 @@ def apply(
 ) -> Tensor:
     """W a + b with W, W+ or W-, (N, C_out, ...)."""
     if not picks_parts(weight, geometry):
-        return _convolution(input, part_of(weight, weights), bias, *geometry)
+        return _applied(input, part_of(weight, weights), bias, geometry)
 
     def fused() -> Tensor:
         return ops.conv_apply(input, weight, weights, *geometry[:3], geometry.groups, _tensor_cores(input.dtype))
@@ -95,7 +95,7 @@ def weight_gradient(scaled: Scaled, input: Tensor, weight: Tensor, geometry: Con
     """The gradient of <s, W input> for W, of which only sizes and layout are read."""
 
     def vendor() -> Tensor:
-        return _convolution_backward(scaled.made(), input, weight, None, *geometry, [False, True, False])[1]
+        return _weight_gradient(scaled.made(), input, weight, geometry)
 
     if not picks_parts(weight, geometry):
         return vendor()
@@ -138,13 +138,20 @@ def _key(op: str, values: Tensor, weight: Tensor, geometry: ConvGeometry, *rest:
 # -- the vendor's convolution -------------------------------------------------------------------------------------------------------
 
 
-_FEW = 12  # input channels of an image's patches: colours, times the weight sets of z^B
+def _applied(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: ConvGeometry) -> Tensor:
+    """W a + b."""
+    if geometry.is_pointwise(weight.shape) and max(geometry.stride) == 1 and _has_few_pixels(input):
+        made = _planes(_rows(input) @ weight.flatten(1).t(), input.shape)
+        return made if bias is None else made.add_(per_channel(bias, made.dim()))
+    return _convolution(input, weight, bias, *geometry)
 
 
 def _data_gradient(s: Tensor, weight: Tensor, input: Tensor, geometry: ConvGeometry) -> Tensor:
     """W^T s for a convolution whose input looked like ``input``."""
-    if s.device.type == "cpu" and weight.shape[1] <= _FEW and geometry.is_tiling(weight.shape):
+    if weight.shape[1] <= _FEW_CHANNELS and geometry.is_tiling(weight.shape) and _is_plain(s):
         return _untiled(s, weight, input.shape[2:])
+    if geometry.is_pointwise(weight.shape) and max(geometry.stride) == 1 and _has_few_pixels(s):
+        return _planes(_rows(s) @ weight.flatten(1), s.shape)
     channels = weight.shape[0] if geometry.transposed else weight.shape[1] * geometry.groups
     if input.shape[0] != s.shape[0] or input.shape[1] != channels or input.dtype != s.dtype:
         # Several targets (the batch is that of s), stacked weights, or autocast: an uninitialized tensor of the right form will do.
@@ -154,17 +161,67 @@ def _data_gradient(s: Tensor, weight: Tensor, input: Tensor, geometry: ConvGeome
     return _convolution_backward(s, input, weight, None, *geometry, [True, False, False])[0]
 
 
-def _untiled(s: Tensor, weight: Tensor, size: torch.Size) -> Tensor:
-    """W^T s where every pixel is read by one window at most (a patch embedding): one matrix product, then the patches put together.
+def _weight_gradient(s: Tensor, input: Tensor, weight: Tensor, geometry: ConvGeometry) -> Tensor:
+    """The gradient of <s, W input> for W."""
+    if geometry.is_depthwise(weight.shape) and weight[0].numel() > _VENDORS_TAPS and _is_plain(s):
+        return _depthwise_weight_gradient(s, input, weight, geometry)
+    if geometry.is_pointwise(weight.shape) and _has_few_pixels(s):
+        read = input[(..., *(slice(None, None, stride) for stride in geometry.stride))]
+        return (_rows(s).t() @ _rows(read)).view(weight.shape)
+    return _convolution_backward(s, input, weight, None, *geometry, [False, True, False])[1]
 
-    oneDNN takes three to eight times as long where an image has few channels, and is faster where there are many.
+
+# -- ways of our own on the CPU, each many times as fast as oneDNN (docs/performance.md) where its condition holds, and slower elsewhere --
+
+_FEW_CHANNELS = 12  # of an image: colours, times the weight sets of z^B
+_FEW_PIXELS = 64  # of a whole batch
+_VENDORS_TAPS = 9  # depthwise kernels up to 3x3 have code of their own in oneDNN
+
+
+def _is_plain(t: Tensor) -> bool:
+    return t.device.type == "cpu" and t.dtype == torch.float32
+
+
+def _has_few_pixels(t: Tensor) -> bool:
+    """Whether a 1x1 convolution here is a product of few rows with a weight that is larger: oneDNN would put that in order each time."""
+    return _is_plain(t) and t.shape[0] * t.shape[2:].numel() <= _FEW_PIXELS
+
+
+def _rows(t: Tensor) -> Tensor:
+    """(N, C, ...) as a matrix of pixels and channels."""
+    return t.flatten(2).transpose(1, 2).reshape(-1, t.shape[1])
+
+
+def _planes(rows: Tensor, like: torch.Size) -> Tensor:
+    """The matrix of pixels and channels as (N, C, ...), contiguous."""
+    planes = rows.view(like[0], like[2:].numel(), rows.shape[1]).transpose(1, 2)
+    return planes.contiguous().view(like[0], rows.shape[1], *like[2:])
+
+
+def _depthwise_weight_gradient(s: Tensor, input: Tensor, weight: Tensor, geometry: ConvGeometry) -> Tensor:
+    """By a depthwise convolution of every image's channel with its s as the kernel, which oneDNN is fast at.
+
+    Stride and dilation change places; images are added up afterwards.
     """
+    kernels, spatial = s.shape[0] * s.shape[1], (1,) * len(geometry.stride)
+    images = input.reshape(1, kernels, *input.shape[2:])
+    slides = s.reshape(kernels, 1, *s.shape[2:])
+    slide = ConvGeometry(geometry.dilation, geometry.padding, geometry.stride, False, (0,) * len(spatial), kernels)
+    found = _convolution(images, slides, None, *slide)
+    # Where windows leave out the last pixels of an image, there is room for more taps than the kernel has.
+    taps = found[(..., *(slice(size) for size in weight.shape[2:]))]
+    return taps.reshape(s.shape[0], *weight.shape).sum(0)
+
+
+def _untiled(s: Tensor, weight: Tensor, size: torch.Size) -> Tensor:
+    """W^T s where every pixel is read by one window at most (a patch embedding): one matrix product, then the patches put together."""
     kernel, windows = weight.shape[2:], s.shape[2:]
-    rows = s.flatten(2).transpose(1, 2) @ weight.to(s.dtype).flatten(1)  # [N, windows, C_in * kernel]
     spatial = len(kernel)
     order = [dim for k in range(spatial) for dim in (1 + k, 2 + spatial + k)]
-    patches = rows.view(s.shape[0], *windows, *weight.shape[1:]).permute(0, 1 + spatial, *order)
-    image = patches.reshape(s.shape[0], weight.shape[1], *(n * k for n, k in zip(windows, kernel, strict=True)))
+    patches = (_rows(s) @ weight.flatten(1)).view(s.shape[0], *windows, *weight.shape[1:])
+    image = patches.permute(0, 1 + spatial, *order).reshape(
+        s.shape[0], weight.shape[1], *(n * k for n, k in zip(windows, kernel, strict=True))
+    )
     if image.shape[2:] == size:
         return image
     # Pixels behind the last window are read by none.
