@@ -6,7 +6,9 @@ The vendor's convolution (oneDNN, cuDNN) through ATen with our elementwise kerne
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -152,6 +154,9 @@ def _data_gradient(s: Tensor, weight: Tensor, input: Tensor, geometry: ConvGeome
         return _untiled(s, weight, input.shape[2:])
     if geometry.is_pointwise(weight.shape) and max(geometry.stride) == 1 and _has_few_pixels(s):
         return _planes(_rows(s) @ weight.flatten(1), s.shape)
+    block = _block(s, weight, geometry)
+    if block is not None:
+        return _by_blocks(s, weight, input.shape[2:], geometry, block)
     channels = weight.shape[0] if geometry.transposed else weight.shape[1] * geometry.groups
     if input.shape[0] != s.shape[0] or input.shape[1] != channels or input.dtype != s.dtype:
         # Several targets (the batch is that of s), stacked weights, or autocast: an uninitialized tensor of the right form will do.
@@ -176,6 +181,8 @@ def _weight_gradient(s: Tensor, input: Tensor, weight: Tensor, geometry: ConvGeo
 _FEW_CHANNELS = 12  # of an image: colours, times the weight sets of z^B
 _FEW_PIXELS = 64  # of a whole batch
 _VENDORS_TAPS = 9  # depthwise kernels up to 3x3 have code of their own in oneDNN
+_LANES = 16  # numbers in a vector register
+_FEW_NUMBERS = 1 << 16  # where setting up costs more than it saves
 
 
 def _is_plain(t: Tensor) -> bool:
@@ -211,6 +218,62 @@ def _depthwise_weight_gradient(s: Tensor, input: Tensor, weight: Tensor, geometr
     # Where windows leave out the last pixels of an image, there is room for more taps than the kernel has.
     taps = found[(..., *(slice(size) for size in weight.shape[2:]))]
     return taps.reshape(s.shape[0], *weight.shape).sum(0)
+
+
+def _block(s: Tensor, weight: Tensor, geometry: ConvGeometry) -> tuple[int, ...] | None:
+    """The pixels that become channels in :func:`_by_blocks`, per dimension; None where that is no faster."""
+    channels, kernel = weight.shape[1], weight.shape[2:]
+    simple = not geometry.transposed and geometry.groups == 1 and max(geometry.dilation) == 1
+    if not (simple and _is_plain(s) and s.numel() >= _FEW_NUMBERS and weight.shape[0] >= _LANES and min(kernel) >= 3):
+        return None
+    strided = max(geometry.stride) > 1
+    pays = min(kernel) >= 5 if strided else _has_wide_registers()
+    if not pays or any(p >= k for p, k in zip(geometry.padding, kernel, strict=True)):
+        return None
+    block = list(geometry.stride)
+    while channels * math.prod(block) * 2 <= _LANES:
+        block[max(range(len(block)), key=lambda d: (-block[d], d))] *= 2
+    return tuple(block) if 1 < math.prod(block) <= 2 * _LANES // channels else None
+
+
+@cache
+def _has_wide_registers() -> bool:
+    return torch.backends.cpu.get_cpu_capability() == "AVX512"
+
+
+def _by_blocks(s: Tensor, weight: Tensor, size: torch.Size, geometry: ConvGeometry, block: tuple[int, ...]) -> Tensor:
+    """W^T s of a stem, as a convolution of s whose output channels are the pixels of a block, put back in their places.
+
+    An image has few channels, which leave most of a vector register empty, and a strided convolution's transposed one multiplies zeros.
+    Pixel i = m q + f of block q reads s at j = r q + t, r = m / stride, with the weight of tap k = f + padding - stride t.
+    """
+    spatial = len(block)
+    outputs, channels = weight.shape[:2]
+    taps, strides, paddings, kept = [], [], [], []
+    moved = torch.constant_pad_nd(weight, (0, 1) * spatial)  # the last tap is 0, for those that a pixel doesn't read
+    for d, (m, k, stride, padding) in enumerate(
+        zip(block, weight.shape[2:], geometry.stride, geometry.padding, strict=True)
+    ):
+        blocks, step = -(-size[d] // m), m // stride
+        first, last = -((k - 1 - padding) // stride), (m - 1 + padding) // stride
+        behind = max(0, step * (blocks - 1) + last + 1 - s.shape[2 + d])
+        more = max(0, -(-(behind + first) // step))  # whole steps, so that both ends are padded alike
+        tap = torch.arange(m)[:, None] + padding - stride * torch.arange(first, last + 1)
+        moved = moved.index_select(2 + d, tap.where((tap >= 0) & (tap < k), k).flatten())
+        taps.append(last + 1 - first)
+        strides.append(step)
+        paddings.append(step * more - first)
+        kept.append(slice(more, more + blocks))
+    moved = moved.view(outputs, channels, *(n for pair in zip(block, taps, strict=True) for n in pair))
+    order = (1, *range(2, 2 * spatial + 2, 2), 0, *range(3, 2 * spatial + 3, 2))
+    slide = ConvGeometry(tuple(strides), tuple(paddings), (1,) * spatial, False, (0,) * spatial, 1)
+    found = _convolution(s, moved.permute(order).reshape(-1, outputs, *taps), None, *slide)[(..., *kept)]
+    found = found.reshape(s.shape[0], channels, *block, *found.shape[2:])
+    order = (0, 1, *(dim for d in range(spatial) for dim in (2 + spatial + d, 2 + d)))
+    image = found.permute(order).reshape(
+        s.shape[0], channels, *(m * n for m, n in zip(block, found.shape[2 + spatial :], strict=True))
+    )
+    return image[(..., *(slice(n) for n in size))].contiguous()
 
 
 def _untiled(s: Tensor, weight: Tensor, size: torch.Size) -> Tensor:
