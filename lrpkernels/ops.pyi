@@ -14,6 +14,7 @@ def affine(
     positive: float,
     epsilon: float,
 ) -> Tensor: ...
+
 def affine_backward(
     grad: Tensor,
     multiplier: Tensor,
@@ -25,6 +26,7 @@ def affine_backward(
     positive: float,
     epsilon: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]: ...
+
 def average_pool(
     input: Tensor,
     output_size: Sequence[int],
@@ -34,6 +36,7 @@ def average_pool(
     count_include_pad: bool,
     divisor_override: int | None,
 ) -> Tensor: ...
+
 def average_pool_transpose(
     multiplier: Tensor,
     input_size: Sequence[int],
@@ -43,6 +46,7 @@ def average_pool_transpose(
     count_include_pad: bool,
     divisor_override: int | None,
 ) -> Tensor: ...
+
 def conv_apply(
     input: Tensor,
     weight: Tensor,
@@ -53,6 +57,7 @@ def conv_apply(
     groups: int,
     tensor_cores: bool,
 ) -> Tensor: ...
+
 def conv_relevance(
     multiplier: Tensor,
     addend: Tensor | None,
@@ -73,6 +78,7 @@ def conv_relevance(
     epsilon: float,
     tensor_cores: bool,
 ) -> Tensor: ...
+
 def conv_weight_gradient(
     multiplier: Tensor,
     addend: Tensor | None,
@@ -89,6 +95,7 @@ def conv_weight_gradient(
     epsilon: float,
     tensor_cores: bool,
 ) -> Tensor: ...
+
 def epsilon_scale(
     multiplier: Tensor,
     addend: Tensor | None,
@@ -96,6 +103,7 @@ def epsilon_scale(
     scale: Tensor | None,
     epsilon: float,
 ) -> Tensor: ...
+
 def epsilon_scale_backward(
     grad: Tensor,
     multiplier: Tensor,
@@ -105,12 +113,14 @@ def epsilon_scale_backward(
     epsilon: float,
     need_scale: bool,
 ) -> tuple[Tensor, Tensor, Tensor]: ...
+
 def heatmap_scores(
     heatmap: Tensor,
     mask: Tensor,
     kept: int,
     decay: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]: ...
+
 def heatmap_scores_backward(
     heatmap: Tensor,
     mask: Tensor,
@@ -120,6 +130,7 @@ def heatmap_scores_backward(
     grad_background: Tensor,
     decay: float,
 ) -> Tensor: ...
+
 def max_pool_winner(
     multiplier: Tensor,
     indices: Tensor,
@@ -129,6 +140,7 @@ def max_pool_winner(
     padding: Sequence[int],
     dilation: Sequence[int],
 ) -> Tensor: ...
+
 def max_pool_winner_backward(
     grad: Tensor,
     indices: Tensor,
@@ -137,12 +149,14 @@ def max_pool_winner_backward(
     padding: Sequence[int],
     dilation: Sequence[int],
 ) -> Tensor: ...
+
 def ratio(
     multiplier: Tensor,
     value: Tensor,
     denominator: Tensor,
     epsilon: float,
 ) -> Tensor: ...
+
 def ratio_backward(
     grad: Tensor,
     multiplier: Tensor,
@@ -150,12 +164,35 @@ def ratio_backward(
     denominator: Tensor,
     epsilon: float,
 ) -> tuple[Tensor, Tensor, Tensor]: ...
+
+def sample_norm(
+    multiplier: Tensor,
+    input: Tensor,
+    weight: Tensor | None,
+    row: int,
+    inner: int,
+    centred: bool,
+    epsilon: float,
+) -> Tensor: ...
+
+def sample_norm_backward(
+    grad: Tensor,
+    multiplier: Tensor,
+    input: Tensor,
+    weight: Tensor | None,
+    row: int,
+    inner: int,
+    centred: bool,
+    epsilon: float,
+) -> tuple[Tensor, Tensor, Tensor]: ...
+
 def sum_zplus(
     multiplier: Tensor,
     a: Tensor,
     b: Tensor,
     epsilon: float,
 ) -> tuple[Tensor, Tensor]: ...
+
 def sum_zplus_backward(
     grad_a: Tensor,
     grad_b: Tensor,
