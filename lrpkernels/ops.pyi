@@ -14,7 +14,6 @@ def affine(
     positive: float,
     epsilon: float,
 ) -> Tensor: ...
-
 def affine_backward(
     grad: Tensor,
     multiplier: Tensor,
@@ -26,7 +25,6 @@ def affine_backward(
     positive: float,
     epsilon: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]: ...
-
 def average_pool(
     input: Tensor,
     output_size: Sequence[int],
@@ -36,7 +34,6 @@ def average_pool(
     count_include_pad: bool,
     divisor_override: int | None,
 ) -> Tensor: ...
-
 def average_pool_transpose(
     multiplier: Tensor,
     input_size: Sequence[int],
@@ -46,7 +43,6 @@ def average_pool_transpose(
     count_include_pad: bool,
     divisor_override: int | None,
 ) -> Tensor: ...
-
 def conv_apply(
     input: Tensor,
     weight: Tensor,
@@ -57,7 +53,6 @@ def conv_apply(
     groups: int,
     tensor_cores: bool,
 ) -> Tensor: ...
-
 def conv_relevance(
     multiplier: Tensor,
     addend: Tensor | None,
@@ -78,7 +73,6 @@ def conv_relevance(
     epsilon: float,
     tensor_cores: bool,
 ) -> Tensor: ...
-
 def conv_weight_gradient(
     multiplier: Tensor,
     addend: Tensor | None,
@@ -95,7 +89,6 @@ def conv_weight_gradient(
     epsilon: float,
     tensor_cores: bool,
 ) -> Tensor: ...
-
 def epsilon_scale(
     multiplier: Tensor,
     addend: Tensor | None,
@@ -103,7 +96,6 @@ def epsilon_scale(
     scale: Tensor | None,
     epsilon: float,
 ) -> Tensor: ...
-
 def epsilon_scale_backward(
     grad: Tensor,
     multiplier: Tensor,
@@ -113,14 +105,12 @@ def epsilon_scale_backward(
     epsilon: float,
     need_scale: bool,
 ) -> tuple[Tensor, Tensor, Tensor]: ...
-
 def heatmap_scores(
     heatmap: Tensor,
     mask: Tensor,
     kept: int,
     decay: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]: ...
-
 def heatmap_scores_backward(
     heatmap: Tensor,
     mask: Tensor,
@@ -130,7 +120,6 @@ def heatmap_scores_backward(
     grad_background: Tensor,
     decay: float,
 ) -> Tensor: ...
-
 def max_pool_winner(
     multiplier: Tensor,
     indices: Tensor,
@@ -140,7 +129,6 @@ def max_pool_winner(
     padding: Sequence[int],
     dilation: Sequence[int],
 ) -> Tensor: ...
-
 def max_pool_winner_backward(
     grad: Tensor,
     indices: Tensor,
@@ -149,14 +137,12 @@ def max_pool_winner_backward(
     padding: Sequence[int],
     dilation: Sequence[int],
 ) -> Tensor: ...
-
 def ratio(
     multiplier: Tensor,
     value: Tensor,
     denominator: Tensor,
     epsilon: float,
 ) -> Tensor: ...
-
 def ratio_backward(
     grad: Tensor,
     multiplier: Tensor,
@@ -164,7 +150,6 @@ def ratio_backward(
     denominator: Tensor,
     epsilon: float,
 ) -> tuple[Tensor, Tensor, Tensor]: ...
-
 def sample_norm(
     multiplier: Tensor,
     input: Tensor,
@@ -174,7 +159,6 @@ def sample_norm(
     centred: bool,
     epsilon: float,
 ) -> Tensor: ...
-
 def sample_norm_backward(
     grad: Tensor,
     multiplier: Tensor,
@@ -185,14 +169,12 @@ def sample_norm_backward(
     centred: bool,
     epsilon: float,
 ) -> tuple[Tensor, Tensor, Tensor]: ...
-
 def sum_zplus(
     multiplier: Tensor,
     a: Tensor,
     b: Tensor,
     epsilon: float,
 ) -> tuple[Tensor, Tensor]: ...
-
 def sum_zplus_backward(
     grad_a: Tensor,
     grad_b: Tensor,

@@ -131,3 +131,24 @@ def test_these_forms_are_taken_by_our_ways(case: tuple[Any, ...], product: str) 
     names = {event.name for event in profile.events()}
     assert product in names
     assert "aten::convolution_backward" not in names
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("case", TILING[:5] + POINTWISE[:6] + STEM, ids=str)
+def test_planes_of_one_number_each(case: tuple[Any, ...], dtype: torch.dtype) -> None:
+    x, weight, bias, s, geometry = _case(case, dtype)
+    view = torch.randn(*x.shape[:2], *(1,) * (x.dim() - 2), dtype=dtype).expand(x.shape)
+    dense = view.double().contiguous()
+    wide = [t.double() for t in (weight, bias, s)]
+    z = torch.ops.aten.convolution(dense, *wide[:2], *geometry)
+    gradient = torch.ops.aten.convolution_backward(wide[2], dense, wide[0], None, *geometry, [False, True, False])[1]
+    found = (
+        conv_routes.apply(view, weight, bias, geometry),
+        conv_routes.weight_gradient(Scaled(s), view, weight, geometry),
+    )
+    precision = 1e-5 if dtype == torch.float32 else 1e-12
+    for ours, reference in zip(found, (z, gradient), strict=True):
+        assert ours.dtype == dtype
+        torch.testing.assert_close(
+            ours.double(), reference, rtol=0.0, atol=precision * max(1.0, float(reference.abs().amax()))
+        )

@@ -17,7 +17,7 @@ from torch import Tensor
 from .._extension import ops
 from . import tuner
 from .geometry import ConvGeometry, Weights, check_part
-from .layout import is_channels_last, per_channel, select_by_sign, times
+from .layout import WIDE, is_channels_last, per_channel, select_by_sign, times
 from .pointwise import Scaled
 
 _convolution = torch.ops.aten.convolution.default
@@ -142,6 +142,9 @@ def _key(op: str, values: Tensor, weight: Tensor, geometry: ConvGeometry, *rest:
 
 def _applied(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: ConvGeometry) -> Tensor:
     """W a + b."""
+    if _is_uniform(input, geometry):
+        made = _applied_to_uniform(input, weight, geometry)
+        return made if bias is None else made.add_(per_channel(bias, made.dim()))
     if geometry.is_pointwise(weight.shape) and max(geometry.stride) == 1 and _has_few_pixels(input):
         made = _planes(_rows(input) @ weight.flatten(1).t(), input.shape)
         return made if bias is None else made.add_(per_channel(bias, made.dim()))
@@ -168,6 +171,8 @@ def _data_gradient(s: Tensor, weight: Tensor, input: Tensor, geometry: ConvGeome
 
 def _weight_gradient(s: Tensor, input: Tensor, weight: Tensor, geometry: ConvGeometry) -> Tensor:
     """The gradient of <s, W input> for W."""
+    if _is_uniform(input, geometry):
+        return _weight_gradient_of_uniform(s, input, weight, geometry)
     if geometry.is_depthwise(weight.shape) and weight[0].numel() > _VENDORS_TAPS and _is_plain(s):
         return _depthwise_weight_gradient(s, input, weight, geometry)
     if geometry.is_pointwise(weight.shape) and _has_few_pixels(s):
@@ -274,6 +279,49 @@ def _by_blocks(s: Tensor, weight: Tensor, size: torch.Size, geometry: ConvGeomet
         s.shape[0], channels, *(m * n for m, n in zip(block, found.shape[2 + spatial :], strict=True))
     )
     return image[(..., *(slice(n) for n in size))].contiguous()
+
+
+def _is_uniform(input: Tensor, geometry: ConvGeometry) -> bool:
+    """Whether planes are seen to hold one number each: a bound of the pixels, spread over an image without copies."""
+    if input.device.type != "cpu" or input.dtype not in WIDE or geometry.transposed or geometry.groups > 1:
+        return False
+    return input.shape[2:].numel() > 1 and not any(
+        stride for stride, n in zip(input.stride()[2:], input.shape[2:], strict=True) if n > 1
+    )
+
+
+def _reached(input: Tensor, weight: Tensor, geometry: ConvGeometry) -> list[Tensor]:
+    """Per dimension: 1 where an output's tap lies within the image, 0 in the padding, (outputs, taps)."""
+    found = []
+    for n, k, out, stride, padding, dilation in zip(
+        input.shape[2:], weight.shape[2:], geometry.output_size(input.shape, weight.shape), *geometry[:3], strict=True
+    ):
+        at = stride * torch.arange(out)[:, None] - padding + dilation * torch.arange(k)
+        found.append(((at >= 0) & (at < n)).to(input.dtype))
+    return found
+
+
+def _along_dimensions(t: Tensor, matrices: list[Tensor]) -> Tensor:
+    """(N, C, n_1, n_2, ...), a matrix applied along each n, the last one first."""
+    *ahead, last = matrices
+    t = t @ last.t()
+    for d in reversed(range(len(ahead))):
+        moved = ahead[d] @ t.reshape(-1, t.shape[2 + d], t.shape[3 + d :].numel())
+        t = moved.view(*t.shape[: 2 + d], ahead[d].shape[0], *t.shape[3 + d :])
+    return t
+
+
+def _applied_to_uniform(input: Tensor, weight: Tensor, geometry: ConvGeometry) -> Tensor:
+    """W a where a does not vary within its planes: a sum of taps, whose borders are products over the dimensions."""
+    numbers = input[(..., *(0,) * len(geometry.stride))]
+    taps = torch.einsum("nc,ocp->nop", numbers, weight.flatten(2)).view(len(input), len(weight), *weight.shape[2:])
+    return _along_dimensions(taps, _reached(input, weight, geometry))
+
+
+def _weight_gradient_of_uniform(s: Tensor, input: Tensor, weight: Tensor, geometry: ConvGeometry) -> Tensor:
+    numbers = input[(..., *(0,) * len(geometry.stride))]
+    taps = _along_dimensions(s, [reached.t() for reached in _reached(input, weight, geometry)])
+    return torch.einsum("nc,nop->ocp", numbers, taps.flatten(2)).view(weight.shape)
 
 
 def _untiled(s: Tensor, weight: Tensor, size: torch.Size) -> Tensor:
