@@ -7,6 +7,7 @@ raises), which is what training through a heatmap needs: the heatmap itself is a
 from .affine import affine, affine_known, batch_norm_scale, sum_zplus
 from .attention import attention_pull, attention_weights
 from .conv import ConvWeight, conv_apply, conv_box, conv_pull, conv_pull_by_sign, conv_pull_sum, conv_weight
+from .dense import dense_pull
 from .geometry import ConvGeometry, Weights
 from .heatmap import HeatmapScores, has_heatmap_kernels, heatmap_scores, kept_ranks
 from .layout import is_capturing, per_channel, select_by_sign, times, wide
@@ -38,6 +39,7 @@ __all__ = [
     "conv_pull_by_sign",
     "conv_pull_sum",
     "conv_weight",
+    "dense_pull",
     "epsilon_scale",
     "has_heatmap_kernels",
     "heatmap_scores",

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .._extension import ops
 from . import tuner
+from .dense import product
 from .geometry import ConvGeometry, Weights, check_part
 from .layout import WIDE, is_channels_last, per_channel, select_by_sign, times
 from .pointwise import Scaled
@@ -146,7 +147,7 @@ def _applied(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: ConvG
         made = _applied_to_uniform(input, weight, geometry)
         return made if bias is None else made.add_(per_channel(bias, made.dim()))
     if geometry.is_pointwise(weight.shape) and max(geometry.stride) == 1 and _has_few_pixels(input):
-        made = _planes(_rows(input) @ weight.flatten(1).t(), input.shape)
+        made = _planes(product(_rows(input), weight.flatten(1).t()), input.shape)
         return made if bias is None else made.add_(per_channel(bias, made.dim()))
     return _convolution(input, weight, bias, *geometry)
 
@@ -156,7 +157,7 @@ def _data_gradient(s: Tensor, weight: Tensor, input: Tensor, geometry: ConvGeome
     if weight.shape[1] <= _FEW_CHANNELS and geometry.is_tiling(weight.shape) and _is_plain(s):
         return _untiled(s, weight, input.shape[2:])
     if geometry.is_pointwise(weight.shape) and max(geometry.stride) == 1 and _has_few_pixels(s):
-        return _planes(_rows(s) @ weight.flatten(1), s.shape)
+        return _planes(product(_rows(s), weight.flatten(1)), s.shape)
     block = _block(s, weight, geometry)
     if block is not None:
         return _by_blocks(s, weight, input.shape[2:], geometry, block)
@@ -177,7 +178,7 @@ def _weight_gradient(s: Tensor, input: Tensor, weight: Tensor, geometry: ConvGeo
         return _depthwise_weight_gradient(s, input, weight, geometry)
     if geometry.is_pointwise(weight.shape) and _has_few_pixels(s):
         read = input[(..., *(slice(None, None, stride) for stride in geometry.stride))]
-        return (_rows(s).t() @ _rows(read)).view(weight.shape)
+        return product(_rows(s).t(), _rows(read)).view(weight.shape)
     return _convolution_backward(s, input, weight, None, *geometry, [False, True, False])[1]
 
 
@@ -329,7 +330,7 @@ def _untiled(s: Tensor, weight: Tensor, size: torch.Size) -> Tensor:
     kernel, windows = weight.shape[2:], s.shape[2:]
     spatial = len(kernel)
     order = [dim for k in range(spatial) for dim in (1 + k, 2 + spatial + k)]
-    patches = (_rows(s) @ weight.flatten(1)).view(s.shape[0], *windows, *weight.shape[1:])
+    patches = product(_rows(s), weight.flatten(1)).view(s.shape[0], *windows, *weight.shape[1:])
     image = patches.permute(0, 1 + spatial, *order).reshape(
         s.shape[0], weight.shape[1], *(n * k for n, k in zip(windows, kernel, strict=True))
     )
