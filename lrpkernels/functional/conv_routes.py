@@ -7,7 +7,7 @@ The vendor's convolution (oneDNN, cuDNN) through ATen with our elementwise kerne
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -177,7 +177,7 @@ def _weight_gradient(s: Tensor, input: Tensor, weight: Tensor, geometry: ConvGeo
     if geometry.is_depthwise(weight.shape) and weight[0].numel() > _VENDORS_TAPS and _is_plain(s):
         return _depthwise_weight_gradient(s, input, weight, geometry)
     if geometry.is_pointwise(weight.shape) and _has_few_pixels(s):
-        read = input[(..., *(slice(None, None, stride) for stride in geometry.stride))]
+        read = input[_everywhere(slice(None, None, stride) for stride in geometry.stride)]
         return product(_rows(s).t(), _rows(read)).view(weight.shape)
     return _convolution_backward(s, input, weight, None, *geometry, [False, True, False])[1]
 
@@ -198,6 +198,11 @@ def _is_plain(t: Tensor) -> bool:
 def _has_few_pixels(t: Tensor) -> bool:
     """Whether a 1x1 convolution here is a product of few rows with a weight that is larger: oneDNN would put that in order each time."""
     return _is_plain(t) and t.shape[0] * t.shape[2:].numel() <= _FEW_PIXELS
+
+
+def _everywhere(places: Iterable[slice]) -> tuple[Any, ...]:
+    """The index of these places in all images and channels."""
+    return (..., *places)
 
 
 def _rows(t: Tensor) -> Tensor:
@@ -222,7 +227,7 @@ def _depthwise_weight_gradient(s: Tensor, input: Tensor, weight: Tensor, geometr
     slide = ConvGeometry(geometry.dilation, geometry.padding, geometry.stride, False, (0,) * len(spatial), kernels)
     found = _convolution(images, slides, None, *slide)
     # Where windows leave out the last pixels of an image, there is room for more taps than the kernel has.
-    taps = found[(..., *(slice(size) for size in weight.shape[2:]))]
+    taps = found[_everywhere(slice(size) for size in weight.shape[2:])]
     return taps.reshape(s.shape[0], *weight.shape).sum(0)
 
 
@@ -273,13 +278,13 @@ def _by_blocks(s: Tensor, weight: Tensor, size: torch.Size, geometry: ConvGeomet
     moved = moved.view(outputs, channels, *(n for pair in zip(block, taps, strict=True) for n in pair))
     order = (1, *range(2, 2 * spatial + 2, 2), 0, *range(3, 2 * spatial + 3, 2))
     slide = ConvGeometry(tuple(strides), tuple(paddings), (1,) * spatial, False, (0,) * spatial, 1)
-    found = _convolution(s, moved.permute(order).reshape(-1, outputs, *taps), None, *slide)[(..., *kept)]
+    found = _convolution(s, moved.permute(order).reshape(-1, outputs, *taps), None, *slide)[_everywhere(kept)]
     found = found.reshape(s.shape[0], channels, *block, *found.shape[2:])
     order = (0, 1, *(dim for d in range(spatial) for dim in (2 + spatial + d, 2 + d)))
     image = found.permute(order).reshape(
         s.shape[0], channels, *(m * n for m, n in zip(block, found.shape[2 + spatial :], strict=True))
     )
-    return image[(..., *(slice(n) for n in size))].contiguous()
+    return image[_everywhere(slice(n) for n in size)].contiguous()
 
 
 def _is_uniform(input: Tensor, geometry: ConvGeometry) -> bool:
@@ -314,13 +319,13 @@ def _along_dimensions(t: Tensor, matrices: list[Tensor]) -> Tensor:
 
 def _applied_to_uniform(input: Tensor, weight: Tensor, geometry: ConvGeometry) -> Tensor:
     """W a where a does not vary within its planes: a sum of taps, whose borders are products over the dimensions."""
-    numbers = input[(..., *(0,) * len(geometry.stride))]
+    numbers = input.flatten(2)[..., 0]
     taps = torch.einsum("nc,ocp->nop", numbers, weight.flatten(2)).view(len(input), len(weight), *weight.shape[2:])
     return _along_dimensions(taps, _reached(input, weight, geometry))
 
 
 def _weight_gradient_of_uniform(s: Tensor, input: Tensor, weight: Tensor, geometry: ConvGeometry) -> Tensor:
-    numbers = input[(..., *(0,) * len(geometry.stride))]
+    numbers = input.flatten(2)[..., 0]
     taps = _along_dimensions(s, [reached.t() for reached in _reached(input, weight, geometry)])
     return torch.einsum("nc,nop->ocp", numbers, taps.flatten(2)).view(weight.shape)
 
