@@ -1,8 +1,8 @@
 """Decides how a convolution is computed; nothing else does.
 
-The vendor's convolution (oneDNN, cuDNN) through ATen with our elementwise kernels around it. On the CPU products or other
-convolutions for the layers that oneDNN is slow at: stems, patches, depthwise weight gradients, 1x1 on few pixels. On CUDA tensors our fused kernel
-where ``LRPKERNELS_CONV`` asks for it, or for :mod:`.tuner` to find the faster.
+The vendor's convolution (oneDNN, cuDNN) through ATen with our elementwise kernels around it. On the CPU other products or convolutions
+where oneDNN is slow: stems, patches, depthwise weight gradients, 1x1 on few pixels. On CUDA tensors our fused kernel where
+``LRPKERNELS_CONV`` asks for it, or for :mod:`.tuner` to find the faster.
 """
 
 from __future__ import annotations
