@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.networks import NETWORKS as COMMON
-from benchmarks.networks import residual
+from benchmarks.networks import ViT, residual
 
 
 class _DenseLayer(nn.Module):
@@ -44,46 +44,6 @@ class DenseNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc(F.adaptive_avg_pool2d(self.features(x), 1).flatten(1))
-
-
-class _Block(nn.Module):
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.norm1, self.qkv, self.projection = (
-            nn.LayerNorm(width),
-            nn.Linear(width, 3 * width),
-            nn.Linear(width, width),
-        )
-        self.norm2 = nn.LayerNorm(width)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        images, tokens, width = x.shape
-        parts = self.qkv(self.norm1(x)).reshape(images, tokens, 3, self.heads, width // self.heads)
-        q, k, v = parts.permute(2, 0, 3, 1, 4).unbind(0)
-        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(images, tokens, width)
-        x = x + self.projection(mixed)
-        return x + self.mlp(self.norm2(x))
-
-
-class ViT(nn.Module):
-    """Dosovitskiy et al. 2021: patches, a class token, learned positions, pre-norm blocks; the defaults are ViT-B/16."""
-
-    def __init__(
-        self, classes: int, size: int = 224, patch: int = 16, width: int = 768, depth: int = 12, heads: int = 12
-    ) -> None:
-        super().__init__()
-        self.patches = nn.Conv2d(3, width, patch, patch)
-        self.token = nn.Parameter(torch.zeros(1, 1, width))
-        self.positions = nn.Parameter(0.02 * torch.randn(1, (size // patch) ** 2 + 1, width))
-        self.blocks = nn.Sequential(*(_Block(width, heads) for _ in range(depth)))
-        self.norm, self.fc = nn.LayerNorm(width), nn.Linear(width, classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        tokens = self.patches(x).flatten(2).transpose(1, 2)
-        tokens = torch.cat([self.token.expand(len(tokens), -1, -1), tokens], 1) + self.positions
-        return self.fc(self.norm(self.blocks(tokens))[:, 0])
 
 
 NETWORKS: dict[str, Callable[[int], nn.Module]] = {

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from benchmarks import command_line
-from benchmarks.networks import NETWORKS
+from benchmarks.networks import NETWORKS, images
 from benchmarks.timing import alternate, as_rows
 from lrpkernels.tools.bench import COMPOSITES, heatmap, input_gradient
 
@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     for network in options.networks:
         torch.manual_seed(0)
         model = NETWORKS[network](10).to(options.device).eval().requires_grad_(False)
-        x = torch.rand(options.batch, 3, options.size, options.size, device=options.device)
+        x = images(network, options.batch, options.size, options.device)
         runs: dict[str, Callable[[], object]] = {"forward + input gradient": input_gradient(model, x)}
         for name in options.composites:
             runs[name] = heatmap(model, x, COMPOSITES[name][1]())

@@ -129,6 +129,9 @@ def arguments_of(op: str, layer: str | Layer, dtype: torch.dtype) -> tuple[Any, 
         return (g, None, u, k, None, None, weight, 0, None, None, None, [side, side], *slide, 1e-2, False)
     if op == "conv_weight_gradient":
         return (g, None, u, k, None, None, normal(*planes), [3, 3], *slide, 1e-2, False)
+    if op in ("sample_norm", "sample_norm_backward"):  # a group norm of 32 groups
+        row = channels * side * side // min(32, channels)
+        return (*((grad,) if op.endswith("backward") else ()), g, normal(*planes), k, row, side * side, True, 1e-5)
     if op in ("heatmap_scores", "heatmap_scores_backward"):
         return _heatmap(op, batch, (4 * side) ** 2, normal, arithmetic_dtype(dtype))
     raise ValueError(f"op: no inputs for {op!r}")

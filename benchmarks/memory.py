@@ -22,7 +22,7 @@ from torch import nn
 import lrpkernels as lrp
 from benchmarks import command_line
 from benchmarks.heatmap import heatmap, input_gradient
-from benchmarks.networks import NETWORKS
+from benchmarks.networks import NETWORKS, images
 from benchmarks.step import steps
 
 STEPS = ("selective", "selective, checkpointed", "dual", "dual, checkpointed", "original")
@@ -40,7 +40,7 @@ def _run(
         runs = steps(network, variant, **shape, training=True, device=device, model=model, checkpoint=bool(checkpoint))
         return list(runs.values())[0 if kind == "plain" else -1], model
     model.eval().requires_grad_(False)
-    x = torch.rand(batch, 3, size, size, device=device)
+    x = images(network, batch, size, device)
     return input_gradient(model, x) if kind == "input gradient" else heatmap(model, x, HEATMAPS[kind]()), model
 
 

@@ -1,10 +1,11 @@
-"""Networks of the benchmarks: the common shapes of ResNet and VGG as ordinary modules, and MONAI's DenseNet."""
+"""Networks of the benchmarks: the common shapes of ResNet, VGG and ViT as ordinary modules, and some of MONAI and transformers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -100,6 +101,46 @@ class VGG(nn.Module):
         return self.fc(self.features(x).mean((2, 3)))
 
 
+class _TransformerBlock(nn.Module):
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.qkv, self.projection = (
+            nn.LayerNorm(width),
+            nn.Linear(width, 3 * width),
+            nn.Linear(width, width),
+        )
+        self.norm2 = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        images, tokens, width = x.shape
+        parts = self.qkv(self.norm1(x)).reshape(images, tokens, 3, self.heads, width // self.heads)
+        q, k, v = parts.permute(2, 0, 3, 1, 4).unbind(0)
+        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(images, tokens, width)
+        x = x + self.projection(mixed)
+        return x + self.mlp(self.norm2(x))
+
+
+class ViT(nn.Module):
+    """Dosovitskiy et al. 2021: patches, a class token, learned positions, pre-norm blocks; the defaults are ViT-B/16."""
+
+    def __init__(
+        self, classes: int, size: int = 224, patch: int = 16, width: int = 768, depth: int = 12, heads: int = 12
+    ) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, width, patch, patch)
+        self.token = nn.Parameter(torch.zeros(1, 1, width))
+        self.positions = nn.Parameter(0.02 * torch.randn(1, (size // patch) ** 2 + 1, width))
+        self.blocks = nn.Sequential(*(_TransformerBlock(width, heads) for _ in range(depth)))
+        self.norm, self.fc = nn.LayerNorm(width), nn.Linear(width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.patches(x).flatten(2).transpose(1, 2)
+        tokens = torch.cat([self.token.expand(len(tokens), -1, -1), tokens], 1) + self.positions
+        return self.fc(self.norm(self.blocks(tokens))[:, 0])
+
+
 def residual(width: int, depth: int, classes: int) -> nn.Module:
     """A ResNet of basic blocks, ``width`` channels in its stem, ``depth`` blocks in each stage: (64, 2) is ResNet18."""
     return ResNet(_BasicBlock, (depth,) * 4, classes, stem=width)
@@ -111,6 +152,42 @@ def _densenet121(classes: int) -> nn.Module:
     return DenseNet121(spatial_dims=2, in_channels=3, out_channels=classes)
 
 
+class _Logits(nn.Module):
+    """A network of transformers, as one that gives logits."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x).logits
+
+
+def _convnext(classes: int) -> nn.Module:
+    from transformers import ConvNextConfig, ConvNextForImageClassification
+
+    config = ConvNextConfig(depths=[2, 2, 2, 2], hidden_sizes=[48, 96, 192, 384], num_labels=classes)
+    return _Logits(ConvNextForImageClassification(config))
+
+
+def _efficientnet(classes: int) -> nn.Module:
+    from monai.networks.nets import EfficientNetBN
+
+    return EfficientNetBN("efficientnet-b0", spatial_dims=2, in_channels=3, num_classes=classes, pretrained=False)
+
+
+def _seresnet50(classes: int) -> nn.Module:
+    from monai.networks.nets import SEResNet50
+
+    return SEResNet50(spatial_dims=2, in_channels=3, num_classes=classes)
+
+
+def _resnet10_3d(classes: int) -> nn.Module:
+    from monai.networks.nets import resnet10
+
+    return resnet10(spatial_dims=3, n_input_channels=1, num_classes=classes)
+
+
 _VGG11 = (64, None, 128, None, 256, 256, None, 512, 512, None, 512, 512, None)
 _VGG16 = (64, 64, None, 128, 128, None, 256, 256, 256, None, 512, 512, 512, None, 512, 512, 512, None)
 
@@ -120,4 +197,16 @@ NETWORKS: dict[str, Callable[[int], nn.Module]] = {
     "vgg11": lambda classes: VGG(_VGG11, classes),
     "vgg16": lambda classes: VGG(_VGG16, classes),
     "densenet121": _densenet121,
+    "vit": lambda classes: ViT(classes, size=112, width=192, depth=6, heads=3),
+    "convnext": _convnext,
+    "efficientnet_b0": _efficientnet,
+    "seresnet50": _seresnet50,
+    "resnet10_3d": _resnet10_3d,
 }
+_VOLUMES = ("resnet10_3d",)  # they read one channel of three dimensions, the others colour images
+
+
+def images(network: str, batch: int, size: int, device: str = "cpu") -> Tensor:
+    """Random images in [0, 1) of the form that a network of :data:`NETWORKS` reads, (batch, channels, size, ...); "vit": size 112."""
+    shape = (1, size, size, size) if network in _VOLUMES else (3, size, size)
+    return torch.rand(batch, *shape, device=device)

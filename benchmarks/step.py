@@ -2,6 +2,8 @@
 
     python -m benchmarks.step
     python -m benchmarks.step --networks resnet50 densenet121 --size 224 --json step.json
+    python -m benchmarks.step --networks vit convnext efficientnet_b0 seresnet50 --static
+    python -m benchmarks.step --networks resnet10_3d --batch 1 --size 48 --classes 2
 
 A plain step is forward, cross-entropy, backward; an ISNet step adds the heatmap and its loss, all terms of them. The floor at equal
 precision is 2.0 for one epsilon heatmap: a forward-sized relevance pass and its two-fold backward beside a plain step's three
@@ -19,7 +21,7 @@ import torch.nn.functional as F
 import isnet
 from benchmarks import command_line
 from benchmarks.gradient_trick import gradient_trick_step
-from benchmarks.networks import NETWORKS
+from benchmarks.networks import NETWORKS, images
 from benchmarks.timing import alternate, as_rows
 
 VARIANTS = ("selective", "stochastic", "dual", "original")
@@ -50,9 +52,9 @@ def steps(
     """The steps to compare, the plain one first; with ``every`` K a run is K steps, of both kinds, the last with a heatmap."""
     torch.manual_seed(0)
     model = (model or NETWORKS[network](classes)).to(device).train(training)
-    x, labels = torch.rand(batch, 3, size, size, device=device), torch.randint(0, classes, (batch,), device=device)
-    masks = torch.zeros(batch, 1, size, size, device=device)
-    masks[..., size // 4 : 3 * size // 4, size // 4 : 3 * size // 4] = 1
+    x, labels = images(network, batch, size, device), torch.randint(0, classes, (batch,), device=device)
+    masks = torch.zeros_like(x[:, :1])
+    masks[(..., *(slice(size // 4, 3 * size // 4),) * (x.dim() - 2))] = 1
     options: dict[str, Any] = {"input_range": (0.0, 1.0), "generator": torch.Generator().manual_seed(0), "check": False}
     net = isnet.ISNet(model, variant, **options)  # type: ignore[arg-type]
     criterion = isnet.ISNetLoss()

@@ -48,6 +48,12 @@ STABLE_TORCH_LIBRARY(lrpkernels, m) {
   m.def(
       "affine_backward(Tensor grad, Tensor multiplier, Tensor value, Tensor input, Tensor slope, Tensor? shift, "
       "float whole, float positive, float epsilon) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "sample_norm(Tensor multiplier, Tensor input, Tensor? weight, int row, int inner, bool centred, float epsilon) "
+      "-> Tensor");
+  m.def(
+      "sample_norm_backward(Tensor grad, Tensor multiplier, Tensor input, Tensor? weight, int row, int inner, "
+      "bool centred, float epsilon) -> (Tensor, Tensor, Tensor)");
   m.def("sum_zplus(Tensor multiplier, Tensor a, Tensor b, float epsilon) -> (Tensor, Tensor)");
   m.def(
       "sum_zplus_backward(Tensor grad_a, Tensor grad_b, Tensor multiplier, Tensor a, Tensor b, float epsilon) "

@@ -15,7 +15,8 @@ from . import _extension  # registers them
 
 def __getattr__(name: str) -> Any:
     if name in __dir__():
-        return getattr(getattr(torch.ops, _extension.NAMESPACE), name)
+        found = globals()[name] = getattr(getattr(torch.ops, _extension.NAMESPACE), name)  # the list is long: once
+        return found
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}; the ops are {', '.join(__dir__())}")
 
 

@@ -150,6 +150,25 @@ def ratio_backward(
     denominator: Tensor,
     epsilon: float,
 ) -> tuple[Tensor, Tensor, Tensor]: ...
+def sample_norm(
+    multiplier: Tensor,
+    input: Tensor,
+    weight: Tensor | None,
+    row: int,
+    inner: int,
+    centred: bool,
+    epsilon: float,
+) -> Tensor: ...
+def sample_norm_backward(
+    grad: Tensor,
+    multiplier: Tensor,
+    input: Tensor,
+    weight: Tensor | None,
+    row: int,
+    inner: int,
+    centred: bool,
+    epsilon: float,
+) -> tuple[Tensor, Tensor, Tensor]: ...
 def sum_zplus(
     multiplier: Tensor,
     a: Tensor,

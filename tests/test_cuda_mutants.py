@@ -248,6 +248,30 @@ MUTANTS = {
         "if (with > wanted && without <= wanted)",
         "float32",
     ),
+    "sample_norm: weights of the first row for every row": Mutant(
+        "sample_norm",
+        "cuda/sample_norm.cu",
+        """          const Pack<acc_t, kVec> w = args.template weights<kVec>(begin + i);
+          acc_t part = 0;""",
+        """          const Pack<acc_t, kVec> w = args.template weights<kVec>(i);
+          acc_t part = 0;""",
+        "float32",
+    ),
+    "sample_norm: every target has the first one's mean gradient": Mutant(
+        "sample_norm",
+        "cuda/sample_norm.cu",
+        "read_global(table.shift + target * rows + r)",
+        "read_global(table.shift + r)",
+        "float32",
+    ),
+    "sample_norm: no barrier ahead of the block's sum": Mutant(
+        "sample_norm",
+        "cuda/sample_norm.cu",
+        """      __syncthreads();
+      const double result""",
+        "      const double result",
+        "float32",
+    ),
     "heatmap: ties rank in descending order": Mutant(
         "heatmap", "cuda/heatmap.cu", "~static_cast<unsigned>(i)}", "static_cast<unsigned>(i)}", "float32"
     ),

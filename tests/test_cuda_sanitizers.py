@@ -10,7 +10,7 @@ import pytest
 from cuda_on_cpu import SANITIZERS, sanitizer_environment
 
 TESTS = Path(__file__).resolve().parent
-FAMILIES = ["affine", "pointwise", "pool", "conv", "conv_weight", "heatmap"]
+FAMILIES = ["affine", "pointwise", "pool", "conv", "conv_weight", "heatmap", "sample_norm"]
 
 
 # Every kernel in float32 and descending order, in one case of so many: numbers that share no factor with those of the layers,

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from cuda_on_cpu import DTYPES, Conv, ConvResult, ConvScale, Extent, Heatmap, Kernels, Pool, load
+from cuda_on_cpu import DTYPES, Conv, ConvResult, ConvScale, Extent, Heatmap, Kernels, Norm, Pool, load
 
 DTYPE = DTYPES["float32"]
 NONE = ConvScale()
@@ -129,6 +129,18 @@ def test_elementwise_ops(sizes: tuple[int, ...]) -> None:
     assert kernels["pointwise"].epsilon_scale_backward_workspace(DTYPE, extent) == 0
     assert kernels["affine"].affine_backward_workspace(DTYPE, extent) == 0
     for call in elementwise(kernels, extent):
+        with pytest.raises(RuntimeError, match="CUDA error 1"):
+            call()
+
+
+@pytest.mark.parametrize("sizes", [(2**50, 1, 1, 1), (2**32, 2**32, 1, 1), (8, 1, 2**32, 2**32)], ids=str)
+def test_norms(sizes: tuple[int, ...]) -> None:
+    kernels, norm = load("sample_norm"), Norm(Extent(*sizes), 8, 0.1, True)
+    assert kernels.sample_norm_backward_workspace(DTYPE, norm, True) == 0
+    for call in (
+        lambda: kernels.sample_norm(DTYPE, *(None,) * 4, norm),
+        lambda: kernels.sample_norm_backward(DTYPE, *(None,) * 8, norm),
+    ):
         with pytest.raises(RuntimeError, match="CUDA error 1"):
             call()
 

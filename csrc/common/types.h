@@ -107,3 +107,13 @@ struct LrpHeatmap {
   int64_t kept;  // ranks that count, 1 .. positions; 0: every position with the same weight (decay 1)
   double decay;  // in [0, 1]
 };
+
+// A norm over rows of `row` neighbouring elements of one sample: layer, group, instance (centred) or RMS norm. Without a
+// weight there is one channel and extent.inner = row. With one, extent.inner is 1 and a row is a whole part of the
+// weight, or a row consists of whole planes of extent.inner elements.
+struct LrpNorm {
+  LrpExtent extent;
+  int64_t row;
+  double epsilon;
+  int32_t centred;
+};

@@ -98,4 +98,17 @@ int lrp_affine_backward(LrpDtype dtype, double whole, double positive, const voi
                         const void* value, const void* input, const void* slope, const void* shift,
                         void* grad_multiplier, void* grad_value, void* grad_input, void* grad_slope, void* grad_shift,
                         void* workspace, LrpExtent extent, double epsilon, void* stream);
+
+// Layer, group, instance and RMS norm with the deviation as a constant: per row result = r (w G - mean(w G)), r = 1 /
+// sqrt(variance + epsilon); without the mean where the norm is not centred. weight [channels], may be null.
+int lrp_sample_norm(LrpDtype dtype, const void* multiplier, const void* input, const void* weight, void* result,
+                    LrpNorm norm, void* stream);
+
+// Bytes of scratch memory for the rows' statistics and the two-stage channel reduction.
+int64_t lrp_sample_norm_backward_workspace(LrpDtype dtype, LrpNorm norm, bool need_weight);
+
+// grad_weight is null when weight is.
+int lrp_sample_norm_backward(LrpDtype dtype, const void* grad, const void* multiplier, const void* input,
+                             const void* weight, void* grad_multiplier, void* grad_input, void* grad_weight,
+                             void* workspace, LrpNorm norm, void* stream);
 }

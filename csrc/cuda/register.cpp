@@ -6,6 +6,7 @@
 #include "../common/conv_ops.h"
 #include "../common/heatmap_ops.h"
 #include "../common/pointwise_ops.h"
+#include "../common/sample_norm_ops.h"
 #include "launchers.h"
 
 #if !defined(LRP_EMULATED_CUDA)
@@ -84,6 +85,8 @@ struct Backend {
   static constexpr Launcher<lrp_conv_weight_gradient> conv_weight_gradient{"conv_weight_gradient"};
   static constexpr Launcher<lrp_affine> affine{"affine"};
   static constexpr Launcher<lrp_affine_backward> affine_backward{"affine_backward"};
+  static constexpr Launcher<lrp_sample_norm> sample_norm{"sample_norm"};
+  static constexpr Launcher<lrp_sample_norm_backward> sample_norm_backward{"sample_norm_backward"};
   static constexpr Launcher<lrp_sum_zplus> sum_zplus{"sum_zplus"};
   static constexpr Launcher<lrp_sum_zplus_backward> sum_zplus_backward{"sum_zplus_backward"};
   static constexpr Launcher<lrp_heatmap_scores> heatmap_scores{"heatmap_scores"};
@@ -93,6 +96,7 @@ struct Backend {
   static constexpr auto* conv_workspace = lrp_conv_workspace;
   static constexpr auto* conv_weight_gradient_workspace = lrp_conv_weight_gradient_workspace;
   static constexpr auto* affine_backward_workspace = lrp_affine_backward_workspace;
+  static constexpr auto* sample_norm_backward_workspace = lrp_sample_norm_backward_workspace;
   static constexpr auto* heatmap_scores_workspace = lrp_heatmap_scores_workspace;
 };
 
@@ -100,6 +104,7 @@ using Ops = PointwiseOps<Backend>;
 using Pools = PoolOps<Backend>;
 using Convs = ConvOps<Backend>;
 using Affines = AffineOps<Backend>;
+using SampleNorms = SampleNormOps<Backend>;
 using Heatmaps = HeatmapOps<Backend>;
 
 void register_all(torch::stable::detail::StableLibrary& m) {
@@ -116,6 +121,8 @@ void register_all(torch::stable::detail::StableLibrary& m) {
   m.impl("conv_weight_gradient", TORCH_BOX(&Convs::conv_weight_gradient));
   m.impl("affine", TORCH_BOX(&Affines::affine));
   m.impl("affine_backward", TORCH_BOX(&Affines::affine_backward));
+  m.impl("sample_norm", TORCH_BOX(&SampleNorms::sample_norm));
+  m.impl("sample_norm_backward", TORCH_BOX(&SampleNorms::sample_norm_backward));
   m.impl("sum_zplus", TORCH_BOX(&Affines::sum_zplus));
   m.impl("sum_zplus_backward", TORCH_BOX(&Affines::sum_zplus_backward));
   m.impl("heatmap_scores", TORCH_BOX(&Heatmaps::heatmap_scores));

@@ -5,12 +5,15 @@ raises), which is what training through a heatmap needs: the heatmap itself is a
 """
 
 from .affine import affine, affine_known, batch_norm_scale, sum_zplus
+from .attention import attention_pull, attention_weights
 from .conv import ConvWeight, conv_apply, conv_box, conv_pull, conv_pull_by_sign, conv_pull_sum, conv_weight
+from .dense import dense_pull
 from .geometry import ConvGeometry, Weights
 from .heatmap import HeatmapScores, has_heatmap_kernels, heatmap_scores, kept_ranks
 from .layout import is_capturing, per_channel, select_by_sign, times, wide
 from .pointwise import NEGATIVE, POSITIVE, WHOLE, Part, Scaled, epsilon_scale, over_value, positive_weight, ratio
 from .pool import average_pool_transpose, average_pull, max_pool_winner, scatter_winner
+from .sample_norm import sample_norm
 from .shapes import uncat
 
 __all__ = [
@@ -25,6 +28,8 @@ __all__ = [
     "Weights",
     "affine",
     "affine_known",
+    "attention_pull",
+    "attention_weights",
     "average_pool_transpose",
     "average_pull",
     "batch_norm_scale",
@@ -34,6 +39,7 @@ __all__ = [
     "conv_pull_by_sign",
     "conv_pull_sum",
     "conv_weight",
+    "dense_pull",
     "epsilon_scale",
     "has_heatmap_kernels",
     "heatmap_scores",
@@ -44,6 +50,7 @@ __all__ = [
     "per_channel",
     "positive_weight",
     "ratio",
+    "sample_norm",
     "scatter_winner",
     "select_by_sign",
     "sum_zplus",

@@ -13,7 +13,7 @@ from .autograd import call, first_order
 from .conv_routes import NO_EPILOGUE, Epilogue
 from .geometry import ConvGeometry, Weights, check_part
 from .layout import empty_planes, memory_format, per_channel, select_by_sign, times
-from .pointwise import NEGATIVE, POSITIVE, WHOLE, Scaled, check_epsilon_scale, positive_weight
+from .pointwise import NEGATIVE, POSITIVE, WHOLE, Scaled, check_epsilon_scale, negative_weight, positive_weight
 
 # The part of W where a >= 0, and elsewhere.
 _BY_SIGN = {
@@ -254,9 +254,9 @@ def conv_box(
         bounds = tuple(zero if bound is None else bound.to(dtype) for bound in (low, high))
         return call(_ConvPull, *scaled[:6], weight, input, scaled.eps, Weights.BOX, geometry, bounds)
     parts = [(input, weight)]
-    for bound, clamp in ((low, {"min": 0}), (high, {"max": 0})):
+    for bound, part in ((low, positive_weight), (high, negative_weight)):
         if bound is not None:
-            parts.append((-per_channel(bound.to(input.dtype), input.dim()).unsqueeze(0), weight.clamp(**clamp)))
+            parts.append((-per_channel(bound.to(input.dtype), input.dim()).unsqueeze(0), part(weight)))
     pulled = _pull_each(scaled, [w for _, w in parts], input, geometry)
     terms = [times(v, factor) for (factor, _), v in zip(parts, pulled, strict=True)]
     return sum(terms[1:], terms[0])

@@ -23,6 +23,20 @@ class ConvGeometry(NamedTuple):
         sizes = zip(input[2:], weight[2:], self.stride, self.padding, self.dilation, strict=True)
         return [max(0, (size + 2 * p - d * (k - 1) - 1) // s + 1) for size, k, s, p, d in sizes]
 
+    def is_tiling(self, weight: torch.Size) -> bool:
+        """Whether windows lie side by side, as those of a patch embedding do: no pixel is read twice."""
+        one = (1,) * len(self.stride)
+        plain = not self.transposed and self.groups == 1 and not any(self.padding) and self.dilation == one
+        return plain and self.stride == tuple(weight[2:]) != one
+
+    def is_depthwise(self, weight: torch.Size) -> bool:
+        """Whether every channel has one kernel of its own."""
+        return not self.transposed and self.groups == weight[0] and weight[1] == 1
+
+    def is_pointwise(self, weight: torch.Size) -> bool:
+        """Whether it is a dense layer at every pixel, or at every so many (stride)."""
+        return not self.transposed and self.groups == 1 and not any(self.padding) and max(weight[2:]) == 1
+
 
 class Weights(IntEnum):
     """Which weights a convolution op uses and how their results combine, a the layer's input (``LrpConvWeights`` in C++)."""

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import UnsupportedOperationError
+from ..functional import attention_pull, attention_weights
 from ..graph import Arrived, Multipliers, Node, Value
 from ..rules import Rule
 from .gradients import pull_back
@@ -59,33 +60,16 @@ class Attention(Node):
 
     def back(self, g: Tensor, q: float, k: float, v: float) -> Multipliers:
         query, key, value = (operand.tensor.to(self.output.dtype) for operand in self.inputs)  # as autocast runs it
-        g = g.unflatten(0, (-1, self.output.shape[0]))  # [T, B, ...]
-        p = _attention_weights(query, key, self.mask, self.scale)
-        parts: list[Tensor | None] = [None, None, None if v == 0 else v * (p.transpose(-2, -1) @ g)]
-        if q or k:
-            g_p = g @ value.transpose(-2, -1)
-            g_s = self.scale * p * (g_p - (p * g_p).sum(-1, keepdim=True))
-            parts[:2] = q * (g_s @ key), k * (g_s.transpose(-2, -1) @ query)
+        parts = attention_pull(g, query, key, value, self.mask, scale=self.scale, shares=(q, k, v))
         pairs = zip(parts, self.inputs, strict=True)
-        return tuple(None if part is None else part.flatten(0, 1).to(operand.dtype) for part, operand in pairs)
+        return tuple(None if part is None else part.to(operand.dtype) for part, operand in pairs)
 
     def gradient(self, multipliers: Arrived, rule: Rule) -> Multipliers:
         def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             q, k, v = (t.to(self.output.dtype) for t in (q, k, v))
-            return _attention_weights(q, k, self.mask, self.scale) @ v
+            return attention_weights(q, k, self.mask, self.scale) @ v
 
         return pull_back(attend, [value.tensor for value in self.inputs], multipliers[0])
-
-
-def _attention_weights(q: Tensor, k: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    scores = q @ k.transpose(-2, -1) * scale
-    if mask is None:
-        return scores.softmax(-1)
-    scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask.to(scores.dtype)
-    empty = scores.isneginf().all(
-        -1, keepdim=True
-    )  # rows that see nothing (padding) are zeros, not NaN, and hand nothing on
-    return scores.masked_fill(empty, 0.0).softmax(-1).masked_fill(empty, 0.0)
 
 
 @records(F.scaled_dot_product_attention)

@@ -124,7 +124,7 @@ class Block(Node):
         if self._ones is None:  # kept: once the walk has passed, the operations ahead are forgotten
             mark, a = marks(self.input), self.a
             self._padded = mark is not None
-            self._ones = torch.ones_like(a[:1]) if mark is None else mark.to(a.dtype)
+            self._ones = a.new_ones(()).expand(a[:1].shape) if mark is None else mark.to(a.dtype)
         return self._ones
 
     @property

@@ -166,7 +166,7 @@ class Linear(LinearNode):
         return F.linear(a, weight, bias)
 
     def pull(self, s: Scaled, weight: Tensor) -> Tensor:
-        return s.tensor() @ weight
+        return functional.dense_pull(s.tensor(), weight)
 
     def per_output(self, vector: Tensor) -> Tensor:
         return vector

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..functional import per_channel
+from ..functional import sample_norm, wide
 from ..graph import Arrived, Multipliers, Node, Value
 from ..rules import Rule
 from .batch_norm import BatchNorm, Variance
@@ -22,6 +24,15 @@ class Normalization(Node):
     The deviation takes no relevance, as in AttnLRP (arXiv 2402.05602): it is a number that x is divided by. The mean is subtracted by a
     linear map, whose adjoint subtracts the multiplier's mean. Deviation and w are live, so that a loss on the heatmap has its exact
     gradient.
+
+    Args:
+        input: x.
+        module_type: see :class:`Node`.
+        row: how many neighbouring elements share a mean and a deviation.
+        weight: w, (C,) over the elements of a row or over the channels of (B, C, ...); None: 1.
+        inner: elements of a plane with one weight.
+        eps: of the norm.
+        centred: whether the mean is subtracted.
     """
 
     kind = "normalization"
@@ -32,14 +43,15 @@ class Normalization(Node):
         self,
         input: Value,
         module_type: type[nn.Module],
-        grouped: tuple[int, ...],
+        row: int,
         weight: Tensor | None,
+        inner: int,
         eps: float,
         centred: bool = True,
     ) -> None:
         super().__init__(input)
         self.module_type = module_type
-        self.grouped, self.weight, self.eps, self.centred = grouped, weight, eps, centred
+        self.row, self.weight, self.inner, self.eps, self.centred = row, weight, inner, eps, centred
 
     def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
         return (rule.norm(self, multipliers[0]),)
@@ -49,33 +61,38 @@ class Normalization(Node):
 
     def pull(self, g: Tensor) -> Tensor:
         x = self.inputs[0].tensor
-        groups = x.reshape(self.grouped)
-        dims = tuple(range(2, len(self.grouped)))
-        centre = groups.mean(dims, keepdim=True) if self.centred else 0.0
-        variance = (groups - centre).square().mean(dims, keepdim=True)
-        scaled = g if self.weight is None else (g.unflatten(0, (-1, x.shape[0])) * self.weight).flatten(0, 1)
-        scaled = scaled.reshape(-1, *self.grouped) * torch.rsqrt(variance + self.eps)
-        if self.centred:
-            dims = tuple(d + 1 for d in dims)
-            scaled = scaled - scaled.mean(dims, keepdim=True)
-        return scaled.reshape(g.shape).to(g.dtype)
+        dtype = torch.promote_types(g.dtype, x.dtype)
+        weight = None if self.weight is None else wide(self.weight).to(torch.promote_types(dtype, torch.float32))
+        pulled = sample_norm(
+            g.to(dtype), x.to(dtype), weight, row=self.row, inner=self.inner, centred=self.centred, epsilon=self.eps
+        )
+        return pulled.to(g.dtype)
 
     def gradient(self, multipliers: Arrived, rule: Rule) -> Multipliers:
         return pull_back(self._normalized, (self.a,), multipliers[0])
 
     def _normalized(self, x: Tensor) -> Tensor:
         """y, without its b."""
-        groups = x.reshape(self.grouped)
-        dims = tuple(range(2, len(self.grouped)))
+        rows = x.reshape(-1, self.row)
         if self.centred:
-            groups = groups - groups.mean(dims, keepdim=True)
-        groups = groups * torch.rsqrt(groups.square().mean(dims, keepdim=True) + self.eps)
-        normalized = groups.reshape(x.shape)
-        return normalized if self.weight is None else normalized * self.weight
+            rows = rows - rows.mean(1, keepdim=True)
+        rows = rows * torch.rsqrt(rows.square().mean(1, keepdim=True) + self.eps)
+        if self.weight is None:
+            return rows.view(x.shape)
+        return (rows.view(-1, self.weight.numel(), self.inner) * self.weight[:, None]).view(x.shape)
 
 
-def _per_channel(weight: Tensor | None, x: Tensor) -> Tensor | None:
-    return None if weight is None else per_channel(weight, x.dim())
+def _over_last(
+    value: Value,
+    module_type: type[nn.Module],
+    shape: Sequence[int],
+    weight: Tensor | None,
+    eps: float,
+    centred: bool = True,
+) -> Normalization:
+    """A norm over the last dimensions, with a weight for each element."""
+    flat = None if weight is None else weight.reshape(-1)
+    return Normalization(value, module_type, math.prod(shape), flat, 1, eps, centred)
 
 
 @records(F.layer_norm, torch.layer_norm)
@@ -84,8 +101,7 @@ def _layer_norm(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
     if rec.value(x) is None:
         return rec.unknown(func, args, kwargs)
     out = func(*args, **kwargs)
-    samples = x.shape[: x.dim() - len(shape)].numel()
-    rec.add(Normalization(rec.known(x), nn.LayerNorm, (1, samples, *shape), weight, eps), out)
+    rec.add(_over_last(rec.known(x), nn.LayerNorm, shape, weight, eps), out)
     return out
 
 
@@ -96,8 +112,7 @@ def _rms_norm(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
         return rec.unknown(func, args, kwargs)
     out = func(*args, **kwargs)
     eps = torch.finfo(x.dtype).eps if eps is None else eps
-    samples = x.shape[: x.dim() - len(shape)].numel()
-    rec.add(Normalization(rec.known(x), nn.RMSNorm, (1, samples, *shape), weight, eps, centred=False), out)
+    rec.add(_over_last(rec.known(x), nn.RMSNorm, shape, weight, eps, centred=False), out)
     return out
 
 
@@ -107,8 +122,8 @@ def _group_norm(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
     if rec.value(x) is None:
         return rec.unknown(func, args, kwargs)
     out = func(*args, **kwargs)
-    grouped = (x.shape[0], groups, x.shape[1:].numel() // groups)
-    rec.add(Normalization(rec.known(x), nn.GroupNorm, grouped, _per_channel(weight, x), eps), out)
+    row, plane = x.shape[1:].numel() // groups, x.shape[2:].numel()
+    rec.add(Normalization(rec.known(x), nn.GroupNorm, row, weight, plane, eps), out)
     return out
 
 
@@ -124,8 +139,6 @@ def _instance_norm(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
     if not use_input:
         rec.add(BatchNorm(rec.known(x), weight, bias, mean.detach(), Variance(var.detach(), eps)), out)
         return out
-    grouped = (x.shape[0], x.shape[1], x.shape[2:].numel())
-    rec.add(
-        Normalization(rec.known(x), nn.modules.instancenorm._InstanceNorm, grouped, _per_channel(weight, x), eps), out
-    )
+    plane = x.shape[2:].numel()
+    rec.add(Normalization(rec.known(x), nn.modules.instancenorm._InstanceNorm, plane, weight, plane, eps), out)
     return out

@@ -87,7 +87,7 @@ class ZBox(Rule):
             if bound is None:
                 continue
             # One image of bounds that are the same for every image, where the layer reads pixels.
-            z = z - layer.apply(bound * layer.ones(), part)
+            z = z - layer.apply(_filled(bound, layer.ones()), part)
             b = layer.bias(part) if self.bias else None
             if b is not None:
                 z = z - _mean(given, bound, z.dim()) * b
@@ -154,6 +154,11 @@ def _bound(name: str, bound: Bound, layer: Layer) -> Tensor | None:
             "those of what the layer reads, behind any data movement"
         )
     return found.view(*(1,) * (x.dim() - found.dim()), *found.shape)
+
+
+def _filled(bound: Tensor, ones: Tensor) -> Tensor:
+    """bound * ones: where ones are everywhere a view, which tells convolutions that planes hold one number each."""
+    return bound * ones if any(ones.stride()) else bound.expand(ones.shape)
 
 
 def _mean(given: Bound, bound: Tensor, dimensions: int) -> float | Tensor:

@@ -15,10 +15,23 @@ Values = Callable[[tuple[int, ...]], Tensor]
 
 RULE_OPS = (
     *("affine", "affine_backward", "sum_zplus", "sum_zplus_backward"),
+    *("sample_norm", "sample_norm_backward"),
     *("heatmap_scores", "heatmap_scores_backward"),
 )
 
 _SHAPES: tuple[tuple[int, ...], ...] = ((2, 3, 5, 7), (4, 17), (1, 130, 3, 3), (2, 8, 12, 11), (0, 3, 4, 4))
+# (input [B, ...], row, channels of the weight or 0, inner): layer norms with short and long rows, group, instance and other norms.
+_NORMS: tuple[tuple[tuple[int, ...], int, int, int], ...] = (
+    ((2, 5, 33), 33, 33, 1),
+    ((3, 4, 17), 17, 0, 1),
+    ((2, 3, 1300), 1300, 1300, 1),
+    ((2, 3, 8), 24, 24, 1),
+    ((2, 6, 5, 7), 70, 6, 35),
+    ((3, 8, 4, 4), 16, 8, 16),
+    ((2, 12), 4, 12, 1),
+    ((1, 2, 1100), 1100, 2, 1100),
+    ((0, 3, 8), 8, 8, 1),
+)
 # (images, channels, positions, mask channels, decay)
 _HEATMAPS = (
     *((2, 3, 49, 1, 0.9), (1, 2, 300, 2, 0.5), (2, 1, 64, 1, 0.0), (1, 3, 130, 3, 1.0), (1, 1, 1200, 1, 0.99)),
@@ -31,6 +44,16 @@ def rule_samples(op: str, dtype: torch.dtype, values: Values, targets: int) -> I
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     if op.startswith("heatmap"):
         yield from _heatmap_samples(op, wide, values, targets)
+        return
+    if op.startswith("sample_norm"):
+        for shape, row, channels, inner in _NORMS:
+            many = (targets * shape[0], *shape[1:])
+            for centred in (True, False):
+                grads = (values(many),) if op.endswith("backward") else ()
+                weight = values((channels,)).contiguous().to(wide) if channels else None
+                settings = (row, inner, centred, 1e-2)
+                label = f"{shape} rows of {row} weight {channels} centred {centred}"
+                yield (*grads, values(many), values(shape), weight, *settings), label
         return
     for shape in _SHAPES:
         many = (targets * shape[0], *shape[1:])
@@ -78,6 +101,20 @@ def _channels(slope: Tensor, shift: Tensor | None, x: Tensor) -> tuple[Tensor, T
     return slope.to(x.dtype).view(shape), c
 
 
+def sample_norm_formula(
+    g: Tensor, x: Tensor, weight: Tensor | None, row: int, inner: int, centred: bool, epsilon: float
+) -> Tensor:
+    """(w G - mean(w G)) / sqrt(variance + eps) in each row, without the mean where the norm is not centred."""
+    rows = x.reshape(-1, row)
+    mean = rows.mean(1, keepdim=True) if centred else 0.0
+    inverse = ((rows - mean).square().mean(1, keepdim=True) + epsilon).rsqrt()
+    if weight is not None:
+        g = (g.reshape(-1, weight.numel(), inner) * weight.to(x.dtype)[:, None]).reshape(g.shape)
+    given = g.reshape(-1, *rows.shape) if rows.numel() else g.reshape(1, *rows.shape)
+    centred_given = given - given.mean(2, keepdim=True) if centred else given
+    return (centred_given * inverse).reshape(g.shape)
+
+
 def affine_formula(
     g: Tensor, v: Tensor, x: Tensor, slope: Tensor, shift: Tensor | None, whole: float, positive: float, epsilon: float
 ) -> Tensor:
@@ -104,6 +141,7 @@ def heatmap_scores_backward_reference(heatmap: Tensor, mask: Tensor, order: Tens
 
 RULE_REFERENCES: dict[str, Callable[..., Tensor | tuple[Tensor, ...]]] = {
     "affine": affine_formula,
+    "sample_norm": sample_norm_formula,
     "sum_zplus": sum_zplus_formula,
     "heatmap_scores": heatmap_scores_formula,
     "heatmap_scores_backward": heatmap_scores_backward_reference,

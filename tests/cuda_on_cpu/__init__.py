@@ -11,7 +11,20 @@ import pytest
 
 from .buffers import DTYPES, INT32, INT64, Buffer, Dtype, arranged, assert_close, restored
 from .build import CUDA_SOURCES, FLOAT_ONLY, ROOT, SANITIZERS, compile_kernels, sanitizer_environment
-from .kernels import Conv, ConvResult, ConvScale, Counts, Extent, Heatmap, Kernels, Operations, Pool, load, load_counted
+from .kernels import (
+    Conv,
+    ConvResult,
+    ConvScale,
+    Counts,
+    Extent,
+    Heatmap,
+    Kernels,
+    Norm,
+    Operations,
+    Pool,
+    load,
+    load_counted,
+)
 
 __all__ = [
     "CUDA_SOURCES",
@@ -31,6 +44,7 @@ __all__ = [
     "Extent",
     "Heatmap",
     "Kernels",
+    "Norm",
     "Operations",
     "Pool",
     "arranged",

@@ -6,7 +6,7 @@ import ctypes
 import functools
 import os
 from collections.abc import Mapping
-from ctypes import c_double, c_int, c_int32, c_int64, c_void_p
+from ctypes import c_bool, c_double, c_int, c_int32, c_int64, c_void_p
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,12 @@ class Heatmap(ctypes.Structure):
     ]
 
 
+class Norm(ctypes.Structure):
+    """LrpNorm."""
+
+    _fields_ = [("extent", Extent), ("row", c_int64), ("epsilon", c_double), ("centred", c_int32)]
+
+
 class Counts(ctypes.Structure):
     """Global memory traffic since `Kernels.configure`.
 
@@ -102,6 +108,9 @@ SIGNATURES: Mapping[str, tuple[Any, list[Any]]] = {
     "lrp_heatmap_scores_workspace": (c_int64, [Heatmap]),
     "lrp_heatmap_scores": (c_int, [_DTYPE, *[_POINTER] * 7, Heatmap, _POINTER]),
     "lrp_heatmap_scores_backward": (c_int, [_DTYPE, *[_POINTER] * 7, Heatmap, _POINTER]),
+    "lrp_sample_norm": (c_int, [_DTYPE, *[_POINTER] * 4, Norm, _POINTER]),
+    "lrp_sample_norm_backward_workspace": (c_int64, [_DTYPE, Norm, c_bool]),
+    "lrp_sample_norm_backward": (c_int, [_DTYPE, *[_POINTER] * 8, Norm, _POINTER]),
     "lrp_sum_zplus": (c_int, [_DTYPE, *[_POINTER] * 5, _EXTENT, _REAL, _POINTER]),
     "lrp_sum_zplus_backward": (c_int, [_DTYPE, *[_POINTER] * 8, _EXTENT, _REAL, _POINTER]),
     "lrp_affine": (c_int, [_DTYPE, _REAL, _REAL, *[_POINTER] * 6, _EXTENT, _REAL, _POINTER]),
