@@ -174,7 +174,7 @@ CONFIG = RunConfig(data=ImagesConfig("not read")).replaced(
 @pytest.fixture
 def data(monkeypatch: pytest.MonkeyPatch) -> RunData:
     for module in ("build", "train", "folder"):
-        monkeypatch.setattr(f"isnet.runs.{module}.build_model", lambda config: small_model(dropout=0.2))
+        monkeypatch.setattr(f"isnet.runs.{module}.build_model", lambda config, **_: small_model(dropout=0.2))
     return RunData(blobs(48), {"held out": blobs(16, seed=1)}, {})
 
 

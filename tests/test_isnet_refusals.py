@@ -44,7 +44,7 @@ def test_ranges_that_are_not_finite(tmp_path: Path) -> None:
     content = (tmp_path / "ranges.json").read_text().replace("25.0", "Infinity")
     (tmp_path / "ranges.json").write_text(content)
     assert json.loads(content)
-    with pytest.raises(ValueError, match=r"ranges\.json: ranges are not finite"):
+    with pytest.raises(ValueError, match=r"ranges\.json: .*not finite"):
         load_ranges(tmp_path / "ranges.json")
 
 

@@ -24,7 +24,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path]
     root = tmp_path_factory.mktemp("tiny")
     torch.manual_seed(0)
     data = ImagesConfig(str(squares(root / "set")), size=(SIDE, SIDE), channels=1)
-    config = settled(RunConfig(data=data).replaced(arch=ARCH, epochs=1, batch_size=8, c1=1, c2=25))
+    config = settled(RunConfig(data=data).replaced(arch=ARCH, epochs=1, batch_size=8, c1=1, c2=25, monitor=None))
     run = train_run(root / "run", config, progress=False)
     evaluate_run(run, resamples=20, progress=False)
     yield root / "run", root / "set"
