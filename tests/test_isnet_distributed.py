@@ -192,7 +192,7 @@ def test_processes_score_the_network_that_is_kept(tmp_path: Path) -> None:
     finish(launch(script(tmp_path, NORM=NORM), "2:run"))
     log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     scored = [entry for entry in log if "validation" in entry]
-    kept = [entry["validation"] for entry in scored if entry["best"]] or [entry["validation"] for entry in scored]
+    kept = [entry["validation"] for entry in scored if entry.get("best")] or [entry["validation"] for entry in scored]
     assert kept[-1] == pytest.approx(json.loads((tmp_path / "run" / "scores.json").read_text()), rel=1e-10)
 
 
