@@ -9,7 +9,7 @@ from __future__ import annotations
 import unicodedata
 from typing import Any
 
-import click
+import typer
 from rich.console import Console
 from rich.text import Text
 
@@ -39,7 +39,7 @@ def figure_text(text: str) -> str:
 
 def say(text: str, *, nl: bool = True, err: bool = False) -> None:
     """Prints a text, which may have several lines."""
-    click.echo(visible(text, keep="\n\t"), nl=nl, err=err)
+    typer.echo(visible(text, keep="\n\t"), nl=nl, err=err)
 
 
 class Screen(Console):
