@@ -56,8 +56,7 @@ struct SampleNormOps {
     if (row < 1 || numel % row != 0) fail(op, ": row must divide the input's ", numel, " elements, got ", row);
     int64_t channels = 1;
     if (weight) {
-      if (weight->dim() != 1)
-        fail(op, ": weight must have shape [channels], got ", format_sizes(sizes_of(*weight)));
+      if (weight->dim() != 1) fail(op, ": weight must have shape [channels], got ", format_sizes(sizes_of(*weight)));
       channels = weight->numel();
       check_vector(op, "weight", *weight, multiplier, "[channels]", channels);
       // Whole planes in a row, or rows that are whole parts of the weight.

@@ -108,8 +108,8 @@ struct LrpHeatmap {
   double decay;  // in [0, 1]
 };
 
-// A norm over rows of `row` neighbouring elements of one sample: layer, group, instance (centred) or RMS norm. Without a
-// weight there is one channel and extent.inner = row. With one, extent.inner is 1 and a row is a whole part of the
+// A norm over rows of `row` neighbouring elements of one sample: layer, group, instance (centred) or RMS norm. Without
+// a weight there is one channel and extent.inner = row. With one, extent.inner is 1 and a row is a whole part of the
 // weight, or a row consists of whole planes of extent.inner elements.
 struct LrpNorm {
   LrpExtent extent;

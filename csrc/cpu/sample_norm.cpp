@@ -93,13 +93,13 @@ struct Forward : Rows<scalar_t, kVector> {
         scalar_t* __restrict s = this->result + at;
         acc_t mean = 0;
         if (this->norm.centred)
-          mean = static_cast<acc_t>(
-              this->sum(row, [&](int64_t i, acc_t w) LRP_INLINE { return w * load(g[i]); }) / size);
-        this->blocks(row, [&](int64_t offset, int64_t count, const acc_t* __restrict w, acc_t constant,
-                              int64_t) LRP_INLINE {
-          for (int64_t i = 0; i < count; ++i)
-            store(s[offset + i], found.inverse * ((kVector ? w[i] : constant) * load(g[offset + i]) - mean));
-        });
+          mean =
+              static_cast<acc_t>(this->sum(row, [&](int64_t i, acc_t w) LRP_INLINE { return w * load(g[i]); }) / size);
+        this->blocks(
+            row, [&](int64_t offset, int64_t count, const acc_t* __restrict w, acc_t constant, int64_t) LRP_INLINE {
+              for (int64_t i = 0; i < count; ++i)
+                store(s[offset + i], found.inverse * ((kVector ? w[i] : constant) * load(g[offset + i]) - mean));
+            });
       }
     }
   }
@@ -131,29 +131,29 @@ struct Backward : Rows<scalar_t, kVector> {
       acc_t mean = 0;
       if (this->norm.centred)
         mean = static_cast<acc_t>(this->sum(row, [&](int64_t i, acc_t) LRP_INLINE { return load(t[i]); }) / size);
-      this->blocks(row, [&](int64_t offset, int64_t count, const acc_t* __restrict w, acc_t constant,
-                            int64_t plane) LRP_INLINE {
-        acc_t products[kBlock];
-        acc_t part = 0;
-        for (int64_t i = 0; i < count; ++i) {
-          const acc_t a = found.inverse * (load(t[offset + i]) - mean);
-          products[i] = a * load(g[offset + i]);
-          store(dg[offset + i], a * (kVector ? w[i] : constant));
-        }
-        double* sums = this->partial;
-        if constexpr (kVector) {
-          double* __restrict mine = sums + task * this->norm.extent.channels + (w - this->weight);
-          for (int64_t i = 0; i < count; ++i) mine[i] += products[i];
+      this->blocks(
+          row, [&](int64_t offset, int64_t count, const acc_t* __restrict w, acc_t constant, int64_t plane) LRP_INLINE {
+            acc_t products[kBlock];
+            acc_t part = 0;
+            for (int64_t i = 0; i < count; ++i) {
+              const acc_t a = found.inverse * (load(t[offset + i]) - mean);
+              products[i] = a * load(g[offset + i]);
+              store(dg[offset + i], a * (kVector ? w[i] : constant));
+            }
+            double* sums = this->partial;
+            if constexpr (kVector) {
+              double* __restrict mine = sums + task * this->norm.extent.channels + (w - this->weight);
+              for (int64_t i = 0; i < count; ++i) mine[i] += products[i];
 #pragma omp simd reduction(+ : part)
-          for (int64_t i = 0; i < count; ++i) part += products[i] * w[i];
-          through_deviation += part;
-        } else {
+              for (int64_t i = 0; i < count; ++i) part += products[i] * w[i];
+              through_deviation += part;
+            } else {
 #pragma omp simd reduction(+ : part)
-          for (int64_t i = 0; i < count; ++i) part += products[i];
-          if (sums != nullptr) sums[plane] += part;
-          through_deviation += part * constant;
-        }
-      });
+              for (int64_t i = 0; i < count; ++i) part += products[i];
+              if (sums != nullptr) sums[plane] += part;
+              through_deviation += part * constant;
+            }
+          });
     }
     const acc_t factor = static_cast<acc_t>(-through_deviation / size) * found.inverse * found.inverse;
     scalar_t* __restrict dx = this->grad_input + row * size;

@@ -1,6 +1,7 @@
 // Layer, group, instance and RMS norm under the rule that takes the deviation as a constant. A row, the neighbouring
-// elements that share a mean and a deviation, belongs to a warp if it is short, else to a block; what is read twice comes
-// from the cache. The backward pass has two kernels: the rows' statistics, then one elementwise pass with channel sums.
+// elements that share a mean and a deviation, belongs to a warp if it is short, else to a block; what is read twice
+// comes from the cache. The backward pass has two kernels: the rows' statistics, then one elementwise pass with channel
+// sums.
 #include "channel_sum.cuh"
 
 namespace lrpkernels::cuda {
@@ -282,14 +283,14 @@ int lrp_sample_norm_backward(LrpDtype dtype, const void* grad, const void* multi
     acc_t* const first = Out{workspace};
     const RowTable<acc_t> table{first, first + rows, first + 2 * rows, first + 3 * rows};
     const Norm<scalar_t> args{In{multiplier}, In{input}, In{weight}, norm, ChannelMap(norm.extent)};
-    const bool vectors = norm.row % kVectorWidth<scalar_t> == 0 &&
-                         all_aligned(grad, multiplier, input, grad_multiplier, grad_input);
+    const bool vectors =
+        norm.row % kVectorWidth<scalar_t> == 0 && all_aligned(grad, multiplier, input, grad_multiplier, grad_input);
     with_team<scalar_t>(norm, vectors, [&](auto vec, auto warp) {
       LRP_LAUNCH((row_table_kernel<vec(), warp(), scalar_t>), blocks_for<warp()>(norm), kThreads, stream, args,
                  In{grad}, table, rows);
     });
-    const NormBackward<scalar_t> body{args,       In{grad},        Out{grad_multiplier}, Out{grad_input},
-                                      table,      FastDivisor(norm.row), rows};
+    const NormBackward<scalar_t> body{
+        args, In{grad}, Out{grad_multiplier}, Out{grad_input}, table, FastDivisor(norm.row), rows};
     if (grad_weight == nullptr)
       return launch_elementwise(WithoutSum<NormBackward<scalar_t>>{body}, norm.extent.numel, vectors, stream);
     void* const sums = static_cast<char*>(workspace) + table_bytes(dtype, norm);
