@@ -158,7 +158,9 @@ def _bound(name: str, bound: Bound, layer: Layer) -> Tensor | None:
 
 def _filled(bound: Tensor, ones: Tensor) -> Tensor:
     """bound * ones: where ones are everywhere a view, which tells convolutions that planes hold one number each."""
-    return bound * ones if any(ones.stride()) else bound.expand(ones.shape)
+    if any(ones.stride()):
+        return bound * ones
+    return bound.expand(torch.broadcast_shapes(bound.shape, ones.shape))  # bounds may differ by image
 
 
 def _mean(given: Bound, bound: Tensor, dimensions: int) -> float | Tensor:
