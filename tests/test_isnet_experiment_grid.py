@@ -20,7 +20,6 @@ from toy_grid import Toy, in_threads
 from isnet.experiments import code_version
 from isnet.experiments.cells import Cell, Method, Scores
 from isnet.experiments.grid import finished, run_grid, train_cell
-from isnet.experiments.grid_tables import table
 from isnet.experiments.trainings import TrainingsError
 from isnet.training.checkpoints import CheckpointError
 
@@ -57,7 +56,7 @@ def test_what_is_missing_is_trained_and_what_it_comes_after_before(toy: Toy) -> 
     ]
     assert len(said) == 4 * 5
     text = (Path(toy.folder) / "table.md").read_text()
-    assert text == table(results, Toy.columns(results)) and "| land | plain | 2 | 60.0 ± 14.1 |" in text
+    assert text == Toy.table(results) and "| land | plain | 2 | 60.0 ± 14.1 |" in text
     assert "| water | taught | 2 | 70.0 |" in (Path(toy.folder) / "seeds.md").read_text()
     assert run_grid(toy, processes=1, progress=False) == (results, 0) and not toy.said()
 
@@ -138,6 +137,14 @@ def test_results_of_other_settings_are_refused(toy: Toy) -> None:
             CheckpointError, match=rf"land_plain_0.json is of other settings \({text}\); choose another"
         ):
             run_grid(dataclasses.replace(toy, **change), processes=1, progress=False)  # type: ignore[arg-type]
+    # So is what a cell came after, if that is still there.
+    teacher = Path(toy.folder) / "cells" / "land_warm-up_0.json"
+    teacher.write_text(teacher.read_text().replace('"size": 3', '"size": 5'))
+    with pytest.raises(CheckpointError, match=r"land_warm-up_0\.json is of other settings"):
+        run_grid(toy, processes=1, progress=False)
+    teacher.unlink()
+    run_grid(toy, processes=1, progress=False)
+    assert not teacher.exists()
     # Where things lie may change; an option that is newer than the cell has its default there.
     path = Path(toy.folder) / "cells" / "land_plain_0.json"
     stored = json.loads(path.read_text())

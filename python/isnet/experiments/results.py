@@ -8,7 +8,6 @@ from pathlib import Path
 
 from isnet.experiments.cells import Result, read_result
 from isnet.experiments.grid import Experiment
-from isnet.experiments.grid_tables import table
 from isnet.experiments.mnist import MNISTConfig
 from isnet.experiments.xray import XrayConfig
 
@@ -24,7 +23,11 @@ def read_results(folder: Path) -> list[Result]:
     Raises:
         ValueError: none, a file that cannot be read, an unknown experiment, or several in one folder.
     """
-    results = [result for path in sorted(folder.glob("*.json")) if (result := read_result(path)).scores]
+    found = {path: read_result(path) for path in sorted(folder.glob("*.json"))}
+    for path, result in found.items():
+        if path.stem != result.cell.key:
+            raise ValueError(f"{path}: expected the name {result.cell.key}.json for the cell ({result.cell})")
+    results = [result for result in found.values() if result.scores]
     names = {result.experiment for result in results}
     if len(names) != 1 or not names <= EXPERIMENTS.keys():
         told = ", ".join(sorted(names)) or "none"
@@ -40,11 +43,11 @@ def read_results(folder: Path) -> list[Result]:
 
 def results_text(results: Sequence[Result], *, by_seed: bool = False) -> str:
     """The table of the cells of one experiment, and which code made them."""
-    columns = EXPERIMENTS[results[0].experiment].columns(results)
+    table = EXPERIMENTS[results[0].experiment].table(results, by_seed=by_seed)
     versions = sorted({f"{result.code['version']} (sources {result.code['sources']})" for result in results})
     minutes = sum(result.cpu_seconds for result in results) / 60
     note = f"{len(results)} cells, {minutes:.0f} processor minutes of training; code: {', '.join(versions)}."
-    return f"\n{table(results, columns, by_seed=by_seed)}\n{note}\n\n"
+    return f"\n{table}\n{note}\n\n"
 
 
 def with_tables(page: str, folder: Path) -> str:

@@ -78,7 +78,7 @@ def train_missing(
     processes: int,
     progress: bool,
     after: Callable[[JobT], JobT | None] = lambda job: None,
-    prepare: Callable[[JobT], None] = lambda job: None,
+    prepare: Callable[[JobT], Callable[[], None] | None] = lambda job: None,
     hours: float | None = None,
 ) -> list[JobT]:
     """Calls ``train(config, job)`` for each job that is not done, some at a time, in processes that end with this one, however it ends.
@@ -93,7 +93,7 @@ def train_missing(
         processes: Trainings at a time.
         progress: Show a progress bar.
         after: The job, one of ``jobs``, that must be done before a job begins.
-        prepare: Called in this process before a job begins.
+        prepare: Gives what is to be called in this process before a job begins, if anything is.
         hours: Begin no job once this much time has passed; None: no limit.
 
     Returns:
@@ -121,9 +121,10 @@ def train_missing(
                     job = next((job for job in waiting if after(job) not in held), None)
                     if job is None:
                         break
-                    display.stop()  # a preparation may show its own progress
-                    prepare(job)
-                    display.start()
+                    if (preparation := prepare(job)) is not None:
+                        display.stop()  # it may show its own progress
+                        preparation()
+                        display.start()
                     waiting.remove(job)
                     running[pool.submit(train, config, job)] = job
                 if not running:
