@@ -1,4 +1,4 @@
-"""Tables of results: what they show, and that those of docs/experiments.md are made from the cells in docs/results."""
+"""Tables of results: what they show, and that those of the documentation are made from the cells in docs/results."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from isnet.experiments import results
 from isnet.experiments.cells import Result
 from isnet.experiments.grid import run_grid
 from isnet.experiments.grid_tables import Column, table
-from isnet.experiments.results import read_results, results_text, with_tables
+from isnet.experiments.results import current_pages, read_results, results_text, with_tables
 
 ROOT = Path(__file__).resolve().parents[1]
 KEPT = ROOT / "docs" / "results"
@@ -117,8 +117,12 @@ def test_cells_of_a_method_that_is_gone_stand_last(kept: Path, monkeypatch: pyte
 
 def test_results_that_no_page_can_show(kept: Path) -> None:
     page = "<!-- results: toy-quick -->\n<!-- end of results -->\n" * 2
-    with pytest.raises(ValueError, match=r"the page has no place .* for toy-quick"):
-        with_tables("no place", kept)
+    (kept.parent / "page.md").write_text("no place")
+    with pytest.raises(ValueError, match=r"results: no page has a place .* for toy-quick"):
+        current_pages(kept.parent)
+    (kept.parent / "page.md").write_text(page[:-10])
+    with pytest.raises(ValueError, match=r"page\.md: the page has 2 places"):
+        current_pages(kept.parent)
     with pytest.raises(ValueError, match=r"other: expected the cells of one experiment \(toy\), got none"):
         with_tables(page.replace("toy-quick -->", "other -->", 1), kept)
     with pytest.raises(ValueError, match="the page has 2 places for results, of which 1 have an end"):
@@ -138,8 +142,8 @@ def test_results_that_no_page_can_show(kept: Path) -> None:
 
 
 def test_the_tables_of_the_documentation_are_current() -> None:
-    page = (ROOT / "docs" / "experiments.md").read_text()
-    assert with_tables(page, KEPT) == page, "python -m isnet.experiments"
+    pages = current_pages(KEPT.parent)
+    assert pages and {path: path.read_text() for path in pages} == pages, "python -m isnet.experiments"
 
 
 def test_cells_that_are_kept_are_small_and_complete() -> None:
@@ -157,4 +161,4 @@ def test_the_command_says_what_is_wrong_in_one_line(tmp_path: Path) -> None:
     done = subprocess.run(
         command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, check=False
     )
-    assert done.returncode == 1 and done.stderr == "isnet.experiments: docs/experiments.md: no such file\n"
+    assert done.returncode == 1 and done.stderr.startswith("isnet.experiments: docs: no page here has a place")
