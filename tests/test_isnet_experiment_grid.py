@@ -125,6 +125,10 @@ def test_a_cell_that_fails_stops_only_what_waits_for_it(toy: Toy) -> None:
     ):
         run_grid(broken, processes=1, progress=False)
     assert trained(broken) == ["land, plain, seed 0", "land, warm-up, seed 0"]
+    many = dataclasses.replace(toy, broken="plain", methods=("plain",), seeds=(3, 4))
+    with pytest.raises(TrainingsError, match=r"^4 of 4 trainings failed: (.*no convergence; ){3}and 1 more$"):
+        run_grid(many, processes=1, progress=False)
+    toy.said()
     assert finished(broken, Cell("land", "plain", 0)) is not None
     run_grid(dataclasses.replace(broken, broken=""), processes=1, progress=False)
     assert trained(broken) == [f"land, {name}, seed 0" for name in ("warm-up", "guarded", "taught")]
@@ -159,6 +163,8 @@ def test_results_of_other_settings_are_refused(toy: Toy) -> None:
         (lambda stored: "{", "no JSON"),
         (lambda stored: "[]", "valid dictionary"),
         (lambda stored: json.dumps({**stored, "steps": -3}), "steps: Input should be greater than or equal to 0"),
+        (lambda stored: json.dumps({**stored, "seed": 1}), "of another cell (toy: land, plain, seed 1)"),
+        (lambda stored: json.dumps({**stored, "experiment": "mnist"}), "of another cell (mnist: land"),
         (lambda stored: json.dumps({**stored, "blind": 3}), "blind: Extra inputs are not permitted"),
         (lambda stored: json.dumps({**stored, "settings": {"train": {"lrr": 3}}}), "train.lrr: no such option"),
         (lambda stored: json.dumps({**stored, "settings": {"heatmap": {}}}), "an older version's"),
@@ -186,6 +192,15 @@ def test_grids_that_cannot_be_run(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> 
     ):
         with pytest.raises(ValueError, match=text):
             dataclasses.replace(toy, **change)
+    for how, text in (
+        ({"hours": float("nan")}, "hours: expected a number >= 0, got nan"),
+        ({"processes": 0}, "processes"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            run_grid(toy, progress=False, **how)  # type: ignore[arg-type]
+    (Path(toy.folder).parent / "file").touch()
+    with pytest.raises(OSError, match=r"folder \(--out\): .*file.* cannot be written"):
+        run_grid(dataclasses.replace(toy, folder=str(Path(toy.folder).parent / "file")), progress=False)
     for name, method, text in (
         ("odd", Method({"learning_rate": 3}), "learning_rate: no such option"),
         ("odd", Method({"heatmap_every": 0}), "heatmap_every: expected >= 1, got 0"),

@@ -6,6 +6,7 @@ how to add a method, a setting or an experiment.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from isnet._files import write_json, write_text
+from isnet._files import require_place, write_json, write_text
 from isnet.config import RunConfig
 from isnet.experiments import trainings
 from isnet.experiments.baselines import RIVALS
@@ -180,8 +181,14 @@ def run_grid(
     Raises:
         CheckpointError: the folder holds cells of other settings, or damaged ones.
         TrainingsError: cells failed; the others are done.
-        ValueError: unknown names, or options that do not fit.
+        OSError: the folder cannot be written.
+        ValueError: unknown names, or options or arguments that do not fit.
     """
+    if hours is not None and not 0 <= hours < math.inf:
+        raise ValueError(f"hours: expected a number >= 0, got {hours}")
+    if processes < 1:
+        raise ValueError(f"processes: expected at least 1, got {processes}")
+    require_place(Path(experiment.folder) / "table.md", "folder (--out)")
     wanted, known = experiment.cells(), experiment.all_methods()
     found = {cell: finished(experiment, cell) for cell in wanted}
     jobs: list[Cell] = []  # what a cell comes after stands before it
@@ -238,6 +245,8 @@ def finished(experiment: Experiment, cell: Cell) -> Result | None:
         return None
     try:
         result = read_result(path)
+        if (result.experiment, result.cell) != (experiment.name, cell):
+            raise ValueError(f"it is of another cell ({result.experiment}: {result.cell})")
         places = {"data": {**result.settings.get("data", {}), **experiment.run_config(cell).locations}}
         # Through the settings again: one newer than the cell has its default.
         theirs = {"settings": RunConfig.from_json({**result.settings, **places}).identity(), "notes": result.notes}

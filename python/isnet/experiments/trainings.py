@@ -29,6 +29,8 @@ NARROW_RESNET = NetworkConfig(
     },
 )
 
+_TOLD = 3  # failures in an error
+
 ConfigT = TypeVar("ConfigT", bound="Any")
 JobT = TypeVar("JobT")
 
@@ -142,8 +144,9 @@ def train_missing(
                 child.terminate()  # a training saves its state
             raise
     if failed:
-        told = "; ".join(f"{job}: {text}" for job, text in failed.items())
-        raise TrainingsError(f"{len(failed)} of {len(jobs)} trainings failed: {told}")
+        told = [f"{job}: {text}" for job, text in failed.items()]
+        more = f"; and {len(told) - _TOLD} more" if len(told) > _TOLD else ""
+        raise TrainingsError(f"{len(failed)} of {len(jobs)} trainings failed: {'; '.join(told[:_TOLD])}{more}")
     return waiting
 
 
