@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,6 +13,8 @@ from torch import Tensor
 from ..errors import InPlaceError
 from ..layers.registry import Recorder, recorded
 from ..layers.shapes import Movement
+
+_NO_TENSORS = frozenset((int, float, bool, str, type(None)))
 
 
 class _Place(NamedTuple):
@@ -137,6 +139,22 @@ class Aliases:
             part = _moved(rec, partial(_part, place=_Place.of(rec, tensor, base)), self._whole(rec, base))
             self.rename(tensor, part)
             tensor = part
+
+    def changes(self, args: Iterable[Any]) -> bool:
+        """Whether :meth:`current` may give another tensor for one of a call's arguments."""
+        replaced, contents = self.replaced, self._contents
+        for arg in args:
+            kind = type(arg)
+            if kind in _NO_TENSORS:
+                continue
+            if id(arg) in replaced or (contents and isinstance(arg, Tensor) and arg._is_view()):
+                return True
+            if isinstance(arg, (tuple, list)):
+                if self.changes(arg):
+                    return True
+            elif isinstance(arg, dict) and self.changes(arg.values()):
+                return True
+        return False
 
     def _note(self, stale: Tensor, fresh: Tensor) -> None:
         if id(stale) not in self.replaced:  # else it stands for a view of itself, after a change of shape

@@ -38,6 +38,12 @@ from .writes import writes_to
 is_grad_enabled = torch.is_grad_enabled  # saves a lookup for every operation
 _NOTHING: AbstractContextManager[Any] = nullcontext()
 _NO_TENSORS = frozenset((int, float, bool, str, type(None)))
+# What a model asks of a tensor's form: plain values, nothing to record.
+_ASKS = frozenset({
+    Tensor.dim, Tensor.ndimension, Tensor.size, Tensor.stride, Tensor.numel, Tensor.nelement, Tensor.element_size, Tensor.is_complex,
+    Tensor.is_floating_point, Tensor.is_contiguous, Tensor.get_device, Tensor.__len__,
+    *(getattr(Tensor, name).__get__ for name in ("shape", "ndim", "dtype", "device", "layout", "is_cuda", "requires_grad")),
+})  # fmt: skip
 _RECORDED, _WRAPPED = 1, 2
 _PLAIN = (int, float, bool, str, torch.Size, torch.dtype, torch.device, type(None), torch.layout, torch.memory_format)
 
@@ -222,7 +228,14 @@ class Recording:
 
     def _dispatch(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], adapt: Any = None) -> Any:
         if self.aliases.replaced:
-            args, kwargs = map_leaves(self.current, args), map_leaves(self.current, kwargs)
+            if func in _ASKS:
+                return func(*map(self.current, args), **kwargs)
+            if self.aliases.changes(args):
+                args = map_leaves(self.current, args)
+            if kwargs and self.aliases.changes(kwargs.values()):
+                kwargs = map_leaves(self.current, kwargs)
+        elif func in _ASKS:
+            return func(*args, **kwargs)
         if kwargs and kwargs.get("out") is not None:
             return writes.into(self, func, args, kwargs)
         record = record_of(func)

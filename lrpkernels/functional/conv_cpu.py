@@ -14,7 +14,7 @@ from .layout import WIDE
 
 COLOURS = 3  # channels that oneDNN's weight gradients of images are made for
 
-_convolution = torch.ops.aten.convolution.default
+_convolution = torch.convolution
 _convolution_backward = torch.ops.aten.convolution_backward.default
 
 

@@ -22,7 +22,7 @@ from .geometry import ConvGeometry, Weights, check_part
 from .layout import is_channels_last, per_channel, select_by_sign, times
 from .pointwise import Scaled
 
-_convolution = torch.ops.aten.convolution.default
+_convolution = torch.convolution  # that of torch.ops takes 3 us more
 _convolution_backward = torch.ops.aten.convolution_backward.default
 
 
@@ -40,7 +40,8 @@ NO_EPILOGUE = Epilogue()
 def picks_parts(weight: Tensor, geometry: ConvGeometry) -> bool:
     """Whether kernels may pick W+ and W- as they load W: fused ones where asked for, in one or two dimensions, not transposed."""
     return (
-        tuner.current.mode != "vendor"
+        ops.fused_device is not None  # asked first: it saves the CPU the other questions
+        and tuner.current.mode != "vendor"
         and ops.are_fused_for(weight)
         and not geometry.transposed
         and weight.dim() in (3, 4)
@@ -56,12 +57,11 @@ def relevance(
     epilogue: Epilogue = NO_EPILOGUE,
 ) -> Tensor:
     """W^T s, (T*B, C_in, ...); only sizes and layout of ``input`` are read."""
+    if not picks_parts(weight, geometry):
+        return _pulled(scaled.made(), weight, weights, epilogue, input, geometry)
 
     def vendor() -> Tensor:
         return _pulled(scaled.made(), weight, weights, epilogue, input, geometry)
-
-    if not picks_parts(weight, geometry):
-        return vendor()
 
     def fused() -> Tensor:
         return ops.conv_relevance(
@@ -97,12 +97,11 @@ def apply(
 
 def weight_gradient(scaled: Scaled, input: Tensor, weight: Tensor, geometry: ConvGeometry) -> Tensor:
     """The gradient of <s, W input> for W, of which only sizes and layout are read."""
+    if not picks_parts(weight, geometry):
+        return _weight_gradient(scaled.made(), input, weight, geometry)
 
     def vendor() -> Tensor:
         return _weight_gradient(scaled.made(), input, weight, geometry)
-
-    if not picks_parts(weight, geometry):
-        return vendor()
 
     def fused() -> Tensor:
         return ops.conv_weight_gradient(
@@ -196,7 +195,7 @@ def _weight_gradient(s: Tensor, input: Tensor, weight: Tensor, geometry: ConvGeo
         if form.is_pointwise and _has_few_pixels(s):
             read = input[conv_cpu.everywhere(slice(None, None, stride) for stride in geometry.stride)]
             return product(conv_cpu.rows(s).t(), conv_cpu.rows(read)).view(weight.shape)
-        if form.is_stem and _has_wide_registers():
+        if form.is_stem and s.numel() >= _FEW_NUMBERS and _has_wide_registers():
             return conv_cpu.weight_gradient_by_colours(s, input, weight, geometry)
         if form.is_heavy and _fits_columns(_pixels(s), form.numbers, 1 << 11, elsewhere=18_000):
             return conv_columns.weight_gradient(s, input, weight, geometry)
@@ -353,7 +352,9 @@ def _pulled(
     s: Tensor, weight: Tensor, weights: Weights, epilogue: Epilogue, like: Tensor, geometry: ConvGeometry
 ) -> Tensor:
     """W^T s with the weights that ``weights`` names."""
-    if weights in (Weights.ALL, Weights.POSITIVE, Weights.NEGATIVE):
+    if weights == Weights.ALL:
+        return _data_gradient(s, weight, like, geometry)
+    if weights in (Weights.POSITIVE, Weights.NEGATIVE):
         return _data_gradient(s, part_of(weight, weights), like, geometry)
     input, low, high = epilogue
     assert input is not None

@@ -74,9 +74,8 @@ def records(*functions: Any) -> Callable[[F], F]:
     return register
 
 
-def record_of(func: Any) -> Record | None:
-    """What records a call of ``func`` that reads a recorded tensor; None: nothing does."""
-    return _RECORDS.get(func)
+# What records a call of a function that reads a recorded tensor; None: nothing does.
+record_of: Callable[[Any], Record | None] = _RECORDS.get
 
 
 def bind(args: tuple[Any, ...], kwargs: dict[str, Any], *names: str, **defaults: Any) -> list[Any]:
