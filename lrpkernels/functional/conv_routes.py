@@ -170,7 +170,7 @@ def _data_gradient(s: Tensor, weight: Tensor, input: Tensor, geometry: ConvGeome
         if form.block is not None and s.numel() >= _FEW_NUMBERS and (form.is_strided or _has_wide_registers()):
             return conv_cpu.by_blocks(s, weight, input.shape[2:], geometry, form.block)
         alone = s.shape[0] == 1 and _is_passed_by(torch.Size((1, weight.shape[1], *input.shape[2:])), form)
-        if form.is_heavy and _fits_columns(_pixels(s), form.numbers, 1 << (13 if alone else 15), least=1 << 19):
+        if form.is_heavy and _fits_columns(_pixels(s), form.numbers, 1 << (13 if alone else 15), _LEAST_PULLED):
             return conv_columns.data_gradient(s, weight, tuple(input.shape[2:]), geometry)
         if alone and form.mirror is not None and len(geometry.stride) == 3:
             mirrored = weight.flip([*range(2, weight.dim())]).transpose(0, 1).contiguous()
@@ -213,6 +213,7 @@ _LANES = 16  # numbers in a vector register
 _FEW_NUMBERS = 1 << 16  # where setting up costs more than it saves
 _FEW_PRODUCTS = 1 << 22  # likewise
 _MANY_WEIGHTS = 1 << 17
+_LEAST_PULLED = 1 << 19  # weights of a transposed map by columns
 
 
 def _is_plain(t: Tensor) -> bool:
