@@ -11,10 +11,8 @@ import torch
 from torch import Tensor
 
 from ..errors import InPlaceError
-from ..layers.registry import Recorder, recorded
+from ..layers.registry import NO_TENSORS, Recorder, holds_tensors, recorded
 from ..layers.shapes import Movement
-
-_NO_TENSORS = frozenset((int, float, bool, str, type(None)))
 
 
 class _Place(NamedTuple):
@@ -145,14 +143,16 @@ class Aliases:
         replaced, contents = self.replaced, self._contents
         for arg in args:
             kind = type(arg)
-            if kind in _NO_TENSORS:
+            if kind in NO_TENSORS:
                 continue
-            if id(arg) in replaced or (contents and isinstance(arg, Tensor) and arg._is_view()):
-                return True
-            if isinstance(arg, (tuple, list)):
-                if self.changes(arg):
+            if kind is tuple or kind is list or kind is dict:
+                if holds_tensors(arg) and self.changes(arg.values() if kind is dict else arg):
                     return True
-            elif isinstance(arg, dict) and self.changes(arg.values()):
+            elif (
+                id(arg) in replaced
+                or isinstance(arg, (tuple, list, dict))
+                or (contents and isinstance(arg, Tensor) and arg._is_view())
+            ):
                 return True
         return False
 

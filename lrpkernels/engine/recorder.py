@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode, _push_on_torch_function_stack
 from .._extension import ops
 from ..errors import UnsupportedOperationError
 from ..graph import Node, Value
-from ..layers.registry import leaves, map_leaves, record_of
+from ..layers.registry import NO_TENSORS, holds_tensors, leaves, map_leaves, record_of
 from ..layers.replayed import Replayed, Unknown
 from ..layers.shapes import Cast
 from . import writes
@@ -37,7 +37,6 @@ from .writes import writes_to
 
 is_grad_enabled = torch.is_grad_enabled  # saves a lookup for every operation
 _NOTHING: AbstractContextManager[Any] = nullcontext()
-_NO_TENSORS = frozenset((int, float, bool, str, type(None)))
 # What a model asks of a tensor's form: plain values, nothing to record.
 _ASKS = frozenset({
     Tensor.dim, Tensor.ndimension, Tensor.size, Tensor.stride, Tensor.numel, Tensor.nelement, Tensor.element_size, Tensor.is_complex,
@@ -280,12 +279,13 @@ class Recording:
         values, live, found = self.values, self.live, 0
         for arg in args:
             kind = type(arg)
-            if kind in _NO_TENSORS:
+            if kind in NO_TENSORS:
                 continue
             if id(arg) in values:
                 found |= _RECORDED
             elif kind is list or kind is tuple:
-                found |= self._reads_recorded(arg)
+                if holds_tensors(arg):
+                    found |= self._reads_recorded(arg)
             elif kind is not nn.Parameter and isinstance(arg, Tensor):
                 if live and arg.grad_fn is not None:
                     self.constants.append((arg, self.modules[-1] if self.modules else self.model))
