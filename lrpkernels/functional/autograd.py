@@ -26,7 +26,7 @@ def call(function: type[torch.autograd.Function], *args: Any) -> Any:
     if _is_transformed():
         return function.apply(*args)
     # What `apply` comes to, once it has looked for wrappers that a transform of torch.func has left in every argument.
-    return super(torch.autograd.Function, function).apply(*args)
+    return super(torch.autograd.Function, function).apply(*args)  # type: ignore[misc]
 
 
 class _Blocker(torch.autograd.Function):

@@ -136,7 +136,7 @@ class _ConvPull(torch.autograd.Function):
         saved = ctx.saved_tensors  # may be unpacked once only
         weight, input = saved[6:]
         need, geometry = ctx.needs_input_grad, ctx.geometry
-        scaled = Scaled(*saved[:6], ctx.eps)
+        scaled = Scaled(*saved[:6], eps=ctx.eps)
         if ctx.weights is Weights.ALL:
             grad_weight = conv_routes.weight_gradient(scaled, grad, weight, geometry) if need[6] else None
             grads = _NO_GRADIENTS

@@ -153,7 +153,7 @@ def _applied(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: ConvG
         elif form.is_heavy and _fits_columns(input.shape[0] * form.pixels(input.shape), form.numbers, 1 << 14):
             made = conv_columns.apply(input, weight, geometry)
         elif _is_passed_by(input.shape, form):
-            return torch.mkldnn_convolution(input, weight, bias, *_as_onednn(geometry), 1)
+            return _by_onednn(input, weight, bias, geometry)
     if made is None:
         return _convolution(input, weight, bias, *geometry)
     return made if bias is None else made.add_(per_channel(bias, made.dim()))
@@ -174,7 +174,7 @@ def _data_gradient(s: Tensor, weight: Tensor, input: Tensor, geometry: ConvGeome
             return conv_columns.data_gradient(s, weight, tuple(input.shape[2:]), geometry)
         if alone and form.mirror is not None and len(geometry.stride) == 3:
             mirrored = weight.flip([*range(2, weight.dim())]).transpose(0, 1).contiguous()
-            return torch.mkldnn_convolution(s, mirrored, None, *_as_onednn(form.mirror), 1)
+            return _by_onednn(s, mirrored, None, form.mirror)
     channels = weight.shape[0] if geometry.transposed else weight.shape[1] * geometry.groups
     if input.shape[0] != s.shape[0] or input.shape[1] != channels or input.dtype != s.dtype:
         # Several targets (the batch is that of s), stacked weights, or autocast: an uninitialized tensor of the right form will do.
@@ -326,8 +326,8 @@ def _is_passed_by(shape: torch.Size, form: _Form) -> bool:
     )
 
 
-def _as_onednn(geometry: ConvGeometry) -> tuple[tuple[int, ...], ...]:
-    return geometry.padding, geometry.stride, geometry.dilation
+def _by_onednn(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: ConvGeometry) -> Tensor:
+    return torch.mkldnn_convolution(input, weight, bias, geometry.padding, geometry.stride, geometry.dilation, 1)
 
 
 def _block(weight: torch.Size, geometry: ConvGeometry) -> tuple[int, ...] | None:
