@@ -134,9 +134,9 @@ class _ConvPull(torch.autograd.Function):
     @first_order
     def backward(ctx: Any, grad: Tensor) -> Any:
         saved = ctx.saved_tensors  # may be unpacked once only
-        weight, input = saved[6:]
         need, geometry = ctx.needs_input_grad, ctx.geometry
-        scaled = Scaled(*saved[:6], eps=ctx.eps)
+        multiplier, addend, output, scale, value, denominator, weight, input = saved
+        scaled = Scaled(multiplier, addend, output, scale, value, denominator, ctx.eps)
         if ctx.weights is Weights.ALL:
             grad_weight = conv_routes.weight_gradient(scaled, grad, weight, geometry) if need[6] else None
             grads = _NO_GRADIENTS

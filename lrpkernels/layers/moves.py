@@ -38,7 +38,7 @@ class _Moved(Node):
 class Permutation(_Moved):
     """Dimensions in another order, the first in its place."""
 
-    def __init__(self, input: Value, dims: Sequence[int]) -> None:
+    def __init__(self, input: Value, dims: tuple[int, ...]) -> None:
         super().__init__(input)
         self._dims = dims
         self._inverse = sorted(range(len(dims)), key=dims.__getitem__)
@@ -53,7 +53,7 @@ class Permutation(_Moved):
 class Roll(_Moved):
     """Elements shifted along dimensions, those at the end to the front."""
 
-    def __init__(self, input: Value, shifts: Sequence[int], dims: Sequence[int]) -> None:
+    def __init__(self, input: Value, shifts: tuple[int, ...], dims: tuple[int, ...]) -> None:
         super().__init__(input)
         self._shifts, self._dims = shifts, dims
 

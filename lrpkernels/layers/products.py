@@ -183,7 +183,7 @@ def record_product(
     if len(live) > 1:
         factors = [rec.known(operands[place]) for place in live]
         if PairProduct.fits(factors, operands, labels, z):
-            rec.add(PairProduct(factors[0], factors[1], (*labels, z)), out)
+            rec.add(PairProduct(factors[0], factors[1], (labels[0], labels[1], z)), out)
             return out
         rec.add(Product(recorded(rec, operands), func, args, kwargs, factors), out)
         return out
