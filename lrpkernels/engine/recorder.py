@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode, _push_on_torch_function_stack
 from .._extension import ops
 from ..errors import UnsupportedOperationError
 from ..graph import Node, Value
-from ..layers.registry import leaves, map_leaves, record_of
+from ..layers.registry import NO_TENSORS, holds_tensors, leaves, map_leaves, record_of
 from ..layers.replayed import Replayed, Unknown
 from ..layers.shapes import Cast
 from . import writes
@@ -39,7 +39,12 @@ from .writes import writes_to
 
 is_grad_enabled = torch.is_grad_enabled  # saves a lookup for every operation
 _NOTHING: AbstractContextManager[Any] = nullcontext()
-_NO_TENSORS = frozenset((int, float, bool, str, type(None)))
+# What a model asks of a tensor's form: plain values, nothing to record.
+_ASKS = frozenset({
+    Tensor.dim, Tensor.ndimension, Tensor.size, Tensor.stride, Tensor.numel, Tensor.nelement, Tensor.element_size, Tensor.is_complex,
+    Tensor.is_floating_point, Tensor.is_contiguous, Tensor.get_device, Tensor.__len__,
+    *(getattr(Tensor, name).__get__ for name in ("shape", "ndim", "dtype", "device", "layout", "is_cuda", "requires_grad")),
+})  # fmt: skip
 _RECORDED, _WRAPPED = 1, 2
 _PLAIN = (int, float, bool, str, torch.Size, torch.dtype, torch.device, type(None), torch.layout, torch.memory_format)
 
@@ -227,7 +232,14 @@ class Recording:
 
     def _dispatch(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], adapt: Any = None) -> Any:
         if self.aliases.replaced:
-            args, kwargs = map_leaves(self.current, args), map_leaves(self.current, kwargs)
+            if func in _ASKS:
+                return func(*map(self.current, args), **kwargs)
+            if self.aliases.changes(args):
+                args = map_leaves(self.current, args)
+            if kwargs and self.aliases.changes(kwargs.values()):
+                kwargs = map_leaves(self.current, kwargs)
+        elif func in _ASKS:
+            return func(*args, **kwargs)
         if kwargs and kwargs.get("out") is not None:
             return writes.into(self, func, args, kwargs)
         record = record_of(func)
@@ -281,12 +293,13 @@ class Recording:
         values, live, found = self.values, self.live, 0
         for arg in args:
             kind = type(arg)
-            if kind in _NO_TENSORS:
+            if kind in NO_TENSORS:
                 continue
             if id(arg) in values:
                 found |= _RECORDED
             elif kind is list or kind is tuple:
-                found |= self._reads_recorded(arg)
+                if holds_tensors(arg):
+                    found |= self._reads_recorded(arg)
             elif kind is not nn.Parameter and isinstance(arg, Tensor):
                 if live and arg.grad_fn is not None:
                     self.constants.append((arg, self.modules[-1] if self.modules else self.model))

@@ -5,7 +5,7 @@ raises), which is what training through a heatmap needs: the heatmap itself is a
 """
 
 from .affine import affine, affine_known, batch_norm_scale, sum_zplus
-from .attention import attention_pull, attention_weights
+from .attention import attention_pull, attention_weights, softmax_pull
 from .conv import ConvWeight, conv_apply, conv_box, conv_pull, conv_pull_by_sign, conv_pull_sum, conv_weight
 from .dense import dense_pull
 from .geometry import ConvGeometry, Weights
@@ -14,7 +14,7 @@ from .layout import is_capturing, per_channel, select_by_sign, times, wide
 from .pointwise import NEGATIVE, POSITIVE, WHOLE, Part, Scaled, epsilon_scale, over_value, positive_weight, ratio
 from .pool import average_pool_transpose, average_pull, max_pool_winner, scatter_winner
 from .sample_norm import sample_norm
-from .shapes import uncat
+from .shapes import uncat, unselect
 
 __all__ = [
     "NEGATIVE",
@@ -53,8 +53,10 @@ __all__ = [
     "sample_norm",
     "scatter_winner",
     "select_by_sign",
+    "softmax_pull",
     "sum_zplus",
     "times",
     "uncat",
+    "unselect",
     "wide",
 ]

@@ -25,6 +25,9 @@ _BY_SIGN = {
 _PICKED = {POSITIVE: Weights.POSITIVE, NEGATIVE: Weights.NEGATIVE}
 
 
+_NO_GRADIENTS: tuple[Tensor | None, ...] = (None,) * 6
+
+
 class ConvWeight(NamedTuple):
     """The part of a weight that meets a convolution's input: ``weight`` itself, or W+ or W- of it, picked as kernels load it."""
 
@@ -121,7 +124,7 @@ class _ConvPull(torch.autograd.Function):
     ) -> Tensor:
         # s is not saved: backward recomputes it, one elementwise pass that saves a tensor per layer.
         scaled = Scaled(multiplier, addend, output, scale, value, denominator, eps)
-        reads_input = weights in (Weights.SAME_SIGN, Weights.OPPOSITE_SIGN, Weights.BOX)
+        reads_input = weights is not Weights.ALL and weights in (Weights.SAME_SIGN, Weights.OPPOSITE_SIGN, Weights.BOX)
         ctx.save_for_backward(*scaled[:6], weight, input if reads_input else None)
         ctx.eps, ctx.weights, ctx.geometry, ctx.bounds = eps, weights, geometry, bounds
         epilogue = Epilogue(input, *(bounds or ())) if reads_input else NO_EPILOGUE
@@ -131,9 +134,15 @@ class _ConvPull(torch.autograd.Function):
     @first_order
     def backward(ctx: Any, grad: Tensor) -> Any:
         saved = ctx.saved_tensors  # may be unpacked once only
-        weight, input = saved[6:]
         need, geometry = ctx.needs_input_grad, ctx.geometry
-        scaled = Scaled(*saved[:6])._replace(eps=ctx.eps)
+        multiplier, addend, output, scale, value, denominator, weight, input = saved
+        scaled = Scaled(multiplier, addend, output, scale, value, denominator, ctx.eps)
+        if ctx.weights is Weights.ALL:
+            grad_weight = conv_routes.weight_gradient(scaled, grad, weight, geometry) if need[6] else None
+            grads = _NO_GRADIENTS
+            if True in need[:6]:
+                grads = scaled.gradients(conv_routes.apply(grad, weight, None, geometry), need)
+            return *grads, grad_weight, *(None,) * 5
         grad_weight = pushed = grad_input = None
         for part, weights, sign in _terms(grad, input, ctx.weights, ctx.bounds):
             if need[6]:
@@ -144,7 +153,7 @@ class _ConvPull(torch.autograd.Function):
         if need[7] and ctx.weights == Weights.BOX:
             pulled = conv_routes.relevance(scaled, weight, input, geometry)
             grad_input = (grad * pulled).unflatten(0, (-1, input.shape[0])).sum(0)
-        grads = (None,) * 6 if pushed is None else scaled.gradients(pushed, need)
+        grads = _NO_GRADIENTS if pushed is None else scaled.gradients(pushed, need)
         return *grads, grad_weight, grad_input, *(None,) * 4
 
 

@@ -20,7 +20,7 @@ def product(x: Tensor, y: Tensor) -> Tensor:
     ATen multiplies by MKL, which on AMD's processors leaves out the registers of 512 bits: half the speed.
     """
     plain = x.dtype == torch.float32 == y.dtype and x.device.type == "cpu" == y.device.type
-    if plain and x.numel() * y.shape[1] >= _FEW_PRODUCTS and _prefers_onednn():
+    if plain and x.numel() * y.shape[1] >= _FEW_PRODUCTS and prefers_onednn():
         return torch.ops.mkldnn._linear_pointwise.default(_dense(x), _dense(y).t(), None, "none", [], "")
     return x @ y
 
@@ -31,7 +31,8 @@ def _dense(matrix: Tensor) -> Tensor:
 
 
 @cache
-def _prefers_onednn() -> bool:
+def prefers_onednn() -> bool:
+    """Whether oneDNN multiplies matrices faster than ATen's library: on AMD's processors with AVX-512."""
     wide = torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.backends.mkldnn.is_available()
     if not wide or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return False

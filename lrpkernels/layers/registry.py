@@ -6,7 +6,7 @@ reference cycle with all leaves in it at every call: the tensors of a training s
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, TypeVar
 
@@ -74,9 +74,8 @@ def records(*functions: Any) -> Callable[[F], F]:
     return register
 
 
-def record_of(func: Any) -> Record | None:
-    """What records a call of ``func`` that reads a recorded tensor; None: nothing does."""
-    return _RECORDS.get(func)
+# What records a call of a function that reads a recorded tensor; None: nothing does.
+record_of: Callable[[Any], Record | None] = _RECORDS.get
 
 
 def bind(args: tuple[Any, ...], kwargs: dict[str, Any], *names: str, **defaults: Any) -> list[Any]:
@@ -95,6 +94,15 @@ def per_dimension(value: Any, n: int) -> tuple[int, ...]:
 def recorded(rec: Recorder, *trees: Any) -> list[Value]:
     """The recorded values among arguments, each once, in order."""
     return list({id(v): v for v in map(rec.value, leaves(trees)) if v is not None}.values())
+
+
+NO_TENSORS = frozenset((int, float, bool, str, type(None)))
+
+
+def holds_tensors(arguments: Iterable[Any]) -> bool:
+    """Whether a list, tuple or dict among a call's arguments may hold a tensor: most are strides and sizes."""
+    values = arguments.values() if isinstance(arguments, dict) else arguments
+    return not NO_TENSORS.issuperset(map(type, values))
 
 
 def leaves(tree: Any) -> list[Any]:

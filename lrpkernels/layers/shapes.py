@@ -13,6 +13,7 @@ from .. import functional
 from ..graph import Arrived, Multipliers, Node, Value
 from ..rules import Rule
 from .arithmetic import Scale
+from .moves import moved
 from .registry import Recorder, bind, leaves, recorded, records
 from .replayed import OnCopies, Replayed
 
@@ -211,7 +212,8 @@ def _movement(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
         return rec.unknown(func, args, kwargs)
     inputs = recorded(rec, args, kwargs)
     nonnegative = all(v.nonnegative for v in inputs) and _writes_nothing_negative(rec, func, args, kwargs)
-    rec.add(Movement(inputs, func, args, kwargs), *outputs, nonnegative=nonnegative)
+    node = moved(inputs[0], func, args, kwargs, outputs) if len(inputs) == 1 and args and rec.value(args[0]) else None
+    rec.add(node or Movement(inputs, func, args, kwargs), *outputs, nonnegative=nonnegative)
     return out
 
 

@@ -128,7 +128,7 @@ class ISNet(nn.Module):
             self._check_range(x)
         composites = self._variant.composites()
         options: dict[str, Any] = {
-            "at": self.layers,
+            "at": self.layers or None,  # no layers: nothing needs to be noted of the modules
             "checkpoint": self.checkpoint,
             "static": self._calls,
             "check": self.check,
