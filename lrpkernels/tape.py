@@ -162,7 +162,15 @@ class Tape:
             )
         release = release and not self._recording.recomputes  # whose backward reads the values again
         asked = Question(
-            target, as_composite(composite), at, output, start, conditions, exclude_parallel, memory_budget, release,
+            target,
+            as_composite(composite),
+            at,
+            output,
+            start,
+            conditions,
+            exclude_parallel,
+            memory_budget,
+            release,
             to_input,
         )
         self._released = release

@@ -141,9 +141,17 @@ class ISNet(nn.Module):
             for explained in passes:
                 last = explained is passes[-1]
                 found = tape.relevance(
-                    explained.target, explained.composite, at=self._places, release=last, to_input=self.supervise is None
+                    explained.target,
+                    explained.composite,
+                    at=self._places,
+                    release=last,
+                    to_input=self.supervise is None,
                 )
                 for name, relevance in found.items():
+                    if isinstance(relevance, tuple):
+                        raise ValueError(
+                            f"supervise, layers: {name!r} returns {len(relevance)} tensors; name a module that returns one"
+                        )
                     single = explained.target != "all" if isinstance(explained.target, str) else True
                     maps.setdefault(name, []).append(relevance.unsqueeze(1) if single else relevance)
         return ISNetOutput(
