@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from networks import NETWORKS, build
 from reference import FlexReLU, freeze_batch_norms, relevance_mode
+from run_files import squares
+from test_isnet_own_images import SIDE
+from tiny_run import ARCH
 from torch import Tensor, nn
 
 import lrpkernels as lrp
 from isnet import ISNet, ISNetLoss, ISNetOutput, selective_score
+from isnet.config import ImagesConfig, RunConfig
+from isnet.runs import build_network, evaluate_run, settled, train_run
+from isnet.training.log import LOG_NAME, read_log
+from isnet.training.ranges import RANGES_NAME, load_ranges
 from isnet.variants import VARIANTS
 
 X = torch.rand(4, 3, 12, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -105,3 +113,18 @@ def test_in_evaluation_it_is_the_classifier_and_is_explained_at_the_input() -> N
     assert torch.equal(net.explain(X, 1)[1], ISNet(model).explain(X, 1)[1])
     with torch.no_grad():
         assert torch.equal(lrp.LRP(model)(X, 1)[0], model(X))
+
+
+def test_a_run_measures_its_ranges_there_and_is_scored_at_the_input(tmp_path: Path) -> None:
+    data = ImagesConfig(str(squares(tmp_path / "set")), size=(SIDE, SIDE), channels=1)
+    config = settled(
+        RunConfig(data=data).replaced(arch=ARCH, epochs=1, tune=1, batch_size=8, supervise="second", log_every=1)
+    )
+    run = train_run(tmp_path / "run", config, progress=False)
+    assert list(load_ranges(tmp_path / "run" / RANGES_NAME)) == ["second"]
+    entries = [entry for entry in read_log(tmp_path / "run" / LOG_NAME) if entry.get("layers")]
+    assert entries and all(list(entry["layers"]) == ["second"] for entry in entries)
+    found = evaluate_run(run, resamples=20, progress=False)
+    assert all(0 <= share <= 1 for share in found["background_attention"].values())
+    with pytest.raises(ValueError, match="no module 'layer9'"):
+        build_network(config.replaced(supervise="layer9"))
