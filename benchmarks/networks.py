@@ -203,10 +203,12 @@ def _narrow_resnet(classes: int) -> nn.Module:
 NETWORKS: dict[str, Callable[[int], nn.Module]] = {
     "resnet18": lambda classes: ResNet(_BasicBlock, (2, 2, 2, 2), classes),
     "resnet50": lambda classes: ResNet(_Bottleneck, (3, 4, 6, 3), classes),
+    "resnet101": lambda classes: ResNet(_Bottleneck, (3, 4, 23, 3), classes),
     "vgg11": lambda classes: VGG(_VGG11, classes),
     "vgg16": lambda classes: VGG(_VGG16, classes),
     "densenet121": _densenet121,
     "vit": lambda classes: ViT(classes, size=112, width=192, depth=6, heads=3),
+    "vit_b": lambda classes: ViT(classes),
     "convnext": _convnext,
     "efficientnet_b0": _efficientnet,
     "seresnet50": _seresnet50,
@@ -218,6 +220,9 @@ _GREY = ("narrow_resnet",)
 
 
 def images(network: str, batch: int, size: int, device: str = "cpu") -> Tensor:
-    """Random images in [0, 1) of the form that a network of :data:`NETWORKS` reads, (batch, channels, size, ...); "vit": size 112."""
+    """Random images in [0, 1) of the form that a network of :data:`NETWORKS` reads, (batch, channels, size, ...).
+
+    The vision transformers read one size, "vit" 112, "vit_b" 224.
+    """
     shape = (1, size, size, size) if network in _VOLUMES else (1 if network in _GREY else 3, size, size)
     return torch.rand(batch, *shape, device=device)
