@@ -8,6 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from isnet.architectures import build_architecture
+from isnet.experiments.trainings import NARROW_RESNET
+
 
 class _BasicBlock(nn.Module):
     expansion = 1
@@ -191,6 +194,12 @@ def _resnet10_3d(classes: int) -> nn.Module:
 _VGG11 = (64, None, 128, None, 256, 256, None, 512, 512, None, 512, 512, None)
 _VGG16 = (64, 64, None, 128, 128, None, 256, 256, 256, None, 512, 512, 512, None, 512, 512, 512, None)
 
+
+def _narrow_resnet(classes: int) -> nn.Module:
+    """That of the experiments, one channel."""
+    return build_architecture(NARROW_RESNET.arch, NARROW_RESNET.arch_args, image_shape=(1, 40, 40), num_classes=classes)
+
+
 NETWORKS: dict[str, Callable[[int], nn.Module]] = {
     "resnet18": lambda classes: ResNet(_BasicBlock, (2, 2, 2, 2), classes),
     "resnet50": lambda classes: ResNet(_Bottleneck, (3, 4, 6, 3), classes),
@@ -204,8 +213,10 @@ NETWORKS: dict[str, Callable[[int], nn.Module]] = {
     "efficientnet_b0": _efficientnet,
     "seresnet50": _seresnet50,
     "resnet10_3d": _resnet10_3d,
+    "narrow_resnet": _narrow_resnet,
 }
 _VOLUMES = ("resnet10_3d",)  # they read one channel of three dimensions, the others colour images
+_GREY = ("narrow_resnet",)
 
 
 def images(network: str, batch: int, size: int, device: str = "cpu") -> Tensor:
@@ -213,5 +224,5 @@ def images(network: str, batch: int, size: int, device: str = "cpu") -> Tensor:
 
     The vision transformers read one size, "vit" 112, "vit_b" 224.
     """
-    shape = (1, size, size, size) if network in _VOLUMES else (3, size, size)
+    shape = (1, size, size, size) if network in _VOLUMES else (1 if network in _GREY else 3, size, size)
     return torch.rand(batch, *shape, device=device)

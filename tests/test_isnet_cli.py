@@ -480,6 +480,7 @@ def test_every_option_can_be_given_in_each_way(tmp_path: Path) -> None:
         **{"foreground_values": ("1", "3-4", "#ff0000"), "void": 255, "resize_masks": True},
         **{"masks": "m", "mask_policy": "skip", "segmenter": "a:b", "resize": "pad", "validation": 0.2},
         **{"variant": "dual", "weights": "w.pt", "arch": "a:b", "arch_args": {"x": [1, 2], "y": "z"}, "layers": ("one", "two"), "eps": 0.5},
+        **{"supervise": "three"},
         **{"form": "layerwise", "static": True, "less_memory": True, "p": 0.4, "p_ramp": 0.0, "p_schedule": ((2, 0.8), (4, 0.9))},
         **{"balance": "fixed", "heatmap_every": 3, "d": 0.8, "e": 3, "c1": 2, "c2": 3, "foreground": "L2", "w_foreground": 0.5},
         **{"w_background": 2, "layer_decay": 0.6, "batch_size": 6, "accumulate": 3, "optimizer": "sgd", "lr": 1e-4},
