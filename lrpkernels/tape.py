@@ -157,7 +157,6 @@ class Tape:
             raise RuntimeError(
                 "tape: an earlier relevance(..., release=True) has let its values go; leave `release` out there"
             )
-        release = release and not self._recording.recomputes  # whose backward reads the values again
         asked = Question(
             target, as_composite(composite), at, output, start, conditions, exclude_parallel, memory_budget, release
         )

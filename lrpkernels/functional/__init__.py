@@ -22,7 +22,7 @@ from .heatmap import HeatmapScores, has_heatmap_kernels, heatmap_scores, kept_ra
 from .late import Late, late_weight
 from .layout import is_capturing, per_channel, select_by_sign, times, wide
 from .pointwise import NEGATIVE, POSITIVE, WHOLE, Part, Scaled, epsilon_scale, over_value, positive_weight, ratio
-from .pool import average_pool_transpose, average_pull, max_pool_winner, scatter_winner
+from .pool import average_pool_transpose, average_pull, max_pool, max_pool_winner, scatter_winner
 from .sample_norm import sample_norm
 from .shapes import uncat
 
@@ -59,6 +59,7 @@ __all__ = [
     "is_capturing",
     "kept_ranks",
     "late_weight",
+    "max_pool",
     "max_pool_winner",
     "over_value",
     "per_channel",

@@ -44,9 +44,7 @@ def _prefers_onednn() -> bool:
 
 class _DensePull(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, s: Tensor, weight: Tensor, read: Tensor | None = None, made: Tensor | None = None
-    ) -> Tensor:
+    def forward(ctx: Any, s: Tensor, weight: Tensor, read: Tensor | None = None, made: Tensor | None = None) -> Tensor:
         ctx.save_for_backward(s, weight)
         return product(_rows(s), weight).view(*s.shape[:-1], weight.shape[1])
 

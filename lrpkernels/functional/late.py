@@ -70,6 +70,10 @@ def late_weight(
 
     Gradients: weight; first order only.
     """
-    if weight.numel() < max(_SMALLEST, prod(read) + prod(made)) or not weight.requires_grad or not torch.is_grad_enabled():
+    if (
+        weight.numel() < max(_SMALLEST, prod(read) + prod(made))
+        or not weight.requires_grad
+        or not torch.is_grad_enabled()
+    ):
         return None
     return Late(*_LateWeight.apply(weight, gradient, read, made))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .. import functional
 from ..functional import ConvGeometry, ConvWeight, Late, Scaled
-from ..graph import Arrived, Multipliers, Node, Value
+from ..graph import Arrived, Multipliers, Node, Recipe, Value
 from ..rules import Rule
 from .elementwise import is_gate, made_by_activation
 from .registry import Recorder, per_dimension, recorded, records
@@ -147,17 +147,20 @@ class Conv(LinearNode):
         rows = vector.view(groups, 1, -1).expand(-1, self.weight.shape[0] // groups, -1).flatten(0, 1)
         return rows.reshape(*rows.shape, *(1,) * (self.weight.dim() - 2))
 
-    def recipe(self) -> Callable[[], Tensor]:
+    def recipe(self) -> Recipe:
         """The convolution again, in the output's dtype (autocast may have cast what it read)."""
         b, dtype, geometry = self.bias, self.output.dtype, self.geometry
-        tensors = (self.a.detach(), self.weight.detach(), None if b is None else b.detach())
+        read, weight = self.a.detach(), self.weight.detach()
+        bias, again = None if b is None else b.detach(), self.input.recipe
+        kept = read if again is None or not again.is_cheap else None
 
         def make() -> Tensor:
-            operands = (t if t is None else t.to(dtype) for t in tensors)
-            with torch.autocast(tensors[0].device.type, enabled=False):
+            a = again() if kept is None and again is not None else cast(Tensor, kept)
+            operands = (t if t is None else t.to(dtype) for t in (a, weight, bias))
+            with torch.autocast(a.device.type, enabled=False):
                 return torch.ops.aten.convolution.default(*operands, *geometry)
 
-        return make
+        return Recipe(make)
 
 
 class Linear(LinearNode):
@@ -241,7 +244,8 @@ def _record_conv(rec: Recorder, func: Any, args: Any, kwargs: Any, spatial: int,
         value, constant = rec.value(x), rec.value(weight) is None and rec.value(bias) is None
         if plain and value is not None and constant and x.dim() == spatial + 2:
             conv = _deferred(Conv(value, weight, bias, _geometry(*slide)))
-            out = func(*args)
+            with rec.unsaved_if_cheap(value):
+                out = func(*args)
             rec.add(conv, out)
             return out
     defaults = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1, "output_padding": 0}
@@ -291,7 +295,8 @@ def _record_conv(rec: Recorder, func: Any, args: Any, kwargs: Any, spatial: int,
     conv = Conv(rec.known(x), weight, bias, geometry)
     if out is None:
         _deferred(conv)
-        out = func(*args, **kwargs)
+        with rec.unsaved_if_cheap(conv.input):
+            out = func(*args, **kwargs)
     rec.add(conv, out)
     return out
 
