@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import unfold
 
 from .._extension import ops
 from . import tuner
@@ -181,9 +180,6 @@ def _weight_gradient(s: Tensor, input: Tensor, weight: Tensor, geometry: ConvGeo
     if geometry.is_pointwise(weight.shape) and _has_few_pixels(s):
         read = input[_everywhere(slice(None, None, stride) for stride in geometry.stride)]
         return product(_rows(s).t(), _rows(read)).view(weight.shape)
-    if s.dim() == 4 and geometry.groups == 1 and not geometry.transposed and _has_few_pixels(s, _FAST):
-        windows = unfold(input, weight.shape[2:], geometry.dilation, geometry.padding, geometry.stride)
-        return product(_rows(s).t(), _rows(windows)).view(weight.shape)
     return _convolution_backward(s, input, weight, None, *geometry, [False, True, False])[1]
 
 
@@ -192,7 +188,6 @@ def _weight_gradient(s: Tensor, input: Tensor, weight: Tensor, geometry: ConvGeo
 _FEW_CHANNELS = 12  # of an image: colours, times the weight sets of z^B
 _FEW_PIXELS = 64  # of a whole batch
 _VENDORS_TAPS = 9  # depthwise kernels up to 3x3 have code of their own in oneDNN
-_FAST = (torch.float32, torch.bfloat16)  # dtypes of products
 _LANES = 16  # numbers in a vector register
 _FEW_NUMBERS = 1 << 16  # where setting up costs more than it saves
 
@@ -201,9 +196,9 @@ def _is_plain(t: Tensor) -> bool:
     return t.device.type == "cpu" and t.dtype == torch.float32
 
 
-def _has_few_pixels(t: Tensor, dtypes: tuple[torch.dtype, ...] = (torch.float32,)) -> bool:
-    """Whether a convolution here is a product of few rows with a weight that is larger: oneDNN would put that in order each time."""
-    return t.device.type == "cpu" and t.dtype in dtypes and t.shape[0] * t.shape[2:].numel() <= _FEW_PIXELS
+def _has_few_pixels(t: Tensor) -> bool:
+    """Whether a 1x1 convolution here is a product of few rows with a weight that is larger: oneDNN would put that in order each time."""
+    return _is_plain(t) and t.shape[0] * t.shape[2:].numel() <= _FEW_PIXELS
 
 
 def _everywhere(places: Iterable[slice]) -> tuple[Any, ...]:
