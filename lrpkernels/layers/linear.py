@@ -272,6 +272,7 @@ def _record_conv(rec: Recorder, func: Any, args: Any, kwargs: Any, spatial: int,
     dilation = per_dimension(dilation, spatial)
     if padding == "valid":
         padding = 0
+    out = None
     if padding == "same":
         total = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
         if any(t % 2 for t in total):  # PyTorch pads one more at the end
@@ -281,9 +282,6 @@ def _record_conv(rec: Recorder, func: Any, args: Any, kwargs: Any, spatial: int,
             out = func(x, weight, bias, stride, 0, dilation, groups)
         else:
             padding = tuple(t // 2 for t in total)
-            out = func(*args, **kwargs)
-    else:
-        out = None
     geometry = ConvGeometry(
         per_dimension(stride, spatial),
         per_dimension(padding, spatial),
