@@ -33,8 +33,16 @@ class Recipe:
 
     def __init__(self, make: Callable[[], Tensor], is_cheap: bool = False) -> None:
         self.make, self.is_cheap = make, is_cheap
+        self._first: tuple[weakref.ref[Tensor], int] | None = None
+
+    def watch(self, tensor: Tensor) -> None:
+        """The value itself, which is taken as long as something else keeps it."""
+        self._first = weakref.ref(tensor), tensor._version
 
     def __call__(self) -> Tensor:
+        first = None if self._first is None else self._first[0]()
+        if self._first is not None and first is not None and first._version == self._first[1]:
+            return first.detach()
         task = torch._C._current_graph_task_id()
         if not self.is_cheap or task < 0:
             return self.make()

@@ -118,7 +118,9 @@ class Recording:
         node.outputs = tuple(made)
         self.nodes.append(node)
         if self.recomputes:
-            made[0].recipe = node.recipe()
+            recipe = made[0].recipe = node.recipe()
+            if recipe is not None:
+                recipe.watch(outputs[0])
         if self.liveness is not None:
             for value in made:
                 value.watch(registry if self.watches else None)
