@@ -151,9 +151,9 @@ def _again(
 ) -> Callable[[Tensor], Tensor]:
     """The same call on the same numbers; statistics of a batch are taken again, those that run stay where they are."""
     gamma, beta = (None if t is None else t.detach() for t in (gamma, beta))
-    running = (mean, spread.variance) if isinstance(spread, Variance) else (None, None)
+    mean_or_none, variance = (mean, spread.variance) if isinstance(spread, Variance) else (None, None)
     cudnn = torch._C._get_cudnn_enabled()
-    return lambda x: torch.batch_norm(x, gamma, beta, *running, training, 0.0, eps, cudnn)
+    return lambda x: torch.batch_norm(x, gamma, beta, mean_or_none, variance, training, 0.0, eps, cudnn)
 
 
 def _normalized(

@@ -74,6 +74,9 @@ class Cat(Node):
 class Concatenation(Recipe):
     """Recomputes a concatenation; parts that are concatenations along the same dimension are flattened."""
 
+    parts: list[Tensor]
+    dim: int
+
     def __init__(self, tensors: list[Tensor], recipes: list[Any], dim: int) -> None:
         parts: list[Tensor] = []
         for tensor, recipe in zip(tensors, recipes, strict=True):
