@@ -161,7 +161,6 @@ class Tape:
             raise RuntimeError(
                 "tape: an earlier relevance(..., release=True) has let its values go; leave `release` out there"
             )
-        release = release and not self._recording.recomputes  # whose backward reads the values again
         asked = Question(
             target,
             as_composite(composite),

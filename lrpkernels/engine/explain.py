@@ -95,7 +95,9 @@ def relevance(recording: Recording, fuse: Fuse, output: Any, asked: Question) ->
                 planned, wanted, through, {key: mask.part(begin, end) for key, mask in masks.items()}, asked.exclude_parallel,
                 asked.composite.multiply_by_inputs, asked.to_input,
             )  # fmt: skip
-            last = asked.release and end == groups[-1][1]
+            if recording.recomputes and not recording.reads_again:
+                recording.reads_again = any(recompute.runs_again(node, rule) for node, rule in planned)
+            last = asked.release and not recording.reads_again and end == groups[-1][1]
             if last:
                 recording.nodes = []
             walks.append((walk.run(part, recording.input_values, last), end - begin))

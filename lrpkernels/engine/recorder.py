@@ -64,6 +64,7 @@ class Recording:
         find_calls: finds that in a replayed pass, in which no module ran.
         liveness: holds the forward values that will be read; None: all are held.
         recomputes: whether less is saved for backward and recomputed there.
+        reads_again: whether backward will read values that relevance passes have read.
         watches: False: the caller removes values from the registry when their tensors go.
     """
 
@@ -90,6 +91,7 @@ class Recording:
         self.find_calls: Callable[[Recording, int], list[ModuleCall]] | None = None
         self.live = torch.is_grad_enabled()
         self.recomputes = recompute and self.live
+        self.reads_again = False
         self.watches = True
         # Read beside recorded tensors, with a gradient history of their own.
         self.constants: list[tuple[Tensor, nn.Module]] = []
@@ -124,7 +126,9 @@ class Recording:
         node.outputs = tuple(made)
         self.nodes.append(node)
         if self.recomputes:
-            made[0].recipe = node.recipe()
+            recipe = made[0].recipe = node.recipe()
+            if recipe is not None:
+                recipe.watch(outputs[0])
         if self.liveness is not None:
             for value in made:
                 value.watch(registry if self.watches else None)
@@ -204,6 +208,13 @@ class Recording:
 
     def unsaved(self, value: Value) -> AbstractContextManager[Any]:
         return _NOTHING if value.recipe is None else without_saving(value.tensor, value.recipe)
+
+    def unsaved_if_cheap(self, value: Value) -> AbstractContextManager[Any]:
+        return self.unsaved(value) if value.recipe is not None and value.recipe.is_cheap else _NOTHING
+
+    def making(self, node: Node) -> AbstractContextManager[Any]:
+        recipe = node.recipe() if self.recomputes else None
+        return _NOTHING if recipe is None else without_saving(None, recipe)
 
     def path(self) -> str:
         return self.module_path(self.modules[-1] if self.modules else self.model)

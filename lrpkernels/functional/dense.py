@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .autograd import call, first_order
+from .late import Late
 
 _FEW_PRODUCTS = 1 << 20  # where calls cost more than arithmetic
 
@@ -44,7 +45,7 @@ def prefers_onednn() -> bool:
 
 class _DensePull(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, s: Tensor, weight: Tensor) -> Tensor:
+    def forward(ctx: Any, s: Tensor, weight: Tensor, read: Tensor | None = None, made: Tensor | None = None) -> Tensor:
         ctx.save_for_backward(s, weight)
         return product(_rows(s), weight).view(*s.shape[:-1], weight.shape[1])
 
@@ -54,23 +55,30 @@ class _DensePull(torch.autograd.Function):
         s, weight = ctx.saved_tensors
         rows, need = _rows(grad), ctx.needs_input_grad
         grad_s = product(rows, weight.t()).view(s.shape) if need[0] else None
-        return grad_s, product(_rows(s).t(), rows) if need[1] else None
+        late = (grad, s) if any(need[2:]) else (None, None)
+        return grad_s, product(_rows(s).t(), rows) if need[1] else None, *late
 
 
 def _rows(t: Tensor) -> Tensor:
     return t.reshape(-1, t.shape[-1])
 
 
-def dense_pull(s: Tensor, weight: Tensor) -> Tensor:
+def dense_weight_gradient(s: Tensor, input: Tensor, weight: Tensor) -> Tensor:
+    """The gradient of <s, W input> for W, (C_out, C_in), whose numbers are not read; not differentiable."""
+    return product(_rows(s).t(), _rows(input))
+
+
+def dense_pull(s: Tensor, weight: Tensor, late: Late | None = None) -> Tensor:
     """V^T s of a dense layer.
 
     Args:
         s: at the layer's output, (T*B, ..., C_out).
         weight: V, (C_out, C_in), dtype of s.
+        late: takes the weight's gradient (:func:`lrpkernels.functional.late.late_weight`), which gets none here.
 
     Returns:
         (T*B, ..., C_in).
 
     Gradients: s, weight; first order only.
     """
-    return call(_DensePull, s, weight)
+    return call(_DensePull, s, weight) if late is None else call(_DensePull, s, weight.detach(), *late)

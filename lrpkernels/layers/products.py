@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..functional import Scaled, per_channel
+from ..functional import Scaled, dense_weight_gradient, per_channel
 from ..graph import Arrived, Multipliers, Node, Value
 from ..rules import Rule
 from .elementwise import is_gate, made_by_activation
@@ -269,8 +269,10 @@ def _linear(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
         and x.dim() > 1
         and weight.dim() == 2
     ):
+        node = Linear(value, weight, bias)
+        node.defer(dense_weight_gradient, (*x.shape[:-1], weight.shape[0]))
         out: Tensor = func(x, weight, bias)
-        rec.add(Linear(value, weight, bias), out)
+        rec.add(node, out)
         return out
     if rec.value(bias) is not None:
         return rec.call(torch.add, rec.call(F.linear, x, weight), bias)

@@ -57,6 +57,12 @@ class Recorder(Protocol):
     def unsaved(self, value: Value) -> AbstractContextManager[Any]:
         """Operations in this context save a recipe in place of ``value``, if it has one."""
 
+    def unsaved_if_cheap(self, value: Value) -> AbstractContextManager[Any]:
+        """The same, if the recipe is cheap (:class:`lrpkernels.graph.Recipe`)."""
+
+    def making(self, node: Node) -> AbstractContextManager[Any]:
+        """The operation in this context, which saves nothing but its result, saves that result's recipe, if it has one."""
+
 
 Record = Callable[[Recorder, Any, "tuple[Any, ...]", "dict[str, Any]"], Any]
 _RECORDS: dict[Any, Record] = {}
