@@ -45,7 +45,7 @@ PLACES: Mapping[str, tuple[tuple[str, str], ...]] = {
 MANIFEST, TEST = "manifest.csv", "test"
 _TEST_OBJECTS = 1000  # the last of each kind
 _CROP = 120, 200  # pixels of the photograph in a square piece
-_SMALLEST, _LARGEST = 0.45, 0.7  # of the image's side: the object's field, of which it fills about half
+_SMALLEST, _LARGEST = 0.6, 0.9  # of the image's side: the object's field, of which it fills about half
 
 FloatImage = npt.NDArray[np.float32]
 
@@ -173,7 +173,7 @@ def render(
     colour, mirrored = rng.uniform(0.25, 1.0, 3), rng.random() < 0.5
     cloth = ndimage.gaussian_filter(rng.standard_normal((side, side)), 1.0)
     shape = _enlarged(255.0 * outline(thing), side) > 0.5
-    grey = np.clip(_enlarged(thing, side), 0, 1) ** 0.7 * (1 + 0.15 * cloth / max(float(cloth.std()), 1e-6))
+    grey = np.clip(_enlarged(thing, side), 0, 1) ** 0.7 * (1 + 0.08 * cloth / max(float(cloth.std()), 1e-6))
     if mirrored:
         shape, grey = shape[:, ::-1], grey[:, ::-1]
     image = _piece(PLACES[picture.place], rng, pixels, right=tested)
