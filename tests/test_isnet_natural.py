@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from test_isnet_experiment_xray import chest, phantom  # noqa: F401
 from test_isnet_natural_images import objects  # noqa: F401
-from test_isnet_xray import chest, phantom  # noqa: F401
+from typer.testing import CliRunner
 
+from isnet.cli import app
+from isnet.cli import experiment as commands
 from isnet.experiments import mask_errors_grid as masks
 from isnet.experiments import mnist_files, natural, trainings, xray_images
 from isnet.experiments.biased_mnist import BiasedMNIST
@@ -161,6 +165,39 @@ def test_radiographs_get_a_manifest_of_wrong_masks(
     result = read_result(tmp_path / "cells" / f"{cell.key}.json")
     assert result.scores["training masks"]["dice"] == dices["grown by 1"] and len(result.scores) == 7
     assert "Dice" in table([result], experiment.columns([result]))
+
+
+def test_commands_choose_parts_of_the_grids(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(commands, "run_grid", lambda config, **how: asked.append(config) or ([], 0))
+
+    def invoke(*words: str) -> Any:
+        return CliRunner().invoke(app, ["experiment", *words])
+
+    words = [
+        "natural",
+        "--correlation",
+        "95 %",
+        "--seed",
+        "4",
+        "--method",
+        "standard",
+        "--images",
+        "a",
+        "--objects",
+        "b",
+    ]
+    assert invoke(*words, "--out", "c").exit_code == 0
+    (config,) = asked
+    assert config.cells() == [Cell("95 %", "standard", 4)] and config.folder == "c"
+    assert (config.rendering.images, config.rendering.objects, config.rendering.train) == ("a", "b", 480)
+    assert invoke("masks", "--error", "moved by 2", "--data-folder", "d", "--seeds", "2").exit_code == 0
+    assert invoke("masks", "--on", "radiographs", "--error", "exact", "--ct-folder", "e").exit_code == 0
+    assert asked[1].cells() == [Cell("moved by 2", name, seed) for seed in (0, 1) for name in masks._DIGITS]
+    assert asked[1].data_folder == "d" and asked[2].rendering.ct_folder == "e"
+    assert len(asked[2].cells()) == 2 and asked[2].settings == ("exact",)
+    assert "errors: expected one of exact" in str(invoke("masks", "--error", "moved").exception)
+    assert "correlations: expected one of" in str(invoke("natural", "--correlation", "95").exception)
 
 
 def test_errors_are_checked() -> None:

@@ -69,9 +69,9 @@ class NaturalConfig(Experiment):
     folder: str = "runs/natural"
     correlations: tuple[str, ...] = CORRELATIONS
     rendering: NaturalImages = field(default_factory=NaturalImages)
-    epochs: int = 30
-    batch_size: int = 16
-    lr: float = 1e-3
+    epochs: int = 20
+    batch_size: int = 8
+    lr: float = 5e-4
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -9,11 +9,15 @@ from pathlib import Path
 from isnet.experiments.cells import Result, read_result
 from isnet.experiments.grid import Experiment
 from isnet.experiments.grid_tables import table
+from isnet.experiments.mask_errors_grid import DigitMasks, RadiographMasks
 from isnet.experiments.mnist import MNISTConfig
+from isnet.experiments.natural import NaturalConfig
 from isnet.experiments.xray import XrayConfig
 
 # A new experiment's class comes here.
-EXPERIMENTS: Mapping[str, type[Experiment]] = {kind.name: kind for kind in (MNISTConfig, XrayConfig)}
+EXPERIMENTS: Mapping[str, type[Experiment]] = {
+    kind.name: kind for kind in (MNISTConfig, XrayConfig, NaturalConfig, DigitMasks, RadiographMasks)
+}
 _PLACE = re.compile(
     r"(<!-- results: (?P<name>[\w.-]+)(?P<by_seed> by seed)? -->\n).*?(?=<!-- end of results -->)", re.DOTALL
 )
