@@ -42,12 +42,12 @@ def test_natural_cells_tell_subgroups_and_the_worst(tmp_path: Path, monkeypatch:
     assert all(result is not None for result in results)
     for result in results:
         assert result is not None
-        told = result.scores["test"]
+        test = result.scores["test"]
         by_subgroup = {name: found["accuracy"] for name, found in result.scores.items() if name != "test"}
         assert list(by_subgroup) == ["bag, indoors", "bag, outdoors", "shoe, indoors", "shoe, outdoors"]
         values = [figure.value for figure in by_subgroup.values()]  # type: ignore[union-attr]
-        assert told["worst"].value == min(values)  # type: ignore[union-attr]
-        assert told["accuracy"].value == pytest.approx(sum(values) / 4)  # type: ignore[union-attr]
+        assert test["worst"].value == min(values)  # type: ignore[union-attr]
+        assert test["accuracy"].value == pytest.approx(sum(values) / 4)  # type: ignore[union-attr]
         assert 0 <= result.moved["other place"]["distance"] <= 1
     weights = {"50 %": (1, 1, 1, 1), "100 %": (1, 0, 0, 1)}
     for result in results:
@@ -59,6 +59,11 @@ def test_natural_cells_tell_subgroups_and_the_worst(tmp_path: Path, monkeypatch:
         assert result.scores["test"]["average"] == pytest.approx(expected)
     text = table([result for result in results if result], experiment.columns([result for result in results if result]))
     assert "worst" in text.splitlines()[0] and "100 % | selective with background swap" in text
+    # The run folder of a cell is one like any other.
+    folder = experiment.run_folder(cells[1])
+    told = CliRunner().invoke(app, ["evaluate", str(folder), "--no-sensitivity", "--resamples", "0"])
+    assert told.exit_code == 0 and "by subgroup" in told.output, told.output
+    assert "| bag, outdoors | 12 | 0 |" in told.output and "| average, weighted by training images |" in told.output
 
 
 def test_natural_settings_are_checked(tmp_path: Path) -> None:

@@ -170,7 +170,7 @@ def xray(
 
 @app.command()
 def natural(
-    preset: Annotated[str, typer.Option(help="quick (an hour a seed on two cores) or full (a day).")] = "quick",
+    preset: Annotated[str, typer.Option(help="quick (an hour of processor time a seed) or full (a day).")] = "quick",
     images: Annotated[
         Path | None, typer.Option(help="Folder to render into.", show_default="data/natural or data/natural-quick")
     ] = None,
