@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from isnet.cli import app
 from isnet.cli import experiment as commands
 from isnet.experiments import mask_errors_grid as masks
-from isnet.experiments import mnist_files, natural, trainings, xray_images
+from isnet.experiments import mnist_files, natural, trainings, xray, xray_images
 from isnet.experiments.biased_mnist import BiasedMNIST
 from isnet.experiments.cells import Cell, read_result
 from isnet.experiments.chest_ct import ChestCT
@@ -32,6 +32,7 @@ def tiny_natural(folder: Path) -> natural.NaturalConfig:
 @pytest.mark.usefixtures("objects")
 def test_natural_cells_tell_subgroups_and_the_worst(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(natural, "RESNET18", trainings.NARROW_RESNET)
+    monkeypatch.setattr(natural, "_RESAMPLES", 3)
     experiment = tiny_natural(tmp_path)
     cells = [Cell("50 %", "standard", 0), Cell("100 %", "selective with background swap", 0)]
     assert set(cells) < set(experiment.cells()) and Cell("50 %", "background swap", 0) not in experiment.cells()
@@ -143,6 +144,7 @@ def test_radiographs_get_a_manifest_of_wrong_masks(
     chests = dict.fromkeys(xray_images.CT_SOURCES, chest)
     monkeypatch.setattr(xray_images, "load_chest_cts", lambda folder, progress: chests)
     monkeypatch.setattr(masks, "_STEPS", 2)
+    monkeypatch.setattr(xray, "_RESAMPLES", 2)
     rendering = xray_images.RenderConfig(images=str(tmp_path / "images"), train=8, validation=2, test=2, pixels=32)
     experiment = masks.radiographs(str(tmp_path), rendering=rendering, size=16, warmup=1, epochs=0, batch_size=4)
     dices = {}
