@@ -129,6 +129,7 @@ class RadiographMasks(xray.XrayConfig):
     """
 
     name: ClassVar[str] = "xray-masks"
+    overall: ClassVar[str] = ""
     folder: str = "runs/xray-masks"
     errors: tuple[str, ...] = tuple(ERRORS)
 
