@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from isnet._text import say
 from isnet.experiments import classes as classes_experiment
+from isnet.experiments import mask_errors_grid
 from isnet.experiments import mnist as mnist_experiment
+from isnet.experiments import natural as natural_experiment
 from isnet.experiments import xray as xray_experiment
 from isnet.experiments.chest_ct import CT_SOURCES
 from isnet.experiments.grid import Experiment, run_grid
@@ -162,4 +164,67 @@ def xray(
     config = xray_experiment.preset(preset, **changes)
     place = config.rendering.images if images is None else str(images)
     rendering = dataclasses.replace(config.rendering, images=place, ct_folder=str(ct_folder))
+    _run(dataclasses.replace(config, rendering=rendering), processes, hours)
+
+
+@app.command()
+def natural(
+    preset: Annotated[str, typer.Option(help="quick (an hour of processor time a seed) or full (a day).")] = "quick",
+    images: Annotated[
+        Path | None, typer.Option(help="Folder to render into.", show_default="data/natural or data/natural-quick")
+    ] = None,
+    objects: Annotated[Path, typer.Option(help="Folder of the objects.")] = Path("data/fashion-mnist"),
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of cells and tables.", show_default="runs/natural or runs/natural-quick")
+    ] = None,
+    correlation: Annotated[
+        list[str] | None,
+        typer.Option(help="Only this correlation of place and class: 50 %, 95 %, 100 %; repeatable."),
+    ] = None,
+    method: Methods = None,
+    seeds: Seeds = None,
+    seed: Seed = None,
+    processes: Processes = 2,
+    hours: Hours = None,
+) -> None:
+    """Objects in front of photographs whose place tells the class, as Waterbirds; goes on where it was interrupted."""
+    changes = _changes(out, method, None, seeds, seed)
+    if correlation:
+        changes["correlations"] = tuple(correlation)
+    config = natural_experiment.preset(preset, **changes)
+    place = config.rendering.images if images is None else str(images)
+    rendering = dataclasses.replace(config.rendering, images=place, objects=str(objects))
+    _run(dataclasses.replace(config, rendering=rendering), processes, hours)
+
+
+@app.command()
+def masks(
+    on: Annotated[
+        Literal["digits", "radiographs"], typer.Option(help="Digits before photographs, or rendered radiographs.")
+    ] = "digits",
+    error: Annotated[
+        list[str] | None, typer.Option(help="Only this error of the training masks; repeatable.", show_default="all")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of cells and tables.", show_default="runs/masks or runs/xray-masks")
+    ] = None,
+    data_folder: Annotated[Path, typer.Option(help="Folder of the MNIST files.")] = Path("data/mnist"),
+    ct_folder: Annotated[Path, typer.Option(help="Folder of the chest CTs.")] = Path("data/chest-ct"),
+    method: Methods = None,
+    seeds: Annotated[
+        int | None, typer.Option(help="Number of seeds, 0 and up.", min=1, show_default="seed 0 alone")
+    ] = None,
+    seed: Seed = None,
+    processes: Processes = 2,
+    hours: Hours = None,
+) -> None:
+    """Training with wrong masks, at the size of the quick presets; goes on where it was interrupted."""
+    changes = _changes(out, method, None, seeds, seed)
+    if error:
+        changes["errors"] = tuple(error)
+    if on == "digits":
+        _run(mask_errors_grid.digits(data_folder=str(data_folder), **changes), processes, hours)
+        return
+    config = mask_errors_grid.radiographs(**changes)
+    rendering = dataclasses.replace(config.rendering, ct_folder=str(ct_folder))
     _run(dataclasses.replace(config, rendering=rendering), processes, hours)

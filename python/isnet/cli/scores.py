@@ -29,6 +29,7 @@ from isnet.runs.tables import (
     score_rows,
     score_table,
     sensitivity_table,
+    subgroup_rows,
     warnings_of,
 )
 
@@ -66,6 +67,8 @@ def evaluate(
                 _print_table(f"{row.title}, {title_of_test(test)}, confusion matrix", matrix)
             elif confused := most_confused(row, test):
                 say(f"\n{row.title}, {title_of_test(test)}, commonest errors: {'; '.join(confused)}")
+            if by_subgroup := subgroup_rows(row, test):
+                _print_table(f"{row.title}, {title_of_test(test)}, by subgroup", by_subgroup)
     if changes := sensitivity_table(rows):
         _print_table("Other backgrounds", changes)
     _print_table("All scores", score_table(rows))

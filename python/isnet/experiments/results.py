@@ -9,11 +9,15 @@ from pathlib import Path
 from isnet._files import read_text
 from isnet.experiments.cells import Result, read_result
 from isnet.experiments.grid import Experiment
+from isnet.experiments.mask_errors_grid import DigitMasks, RadiographMasks
 from isnet.experiments.mnist import MNISTConfig
+from isnet.experiments.natural import NaturalConfig
 from isnet.experiments.xray import XrayConfig
 
 # A new experiment's class comes here.
-EXPERIMENTS: Mapping[str, type[Experiment]] = {kind.name: kind for kind in (MNISTConfig, XrayConfig)}
+EXPERIMENTS: Mapping[str, type[Experiment]] = {
+    kind.name: kind for kind in (MNISTConfig, XrayConfig, NaturalConfig, DigitMasks, RadiographMasks)
+}
 _BEGIN, _END = r"^(<!-- results: ([\w.-]+)( by seed)? -->\n)", r"(?=^<!-- end of results -->$)"
 _PLACE = re.compile(rf"{_BEGIN}(?:(?!<!-- ).)*?{_END}", re.DOTALL | re.MULTILINE)
 

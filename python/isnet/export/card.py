@@ -45,6 +45,7 @@ def model_card(run: Run, data: RunData | None, what: Exported, kind: ExportForma
         f"{config.train.optimizer}, learning rate {config.train.lr:g}, batches of {config.train.batch_size}, seed {config.train.seed}.",
         "## Scores",
         *_scores(scores),
+        *_subgroups(scores),
         "## Background",
         "\n".join(_background(scores)),
         "## Limits",
@@ -122,6 +123,15 @@ def _scores(evaluation: Mapping[str, Any]) -> list[str]:
                 title = SCORES[name].title if name in SCORES else name.replace("_", " ")
                 lines.append(f"| {plain(test)} | {plain(source or 'all')} | {plain(title)} | {_value(score)} |")
     return ["95 % intervals, by bootstrap, in parentheses.", "\n".join(lines)]
+
+
+def _subgroups(evaluation: Mapping[str, Any]) -> list[str]:
+    worst = {test: found["worst"] for test, found in evaluation.get("subgroups", {}).items() if found["worst"]}
+    return [
+        f"Worst subgroup (class and source) of the {plain(title_of_test(test))}: {plain(one['subgroup'])}, accuracy "
+        f"{_value(one['accuracy'])} on {one['images']} images."
+        for test, one in worst.items()
+    ]
 
 
 def _value(score: Mapping[str, Any] | None) -> str:

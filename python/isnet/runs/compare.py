@@ -19,8 +19,9 @@ from isnet.scoring.evaluation import predict
 from isnet.scoring.intervals import Score, mean_score
 from isnet.scoring.paired import class_differences, compare
 from isnet.scoring.sensitivity import OtherBackground, possible_changes
+from isnet.scoring.subgroups import subgroup_differences
 
-_CLASSES = 12  # whose differences are told one by one
+_CLASSES = 12  # whose differences are told one by one, and subgroups
 
 
 def compare_runs(a: Run, b: Run, *, resamples: int = 1000) -> dict[str, dict[str, Any]]:
@@ -32,7 +33,8 @@ def compare_runs(a: Run, b: Run, *, resamples: int = 1000) -> dict[str, dict[str
 
     Returns:
         Test -> what :func:`isnet.scoring.paired.compare` returns, and ``"background_difference"`` and ``"changed_by_swap_difference"``, of
-        images with masks, and ``"classes"``, from :func:`isnet.scoring.paired.class_differences`.
+        images with masks, ``"classes"``, from :func:`isnet.scoring.paired.class_differences`, and ``"subgroups"``, if there are several
+        sources, from :func:`isnet.scoring.subgroups.subgroup_differences`.
 
     Raises:
         ValueError: no tests, others, or other labels.
@@ -69,6 +71,9 @@ def _compared(a: Run, b: Run, data_a: RunData, data_b: RunData, test: str, resam
     names = a.config.data.classes
     if labels.dim() == 2 or len(names) > 2:
         found["classes"] = class_differences(logits_a, logits_b, labels, names, **options)
+    sources = getattr(sets[0], "sources", [""] * len(labels))
+    if by_subgroup := subgroup_differences(logits_a, logits_b, labels, sources, names, **options):
+        found["subgroups"] = by_subgroup
     return found
 
 
@@ -101,6 +106,8 @@ def comparison_lines(found: dict[str, dict[str, Any]], a: str, b: str) -> Iterat
             )
         for name, score in list(differences.get("classes", {}).items())[:_CLASSES]:
             yield f"{title_of_test(test)}: AUC of “{name}” against the rest, {b} - {a} = {_difference(score)}"
+        for name, score in list(differences.get("subgroups", {}).items())[:_CLASSES]:
+            yield f"{title_of_test(test)}: accuracy of “{name}”, {b} - {a} = {_difference(score)}"
 
 
 def _difference(score: Score, *, points: bool = False) -> str:

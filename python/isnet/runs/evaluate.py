@@ -27,6 +27,7 @@ from isnet.scoring.sensitivity import (
     blind_spot,
     changed_answers,
 )
+from isnet.scoring.subgroups import subgroup_scores
 from isnet.training.kept import Kept, kept_epoch
 from isnet.training.log import LOG_NAME, read_log
 from isnet.training.tracking import Tracking, flatten
@@ -57,6 +58,7 @@ def evaluate_run(
     Returns:
         ``{"kept": which epoch and why (:class:`isnet.training.kept.Kept`), "warnings": {test: [{"kind", "text"}]},
         "scores": {test: {source or "": {score: {value, low, high}}}}, "sensitivity": {test: {change: ...}},
+        "subgroups": {test of several sources: :func:`isnet.scoring.subgroups.subgroup_scores`},
         "accuracy": {test: [0, 1]}, "background_attention": {test: [0, 1]}, "masks": {test: {"images", "missing", "looked_at"}},
         "classes": {test: [per class, see :func:`isnet.scoring.decisions.class_table`]}, "confusion": {test: matrix}, "roc": {test: curves},
         "dropped": [what was wrong with each image of the whole set that the mask policy ``"skip"`` left out]}``
@@ -77,7 +79,7 @@ def evaluate_run(
         del scores["sensitivity"]
     for name, test in data.tests.items():
         try:
-            found = _test_scores(run, test, resamples, sensitivity)
+            found = _test_scores(run, test, _trained_on(data), resamples, sensitivity)
         except ValueError as error:
             raise ValueError(f"{run.folder}, {title_of_test(name)}: {error}") from error
         for key, value in found.items():
@@ -88,7 +90,7 @@ def evaluate_run(
 
 
 _PER_TEST = (
-    *("warnings", "scores", "sensitivity", "accuracy", "background_attention", "masks"),
+    *("warnings", "scores", "subgroups", "sensitivity", "accuracy", "background_attention", "masks"),
     *("classes", "confusion", "roc"),
 )
 
@@ -142,7 +144,20 @@ def changed_by(answers: tuple[Tensor, Tensor], after: Tensor, test: Dataset[Exam
     return found
 
 
-def _test_scores(run: Run, test: Dataset[Example], resamples: int, sensitivity: bool) -> dict[str, Any]:
+def _trained_on(data: RunData) -> tuple[Tensor, Sequence[str]] | None:
+    """Labels and sources of the training images; None: unknown, as for a run on other images, which has tests alone."""
+    if any(data.train is test for test in data.tests.values()) or not hasattr(data.train, "sources"):
+        return None
+    return cast(Any, data.train).labels, data.train.sources
+
+
+def _test_scores(
+    run: Run,
+    test: Dataset[Example],
+    trained_on: tuple[Tensor, Sequence[str]] | None,
+    resamples: int,
+    sensitivity: bool,
+) -> dict[str, Any]:
     """What :func:`evaluate_run` returns of one test; None: not defined."""
     pixel_range, batch_size = run.config.data.pixel_range, batch_size_of(run)
     logits, labels = predict(run.model, test, batch_size)
@@ -161,6 +176,15 @@ def _test_scores(run: Run, test: Dataset[Example], resamples: int, sensitivity: 
     return {
         "warnings": warnings,
         "scores": _by_source(logits, labels, per_image, test, resamples),
+        "subgroups": subgroup_scores(
+            logits,
+            labels,
+            getattr(test, "sources", [""] * len(labels)),
+            names,
+            training=trained_on,
+            groups=getattr(test, "groups", None),
+            resamples=resamples,
+        ),
         "sensitivity": changes or None,
         "accuracy": right_answers(logits, labels).double().mean().item(),
         "background_attention": None if math.isnan(share) else share,
@@ -231,6 +255,9 @@ def log_scores(run: Run, scores: Mapping[str, Any]) -> None:
             where = f"{test}.{source}" if source else test
             for name, figure in figures.items():
                 found.setdefault(name, {}).setdefault(where, figure["value"])
+    for test, subgroups in scores["subgroups"].items():
+        if subgroups["worst"] is not None:
+            found.setdefault("worst_subgroup", {})[test] = subgroups["worst"]["accuracy"]["value"]
     config = run.config
     tracking = Tracking(config.files.loggers, run.folder, flatten(config.identity()))
     if config.files.loggers:

@@ -40,6 +40,23 @@ class ByClass(BaseModel):
     auc: float | None
 
 
+class OfSubgroup(BaseModel):
+    """The accuracy of a subgroup."""
+
+    subgroup: str
+    images: int
+    trained_on: int | None
+    accuracy: Figure
+
+
+class BySubgroup(BaseModel):
+    """The accuracy of all subgroups of a test."""
+
+    worst: OfSubgroup | None
+    average: float | None
+    all: list[OfSubgroup]
+
+
 class BlindSpot(BaseModel):
     """The blind-spot score, and what it is made of."""
 
@@ -69,6 +86,7 @@ class Evaluation(BaseModel):
     kept: Kept | None = None
     warnings: dict[str, list[Warned]]
     scores: dict[str, dict[str, dict[str, Figure]]]
+    subgroups: dict[str, BySubgroup] = {}
     sensitivity: dict[str, dict[str, Change]] = {}
     accuracy: dict[str, float]
     background_attention: dict[str, float]

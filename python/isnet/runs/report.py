@@ -30,6 +30,7 @@ from isnet.runs.tables import (
     score_rows,
     score_table,
     sensitivity_table,
+    subgroup_rows,
     titled,
     warnings_of,
 )
@@ -54,6 +55,7 @@ class OneTest(NamedTuple):
         title: Which.
         open: Whether it is shown at once.
         classes: Scores by class.
+        subgroups: Accuracy by class and source, if there are several sources.
         matrix: The confusion matrix, if it fits.
         errors: The commonest, as sentences.
         roc: The curves.
@@ -62,6 +64,7 @@ class OneTest(NamedTuple):
     title: str
     open: bool
     classes: list[dict[str, str]]
+    subgroups: list[dict[str, str]]
     matrix: list[list[tuple[str, float]]] | None
     errors: list[str]
     roc: Drawn | None
@@ -160,6 +163,7 @@ def _one_test(row: Row, test: str, number: int, *, is_open: bool) -> OneTest:
         title,
         is_open,
         class_rows(row, test),
+        subgroup_rows(row, test),
         None if table is None else _shaded(table),
         [] if table else most_confused(row, test),
         None if panel is None else _drawn(panel, f"roc-{number}"),

@@ -15,6 +15,9 @@ from isnet.scoring.cautions import KINDS
 from isnet.scoring.scores import SCORES
 
 _SHOWN_CLASSES = 12  # in a printed confusion matrix
+_SHOWN_SUBGROUPS = 24
+_WORST = "accuracy of the worst subgroup"
+_AVERAGE = "average, weighted by training images"
 
 HEADLINE = ("auc", "balanced_accuracy", BACKGROUND, CHANGED)  # what decides
 _PERCENT = (BACKGROUND, CHANGED)
@@ -97,11 +100,13 @@ def warnings_of(rows: Sequence[Row]) -> list[str]:
 
 def headline(rows: Sequence[Row]) -> list[dict[str, str]]:
     """The scores that decide, per network and test, as texts: ``{"network", "test", title: text}``."""
+    several = any(worst_subgroup(row, test) for row in rows for test in row.scores)
     return [
         {
             "network": row.title,
             "test": test,
             **{titles()[key]: score_text(key, scores[""].get(key)) for key in HEADLINE},
+            **({_WORST: _worst_text(worst_subgroup(row, test))} if several else {}),
         }
         for row in rows
         for test, scores in row.scores.items()
@@ -119,7 +124,37 @@ def finding(row: Row, test: str) -> str:
         told += f"; {shares[BACKGROUND]} of the relevance lies in the background"
     if CHANGED in shares:
         told += f"; {shares[CHANGED]} of the answers change with swapped backgrounds"
+    worst = worst_subgroup(row, test)
+    if worst:
+        told += f"; worst subgroup: {_worst_text(worst)}"
     return told + "."
+
+
+def worst_subgroup(row: Row, test: str) -> Mapping[str, Any] | None:
+    """The entry of the worst subgroup of a test (:func:`isnet.scoring.subgroups.subgroup_scores`), if there are several sources."""
+    return row.evaluation.get("subgroups", {}).get(test, {}).get("worst")
+
+
+def _worst_text(worst: Mapping[str, Any] | None) -> str:
+    return "-" if worst is None else f"{score_text('accuracy', worst['accuracy'])}, “{worst['subgroup']}”"
+
+
+def subgroup_rows(row: Row, test: str) -> list[dict[str, str]]:
+    """Accuracy of a run by subgroup, the worst first, as texts; [] of a test of one source. The last row is the average."""
+    found = row.evaluation.get("subgroups", {}).get(test)
+    if not found:
+        return []
+    rows = [
+        {
+            "class, source": one["subgroup"],
+            "images": str(one["images"]),
+            "training images": "-" if one["trained_on"] is None else str(one["trained_on"]),
+            "accuracy": score_text("accuracy", one["accuracy"]),
+        }
+        for one in sorted(found["all"], key=lambda one: one["accuracy"]["value"])[:_SHOWN_SUBGROUPS]
+    ]
+    average = score_text("accuracy", {"value": found["average"], "low": None, "high": None})
+    return [*rows, {"class, source": _AVERAGE, "images": "", "training images": "", "accuracy": average}]
 
 
 def _known(row: Row, test: str, keys: Sequence[str]) -> list[tuple[str, Any]]:
