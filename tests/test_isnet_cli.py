@@ -26,7 +26,7 @@ from torch.utils.data import default_collate
 from typer.testing import CliRunner
 
 from isnet import architectures, cli, runs
-from isnet.config import GROUPS, ImagesConfig, RunConfig, flag
+from isnet.config import GROUPS, NOTES, ImagesConfig, RunConfig, flag
 from isnet.config.files import to_markdown
 from isnet.config.option import options_of
 from isnet.config.texts import pairs
@@ -173,7 +173,7 @@ def test_a_config_file_says_all_that_the_command_line_says(tmp_path: Path, folde
     # The baseline from the same file: what the command line switches off may stand there.
     assert "variant: standard" in run("train", "--config", printed, "--variant", "standard", "--print-config")
     only = yaml.safe_load(printed.read_text())
-    assert set(only) == {"name", *GROUPS} and only["train"]["lr"] == 0.003 and "classes" not in only["data"]
+    assert set(only) == {*NOTES, *GROUPS} and only["train"]["lr"] == 0.003 and "classes" not in only["data"]
 
 
 def test_a_dry_run_tells_what_would_be_done_and_does_nothing(tmp_path: Path, folder: Path) -> None:

@@ -78,7 +78,7 @@ def find_recipe(text: str) -> Recipe:
         raise ValueError(f"recipe: no recipe {text!r}{near(name, RECIPES)}")
     recipe = RECIPES[name]
     if version and text != recipe.title:
-        raise ValueError(f"recipe: this version of isnet has {recipe.title!r}, got {text!r}; name {name!r} to take it")
+        raise ValueError(f"recipe: this version of isnet has {recipe.title!r}, got {text!r}; name {name!r} to take that one, or leave the recipe out")
     return recipe
 
 

@@ -59,6 +59,7 @@ METHODS: Mapping[str, Method] = {
     "selective with background swap, K = 4": Method({**_LAZY_SWAP, "keep_replacing": True}, warm=True),
     "dual after swap warm-up": Method({**_SWAP, "variant": "dual"}, warm=True),
     "dual with background swap": Method({**_SWAP, "variant": "dual", "keep_replacing": True}, warm=True),
+    "recipe best": Method(trainings.of_recipe("best"), warm=True),
 }
 
 

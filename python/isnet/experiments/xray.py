@@ -48,6 +48,7 @@ METHODS: Mapping[str, Method] = {
     "selective with background swap, P = 0.2": Method(
         {**_SWAP_KEPT, "variant": "selective", "p": 0.2}, warm=True, after="swap warm-up"
     ),
+    "recipe best": Method(trainings.of_recipe("best"), warm=True, after="swap warm-up"),
 }
 
 
