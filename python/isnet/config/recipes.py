@@ -51,10 +51,10 @@ RECIPES: Mapping[str, Recipe] = {
             {
                 "variant": "selective",
                 "warmup": 12,
-                "epochs": 18,
+                "epochs": 28,
                 "warmup_background": "swap",
                 "keep_replacing": True,
-                "p": 0.3,
+                "p": 0.25,
                 "d": 1.0,
                 "e": 0.02,
                 "lr_rampup": 2.0,
@@ -78,7 +78,9 @@ def find_recipe(text: str) -> Recipe:
         raise ValueError(f"recipe: no recipe {text!r}{near(name, RECIPES)}")
     recipe = RECIPES[name]
     if version and text != recipe.title:
-        raise ValueError(f"recipe: this version of isnet has {recipe.title!r}, got {text!r}; name {name!r} to take that one, or leave the recipe out")
+        raise ValueError(
+            f"recipe: this version of isnet has {recipe.title!r}, got {text!r}; name {name!r} to take that one, or leave the recipe out"
+        )
     return recipe
 
 
