@@ -46,7 +46,9 @@ def test_what_the_user_gives_wins_on_the_command_line_and_in_a_file(tmp_path: Pa
     assert asked("--recipe", "best", "--decay", "0.9").loss.d == 0.9
     # All options of a printed file are given; it names its recipe.
     printed = tmp_path / "printed.yaml"
-    printed.write_text(run("train", "--recipe", "best", "--p", "0.25", "schedule.lr_after_warmup=0.5", "--print-config"))
+    printed.write_text(
+        run("train", "--recipe", "best", "--p", "0.25", "schedule.lr_after_warmup=0.5", "--print-config")
+    )
     assert asked("--config", printed) == typed
     assert asked("--recipe", "best", "--variant", "standard").network.variant == "standard"
     assert asked().recipe == "" and recipe_text(asked()) == ""
@@ -86,7 +88,10 @@ def test_unknown_recipes_are_one_line(
     for arguments, text in (
         (["--recipe", "bset"], "isnet: --recipe: no recipe 'bset'; did you mean best?"),
         (["--recipe", ""], "isnet: --recipe: no recipe ''; there are best"),
-        (["--recipe", "best 0"], f"this version of isnet has {BEST.title!r}, got 'best 0'; name 'best' to take that one"),
+        (
+            ["--recipe", "best 0"],
+            f"this version of isnet has {BEST.title!r}, got 'best 0'; name 'best' to take that one",
+        ),
         (["--recipe", "best\n1"], r"no recipe 'best\n1'"),
         (["--config", file], "run.yaml: recipe: no recipe 'rival'"),
         (["--config", file, "--recipe", "best", "--p", "2"], "--p: expected in [0, 1], got '2'"),

@@ -104,7 +104,9 @@ def _prepared(request: Request, world: World, device: str) -> tuple[RunConfig, R
                 if config.is_isnet
                 else "no training image has the mask that an ISNet needs"
             )
-            say(f"Variant: {config.network.variant} ({why})")
+            alone = config.is_isnet and not (config.schedule.warmup or config.schedule.keep_replacing)
+            advice = "; without a warm-up it may follow the background: see --recipe best" if alone else ""
+            say(f"Variant: {config.network.variant} ({why}){advice}")
     data = load_run_data(config, check=True, progress=world.is_main and not request.quiet)
     if data.dropped and world.is_main and not request.quiet:
         more = f"; and {len(data.dropped) - _NAMED} more" if len(data.dropped) > _NAMED else ""

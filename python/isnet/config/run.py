@@ -66,6 +66,9 @@ CONDITIONS: Mapping[str, Condition] = {
         lambda run: run.is_isnet or run.network.variant == AUTO,
         "an ISNet (--variant selective, say); a standard network has no heatmap loss",
     ),
+    "pooled": Condition(
+        lambda run: CONDITIONS["isnet"].met(run) and run.loss.share_goal is None, "an ISNet, without --share-goal"
+    ),
     "measured": Condition(
         lambda run: run.tuning_epochs > 0 or (run.network.variant == AUTO and run.loss.is_measured),
         "an ISNet whose C1 and C2 are measured (without --c1 and --c2)",
