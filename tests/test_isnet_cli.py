@@ -482,7 +482,7 @@ def test_every_option_can_be_given_in_each_way(tmp_path: Path) -> None:
         **{"variant": "dual", "weights": "w.pt", "arch": "a:b", "arch_args": {"x": [1, 2], "y": "z"}, "layers": ("one", "two"), "eps": 0.5},
         **{"form": "layerwise", "static": True, "less_memory": True, "p": 0.4, "p_ramp": 0.0, "p_schedule": ((2, 0.8), (4, 0.9))},
         **{"balance": "fixed", "heatmap_every": 3, "d": 0.8, "e": 3, "c1": 2, "c2": 3, "foreground": "L2", "w_foreground": 0.5},
-        **{"w_background": 2, "layer_decay": 0.6, "batch_size": 6, "accumulate": 3, "optimizer": "sgd", "lr": 1e-4},
+        **{"share_goal": None, "w_background": 2, "layer_decay": 0.6, "batch_size": 6, "accumulate": 3, "optimizer": "sgd", "lr": 1e-4},
         **{"momentum": 0.8, "weight_decay": 0.1, "clip_norm": None, "precision": "bfloat16", "ema": 0.9, "workers": 1, "seed": 5},
         **{"sync_batch_norm": True, "channels_last": True, "deterministic": True, "epochs": 3, "warmup": 2},
         **{"warmup_background": "swap", "keep_replacing": True, "lr_rampup": 0.5, "lr_after_warmup": 0.4, "lr_schedule": "step"},
