@@ -39,11 +39,17 @@ def test_what_the_user_gives_wins_on_the_command_line_and_in_a_file(tmp_path: Pa
     file = tmp_path / "run.yaml"
     file.write_text("recipe: best\nloss: {p: 0.25}\nschedule: {lr_after_warmup: 0.5}\n")
     typed = asked("--recipe", "best", "--p", "0.25", "schedule.lr_after_warmup=0.5")
-    assert asked("--config", file) == typed and typed.loss.p == 0.25 and typed.loss.d == BEST.options["d"]
+    assert (
+        asked("--config", file) == typed
+        and typed.loss.p == 0.25
+        and typed.loss.share_goal == BEST.options["share_goal"]
+    )
     assert recipe_text(typed) == f"{BEST.title}; set otherwise: schedule.lr_after_warmup=0.5, loss.p=0.25"
     assert asked("--config", file, "--p", "0.125").loss.p == 0.125
     # A default that is typed is the user's choice as well.
-    assert asked("--recipe", "best", "--decay", "0.9").loss.d == 0.9
+    assert asked("--recipe", "best", "--w-background", "1").loss.w_background == 1
+    pooled = asked("--recipe", "best", "--decay", "0.8", "--share-goal", "none").loss
+    assert pooled.share_goal is None and pooled.d == 0.8
     # All options of a printed file are given; it names its recipe.
     printed = tmp_path / "printed.yaml"
     printed.write_text(
@@ -62,7 +68,9 @@ def test_a_run_keeps_its_recipe_and_resumes(
     told = run("train", straight, "--recipe", "best", *options, "--epochs", "2")
     assert f"Recipe: {BEST.title}; set otherwise: " in told and "schedule.epochs=2" in told
     run("train", resumed, "--recipe", "best", *options, "--epochs", "1")
-    assert load_config(resumed).recipe == BEST.title and load_config(resumed).loss.d == BEST.options["d"]
+    assert (
+        load_config(resumed).recipe == BEST.title and load_config(resumed).loss.share_goal == BEST.options["share_goal"]
+    )
     run("train", resumed, "--resume", "--recipe", "best", "--epochs", "2")
     assert load_config(resumed) == load_config(straight)
     found, whole = load_run(resumed).model.state_dict(), load_run(straight).model.state_dict()
@@ -93,6 +101,10 @@ def test_unknown_recipes_are_one_line(
             f"this version of isnet has {BEST.title!r}, got 'best 0'; name 'best' to take that one",
         ),
         (["--recipe", "best\n1"], r"no recipe 'best\n1'"),
+        (
+            ["--recipe", "best", "--decay", "0.8"],
+            "--decay: to be used with an ISNet without a goal (--share-goal none)",
+        ),
         (["--config", file], "run.yaml: recipe: no recipe 'rival'"),
         (["--config", file, "--recipe", "best", "--p", "2"], "--p: expected in [0, 1], got '2'"),
     ):

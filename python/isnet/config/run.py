@@ -67,7 +67,8 @@ CONDITIONS: Mapping[str, Condition] = {
         "an ISNet (--variant selective, say); a standard network has no heatmap loss",
     ),
     "pooled": Condition(
-        lambda run: CONDITIONS["isnet"].met(run) and run.loss.share_goal is None, "an ISNet, without --share-goal"
+        lambda run: CONDITIONS["isnet"].met(run) and run.loss.share_goal is None,
+        "an ISNet without a goal (--share-goal none)",
     ),
     "measured": Condition(
         lambda run: run.tuning_epochs > 0 or (run.network.variant == AUTO and run.loss.is_measured),
