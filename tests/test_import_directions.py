@@ -45,7 +45,7 @@ LEVELS = {
         ("loss",),
         ("model",),
         ("explanation", "variants"),
-        ("architectures", "data", "gwrp"),
+        ("architectures", "data", "gwrp", "masks"),
         ("factories",),
         ("_files", "_seeds", "_text"),
     ),

@@ -26,7 +26,7 @@ from torch.utils.data import default_collate
 from typer.testing import CliRunner
 
 from isnet import architectures, cli, runs
-from isnet.config import GROUPS, ImagesConfig, RunConfig, flag
+from isnet.config import GROUPS, NOTES, ImagesConfig, RunConfig, flag
 from isnet.config.files import to_markdown
 from isnet.config.option import options_of
 from isnet.config.texts import pairs
@@ -173,7 +173,7 @@ def test_a_config_file_says_all_that_the_command_line_says(tmp_path: Path, folde
     # The baseline from the same file: what the command line switches off may stand there.
     assert "variant: standard" in run("train", "--config", printed, "--variant", "standard", "--print-config")
     only = yaml.safe_load(printed.read_text())
-    assert set(only) == {"name", *GROUPS} and only["train"]["lr"] == 0.003 and "classes" not in only["data"]
+    assert set(only) == {*NOTES, *GROUPS} and only["train"]["lr"] == 0.003 and "classes" not in only["data"]
 
 
 def test_a_dry_run_tells_what_would_be_done_and_does_nothing(tmp_path: Path, folder: Path) -> None:
@@ -483,7 +483,7 @@ def test_every_option_can_be_given_in_each_way(tmp_path: Path) -> None:
         **{"supervise": "three"},
         **{"form": "layerwise", "static": True, "less_memory": True, "p": 0.4, "p_ramp": 0.0, "p_schedule": ((2, 0.8), (4, 0.9))},
         **{"balance": "fixed", "heatmap_every": 3, "d": 0.8, "e": 3, "c1": 2, "c2": 3, "foreground": "L2", "w_foreground": 0.5},
-        **{"w_background": 2, "layer_decay": 0.6, "batch_size": 6, "accumulate": 3, "optimizer": "sgd", "lr": 1e-4},
+        **{"share_goal": None, "w_background": 2, "layer_decay": 0.6, "batch_size": 6, "accumulate": 3, "optimizer": "sgd", "lr": 1e-4},
         **{"momentum": 0.8, "weight_decay": 0.1, "clip_norm": None, "precision": "bfloat16", "ema": 0.9, "workers": 1, "seed": 5},
         **{"sync_batch_norm": True, "channels_last": True, "deterministic": True, "epochs": 3, "warmup": 2},
         **{"warmup_background": "swap", "keep_replacing": True, "lr_rampup": 0.5, "lr_after_warmup": 0.4, "lr_schedule": "step"},

@@ -128,7 +128,7 @@ def test_the_variant_follows_the_masks(tmp_path: Path) -> None:
         data,
     ]
     told = invoke("train", tmp_path / "run", *options, "--dry-run")
-    assert "Variant: selective (training images have masks)" in told and "Device: cpu" in told
+    assert "Variant: selective (training images have masks); without a warm-up" in told and "Device: cpu" in told
     assert "Variant" not in invoke("train", tmp_path / "run", *options, "--variant", "dual", "--dry-run")
     assert "; dual" in invoke("train", tmp_path / "run", *options, "--variant", "dual", "--dry-run")
     shutil.rmtree(data / "masks")

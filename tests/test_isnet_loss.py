@@ -119,6 +119,32 @@ def test_both_normalised_terms_survive_half_precision_and_large_scores() -> None
     assert HeatmapLoss(d=0.0)(wild, masks).background.item() == pytest.approx(-np.log(1e-7))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])  # by kernel and by PyTorch, where there is one
+def test_only_a_share_above_the_goal_costs(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(1)
+    heatmaps = torch.randn(5, 2, 3, 6, 7, generator=generator, dtype=dtype)
+    masks = torch.zeros(5, 1, 6, 7)
+    masks[:, :, 1:5, 2:6] = 1
+    scale = torch.tensor([0.0, 0.01, 0.04, 1.0, 100.0]).view(5, 1, 1, 1, 1)  # of the background
+    heatmaps = (heatmaps * torch.where(masks[:, None] > 0, 1.0, scale)).to(dtype).requires_grad_()
+    magnitude = heatmaps.abs()
+    shares = (magnitude * (1 - masks[:, None])).sum((2, 3, 4)) / magnitude.sum((2, 3, 4))
+    wanted = (shares - 0.1).clamp(min=0)
+    assert wanted[:3].max() == 0 < wanted[3:].min()
+    found = HeatmapLoss(share_goal=0.1, w_background=10, w_foreground=0, d=0.5, e=7)(heatmaps, masks)
+    torch.testing.assert_close(found.loss, 10 * wanted.mean())
+    torch.testing.assert_close(found.background, wanted.mean().detach())
+    (ours,) = torch.autograd.grad(found.loss, heatmaps, retain_graph=True)
+    (theirs,) = torch.autograd.grad(10 * wanted.mean(), heatmaps)
+    torch.testing.assert_close(ours, theirs)
+    # Its scale does not count, and without foreground it is as bad as can be, unless it is skipped.
+    torch.testing.assert_close(HeatmapLoss(share_goal=0.1)(1e3 * heatmaps, masks).background, found.background)
+    masks[4] = 0
+    blind = HeatmapLoss(share_goal=0.1, check_masks=False)(heatmaps[4:], masks[4:])
+    assert blind.background.item() == pytest.approx(0.9)
+    assert HeatmapLoss(share_goal=0.1, empty_mask="skip")(heatmaps[4:], masks[4:]).loss == 0
+
+
 @pytest.mark.parametrize("size", [(16,), (8, 8), (4, 6, 5)])
 def test_signals_images_and_volumes_take_masks_with_and_without_a_channel(size: tuple[int, ...]) -> None:
     torch.manual_seed(0)
@@ -216,6 +242,7 @@ def test_an_image_without_foreground_is_an_error_or_costs_nothing() -> None:
         ({"foreground": "L3"}, "foreground must be"),
         ({"normalization": "max"}, "normalization must be"),
         ({"layer_decay": 2.0}, "layer_decay"),
+        ({"share_goal": 1.0}, "share_goal must be"),
     ],
 )
 def test_bad_parameters_are_named(arguments: dict[str, Any], text: str) -> None:

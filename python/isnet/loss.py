@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from lrpkernels.functional import HeatmapScores, has_heatmap_kernels, heatmap_scores
 
 from .gwrp import gwrp
+from .masks import EmptyMask, check_values, fit_masks, with_channel
 from .model import ISNetOutput
 
 Normalization = Literal["absolute", "signed", "none"]
 Foreground = Literal["hybrid", "L2", "L1"]
-EmptyMask = Literal["error", "skip"]
 Bound = float | Sequence[float]
 
 _STABILIZER = 1e-10
@@ -60,56 +60,15 @@ class LossTerms:
     layers: dict[str, LayerLoss] = field(default_factory=dict)
 
 
-def _with_channel(masks: Tensor, shape: torch.Size) -> Tensor:
-    """[B, 1 or C, H, W] for heatmaps of ``shape`` [B, M, C, h, w]; ValueError if the masks do not fit them."""
-    spatial = len(shape) - 3
-    if masks.dim() == 1 + spatial:
-        masks = masks.unsqueeze(1)
-    if masks.dim() != 2 + spatial or masks.shape[0] != shape[0]:
-        sizes = ", ".join("DHW"[-spatial:]) if 1 <= spatial <= 3 else "..."
-        raise ValueError(f"masks must have shape [B, 1, {sizes}] with B = {shape[0]}, got {tuple(masks.shape)}")
-    return masks
-
-
-def _check_values(masks: Tensor, empty_mask: EmptyMask) -> None:
-    """ValueError for values other than 0 and 1 and, unless skipped, for images without foreground. One synchronisation on a GPU.
-
-    Skipped while a CUDA graph is captured, when waiting is not allowed.
-    """
-    if masks.is_cuda and torch.cuda.is_current_stream_capturing():
-        return
-    binary = ((masks == 0) | (masks == 1)).all()
-    filled = (masks != 0).flatten(1).any(1)
-    if bool(binary & filled.all() if empty_mask == "error" else binary):
-        return
-    if not bool(binary):
-        low, high = float(masks.min()), float(masks.max())
-        raise ValueError(f"masks must hold 0 (background) and 1 (foreground) only, got values in [{low:g}, {high:g}]")
-    image = filled.tolist().index(False)
-    raise ValueError(f'masks: image {image} of the batch has no foreground; mend its mask or set empty_mask="skip"')
-
-
-def _fit(mask: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-    """The masks [B, 1, 1 or C, h, w] at the size of heatmaps [B, M, C, h, w]: average pooling, then every non-zero is foreground."""
-    channels, size = shape[2], tuple(shape[3:])
-    mask = mask.to(dtype)
-    if mask.shape[1] not in (
-        1,
-        channels,
-    ):  # a mask per image channel, beside a hidden layer's heatmap: foreground in any
-        mask = mask.amax(1, keepdim=True)
-    if tuple(mask.shape[2:]) != size:
-        pool: Any = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}[len(size)]
-        mask = (pool(mask, size) != 0).to(dtype)
-    return mask.unsqueeze(1)
-
-
 class HeatmapLoss(nn.Module):
     """Penalises relevance in the background and keeps the foreground's total in its natural range, for one layer's heatmaps.
 
     With A = |R| and the mask m: F = sum A m; A is divided by the mean foreground relevance n = F / sum m; the background score of
     each map and channel is g = GWRP_d(A (1 - m) / n); L_bg = mean of -log(1 - x), x = g / (g + e), x <= 1 - 1e-7;
     L_fg = mean of (min(F/c1, 1) - 1)^2 plus a right side for F > c2. The loss is w_background L_bg + w_foreground L_fg.
+
+    With a ``share_goal`` q, L_bg = mean of max(0, S/(S + F) - q), S = sum of A (1 - m): a map whose share in the background is q or less
+    costs nothing, so that the classification has the rest of the effort.
 
     Args:
         d: GWRP decay, in [0, 1]; lower resists bias more and is less stable.
@@ -123,6 +82,7 @@ class HeatmapLoss(nn.Module):
         empty_mask: the effect of an image without foreground: "error", or "skip" (its heatmaps are not penalised).
         check_masks: look at the masks' values on every call (one synchronisation on a GPU). Without it an image without foreground is
             no error, and its background gets the largest penalty.
+        share_goal: q in [0, 1); d, e and normalization then have no effect. None: the pooled score.
 
     Raises:
         ValueError: a parameter out of its range.
@@ -142,8 +102,10 @@ class HeatmapLoss(nn.Module):
         normalization: Normalization = "absolute",
         empty_mask: EmptyMask = "error",
         check_masks: bool = True,
+        share_goal: float | None = None,
     ) -> None:
         super().__init__()
+        _check("share_goal", share_goal, share_goal is None or 0 <= share_goal < 1, "in [0, 1) or None")
         _check("d", d, 0 <= d <= 1, "in [0, 1]")
         _check("e", e, e > 0, "> 0")
         _check("w_background", w_background, w_background >= 0, ">= 0")
@@ -162,7 +124,7 @@ class HeatmapLoss(nn.Module):
         self.d, self.e, self.c1, self.c2 = d, e, low, high
         self.w_background, self.w_foreground = w_background, w_foreground
         self.foreground, self.normalization = foreground, normalization
-        self.empty_mask, self.check_masks = empty_mask, check_masks
+        self.empty_mask, self.check_masks, self.share_goal = empty_mask, check_masks, share_goal
 
     def forward(self, heatmaps: Tensor, masks: Tensor) -> LayerLoss:
         """The loss of one layer.
@@ -179,23 +141,27 @@ class HeatmapLoss(nn.Module):
         with torch.autocast(heatmaps.device.type, enabled=False):
             if heatmaps.dtype not in (torch.float32, torch.float64):
                 heatmaps = heatmaps.float()
-            masks = _with_channel(masks, heatmaps.shape)
+            masks = with_channel(masks, heatmaps.shape)
             if self.check_masks:
-                _check_values(masks, self.empty_mask)
-            return self._loss(heatmaps, _fit(masks, heatmaps.shape, heatmaps.dtype))
+                check_values(masks, self.empty_mask)
+            return self._loss(heatmaps, fit_masks(masks, heatmaps.shape, heatmaps.dtype))
 
     def _loss(self, heatmaps: Tensor, mask: Tensor) -> LayerLoss:
         dims = tuple(range(2, heatmaps.dim()))
         # The mask counts once for each channel of the heatmap, also where one mask serves all of them.
         area = mask.sum(dims) * (heatmaps.shape[2] // mask.shape[2])
         total, signed, background = self._scores(heatmaps, mask)
-        if self.normalization == "none":
-            background = background * heatmaps.shape[2:].numel()
+        if self.share_goal is not None:
+            outside = background.sum(-1) * heatmaps.shape[3:].numel()  # the scores are means over the pixels
+            l_background = (outside / (outside + total + _STABILIZER) - self.share_goal).clamp(min=0)
         else:
-            level = ((total if self.normalization == "absolute" else signed) / (area + _STABILIZER) + _STABILIZER).abs()
-            background = background / level.unsqueeze(-1)
-        # -log(1 - g/(g + E)) = log(1 + g/E)
-        l_background = torch.log1p(background / self.e).clamp(max=_LARGEST).mean(-1)
+            if self.normalization == "none":
+                background = background * heatmaps.shape[2:].numel()
+            else:
+                known = total if self.normalization == "absolute" else signed
+                background = background / (known / (area + _STABILIZER) + _STABILIZER).abs().unsqueeze(-1)
+            # -log(1 - g/(g + E)) = log(1 + g/E)
+            l_background = torch.log1p(background / self.e).clamp(max=_LARGEST).mean(-1)
         l_foreground = self._foreground(total)
         loss = self.w_background * l_background + self.w_foreground * l_foreground
 
@@ -206,14 +172,15 @@ class HeatmapLoss(nn.Module):
 
     def _scores(self, heatmaps: Tensor, mask: Tensor) -> HeatmapScores:
         """Foreground, signed foreground and pooled background; one kernel where the device has it."""
+        decay = self.d if self.share_goal is None else 1.0
         if has_heatmap_kernels(heatmaps):
-            return heatmap_scores(heatmaps.flatten(3), mask.flatten(3).squeeze(1), decay=self.d)
+            return heatmap_scores(heatmaps.flatten(3), mask.flatten(3).squeeze(1), decay=decay)
         dims = tuple(range(2, heatmaps.dim()))
         magnitude = heatmaps.abs()
         inside = magnitude * mask
         total = inside.sum(dims)
         signed = (heatmaps * mask).sum(dims) if self.normalization == "signed" else total
-        return HeatmapScores(total, signed, gwrp((magnitude - inside).flatten(3), self.d))
+        return HeatmapScores(total, signed, gwrp((magnitude - inside).flatten(3), decay))
 
     def _foreground(self, total: Tensor) -> Tensor:
         if len(self.c1) not in (1, total.shape[1]):
@@ -236,8 +203,8 @@ class ISNetLoss(nn.Module):
 
     Args:
         p: share of the heatmap loss, in [0, 1]; an attribute that a schedule may change.
-        d, e, c1, c2, w_background, w_foreground, foreground, normalization, empty_mask, check_masks: see :class:`HeatmapLoss`. c1 and
-            c2 may be dicts {"input": ..., layer: ...} with one range for each supervised layer.
+        d, e, c1, c2, ..., share_goal: see :class:`HeatmapLoss`. c1 and c2 may be dicts {"input": ..., layer: ...} with one range for
+            each supervised layer.
         layer_decay: GWRP decay over layers, in [0, 1].
 
     Raises:
@@ -260,6 +227,7 @@ class ISNetLoss(nn.Module):
         normalization: Normalization = "absolute",
         empty_mask: EmptyMask = "error",
         check_masks: bool = True,
+        share_goal: float | None = None,
     ) -> None:
         super().__init__()
         _check("p", p, 0 <= p <= 1, "in [0, 1]")
@@ -274,7 +242,7 @@ class ISNetLoss(nn.Module):
             raise ValueError(f"c1, c2: both must be numbers, or dicts with the same layers, got {c1!r} and {c2!r}")
         self._losses = {
             layer: HeatmapLoss(
-                d, e, low, high, w_background, w_foreground, foreground, normalization, empty_mask, check_masks=False
+                d, e, low, high, w_background, w_foreground, foreground, normalization, empty_mask, False, share_goal
             )
             for layer, (low, high) in bounds.items()
         }
@@ -302,9 +270,9 @@ class ISNetLoss(nn.Module):
                     f"masks: {tuple(masks.shape)} cannot be laid on the relevance at {name!r}, {tuple(maps.shape)}; supervise modules "
                     "that return planes as images have them, [B, C, H, W]"
                 )
-        masks = _with_channel(masks, next(iter(out.heatmaps.values())).shape)
+        masks = with_channel(masks, next(iter(out.heatmaps.values())).shape)
         if self.check_masks:  # once for all layers
-            _check_values(masks, self.empty_mask)
+            check_values(masks, self.empty_mask)
         layers = {name: self._loss_of(name)(maps, masks) for name, maps in out.heatmaps.items()}
         heatmap = gwrp(torch.stack([layer.loss for layer in layers.values()]), self.layer_decay)
         total = (1 - self.p) * classification + self.p * heatmap.to(classification.dtype)

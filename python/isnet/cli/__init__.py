@@ -13,7 +13,7 @@ import typer
 from rich.text import Text
 
 from isnet._text import Screen, say, visible
-from isnet.cli import archs, data, demo, experiment, explain, export, pictures, predict, scores, train
+from isnet.cli import archs, data, demo, experiment, explain, export, pictures, predict, recipes, scores, train
 from isnet.cli.options import is_first
 from isnet.training.distributed import ProcessLostError, speaks_first
 from isnet.training.stop import on_signals
@@ -25,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for commands in (train, predict, explain, scores, pictures, export, archs, demo):
+for commands in (train, predict, explain, scores, pictures, export, archs, recipes, demo):
     app.add_typer(commands.app)
 app.add_typer(data.app, name="data")
 app.add_typer(experiment.app, name="experiment")

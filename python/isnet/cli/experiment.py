@@ -27,6 +27,8 @@ Background = Annotated[
         show_default="mnist: noise, xray: smooth",
     ),
 ]
+Warmup = Annotated[int | None, typer.Option(help="Epochs of the warm-up.", min=1, show_default="the preset's")]
+Epochs = Annotated[int | None, typer.Option(help="Epochs after it.", min=1, show_default="the preset's")]
 Seeds = Annotated[int | None, typer.Option(help="Number of seeds, 0 and up.", min=1, show_default="3; quick: 1")]
 Seed = Annotated[list[int] | None, typer.Option(help="This seed instead; repeatable.", min=0)]
 Processes = Annotated[int, typer.Option(help="Trainings at a time.", min=1)]
@@ -44,6 +46,8 @@ def _changes(
     out: Path | None,
     method: list[str] | None,
     warmup_background: str | None,
+    warmup: int | None,
+    epochs: int | None,
     seeds: int | None,
     seed: list[int] | None,
 ) -> dict[str, Any]:
@@ -54,6 +58,8 @@ def _changes(
         "folder": out and str(out),
         "methods": method and (() if method == ["all"] else tuple(method)),
         "warmup_background": warmup_background,
+        "warmup": warmup,
+        "epochs": epochs,
         "seeds": tuple(seed) if seed else seeds and tuple(range(seeds)),
     }
     return {name: value for name, value in given.items() if value is not None}
@@ -89,13 +95,15 @@ def mnist(
         ),
     ] = None,
     warmup_background: Background = None,
+    warmup: Warmup = None,
+    epochs: Epochs = None,
     seeds: Seeds = None,
     seed: Seed = None,
     processes: Processes = 2,
     hours: Hours = None,
 ) -> None:
     """Every method on biased MNIST, several kinds of mark; goes on where it was interrupted."""
-    changes = {"data_folder": str(data_folder), **_changes(out, method, warmup_background, seeds, seed)}
+    changes = {"data_folder": str(data_folder), **_changes(out, method, warmup_background, warmup, epochs, seeds, seed)}
     if mark:
         changes["marks"] = tuple(mark)
     _run(mnist_experiment.preset(preset, **changes), processes, hours)
@@ -145,6 +153,8 @@ def xray(
     ] = None,
     method: Methods = None,
     warmup_background: Background = None,
+    warmup: Warmup = None,
+    epochs: Epochs = None,
     seeds: Annotated[
         int | None,
         typer.Option(help="Number of seeds, of rendering and training.", min=1, show_default="3; quick: 1"),
@@ -154,7 +164,7 @@ def xray(
     hours: Hours = None,
 ) -> None:
     """Chest radiographs out of distribution: rendered from four CTs (semi-synthetic), or your own; goes on where it stopped."""
-    changes = _changes(out, method, warmup_background, seeds, seed)
+    changes = _changes(out, method, warmup_background, warmup, epochs, seeds, seed)
     if data is not None:
         changes["own_data"] = str(data)
     if size is not None:

@@ -1,29 +1,25 @@
-"""From the groups of options to commands that take all of them, and from a command line to the settings of a run."""
+"""From the groups of options to commands that take all of them."""
 
 from __future__ import annotations
 
 import inspect
 import os
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, get_args, get_origin
+from typing import Annotated, Any
 
 import typer
-import yaml
 
 from isnet._text import say
-from isnet.config import GROUPS, RunConfig, changed, flag, require_use
-from isnet.config.files import parse_yaml, read_values
-from isnet.config.option import Option, bare, choices_of, default_of, full_help, near, options_of
-from isnet.factories import require_no_files, require_trusted
+from isnet.cli.request import Request, is_several, requested
+from isnet.config import GROUPS, RECIPES
+from isnet.config.option import Option, bare, choices_of, default_of, full_help, options_of
 from isnet.runs.build import best_device, device_text
-from isnet.runs.folder import CONFIG_NAME, Run, load_config, load_run
+from isnet.runs.folder import Run, load_run
 from isnet.runs.other import on_data
 from isnet.training.slurm import adopt_slurm
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the run.")]
-_OVERRIDE = re.compile(r"(\w+)\.(\w+)=(.*)", re.DOTALL)
 
 
 def check_device(name: str) -> str:
@@ -81,54 +77,12 @@ def tell_device(device: str) -> None:
         say(f"Device: {device_text(device)}")
 
 
-class Request(NamedTuple):
-    """What a command line asks for.
-
-    Attributes:
-        folder: Of the run; None if none was named.
-        config: Its settings.
-        device: Where to compute.
-        resume, overwrite: What to do with a run that is in the folder.
-        print_config, dry_run: What to do instead of training.
-        quiet: Print nothing but errors.
-        trust: Code that files may name.
-        typed: (group, option) of those on the command line.
-    """
-
-    folder: Path | None
-    config: RunConfig
-    device: str
-    resume: bool
-    overwrite: bool
-    print_config: bool
-    dry_run: bool
-    quiet: bool
-    trust: tuple[str, ...] = ()
-    typed: tuple[tuple[str, str], ...] = ()
-
-    @property
-    def run(self) -> Path:
-        """The folder of the run.
-
-        Raises:
-            ValueError: none was named.
-        """
-        if self.folder is None:
-            raise ValueError("RUN: name the folder of the run")
-        return self.folder
-
-    @property
-    def how(self) -> dict[str, bool]:
-        """What :func:`isnet.runs.train_run` gets beside settings, data and device."""
-        return {"resume": self.resume, "overwrite": self.overwrite, "progress": not self.quiet}
-
-
 def takes_options(app: typer.Typer, name: str, action: Callable[[Request], None]) -> None:
     """Adds a command that takes all options of a run."""
 
     def command(**given: Any) -> None:
         adopt_slurm(os.environ)  # first: only one of several processes speaks
-        action(_request(**given))
+        action(requested(**given))
 
     command.__doc__ = action.__doc__
     command.__signature__ = _signature()  # type: ignore[attr-defined]
@@ -142,6 +96,12 @@ def _signature() -> inspect.Signature:
             "Folder of the run, and options by their names in a configuration file, as train.lr=1e-4."
         ), show_default=False), None),
         _parameter("config", Path, typer.Option("--config", help="YAML file with options, as --print-config prints them."), None),
+        _parameter("recipe", str, typer.Option(
+            "--recipe", metavar="NAME", help=(
+                f"Other defaults for what is left out: {', '.join(RECIPES)}; isnet recipes shows them."
+            ),
+            autocompletion=lambda incomplete: [name for name in RECIPES if name.startswith(incomplete)],
+        ), None),
         _parameter("name", str, typer.Option("--name", help="What to call the run in tables.", show_default="the variant"), None),
         _parameter("device", str, typer.Option("--device", callback=check_device, help=_DEVICE_HELP), "auto"),
         _parameter("resume", bool, typer.Option("--resume", help="Continue the run; options left out are taken from it."), False),
@@ -168,7 +128,7 @@ def _parameter(name: str, kind: Any, info: Any, default: Any) -> inspect.Paramet
 
 def _option_parameter(key: str, name: str, option: Option, kind: Any, panel: str) -> inspect.Parameter:
     names = option.names or (f"--{name.replace('_', '-')}",)
-    plain, several = bare(kind), _is_several(kind)
+    plain, several = bare(kind), is_several(kind)
     if plain is bool and "/" not in names[0]:
         names = (f"{names[0]}/--no-{names[0][2:]}", *names[1:])
     info = typer.Option(
@@ -181,12 +141,6 @@ def _option_parameter(key: str, name: str, option: Option, kind: Any, panel: str
         autocompletion=_completion(option, plain),
     )
     return _parameter(f"{key}__{name}", bool if plain is bool else list[str] if several else str, info, None)
-
-
-def _is_several(kind: Any) -> bool:
-    """Whether the option may be given more than once."""
-    plain = bare(kind)
-    return get_origin(plain) is dict or (get_origin(plain) is tuple and get_args(plain)[-1] is Ellipsis)
 
 
 def _completion(option: Option, plain: Any) -> Callable[[str], list[str]] | None:
@@ -216,120 +170,6 @@ def _show_all(context: typer.Context, wanted: bool) -> None:
             parameter.hidden = False  # type: ignore[attr-defined]
         say(context.get_help())
         raise typer.Exit
-
-
-def _request(
-    arguments: Sequence[str] | None,
-    config: Path | None,
-    name: str | None,
-    device: str,
-    resume: bool,
-    overwrite: bool,
-    print_config: bool,
-    dry_run: bool,
-    quiet: bool,
-    trust: Sequence[str] | None,
-    help_all: bool,
-    **options: Any,
-) -> Request:
-    folder, overrides = _split_arguments(arguments or ())
-    if resume and overwrite:
-        raise ValueError("--resume, --overwrite: the one goes on with what the other removes; leave one out")
-    values: dict[str, Any] = {}
-    if resume and folder is not None and (folder / CONFIG_NAME).exists():
-        values = load_config(folder).to_json()
-    elif (
-        resume
-        and folder is not None
-        and not (config or options.get("data__path") or "path" in overrides.get("data", {}))
-    ):
-        raise ValueError(f"--resume: {folder} holds no run; to begin one there, name --data or --config")
-    given = {key: dict(found) for key, found in overrides.items()}
-    for parameter, value in options.items():
-        if value is not None and value != []:
-            key, _, option = parameter.partition("__")
-            given.setdefault(key, {})[option] = value
-    read = read_values(config) if config is not None else {}
-    for layer in (read, given):
-        for key, found in layer.items():
-            values[key] = found if key == "name" else {**values.get(key, {}), **found}
-    if name is not None:
-        values["name"] = name
-    if "path" in {**read.get("data", {}), **given.get("data", {})} and not resume:
-        values["data"] = {k: v for k, v in values["data"].items() if k not in ("classes", "multi_label")}
-    typed = [(key, option) for key, found in given.items() for option in found]
-    try:
-        settings = RunConfig.from_json(values)
-    except ValueError as error:
-        raise ValueError(_named(str(error), typed, read, config)) from error
-    require_use(settings, typed)
-    _require_use_in(read, settings, config)
-    if not print_config:
-        _require_trusted(settings, typed, trust or (), config if config and read else (folder or Path()) / CONFIG_NAME)
-    return Request(
-        folder, settings, device, resume, overwrite, print_config, dry_run, quiet, tuple(trust or ()), tuple(typed)
-    )
-
-
-def _require_trusted(config: RunConfig, typed: Sequence[tuple[str, str]], trust: Sequence[str], path: Path) -> None:
-    """Refuses code that only a file names: what is typed is the user's choice."""
-    said = [f"{key}.{option}" for key, option in typed]
-    require_trusted({option: name for option, name in config.named_code.items() if option not in said}, trust, path)
-    if "network.arch_args" not in said:
-        require_no_files(config.network.arch, config.network.arch_args, path)
-
-
-def _require_use_in(read: Mapping[str, Any], settings: RunConfig, path: Path | None) -> None:
-    """Refuses options of a file that do nothing with its others; what the command line switches off may stand there."""
-    alone = RunConfig.from_json({**read, "data": {**read.get("data", {}), "kind": "images"}})
-    filed = [pair for pair in changed(alone) if pair[1] in read.get(pair[0], {})]
-    try:
-        require_use(alone, [pair for pair in filed if pair in changed(settings)])
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-
-
-def _named(text: str, typed: Sequence[tuple[str, str]], read: Mapping[str, Any], path: Path | None) -> str:
-    """An error's text that begins with GROUP.OPTION, with the file or the name under which the option was given."""
-    found = re.match(r"(\w+)\.(\w+(?:, \w+)*): ", text)
-    if found is None:
-        return f"{path}: {text}" if text.partition(":")[0] in read else text
-    key, names = found[1], found[2].split(", ")
-    if any((key, name) in typed for name in names):
-        return f"{', '.join(map(flag, names))}{text[found.end() - 2 :]}"
-    return f"{path}: {text}" if any(name in read.get(key, {}) for name in names) else text
-
-
-def _split_arguments(arguments: Sequence[str]) -> tuple[Path | None, dict[str, dict[str, Any]]]:
-    """The run's folder, and the options that are given as GROUP.OPTION=VALUE."""
-    folders, overrides = [], dict[str, dict[str, Any]]()
-    for argument in arguments:
-        found = _OVERRIDE.fullmatch(argument)
-        if found is None:
-            folders.append(argument)
-            continue
-        key, name, text = found.groups()
-        if key not in GROUPS:
-            raise ValueError(f"{argument}: no such group of options{near(key, GROUPS)}")
-        options: Mapping[str, Any] = options_of(GROUPS[key])
-        if name not in options:
-            raise ValueError(f"{key}.{name}: no such option{near(name, options)}")
-        overrides.setdefault(key, {})[name] = _value(text, options[name][1])
-    folders = [folder for folder in folders if folder]  # an empty text is an unset variable's, not the current folder
-    if len(folders) > 1:
-        raise ValueError(f"RUN: expected one folder, got {', '.join(folders)}")
-    return (Path(folders[0]) if folders else None), overrides
-
-
-def _value(text: str, kind: Any) -> Any:
-    """What a text stands for: lists and mappings as YAML has them."""
-    if not _is_several(kind):
-        return text
-    try:
-        found = parse_yaml(text)
-    except yaml.YAMLError:
-        found = text
-    return found if isinstance(found, list | dict) else [text]
 
 
 def is_first() -> bool:

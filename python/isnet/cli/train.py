@@ -13,9 +13,10 @@ import typer
 
 from isnet._text import say
 from isnet.architectures.find import find
-from isnet.cli.options import Request, is_first, takes_options
+from isnet.cli.options import is_first, takes_options
+from isnet.cli.request import Request
 from isnet.cli.scores import print_scores
-from isnet.config import AUTO, RunConfig, require_use
+from isnet.config import AUTO, RunConfig, recipe_text, require_use
 from isnet.config.files import to_yaml
 from isnet.factories import is_known
 from isnet.runs.build import best_device, device_text
@@ -95,13 +96,17 @@ def _prepared(request: Request, world: World, device: str) -> tuple[RunConfig, R
     require_room(request.run, config, resume=request.resume, overwrite=request.overwrite)
     if world.is_main and not request.quiet:
         say(f"Device: {device_text(device)}")
+        if config.recipe:
+            say(f"Recipe: {recipe_text(config)}")
         if auto:
             why = (
                 "training images have masks"
                 if config.is_isnet
                 else "no training image has the mask that an ISNet needs"
             )
-            say(f"Variant: {config.network.variant} ({why})")
+            alone = config.is_isnet and not (config.schedule.warmup or config.schedule.keep_replacing)
+            advice = "; without a warm-up it may follow the background: see --recipe best" if alone else ""
+            say(f"Variant: {config.network.variant} ({why}){advice}")
     data = load_run_data(config, check=True, progress=world.is_main and not request.quiet)
     if data.dropped and world.is_main and not request.quiet:
         more = f"; and {len(data.dropped) - _NAMED} more" if len(data.dropped) > _NAMED else ""

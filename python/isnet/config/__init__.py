@@ -10,7 +10,8 @@ from isnet.config.groups import (
     OptimizerConfig,
     ScheduleConfig,
 )
-from isnet.config.run import DATA_KINDS, FROM_RUN, GROUPS, DataSettings, RunConfig, changed, flag, require_use
+from isnet.config.recipes import RECIPES, Recipe, find_recipe, recipe_text
+from isnet.config.run import DATA_KINDS, FROM_RUN, GROUPS, NOTES, DataSettings, RunConfig, changed, flag, require_use
 from isnet.config.training import TrainConfig
 
 __all__ = [
@@ -18,6 +19,8 @@ __all__ = [
     "DATA_KINDS",
     "FROM_RUN",
     "GROUPS",
+    "NOTES",
+    "RECIPES",
     "STANDARD",
     "DataSettings",
     "FilesConfig",
@@ -25,10 +28,13 @@ __all__ = [
     "LossConfig",
     "NetworkConfig",
     "OptimizerConfig",
+    "Recipe",
     "RunConfig",
     "ScheduleConfig",
     "TrainConfig",
     "changed",
+    "find_recipe",
     "flag",
+    "recipe_text",
     "require_use",
 ]

@@ -10,7 +10,8 @@ import yaml
 
 from isnet._files import read_text
 from isnet.config.option import default_of, full_help, options_of, to_json
-from isnet.config.run import FROM_RUN, GROUPS, RunConfig, flag, require_groups
+from isnet.config.recipes import RECIPES
+from isnet.config.run import FROM_RUN, GROUPS, NOTES, RunConfig, flag, require_groups
 
 
 def read_values(path: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
@@ -34,7 +35,7 @@ def read_values(path: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
         require_groups(found)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    return {key: v if key == "name" else dict(v or {}) for key, v in found.items() if key != FROM_RUN}
+    return {key: v if key in NOTES else dict(v or {}) for key, v in found.items() if key != FROM_RUN}
 
 
 class _Loader(yaml.SafeLoader):
@@ -78,7 +79,10 @@ def parse_yaml(text: str) -> Any:
 
 def to_yaml(config: RunConfig) -> str:
     """All options with their values and what they mean; :func:`read_values` reads it."""
-    lines = [f"name: {_value(config.name)}  # what to call the run in tables; the variant by default"]
+    lines = [
+        f"name: {_value(config.name)}  # what to call the run in tables; the variant by default",
+        f"recipe: {_value(config.recipe)}  # the one that filled the options left out, with its version; none by default",
+    ]
     for key in GROUPS:
         group = getattr(config, key)
         lines += ["", f"# {(type(group).__doc__ or '').partition(chr(10))[0]}", f"{key}:"]
@@ -101,6 +105,18 @@ def to_markdown() -> str:
         for name, (option, kind) in options_of(group).items():
             default, meaning = _value(default_of(group, name)), full_help(option, kind)
             lines.append(f"| `{name}` | `{flag(name)}` | `{default}` | {meaning} |")
+    lines += [
+        "",
+        "## Recipes",
+        "Sets of defaults: `--recipe NAME`, or `recipe: NAME` in a file, fills the options that are left out; one that is given wins.",
+        "A run's settings note name and version. What speaks for them: [which method when](which_method.md).",
+    ]
+    for recipe in RECIPES.values():
+        lines += ["", f"### {recipe.name}, version {recipe.version}", recipe.summary, ""]
+        lines += ["| option | value |", "| --- | --- |"]
+        lines += [
+            f"| `{key}.{name}` | `{_value(value)}` |" for key, of in recipe.values.items() for name, value in of.items()
+        ]
     return "\n".join(lines) + "\n"
 
 

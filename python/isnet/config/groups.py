@@ -162,8 +162,17 @@ class LossConfig(Group):
     )
     balance: Balance = _of_isnet("fixed", "P as set, or from the running means of both losses.")
     heatmap_every: int = _of_isnet(1, "K: heatmap loss on every K-th step, weighted K.", ge=1, common=True)
-    d: float = _of_isnet(0.9, "GWRP decay.", names=("--decay",), ge=0, le=1, common=True)
-    e: float = _of_isnet(1.0, "E, the background score that costs log 2.", names=("--background-scale",), gt=0)
+    share_goal: float | None = _of_isnet(
+        None,
+        "Share of relevance in the background up to which there is no background loss; instead of the score by decay and E.",
+        ge=0,
+        lt=1,
+        common=True,
+    )
+    d: float = _of_isnet(0.9, "GWRP decay.", names=("--decay",), ge=0, le=1, common=True, needs="pooled")
+    e: float = _of_isnet(
+        1.0, "E, the background score that costs log 2.", names=("--background-scale",), gt=0, needs="pooled"
+    )
     c1: float | None = _of_isnet(None, "Lower end of natural foreground relevance; measured if left out.", gt=0)
     c2: float | None = _of_isnet(None, "Upper end of natural foreground relevance; measured if left out.", gt=0)
     tune: int = _of_isnet(

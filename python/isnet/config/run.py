@@ -28,6 +28,7 @@ GROUPS: Mapping[str, type[Group]] = {
     "schedule": ScheduleConfig,
     "files": FilesConfig,
 }
+NOTES = ("name", "recipe")  # beside the groups: texts that no training depends on
 FROM_RUN = "from_run"  # beside the groups in config.json: locations, relative to the run
 # The kinds of data that a run may be on, by name in config.json: the user's images, and what experiments add.
 DATA_KINDS: dict[str, type[Group]] = {"images": ImagesConfig}
@@ -65,6 +66,10 @@ CONDITIONS: Mapping[str, Condition] = {
         lambda run: run.is_isnet or run.network.variant == AUTO,
         "an ISNet (--variant selective, say); a standard network has no heatmap loss",
     ),
+    "pooled": Condition(
+        lambda run: CONDITIONS["isnet"].met(run) and run.loss.share_goal is None,
+        "an ISNet without a goal (--share-goal none)",
+    ),
     "measured": Condition(
         lambda run: run.tuning_epochs > 0 or (run.network.variant == AUTO and run.loss.is_measured),
         "an ISNet whose C1 and C2 are measured (without --c1 and --c2)",
@@ -88,11 +93,13 @@ class RunConfig(TrainConfig):
         data: The images.
         network: The classifier and the ISNet around it.
         name: What to call the run in tables; the variant by default.
+        recipe: Name and version of the recipe that filled the options left out (:mod:`isnet.config.recipes`); empty: none did.
     """
 
     data: DataSettings = dataclasses.field(kw_only=True)
     network: NetworkConfig = dataclasses.field(default_factory=NetworkConfig)
     name: str = ""
+    recipe: str = ""
 
     def __post_init__(self) -> None:
         if self.schedule.monitor is not None and not getattr(self.data, "may_choose", True):
@@ -121,9 +128,10 @@ class RunConfig(TrainConfig):
         return self.loss.tune if self.is_isnet and self.loss.is_measured else 0
 
     def identity(self) -> dict[str, Any]:
-        """All but the name and where the data lie, as JSON values."""
+        """All but the notes and where the data lie, as JSON values."""
         values = self.to_json()
-        del values["name"]
+        for note in NOTES:
+            del values[note]
         values["data"] = {name: value for name, value in values["data"].items() if name not in self.locations}
         return values
 
@@ -151,7 +159,8 @@ class RunConfig(TrainConfig):
     def to_json(self) -> dict[str, Any]:
         """JSON values from which :meth:`from_json` rebuilds the settings."""
         data = {"kind": kind_of(self.data), **to_json(self.data)}
-        return {"name": self.name, "data": data, "network": to_json(self.network), **self.training_json()}
+        notes = {note: getattr(self, note) for note in NOTES}
+        return {**notes, "data": data, "network": to_json(self.network), **self.training_json()}
 
     @classmethod
     def from_json(cls, values: Any) -> RunConfig:
@@ -166,10 +175,12 @@ class RunConfig(TrainConfig):
         if not isinstance(kind, str) or kind not in DATA_KINDS:
             raise ValueError(f"data.kind: expected {' or '.join(DATA_KINDS)}, got {kind!r}")
         parts = {key: made(group, values.get(key) or {}, key) for key, group in GROUPS.items() if key != "data"}
-        name = "" if values.get("name") is None else values["name"]
-        if not isinstance(name, str | int | float) or isinstance(name, bool):
-            raise ValueError(f"name: expected a text, got {name!r}")
-        return cls(**parts, data=made(DATA_KINDS[kind], data, "data"), name=str(name))  # type: ignore[arg-type]
+        notes = {note: "" if values.get(note) is None else values[note] for note in NOTES}
+        for note, text in notes.items():
+            if not isinstance(text, str | int | float) or isinstance(text, bool):
+                raise ValueError(f"{note}: expected a text, got {text!r}")
+        texts = {note: str(text) for note, text in notes.items()}
+        return cls(**parts, data=made(DATA_KINDS[kind], data, "data"), **texts)  # type: ignore[arg-type]
 
 
 def require_groups(values: Any) -> None:
@@ -183,7 +194,7 @@ def require_groups(values: Any) -> None:
     if "heatmap" in values:
         raise ValueError("an older version's run, which this one cannot read; train in a new folder")
     for key, found in values.items():
-        if key in ("name", FROM_RUN):
+        if key in (*NOTES, FROM_RUN):
             continue
         if key not in GROUPS:
             raise ValueError(f"{key}: no such group of options{near(str(key), GROUPS)}")

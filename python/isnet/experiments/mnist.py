@@ -62,6 +62,7 @@ METHODS: Mapping[str, Method] = {
     ),
     "dual after swap warm-up": Method({**_SWAP, "variant": "dual"}, warm=True),
     "dual with background swap": Method({**_SWAP, "variant": "dual", "keep_replacing": True}, warm=True),
+    "recipe best": Method(trainings.of_recipe("best"), warm=True),
 }
 
 

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from rich.progress import Progress
 
-from isnet.config import NetworkConfig
+from isnet.config import RECIPES, NetworkConfig
 
 # A residual network narrow enough for a CPU: 40 x 40 images become 20 x 20 in the first convolution.
 NARROW_RESNET = NetworkConfig(
@@ -29,6 +29,8 @@ NARROW_RESNET = NetworkConfig(
     },
 )
 
+# Of these an experiment has its own, for all methods alike.
+_SHARED = ("warmup", "epochs", "lr_rampup", "lr_after_warmup", "lr_schedule", "monitor")
 _TOLD = 3  # failures in an error
 
 ConfigT = TypeVar("ConfigT", bound="Any")
@@ -37,6 +39,11 @@ JobT = TypeVar("JobT")
 
 class TrainingsError(RuntimeError):
     """Some trainings failed; the text says which and why. The others are done."""
+
+
+def of_recipe(name: str) -> dict[str, Any]:
+    """The options of a recipe, but for the epochs and rates, which all methods of an experiment share."""
+    return {option: value for option, value in RECIPES[name].options.items() if option not in _SHARED}
 
 
 def preset(presets: Mapping[str, ConfigT], name: str, changes: Mapping[str, Any]) -> ConfigT:

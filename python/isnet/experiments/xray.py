@@ -56,6 +56,7 @@ METHODS: Mapping[str, Method] = {
         warm=True,
         after="swap warm-up",
     ),
+    "recipe best": Method(trainings.of_recipe("best"), warm=True, after="swap warm-up"),
 }
 
 

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from isnet.config import recipe_text
 from isnet.data.names import title_of_test
 from isnet.export.base import Exported, ExportFormat
 from isnet.runs.data import RunData
@@ -42,7 +43,8 @@ def model_card(run: Run, data: RunData | None, what: Exported, kind: ExportForma
         "## Training",
         f"Network: {plain(network.arch)}, {sum(p.numel() for p in what.model.parameters()):,} parameters. {trained}. "
         f"{config.schedule.epochs} epochs after {config.schedule.warmup} of warm-up, "
-        f"{config.train.optimizer}, learning rate {config.train.lr:g}, batches of {config.train.batch_size}, seed {config.train.seed}.",
+        f"{config.train.optimizer}, learning rate {config.train.lr:g}, batches of {config.train.batch_size}, seed {config.train.seed}."
+        + (f" Recipe: {plain(recipe_text(config))}." if config.recipe else ""),
         "## Scores",
         *_scores(scores),
         *_subgroups(scores),

@@ -132,4 +132,5 @@ def build_criterion(config: RunConfig, folder: Path | None = None) -> ISNetLoss:
         w_foreground=loss.w_foreground,
         foreground=loss.foreground,
         layer_decay=loss.layer_decay,
+        share_goal=loss.share_goal,
     )
