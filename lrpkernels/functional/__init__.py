@@ -15,6 +15,7 @@ from .pointwise import NEGATIVE, POSITIVE, WHOLE, Part, Scaled, epsilon_scale, o
 from .pool import average_pool_transpose, average_pull, max_pool_winner, scatter_winner
 from .sample_norm import sample_norm
 from .shapes import uncat
+from .stabilizer import Stabilizer
 
 __all__ = [
     "NEGATIVE",
@@ -25,6 +26,7 @@ __all__ = [
     "HeatmapScores",
     "Part",
     "Scaled",
+    "Stabilizer",
     "Weights",
     "affine",
     "affine_known",

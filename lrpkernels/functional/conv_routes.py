@@ -62,6 +62,7 @@ def relevance(
 
     if not picks_parts(weight, geometry):
         return vendor()
+    scaled = scaled.with_one_eps()
 
     def fused() -> Tensor:
         return ops.conv_relevance(
@@ -103,6 +104,7 @@ def weight_gradient(scaled: Scaled, input: Tensor, weight: Tensor, geometry: Con
 
     if not picks_parts(weight, geometry):
         return vendor()
+    scaled = scaled.with_one_eps()
 
     def fused() -> Tensor:
         return ops.conv_weight_gradient(
