@@ -45,7 +45,7 @@ def _train(request: Request) -> None:
             config, data = _prepared(request, world, device)
             if data is None:
                 return
-            trained = train_run(folder, config, data=data, device=device, **request.how)
+            trained = train_run(folder, config, data=data, device=device, trust=request.trust, **request.how)
         # Scoring may take longer than processes wait for each other: the others have left.
         if world.is_main and data.tests:
             log_scores(trained, evaluate_run(trained, data, progress=not request.quiet))
@@ -115,7 +115,7 @@ def _prepared(request: Request, world: World, device: str) -> tuple[RunConfig, R
             require_same_data(request.run, config, contents(config))
         if world.is_main:
             fresh = not goes_on(request.run, request.resume)
-            plan = plan_run(config, data, world=world, device=device, pretrained=fresh)
+            plan = plan_run(config, data, world=world, device=device, pretrained=fresh, trust=request.trust)
             say(plan_text(plan, config, device, world))
         return config, None
     return config, data
