@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,22 +12,60 @@ from isnet._text import say
 from isnet.experiments import classes as classes_experiment
 from isnet.experiments import mnist as mnist_experiment
 from isnet.experiments import xray as xray_experiment
+from isnet.experiments.chest_ct import CT_SOURCES
+from isnet.experiments.grid import Experiment, run_grid
+from isnet.experiments.grid_tables import table
 
 app = typer.Typer(help="Experiments that a single command repeats.", no_args_is_help=True)
 
-_WARMUP_BACKGROUND = typer.Option(
-    help="Noise of the warm-up and of the rival trained on it: noise (white) or smooth.",
-    show_default="mnist: noise, xray: smooth",
-)
+Methods = Annotated[list[str] | None, typer.Option(help="Only this method, or all; repeatable.")]
+Background = Annotated[
+    str | None,
+    typer.Option(
+        help="Noise of the warm-up and of the rival trained on it: noise (white) or smooth.",
+        show_default="mnist: noise, xray: smooth",
+    ),
+]
+Seeds = Annotated[int | None, typer.Option(help="Number of seeds, 0 and up.", min=1, show_default="3; quick: 1")]
+Seed = Annotated[list[int] | None, typer.Option(help="This seed instead; repeatable.", min=0)]
+Processes = Annotated[int, typer.Option(help="Trainings at a time.", min=1)]
+Hours = Annotated[
+    float | None,
+    typer.Option(
+        help="Begin no training once so many hours have passed; the same command goes on.",
+        min=0,
+        show_default="no limit",
+    ),
+]
 
 
-def _seeds_and_background(seeds: int | None, warmup_background: str | None) -> dict[str, Any]:
-    changes: dict[str, Any] = {} if seeds is None else {"seeds": tuple(range(seeds))}
-    return changes if warmup_background is None else {**changes, "warmup_background": warmup_background}
+def _changes(
+    out: Path | None,
+    method: list[str] | None,
+    warmup_background: str | None,
+    seeds: int | None,
+    seed: list[int] | None,
+) -> dict[str, Any]:
+    """What the options that grids share change in a preset."""
+    if seeds is not None and seed:
+        raise ValueError("--seed, --seeds: give the number of seeds or the seeds themselves, not both")
+    given: dict[str, Any] = {
+        "folder": out and str(out),
+        "methods": method and (() if method == ["all"] else tuple(method)),
+        "warmup_background": warmup_background,
+        "seeds": tuple(seed) if seed else seeds and tuple(range(seeds)),
+    }
+    return {name: value for name, value in given.items() if value is not None}
 
 
-def _methods(method: list[str] | None) -> dict[str, Any]:
-    return {} if not method else {"methods": () if method == ["all"] else tuple(method)}
+def _run(experiment: Experiment, processes: int, hours: float | None) -> None:
+    """Runs a grid and shows its table."""
+    results, left = run_grid(experiment, processes=processes, hours=hours)
+    if results:
+        say(table(results, type(experiment).columns(results)))
+    say(f"Cells, runs and tables: {experiment.folder}")
+    if left:
+        say(f"{left} of {left + len(results)} cells are left: the same command goes on.")
 
 
 @app.command()
@@ -40,7 +79,7 @@ def mnist(
     data_folder: Annotated[Path, typer.Option(help="Folder of the MNIST files.")] = Path("data/mnist"),
     method: Annotated[
         list[str] | None,
-        typer.Option(help="Only this method, or all; repeatable.", show_default="all; quick: twelve of them"),
+        typer.Option(help="Only this method, or all; repeatable.", show_default="all; quick: thirteen of them"),
     ] = None,
     mark: Annotated[
         list[str] | None,
@@ -48,22 +87,17 @@ def mnist(
             help="Only this mark: place, texture, photo; repeatable.", show_default="all; quick: place, photo"
         ),
     ] = None,
-    warmup_background: Annotated[str | None, _WARMUP_BACKGROUND] = None,
-    seeds: Annotated[
-        int | None, typer.Option(help="Number of seeds, 0 and up.", min=1, show_default="3; quick: 1")
-    ] = None,
-    processes: Annotated[int, typer.Option(help="Trainings at a time.", min=1)] = 2,
+    warmup_background: Background = None,
+    seeds: Seeds = None,
+    seed: Seed = None,
+    processes: Processes = 2,
+    hours: Hours = None,
 ) -> None:
     """Every method on biased MNIST, several kinds of mark; goes on where it was interrupted."""
-    changes: dict[str, Any] = {"data_folder": str(data_folder), **_methods(method)}
+    changes = {"data_folder": str(data_folder), **_changes(out, method, warmup_background, seeds, seed)}
     if mark:
         changes["marks"] = tuple(mark)
-    if out is not None:
-        changes["folder"] = str(out)
-    changes |= _seeds_and_background(seeds, warmup_background)
-    config = mnist_experiment.preset(preset, **changes)
-    say(mnist_experiment.table(mnist_experiment.run_experiment(config, processes=processes)))
-    say(f"Cells and tables: {config.folder}")
+    _run(mnist_experiment.preset(preset, **changes), processes, hours)
 
 
 @app.command()
@@ -99,32 +133,34 @@ def xray(
         int | None, typer.Option(help="Side of the network's images.", min=8, show_default="224; quick: 64")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder of runs and tables.", show_default="runs/xray or runs/xray-quick")
+        Path | None, typer.Option(help="Folder of cells and tables.", show_default="runs/xray or runs/xray-quick")
     ] = None,
     ct_folder: Annotated[Path, typer.Option(help="Folder of the chest CTs.")] = Path("data/chest-ct"),
     held_out: Annotated[
-        list[str] | None, typer.Option(help="Patient that only tests see; repeatable.", show_default="totalsegmentator")
+        list[str] | None,
+        typer.Option(
+            help="Patient that only tests see, or all: each in turn; repeatable.", show_default="totalsegmentator"
+        ),
     ] = None,
-    method: Annotated[
-        list[str] | None, typer.Option(help="Only this method, or all; repeatable.", show_default="all")
-    ] = None,
-    warmup_background: Annotated[str | None, _WARMUP_BACKGROUND] = None,
+    method: Methods = None,
+    warmup_background: Background = None,
     seeds: Annotated[
         int | None,
         typer.Option(help="Number of seeds, of rendering and training.", min=1, show_default="3; quick: 1"),
     ] = None,
-    processes: Annotated[int, typer.Option(help="Trainings at a time.", min=1)] = 2,
+    seed: Seed = None,
+    processes: Processes = 2,
+    hours: Hours = None,
 ) -> None:
     """Chest radiographs out of distribution: rendered from four CTs (semi-synthetic), or your own; goes on where it stopped."""
-    changes: dict[str, Any] = {"ct_folder": str(ct_folder), **_methods(method)}
-    for name, value in (("data", data), ("images", images), ("folder", out)):
-        if value is not None:
-            changes[name] = str(value)
-    changes |= _seeds_and_background(seeds, warmup_background)
+    changes = _changes(out, method, warmup_background, seeds, seed)
+    if data is not None:
+        changes["own_data"] = str(data)
     if size is not None:
         changes["size"] = size
     if held_out:
-        changes["held_out"] = tuple(held_out)
+        changes["held_out"] = tuple(CT_SOURCES) if held_out == ["all"] else tuple(held_out)
     config = xray_experiment.preset(preset, **changes)
-    say(xray_experiment.table(xray_experiment.run_experiment(config, processes=processes)))
-    say(f"Runs and tables: {config.folder}")
+    place = config.rendering.images if images is None else str(images)
+    rendering = dataclasses.replace(config.rendering, images=place, ct_folder=str(ct_folder))
+    _run(dataclasses.replace(config, rendering=rendering), processes, hours)

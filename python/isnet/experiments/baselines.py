@@ -1,9 +1,9 @@
-"""Rivals of the ISNet that need more than another training set: input-gradient regularisation, and training on segmented images."""
+"""Rivals of the ISNet that need more than run options: training on segmented images, and input-gradient regularisation."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, cast
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +11,13 @@ from torch.utils.data import Dataset
 
 from isnet.data import Example
 from isnet.loss import classification_loss
+from isnet.runs import RunData
+
+_GRADIENT_STRENGTH = 1.0
 
 
 class Altered(Dataset[Example]):
-    """A set with each image replaced by another.
+    """A set with each image replaced by another; else as the set itself.
 
     Args:
         dataset: Items (image, label, mask), with an attribute ``labels``.
@@ -23,7 +26,6 @@ class Altered(Dataset[Example]):
 
     def __init__(self, dataset: Dataset[Example], change: Callable[[Tensor, Tensor], Tensor]) -> None:
         self.dataset, self.change = dataset, change
-        self.labels = cast(Any, dataset).labels
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -32,6 +34,11 @@ class Altered(Dataset[Example]):
         """(changed image, label, mask)."""
         image, label, mask = self.dataset[index]
         return self.change(image, mask), label, mask
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "dataset":  # __getitems__ would give unchanged images
+            raise AttributeError(name)
+        return getattr(self.dataset, name)
 
 
 def segmented(image: Tensor, mask: Tensor) -> Tensor:
@@ -54,7 +61,7 @@ class InputGradients(nn.Module):
     Source: Ross, Hughes, Doshi-Velez 2017, equation 1.
     """
 
-    def __init__(self, model: nn.Module, strength: float) -> None:
+    def __init__(self, model: nn.Module, strength: float = _GRADIENT_STRENGTH) -> None:
         super().__init__()
         self.model, self.strength = model, strength
         self._seen: tuple[Tensor, Tensor] | None = None
@@ -78,3 +85,36 @@ class InputGradients(nn.Module):
         chances = torch.log_softmax(logits, 1).sum()
         (gradient,) = torch.autograd.grad(chances, images, create_graph=True)
         return classification + self.strength * ((1 - masks) * gradient).square().sum() / len(images)
+
+
+class Rival(NamedTuple):
+    """A way to train for which there is no run option.
+
+    Attributes:
+        train, test: Change each training or test image, given its mask; None: left as it is.
+        network: Around the classifier while it is trained, with a method ``loss(logits, labels)``; None: the classifier alone.
+    """
+
+    train: Callable[[Tensor, Tensor], Tensor] | None = None
+    test: Callable[[Tensor, Tensor], Tensor] | None = None
+    network: Callable[[nn.Module], InputGradients] | None = None
+
+    def data(self, data: RunData) -> RunData:
+        """The data sets as this rival sees them."""
+
+        def changed(
+            sets: Mapping[str, Dataset[Example]], change: Callable[[Tensor, Tensor], Tensor] | None
+        ) -> Mapping[str, Dataset[Example]]:
+            return sets if change is None else {name: Altered(found, change) for name, found in sets.items()}
+
+        (train,) = changed({"": data.train}, self.train).values()
+        return data._replace(
+            train=train, validation=changed(data.validation, self.test), tests=changed(data.tests, self.test)
+        )
+
+
+RIVALS: Mapping[str, Rival] = {
+    "": Rival(),
+    "segmented": Rival(train=segmented, test=segmented),
+    "input gradients": Rival(train=with_mask, network=InputGradients),
+}

@@ -1,4 +1,4 @@
-"""Shared by the experiments: presets, methods chosen by name, and trainings side by side in processes of their own."""
+"""Shared by the experiments: presets, names that are checked, and trainings side by side in processes of their own."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import dataclasses
 import multiprocessing
 import os
 import threading
+import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
 from rich.progress import Progress
@@ -27,9 +29,12 @@ NARROW_RESNET = NetworkConfig(
     },
 )
 
-ConfigT = TypeVar("ConfigT")
-MethodT = TypeVar("MethodT")
+ConfigT = TypeVar("ConfigT", bound="Any")
 JobT = TypeVar("JobT")
+
+
+class TrainingsError(RuntimeError):
+    """Some trainings failed; the text says which and why. The others are done."""
 
 
 def preset(presets: Mapping[str, ConfigT], name: str, changes: Mapping[str, Any]) -> ConfigT:
@@ -40,19 +45,7 @@ def preset(presets: Mapping[str, ConfigT], name: str, changes: Mapping[str, Any]
     """
     if name not in presets:
         raise ValueError(f"preset: expected one of {', '.join(presets)}, got {name!r}")
-    return dataclasses.replace(presets[name], **changes)  # type: ignore[type-var]
-
-
-def chosen(methods: Mapping[str, MethodT], wanted: Collection[str]) -> dict[str, MethodT]:
-    """The methods wanted, in their own order; all if none is named.
-
-    Raises:
-        ValueError: an unknown name.
-    """
-    unknown = set(wanted) - set(methods)
-    if unknown:
-        raise ValueError(f"methods: no {', '.join(sorted(unknown))}; there are {', '.join(methods)}")
-    return {name: method for name, method in methods.items() if not wanted or name in wanted}
+    return dataclasses.replace(presets[name], **changes)
 
 
 def require_known(name: str, values: Iterable[str], known: Collection[str]) -> None:
@@ -66,14 +59,14 @@ def require_known(name: str, values: Iterable[str], known: Collection[str]) -> N
             raise ValueError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
 
 
-def require_different(name: str, values: Sequence[int]) -> None:
+def require_different(name: str, values: Sequence[Any], what: str = "numbers") -> None:
     """Checks that there is at least one value, and none twice.
 
     Raises:
         ValueError: otherwise.
     """
     if not values or len(set(values)) < len(values):
-        raise ValueError(f"{name}: expected one or several different numbers, got {list(values)}")
+        raise ValueError(f"{name}: expected one or several different {what}, got {list(values)}")
 
 
 def train_missing(
@@ -84,28 +77,73 @@ def train_missing(
     *,
     processes: int,
     progress: bool,
-) -> None:
+    after: Callable[[JobT], JobT | None] = lambda job: None,
+    prepare: Callable[[JobT], None] = lambda job: None,
+    hours: float | None = None,
+) -> list[JobT]:
     """Calls ``train(config, job)`` for each job that is not done, some at a time, in processes that end with this one, however it ends.
+
+    A job that fails stops only those that wait for it. Where this process is asked to stop, those that train are asked as well.
 
     Args:
         train: A function that a new process can import; it leaves its result in files.
-        config, jobs: Its arguments.
+        config: Its first argument.
+        jobs: Its second arguments, in the order in which they are begun.
         done: Whether a job's result already exists.
         processes: Trainings at a time.
         progress: Show a progress bar.
+        after: The job, one of ``jobs``, that must be done before a job begins.
+        prepare: Called in this process before a job begins.
+        hours: Begin no job once this much time has passed; None: no limit.
+
+    Returns:
+        The jobs that were left for another time.
+
+    Raises:
+        TrainingsError: some failed.
     """
-    missing = [job for job in jobs if not done(job)]
-    if not missing:
-        return
-    context = multiprocessing.get_context("spawn")
+    waiting = [job for job in jobs if not done(job)]
+    if not waiting:
+        return []
+    deadline = None if hours is None else time.monotonic() + 3600 * hours
+    running: dict[Future[None], JobT] = {}
+    failed: dict[JobT, str] = {}
+    context, others = multiprocessing.get_context("spawn"), set(multiprocessing.active_children())
     with (
         Progress(disable=not progress) as display,
         ProcessPoolExecutor(processes, mp_context=context, initializer=_end_with_parent) as pool,
     ):
-        task = display.add_task("trainings", total=len(jobs), completed=len(jobs) - len(missing))
-        for future in as_completed([pool.submit(train, config, job) for job in missing]):
-            future.result()
-            display.advance(task)
+        task = display.add_task("trainings", total=len(jobs), completed=len(jobs) - len(waiting))
+        try:
+            while True:
+                while len(running) < processes and (deadline is None or time.monotonic() < deadline):
+                    held = {*waiting, *running.values(), *failed}
+                    job = next((job for job in waiting if after(job) not in held), None)
+                    if job is None:
+                        break
+                    display.stop()  # a preparation may show its own progress
+                    prepare(job)
+                    display.start()
+                    waiting.remove(job)
+                    running[pool.submit(train, config, job)] = job
+                if not running:
+                    break
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    job = running.pop(future)
+                    error = future.exception()
+                    if isinstance(error, BrokenProcessPool):
+                        raise TrainingsError(f"{job}: its process was killed (out of memory?); run again to go on")
+                    if error is not None:
+                        failed[job] = f"{type(error).__name__}: {error}"
+                    display.advance(task)
+        except BaseException:
+            for child in set(multiprocessing.active_children()) - others:
+                child.terminate()  # a training saves its state
+            raise
+    if failed:
+        told = "; ".join(f"{job}: {text}" for job, text in failed.items())
+        raise TrainingsError(f"{len(failed)} of {len(jobs)} trainings failed: {told}")
+    return waiting
 
 
 def _end_with_parent() -> None:

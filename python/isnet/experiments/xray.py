@@ -1,274 +1,209 @@
 """Experiment 2: chest radiographs out of distribution. Does a classifier survive another patient and another hospital's marks?
 
 The reproducible set is semi-synthetic (:mod:`isnet.experiments.radiographs`), rendered once into a folder with manifests, which
-``isnet train --data`` reads as well. The same trainings run on the user's own manifest.
+``isnet train --data`` reads as well; each patient can be the one that is left out. The same trainings run on the user's own manifest.
 """
 
 from __future__ import annotations
 
-import statistics
+import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar
 
-import torch
-
-from isnet._files import write_json, write_text
 from isnet.config import ImagesConfig, RunConfig
 from isnet.data.backgrounds import WARMUP_BACKGROUNDS, WarmupBackground
 from isnet.experiments import trainings
-from isnet.experiments.xray_images import MANIFEST, UNMARKED, RenderConfig, images_folder, render_images
-from isnet.runs import branch_run, evaluate_run, load_evaluation, load_run, require_same_run, train_run
+from isnet.experiments.cells import Cell, Method, Result
+from isnet.experiments.chest_ct import CT_SOURCES
+from isnet.experiments.grid import Experiment
+from isnet.experiments.grid_tables import Column
+from isnet.experiments.xray_images import CLASSES, MANIFEST, UNMARKED, RenderConfig, images_folder, render_images
+from isnet.runs import Run, RunData, evaluate_run, load_run_data
 from isnet.runs.data import with_classes
+from isnet.runs.evaluate import batch_size_of
+from isnet.scoring.sensitivity import blind_spot
 
+OWN = "own images"  # the setting where the images are the user's
 _RESAMPLES = 200
-_WARMUP = "warm-up"
+_MOVED_IMAGES = 200
+_PATIENTS = ("other patients", "seen patients")
+_SWAP = {"warmup_background": "swap"}
+_SWAP_KEPT = {**_SWAP, "keep_replacing": True}
+
+# Every method by name. ``images``: "unmarked", or with marks. Methods with a warm-up go on from one that they share.
+METHODS: Mapping[str, Method] = {
+    "trained without marks": Method(images="unmarked"),
+    "standard": Method(),
+    "warm-up": Method({"epochs": 0}, warm=True, scored=False),
+    "control (warm-up, then standard)": Method(warm=True, after="warm-up"),
+    "background noise": Method({"keep_replacing": True}, warm=True, after="warm-up"),
+    "selective": Method({"variant": "selective"}, warm=True, after="warm-up"),
+    "stochastic": Method({"variant": "stochastic"}, warm=True, after="warm-up"),
+    # With P = 0.7 it follows the marks.
+    "dual": Method({"variant": "dual", "p": 0.9}, warm=True, after="warm-up"),
+    "swap warm-up": Method({**_SWAP, "epochs": 0}, warm=True, scored=False),
+    "background swap": Method(_SWAP_KEPT, warm=True, after="swap warm-up"),
+    "selective with background swap, P = 0.2": Method(
+        {**_SWAP_KEPT, "variant": "selective", "p": 0.2}, warm=True, after="swap warm-up"
+    ),
+}
 
 
 @dataclass(frozen=True)
-class XrayConfig(RenderConfig):
-    """The size of the experiment.
+class XrayConfig(Experiment):
+    """The size of the experiment; its settings are patients that only tests see.
 
     Attributes:
-        folder: Where runs (``seed-N/METHOD``) and tables go.
-        data: The user's own image folder, manifest or shards; None: the rendered images (:class:`RenderConfig`).
+        folder, methods: See :class:`isnet.experiments.grid.Experiment`.
+        seeds: One rendering of the images and one training per method each; of ``own_data`` only the training differs.
+        held_out: Patients that are left out, each in turn.
+        rendering: How many images are rendered, how large, and where: each patient's and seed's in a folder of their own.
+        own_data: The user's own image folder, manifest or shards instead of rendered images.
         size: Side of the network's images.
         warmup, epochs: Of each method that has a warm-up; all see warmup + epochs epochs.
         warmup_background: What replaces the background then, and throughout for the rival "background noise"; see
-            :class:`isnet.config.ScheduleConfig`.
+            :class:`isnet.config.ScheduleConfig`. Methods named after the swap use the swap.
         batch_size, lr: Of the training.
-        p, dual_p: P of the ISNets, the share of the heatmap loss, and Dual's: with 0.7 it follows the marks.
-        heatmap_every: K of the ISNets.
-        seeds: One rendering of the images and one training per method each; of ``data`` only the training differs.
-        methods: Names to run; empty: all.
+
+    Raises:
+        ValueError: unknown patients, methods or backgrounds, or nothing to run.
     """
 
+    name: ClassVar[str] = "xray"
     folder: str = "runs/xray"
-    data: str | None = None
+    held_out: tuple[str, ...] = ("totalsegmentator",)
+    rendering: RenderConfig = field(default_factory=RenderConfig)
+    own_data: str | None = None
     size: int = 224
     warmup: int = 20
     epochs: int = 20
     warmup_background: WarmupBackground = "smooth"
     batch_size: int = 32
     lr: float = 2e-3
-    p: float = 0.7
-    dual_p: float = 0.9
-    heatmap_every: int = 1
-    seeds: tuple[int, ...] = (0, 1, 2)
-    methods: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.size < 2:
             raise ValueError(f"size: expected at least 2, got {self.size}")
+        trainings.require_known("held_out", self.held_out, tuple(CT_SOURCES))
+        trainings.require_different("held_out", self.held_out, "patients")
         trainings.require_known("warmup_background", [self.warmup_background], WARMUP_BACKGROUNDS)
-        trainings.require_different("seeds", self.seeds)
+
+    @classmethod
+    def all_methods(cls) -> Mapping[str, Method]:
+        """:data:`METHODS`."""
+        return METHODS
+
+    @property
+    def settings(self) -> tuple[str, ...]:
+        """The patients that are left out."""
+        return self.held_out if self.own_data is None else (OWN,)
+
+    def has(self, cell: Cell) -> bool:
+        """The user's training images are not available without marks."""
+        return self.own_data is None or METHODS[cell.method].images != "unmarked"
+
+    def rendered(self, setting: str) -> RenderConfig:
+        """What is rendered where one patient is left out."""
+        return dataclasses.replace(
+            self.rendering, images=str(Path(self.rendering.images) / setting), held_out=(setting,)
+        )
+
+    def prepare(self, setting: str, seed: int, *, processes: int, progress: bool) -> None:
+        """Renders the images that are missing."""
+        if self.own_data is None:
+            render_images(self.rendered(setting), seed, processes=processes, progress=progress)
+
+    def notes(self, cell: Cell) -> dict[str, Any]:
+        """How the images are made."""
+        if self.own_data is not None:
+            return {}
+        return {key: getattr(self.rendering, key) for key in ("train", "validation", "test", "pixels")}
+
+    def run_config(self, cell: Cell) -> RunConfig:
+        """The options of a cell's run."""
+        method = METHODS[cell.method]
+        warmup = self.warmup if method.warm else 0
+        augment = {"flip": 0.5, "shift": 0.04 * self.size}
+        data = ImagesConfig(
+            self.own_data or self._manifest(cell), size=(self.size, self.size), channels=1, augment=augment
+        )
+        data = with_classes(data) if self.own_data else dataclasses.replace(data, classes=CLASSES)
+        options = {
+            "variant": "standard",
+            "epochs": self.warmup + self.epochs - warmup,
+            "warmup": warmup,
+            "warmup_background": self.warmup_background if warmup else "noise",  # another one leaves plain runs valid
+            "batch_size": self.batch_size,
+            "lr": self.lr,
+            "lr_rampup": 2.0,
+            "lr_after_warmup": 1.0,
+            "lr_schedule": "cosine",
+            "monitor": None,
+            "seed": cell.seed,
+        }
+        run = RunConfig(data=data, network=trainings.NARROW_RESNET, name=cell.method)
+        run = run.replaced(**{**options, **method.options})
+        return run.replaced(**{"tune": 1, **method.options}) if run.is_isnet else run
+
+    def _manifest(self, cell: Cell) -> str:
+        unmarked = METHODS[cell.method].images == "unmarked"
+        return str(images_folder(self.rendered(cell.setting), cell.seed) / (UNMARKED if unmarked else MANIFEST))
+
+    def data(self, cell: Cell, run: RunConfig) -> RunData:
+        """The data sets of a cell."""
+        return load_run_data(run, progress=False)
+
+    def score(self, cell: Cell, run: Run, data: RunData) -> dict[str, Any]:
+        """Area under the ROC curve and accuracy on each test, relevance outside the lungs, and what swapped marks do to the decisions."""
+        found = evaluate_run(run, data, resamples=_RESAMPLES, sensitivity=False, progress=False)
+        scores: dict[str, dict[str, Any]] = {}
+        for test, by_source in found["scores"].items():
+            scores[test] = {name: by_source[""][name] for name in ("auc", "accuracy")}
+            scores[test]["background"] = found["background_attention"].get(test)
+        return {"scores": scores, "moved": {} if cell.setting == OWN else _moved(run, data)}
+
+    @classmethod
+    def columns(cls, results: Sequence[Result]) -> list[Column]:
+        """AUC on each test of the first result, and the relevance in the background, in the mean of the tests."""
+        moved = [Column(f"{who}, moved", ("moved", who, "distance"), 100) for who in results[0].moved]
+        return [
+            *(Column(test.replace(", marks", ","), ("scores", test, "auc"), digits=3) for test in results[0].scores),
+            Column("relevance outside the lungs", ("scores", "*", "background"), 100, 0, " %"),
+            *moved,
+        ]
+
+
+def _moved(run: Run, data: RunData) -> dict[str, dict[str, float]]:
+    """What swapped marks do to the decisions, of each group of patients."""
+    found = {}
+    for who in _PATIENTS:
+        before, after = (data.tests[f"{who}, marks {marks}"] for marks in ("as in training", "swapped"))
+        found[who] = blind_spot(
+            run.model,
+            before,
+            after,
+            eps=run.config.network.eps,
+            input_range=run.config.data.pixel_range,
+            max_images=_MOVED_IMAGES,
+            batch_size=batch_size_of(run),
+        )._asdict()
+    return found
 
 
 PRESETS: Mapping[str, XrayConfig] = {
     "full": XrayConfig(),
     "quick": XrayConfig(
         folder="runs/xray-quick",
-        images="data/xray-quick",
-        train=1200,
-        validation=120,
-        test=200,
-        pixels=112,
+        rendering=RenderConfig(images="data/xray-quick", train=1200, validation=120, test=200, pixels=112),
         size=64,
         warmup=12,
         epochs=10,
         seeds=(0,),
     ),
 }
-
-
-class Method(NamedTuple):
-    """A way to train: variant, whether the background is noise at first or throughout, and whether on images without marks."""
-
-    variant: str
-    warm: bool = False
-    noise: bool = False
-    unmarked: bool = False
-
-
-METHODS: Mapping[str, Method] = {
-    "trained without marks": Method("standard", unmarked=True),
-    "standard": Method("standard"),
-    "control (warm-up, then standard)": Method("standard", warm=True),
-    "background noise": Method("standard", warm=True, noise=True),
-    "selective": Method("selective", warm=True),
-    "stochastic": Method("stochastic", warm=True),
-    "dual": Method("dual", warm=True),
-}
-
-
-class Job(NamedTuple):
-    """One training: its method's name, or that of the shared warm-up, and its seed."""
-
-    method: str
-    seed: int
-
-
-def run_experiment(config: XrayConfig, *, processes: int = 2, progress: bool = True) -> list[dict[str, Any]]:
-    """Renders, trains and scores what is missing; writes ``table.md``, ``seeds.md`` (every seed by itself) and ``results.json``.
-
-    Args:
-        config: The experiment.
-        processes: Trainings at a time, each with one thread.
-        progress: Show progress bars.
-
-    Returns:
-        Per seed and method ``{"method", "seed", "tests": {split: {"auc": {value, low, high}, "background": share}}}``.
-
-    Raises:
-        DataError: the CTs or the user's images cannot be used.
-        ValueError: unknown methods.
-        CheckpointError: the folder holds runs with other settings.
-    """
-    methods = trainings.chosen(METHODS, config.methods)
-    if config.data is None:
-        for seed in config.seeds:
-            render_images(config, seed, processes=processes, progress=progress)
-    else:  # the user's training images are not available without marks
-        methods = {name: method for name, method in methods.items() if not method.unmarked}
-    wanted = [Job(name, seed) for seed in config.seeds for name in methods]
-    missing = [job for job in wanted if not _finished(config, job)]
-    warm = [job for job in missing if METHODS[job.method].warm]
-    shared = [Job(_WARMUP, seed) for seed in dict.fromkeys(job.seed for job in warm)]
-    alone = [job for job in missing if not METHODS[job.method].warm]
-    # Methods with a warm-up continue from one that they share.
-    for jobs in (shared + alone, warm):
-        trainings.train_missing(
-            train_method, config, jobs, lambda job: _finished(config, job), processes=processes, progress=progress
-        )
-    rows = [_row(config, job) for job in wanted]
-    write_json(Path(config.folder) / "results.json", rows)
-    write_text(Path(config.folder) / "table.md", table(rows))
-    write_text(Path(config.folder) / "seeds.md", table_of_seeds(rows))
-    return rows
-
-
-def run_config(config: XrayConfig, job: Job) -> RunConfig:
-    """The settings of a method's run, or of the warm-up that several share."""
-    name, seed = job
-    method = METHODS.get(name, Method("standard", warm=True))
-    warmup = config.warmup if method.warm else 0
-    path = Path(config.data or images_folder(config, seed) / (UNMARKED if method.unmarked else MANIFEST))
-    data = ImagesConfig(
-        str(path), size=(config.size, config.size), channels=1, augment={"flip": 0.5, "shift": 0.04 * config.size}
-    )
-    run = RunConfig(data=with_classes(data), network=trainings.NARROW_RESNET, name=name).replaced(
-        variant=method.variant,
-        epochs=0 if name == _WARMUP else config.warmup + config.epochs - warmup,
-        warmup=warmup,
-        warmup_background=config.warmup_background if warmup else "noise",  # another one leaves plain runs valid
-        keep_replacing=method.noise,
-        batch_size=config.batch_size,
-        lr=config.lr,
-        lr_rampup=2.0,
-        lr_after_warmup=1.0,
-        lr_schedule="cosine",
-        monitor=None,
-        seed=seed,
-    )
-    if not run.is_isnet:
-        return run
-    # Only where they matter: another P leaves the plain networks valid.
-    p = config.dual_p if method.variant == "dual" else config.p
-    return run.replaced(p=p, heatmap_every=config.heatmap_every, tune=1)
-
-
-def train_method(config: XrayConfig, job: Job) -> None:
-    """Trains one method and scores it, or trains the shared warm-up, which must be there before the methods that continue from it."""
-    torch.set_num_threads(1)
-    folder, settings = _folder(config, job), run_config(config, job)
-    if job.method != _WARMUP and METHODS[job.method].warm:
-        branch_run(folder, _folder(config, Job(_WARMUP, job.seed)))
-    train_run(folder, settings, resume=True, progress=False)
-    if job.method != _WARMUP:
-        evaluate_run(load_run(folder), resamples=_RESAMPLES, sensitivity=False, progress=False)
-
-
-def _finished(config: XrayConfig, job: Job) -> bool:
-    """Whether a training has its scores.
-
-    Raises:
-        CheckpointError: those are of a run with other settings.
-    """
-    folder = _folder(config, job)
-    if load_evaluation(folder) is None:  # the warm-up has none: it is resumed, which does nothing if it is complete
-        return False
-    require_same_run(folder, run_config(config, job))
-    return True
-
-
-def _folder(config: XrayConfig, job: Job) -> Path:
-    name = job.method.replace(" ", "-").replace(",", "").replace("(", "").replace(")", "")
-    return Path(config.folder) / f"seed-{job.seed}" / name
-
-
-def _row(config: XrayConfig, job: Job) -> dict[str, Any]:
-    found = load_evaluation(_folder(config, job))
-    assert found is not None
-    tests = {
-        test: {"auc": scores[""]["auc"], "background": found["background_attention"].get(test)}
-        for test, scores in found["scores"].items()
-    }
-    return {**job._asdict(), "tests": tests}
-
-
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Area under the ROC curve per method and test, and the share of relevance in the background, in Markdown.
-
-    Of several seeds mean ± standard deviation; of one the value with its interval.
-    """
-    if len({row["seed"] for row in rows}) == 1:
-        return table_of_seeds(rows)
-    lines = _head(rows, "method")
-    for name in dict.fromkeys(row["method"] for row in rows):
-        found = [row for row in rows if row["method"] == name]
-        cells = [_spread([row["tests"][test]["auc"]["value"] for row in found], 3) for test in rows[0]["tests"]]
-        lines.append(f"| {name} | {' | '.join(cells)} | {_spread([_background(row) for row in found], 0)} % |")
-    return "\n".join(lines) + "\n"
-
-
-def table_of_seeds(rows: Sequence[Mapping[str, Any]]) -> str:
-    """As :func:`table`, each seed by itself, each value with its 95 % interval."""
-    several = len({row["seed"] for row in rows}) > 1
-    lines = _head(rows, "method, seed" if several else "method")
-    for row in rows:
-        name = f"{row['method']}, {row['seed']}" if several else row["method"]
-        cells = []
-        for scores in row["tests"].values():
-            auc = scores["auc"]
-            interval = "" if auc["low"] is None else f" [{auc['low']:.3f}, {auc['high']:.3f}]"
-            cells.append("-" if auc["value"] is None else f"{auc['value']:.3f}{interval}")
-        share = _background(row)
-        lines.append(f"| {name} | {' | '.join(cells)} | {'-' if share is None else f'{share:.0f}'} % |")
-    return "\n".join(lines) + "\n"
-
-
-def _head(rows: Sequence[Mapping[str, Any]], first: str) -> list[str]:
-    tests = list(rows[0]["tests"])
-    return [
-        f"| {first} | {' | '.join(tests)} | relevance outside the lungs |",
-        f"| --- |{' ---: |' * (len(tests) + 1)}",
-    ]
-
-
-def _background(row: Mapping[str, Any]) -> float | None:
-    """In per cent, mean of the tests; None if there is one without masks."""
-    shares = [scores["background"] for scores in row["tests"].values()]
-    return None if None in shares else 100 * statistics.fmean(shares)
-
-
-def _spread(values: Sequence[float | None], digits: int) -> str:
-    """Mean ± standard deviation; a dash where a test of a single class has no AUC."""
-    known = [value for value in values if value is not None]
-    if len(known) < len(values):
-        return "-"
-    return f"{statistics.fmean(known):.{digits}f} ± {statistics.stdev(known):.{digits}f}"
 
 
 def preset(name: str, **changes: Any) -> XrayConfig:

