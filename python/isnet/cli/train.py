@@ -88,13 +88,15 @@ def _prepared(request: Request, world: World, device: str) -> tuple[RunConfig, R
     config = request.config
     if request.resume and (request.run / CONFIG_NAME).exists():
         require_data(request.run, config)
-    auto = config.network.variant == AUTO
+    auto = config.network.variant == AUTO and config.distill.teacher is None
     find(config.network.arch)  # before the images are read
     config = settled(config)
     require_use(config, request.typed)
     require_room(request.run, config, resume=request.resume, overwrite=request.overwrite)
     if world.is_main and not request.quiet:
         say(f"Device: {device_text(device)}")
+        if config.distill.teacher is not None:
+            say(f"Student: {config.kind}")
         if auto:
             why = (
                 "training images have masks"
