@@ -118,7 +118,7 @@ def load_coloured(
     """The data sets, fetched if needed, as in :func:`isnet.runs.load_data`. Validation digits have the bias of the training digits."""
     mnist = load_mnist(config.folder, progress=progress)
 
-    def drawn(labels: Sequence[Any], size: int | None, stream: int) -> npt.NDArray[np.int64]:
+    def drawn(labels: npt.NDArray[np.uint8], size: int | None, stream: int) -> npt.NDArray[np.int64]:
         return np.random.default_rng([seed, stream]).permutation(len(labels))[:size]
 
     rows = drawn(mnist.train_labels, config.train_size, 0)
