@@ -192,10 +192,15 @@ def test_refuses_in_one_line(more: list[str], text: str, taught: tuple[Path, Pat
     assert not (tmp_path / "run" / "config.json").exists()
 
 
-def test_a_teacher_whose_code_is_not_trusted_is_not_run(taught: tuple[Path, Path], tmp_path: Path) -> None:
-    options = ["--arch", "test_isnet_distill_runs:Wide", "--channels", "1", "--size", SIDE, "--epochs", "1"]
-    told = invoke("train", tmp_path / "run", "--data", taught[0], *options, "--teacher", taught[1], code=1)
+def test_a_teacher_whose_code_is_not_trusted_is_not_run(
+    taught: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("ISNET_TRUST")
+    arch = ["--arch", "test_isnet_distill_runs:Wide", "--channels", "1", "--size", SIDE]
+    options = ["--data", taught[0], *arch, "--teacher", taught[1], "--epochs", "1", "--batch-size", "8"]
+    told = invoke("train", tmp_path / "run", *options, code=1)
     assert "network.arch names 'test_isnet_own_images:Tiny'" in told and "--trust test_isnet_own_images:Tiny" in told
+    invoke("train", tmp_path / "run", *options, "--trust", "test_isnet_own_images:Tiny", "--dry-run")
 
 
 def test_settings_of_before_there_were_teachers_are_read() -> None:

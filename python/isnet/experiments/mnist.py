@@ -59,6 +59,13 @@ METHODS: Mapping[str, Method] = {
     "selective with background swap, K = 4": Method({**_LAZY_SWAP, "keep_replacing": True}, warm=True),
     "dual after swap warm-up": Method({**_SWAP, "variant": "dual"}, warm=True),
     "dual with background swap": Method({**_SWAP, "variant": "dual", "keep_replacing": True}, warm=True),
+    # Students see whole images; their teacher sees digits on black, as it was trained.
+    **{
+        f"{distill} of the segmented network": Method(
+            {"distill": distill, "view": "zeros"}, after="segmentation, then classification", handed="teacher"
+        )
+        for distill in ("maps", "logits", "features")
+    },
 }
 
 

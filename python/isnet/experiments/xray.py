@@ -48,6 +48,14 @@ METHODS: Mapping[str, Method] = {
     "selective with background swap, P = 0.2": Method(
         {**_SWAP_KEPT, "variant": "selective", "p": 0.2}, warm=True, after="swap warm-up"
     ),
+    "lungs alone": Method(rival="segmented"),
+    # Students see whole radiographs, their teacher the lungs alone, as it was trained.
+    **{
+        f"{distill} of lungs alone": Method(
+            {"distill": distill, "view": "zeros"}, after="lungs alone", handed="teacher"
+        )
+        for distill in ("maps", "logits", "features")
+    },
 }
 
 
@@ -202,6 +210,7 @@ PRESETS: Mapping[str, XrayConfig] = {
         warmup=12,
         epochs=10,
         seeds=(0,),
+        methods=tuple(name for name, method in METHODS.items() if method.scored and "lungs alone" not in name),
     ),
 }
 
