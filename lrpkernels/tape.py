@@ -21,6 +21,7 @@ from .engine.own_pass import unchanged
 from .engine.places import ModuleCall, Place, values_at
 from .engine.recorder import Recording, RecordingMode
 from .engine.replay import StaticCalls, TracingMode
+from .engine.sharding import gather_in_backward, gathered, refuse_unreadable
 from .engine.target import Target
 from .engine.verified import Check
 from .errors import UnusedInputError, VerificationError
@@ -162,8 +163,10 @@ class Tape:
             target, as_composite(composite), at, output, start, conditions, exclude_parallel, memory_budget, release
         )
         self._released = release
-        with outside_inference_mode():
-            return relevance(self._recording, self._fuse, self.output, asked)
+        with outside_inference_mode(), gathered(self.model):
+            found = relevance(self._recording, self._fuse, self.output, asked)
+        gather_in_backward(self.model, found)
+        return found
 
     def clear(self) -> None:
         """Release every recorded tensor, now and not when Python's garbage collector comes round."""
@@ -225,6 +228,7 @@ def record(
         ValueError: ``static`` belongs to another model.
     """
     inputs, names = checked(model, x, kwargs)
+    refuse_unreadable(model, static is not None)
     with outside_inference_mode():
         if check is not False:
             verified.ensure(model, inputs, kwargs, take, check, static is not None, names)

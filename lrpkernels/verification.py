@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .engine.locate import Departure
 from .engine.own_pass import unchanged
+from .engine.sharding import is_sharded
 from .engine.tape_pass import walked_back, walking
 from .engine.target import Target, select_logits, start
 from .engine.verified import on_few_images
@@ -99,6 +100,8 @@ def verify(
     Source: docs/verify.md.
     """
     inputs, names = checked(model, x, kwargs)
+    if is_sharded(model):
+        raise ValueError("model: fully_shard has sharded it, and its weights are not all there; verify it before that")
     found = on_few_images(model, inputs, kwargs, take, static, names)
     with unchanged(model, inputs[0].device), torch.no_grad(), record(model, x, check=False, **kwargs) as tape:
         logits = select_logits(tape.output, output)

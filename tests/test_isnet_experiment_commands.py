@@ -86,4 +86,4 @@ def test_what_is_left_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     result = invoke("mnist", "--hours", "0.00003", "--processes", "1")
     assert "1 of 2 cells are left" in result.output and "| land | plain | 1 | 50.0 |" in result.output
     result = invoke("mnist")
-    assert "| water | plain | 1 | 50.0 |" in result.output and "left" not in result.output
+    assert "| water | plain | 1 | 50.0 |" in result.output and "are left" not in result.output

@@ -6,6 +6,7 @@ functional calls, modules that are used twice and in-place activations work, and
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from threading import get_ident
@@ -33,6 +34,7 @@ from .liveness import Kept, Liveness
 from .overloads import public
 from .places import ModuleCall
 from .recompute import without_saving
+from .sharding import marks_post_backward
 from .writes import writes_to
 
 is_grad_enabled = torch.is_grad_enabled  # saves a lookup for every operation
@@ -88,6 +90,7 @@ class Recording:
         self.constants: list[tuple[Tensor, nn.Module]] = []
         self.aliases = Aliases()
         self._dtype, self._complex = self.inputs[0].dtype, False
+        self._names: list[weakref.ref[Tensor]] = []  # further tensors that stand for a value
 
     # -- what recorders ask ------------------------------------------------------------------------------------------------------
 
@@ -217,6 +220,8 @@ class Recording:
                 # inside is recorded, so the relevance pass needs the inner tensors' gradients, too.
                 with torch.enable_grad():
                     return self._dispatch(func, args, kwargs)
+            if func is Tensor.view_as and marks_post_backward():
+                return self._renamed(*args)
             return self._dispatch(func, args, kwargs, self.without_history)
         return self._dispatch(func, args, kwargs)
 
@@ -244,6 +249,15 @@ class Recording:
             return record(self, func, args, kwargs)
         except _ComplexError:  # the rules are those of real numbers
             return self.unknown(func, args, kwargs)
+
+    def _renamed(self, tensor: Tensor, _: Tensor) -> Tensor:
+        """The tensor under another name, which stands for the same value."""
+        out, value = tensor.view_as(tensor), self.value(tensor)
+        if value is not None:
+            key, pop = id(out), self.values.pop
+            self.values[key] = value
+            self._names.append(weakref.ref(out, lambda _: pop(key, None)))
+        return out
 
     def without_history(self, func: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """A part of the model that runs without gradients: what it reads is constant for them, in the relevance pass, too."""

@@ -195,7 +195,8 @@ def _one_hot(index: Tensor, logits: Tensor) -> Tensor:
 def _from_callable(target: Callable[[Tensor], Tensor], logits: Tensor) -> Tensor:
     keep = torch.is_grad_enabled() and logits.requires_grad
     with torch.enable_grad():
-        source = logits if keep else logits.detach().requires_grad_()
+        # An alias: hooks on the logits (FSDP has one) are for the gradients of a training step.
+        source = logits.view_as(logits) if keep else logits.detach().requires_grad_()
         score = target(source)
         if not isinstance(score, Tensor) or score.shape != logits.shape[:1]:
             got = tuple(score.shape) if isinstance(score, Tensor) else type(score).__name__

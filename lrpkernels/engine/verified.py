@@ -19,6 +19,7 @@ from ..layers.registry import leaves, map_leaves
 from .adapters import FromEmbeddings, of_positional_numbers
 from .locate import Departure
 from .own_pass import Inputs, copy_of
+from .sharding import is_sharded
 from .tape_pass import Taken
 from .verify import Checked, check
 
@@ -26,7 +27,7 @@ Check = bool | Literal["always"]
 # Images that a check takes: two, since a model may squeeze a batch of one; in training mode enough for batch statistics.
 _IMAGES, _IMAGES_IN_TRAINING = 2, 8
 _SIZES = 16  # of one kind of input, for example lengths of a text; further ones are taken as verified
-_COMMUNICATES = ("SyncBatchNorm", "DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule")
+_COMMUNICATES = ("SyncBatchNorm", "DistributedDataParallel")
 
 
 class _Known:
@@ -81,8 +82,9 @@ def ensure(
     done = known.sizes.setdefault(kind, set())
     if how is True and (sizes in done or len(done) >= _SIZES):
         return
-    if any(type(module).__name__ in _COMMUNICATES for module in modules) and _is_distributed():
-        return  # its processes would wait for each other
+    communicates = _is_distributed() and any(type(module).__name__ in _COMMUNICATES for module in modules)
+    if communicates or is_sharded(model):
+        return  # its processes would wait for each other, or weights that are compared have been freed
     found = on_few_images(model, inputs, kwargs, take, static, names)
     if found.departures:
         raise VerificationError(

@@ -30,6 +30,12 @@ class ISNetOutput:
     heatmaps: dict[str, Tensor] = field(default_factory=dict)
 
 
+# DistributedDataParallel follows the tensors in what a module returns, with static_graph on pain of averaging nothing in its first step.
+torch.utils._pytree.register_pytree_node(
+    ISNetOutput, lambda out: ([out.logits, out.heatmaps], None), lambda parts, _: ISNetOutput(*parts)
+)
+
+
 class ISNet(nn.Module):
     """A classifier whose training can penalise relevance outside the foreground.
 

@@ -213,8 +213,9 @@ def train_cell(experiment: Experiment, cell: Cell) -> None:
     before = _before(experiment, cell)
     folder = None if before is None else experiment.run_folder(before)
     found = experiment.run_cell(cell, experiment.run_folder(cell), folder)
-    result = Result(experiment=experiment.name, **cell._asdict(), **_identity(experiment, cell), code=code, **found)
-    write_json(_path(experiment, cell), result.model_dump(mode="json"))
+    head = {"experiment": experiment.name, **cell._asdict()}
+    result = Result(**head, **found, **_identity(experiment, cell), code=code)
+    write_json(_path(experiment, cell), {**head, **result.model_dump(mode="json")})
 
 
 def finished(experiment: Experiment, cell: Cell) -> Result | None:

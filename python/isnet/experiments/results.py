@@ -14,18 +14,17 @@ from isnet.experiments.xray import XrayConfig
 
 # A new experiment's class comes here.
 EXPERIMENTS: Mapping[str, type[Experiment]] = {kind.name: kind for kind in (MNISTConfig, XrayConfig)}
-_PLACE = re.compile(
-    r"(<!-- results: (?P<name>[\w.-]+)(?P<by_seed> by seed)? -->\n).*?(?=<!-- end of results -->)", re.DOTALL
-)
+_BEGIN, _END = r"^(<!-- results: ([\w.-]+)( by seed)? -->\n)", r"(?=^<!-- end of results -->$)"
+_PLACE = re.compile(rf"{_BEGIN}(?:(?!<!-- ).)*?{_END}", re.DOTALL | re.MULTILINE)
 
 
 def read_results(folder: Path) -> list[Result]:
-    """The cells in a folder, in the order of the tables: as the experiment lists its methods, then by name; settings by name.
+    """The cells in a folder that have scores, in the order of the tables: settings by name, methods as the experiment lists them.
 
     Raises:
         ValueError: none, a file that cannot be read, an unknown experiment, or several in one folder.
     """
-    results = [read_result(path) for path in sorted(folder.glob("*.json"))]
+    results = [result for path in sorted(folder.glob("*.json")) if (result := read_result(path)).scores]
     names = {result.experiment for result in results}
     if len(names) != 1 or not names <= EXPERIMENTS.keys():
         told = ", ".join(sorted(names)) or "none"
@@ -56,13 +55,17 @@ def with_tables(page: str, folder: Path) -> str:
         folder: With a folder NAME of cells for each.
 
     Raises:
-        ValueError: cells that cannot be read, or a folder of cells that the page does not show.
+        ValueError: cells that cannot be read, a folder of cells that the page does not show, or a place without its end.
     """
 
     def made(found: re.Match[str]) -> str:
-        return found[1] + results_text(read_results(folder / found["name"]), by_seed=bool(found["by_seed"]))
+        return found[1] + results_text(read_results(folder / found[2]), by_seed=bool(found[3]))
 
-    unused = {path.name for path in folder.iterdir() if path.is_dir()} - {m["name"] for m in _PLACE.finditer(page)}
+    places = [found[2] for found in _PLACE.finditer(page)]
+    begun = [found[2] for found in re.finditer(_BEGIN, page, re.MULTILINE)]
+    if places != begun:
+        raise ValueError(f"the page has {len(begun)} places for results, of which {len(places)} have an end of results")
+    unused = {path.name for path in folder.glob("*") if path.is_dir()} - {*places}
     if unused:
         raise ValueError(f"{folder}: the page has no place (<!-- results: NAME -->) for {', '.join(sorted(unused))}")
     return _PLACE.sub(made, page)
