@@ -7,13 +7,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from isnet.experiments.cells import Result, read_result
+from isnet.experiments.coloured import ColouredExperiment
 from isnet.experiments.grid import Experiment
 from isnet.experiments.grid_tables import table
 from isnet.experiments.mnist import MNISTConfig
 from isnet.experiments.xray import XrayConfig
 
 # A new experiment's class comes here.
-EXPERIMENTS: Mapping[str, type[Experiment]] = {kind.name: kind for kind in (MNISTConfig, XrayConfig)}
+EXPERIMENTS: Mapping[str, type[Experiment]] = {
+    kind.name: kind for kind in (MNISTConfig, ColouredExperiment, XrayConfig)
+}
 _BEGIN, _END = r"^(<!-- results: ([\w.-]+)( by seed)? -->\n)", r"(?=^<!-- end of results -->$)"
 _PLACE = re.compile(rf"{_BEGIN}(?:(?!<!-- ).)*?{_END}", re.DOTALL | re.MULTILINE)
 
