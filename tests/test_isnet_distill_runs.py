@@ -208,3 +208,22 @@ def test_settings_of_before_there_were_teachers_are_read() -> None:
     del values["distill"]
     assert RunConfig.from_json(values).distill.teacher is None
     assert TrainConfig.of(lr=1.0).train.lr == 1.0
+
+
+@pytest.mark.parametrize("distill", ["maps", "features"])
+def test_ddp_gets_a_gradient_of_each_parameter(distill: str, taught: tuple[Path, Path], tmp_path: Path) -> None:
+    """A map has none for the last bias, features have none for the whole head."""
+    settings = config(taught, distill=distill, head="free")
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        distilled = Distilled(Tiny(), Tiny(), head="free", match=settings.distill.distill, generator=torch.Generator())
+        learner = Learner(
+            distilled, settings, World(), 2, criterion=None, classification_loss=nn.functional.cross_entropy,
+            input_range=(0, 1), observer=None, run_dir=None,
+        )  # fmt: skip
+        learner.shared = nn.parallel.DistributedDataParallel(distilled)
+        part = (torch.rand(8, 1, SIDE, SIDE), torch.zeros(8).long(), torch.ones(8, 1, SIDE, SIDE))
+        for _ in range(3):
+            assert learner.take_step([part]).heatmap
+    finally:
+        torch.distributed.destroy_process_group()

@@ -76,5 +76,9 @@ def test_every_method_gives_a_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     run = load_run(tmp_path / "runs" / "colour_maps_0")
     teacher = load_run(tmp_path / "runs" / "colour_teacher-digits-in-any-colour_0")
     assert run.config.distill.teacher == str(teacher.folder)
+    assert (run.config.train.seed, teacher.config.train.seed) == (
+        1000,
+        0,
+    )  # other weights to begin with, the same digits
     assert torch.equal(run.model.fc.weight, teacher.model.fc.weight)  # type: ignore[union-attr, arg-type]
     assert run_grid(config, processes=1, progress=False)[0] == results

@@ -9,12 +9,12 @@ from typing import Any, ClassVar, cast
 from isnet.config import RunConfig, ScheduleConfig
 from isnet.experiments import trainings
 from isnet.experiments.cells import Cell, Method, Result
-from isnet.experiments.coloured_mnist import TESTS, ColouredConfig, Colours
+from isnet.experiments.coloured_mnist import TESTS, ColouredConfig, Colours, load_coloured
 from isnet.experiments.grid import Experiment
 from isnet.experiments.grid_tables import Column
 from isnet.experiments.mnist_files import load_mnist
 from isnet.experiments.trainings import NARROW_RESNET
-from isnet.runs import Run, RunData, load_run_data
+from isnet.runs import Run, RunData
 from isnet.scoring.evaluation import accuracy
 
 _TEACHER = "teacher (digits in any colour)"
@@ -90,13 +90,14 @@ class ColouredExperiment(Experiment):
             "channels_last": True,
             "lr": 2e-3,
             "lr_schedule": "cosine",
-            "seed": cell.seed,
+            "seed": method.training_seed(cell),
         }
         return base.replaced(**{**options, **method.options})
 
     def data(self, cell: Cell, run: RunConfig) -> RunData:
         """As :func:`isnet.experiments.coloured_mnist.load_coloured` makes them."""
-        return load_run_data(run, progress=False)
+        assert isinstance(run.data, ColouredConfig)
+        return load_coloured(run.data, seed=cell.seed, progress=False)
 
     def score(self, cell: Cell, run: Run, data: RunData) -> dict[str, Any]:
         """Accuracy on each test."""

@@ -137,7 +137,7 @@ class MNISTConfig(Experiment):
             "channels_last": True,
             "lr_after_warmup": 1.0,
             "lr_schedule": "cosine",
-            "seed": cell.seed,
+            "seed": method.training_seed(cell),
         }
         return digits_run(data, cell.method, **{**options, **method.options})
 
@@ -145,7 +145,7 @@ class MNISTConfig(Experiment):
         """Biased training images, except for the methods that see others; nothing to choose a checkpoint by."""
         assert isinstance(run.data, DigitsConfig)
         bias = cast(Bias, METHODS[cell.method].images or "biased")
-        data = load_digits(run.data, seed=run.train.seed, progress=False, train_bias=bias)
+        data = load_digits(run.data, seed=cell.seed, progress=False, train_bias=bias)
         return data._replace(validation={})
 
     def score(self, cell: Cell, run: Run, data: RunData) -> dict[str, Any]:

@@ -150,7 +150,7 @@ class XrayConfig(Experiment):
             "lr_after_warmup": 1.0,
             "lr_schedule": "cosine",
             "monitor": None,
-            "seed": cell.seed,
+            "seed": method.training_seed(cell),
         }
         run = RunConfig(data=data, network=trainings.NARROW_RESNET, name=cell.method)
         run = run.replaced(**{**options, **method.options})
