@@ -20,7 +20,6 @@ from toy_grid import Toy, in_threads
 from isnet.experiments import code_version
 from isnet.experiments.cells import Cell, Method, Scores
 from isnet.experiments.grid import finished, run_grid, train_cell
-from isnet.experiments.grid_tables import table
 from isnet.experiments.trainings import TrainingsError
 from isnet.training.checkpoints import CheckpointError
 
@@ -57,7 +56,7 @@ def test_what_is_missing_is_trained_and_what_it_comes_after_before(toy: Toy) -> 
     ]
     assert len(said) == 4 * 5
     text = (Path(toy.folder) / "table.md").read_text()
-    assert text == table(results, Toy.columns(results)) and "| land | plain | 2 | 60.0 ± 14.1 |" in text
+    assert text == Toy.table(results) and "| land | plain | 2 | 60.0 ± 14.1 |" in text
     assert "| water | taught | 2 | 70.0 |" in (Path(toy.folder) / "seeds.md").read_text()
     assert run_grid(toy, processes=1, progress=False) == (results, 0) and not toy.said()
 
@@ -126,6 +125,10 @@ def test_a_cell_that_fails_stops_only_what_waits_for_it(toy: Toy) -> None:
     ):
         run_grid(broken, processes=1, progress=False)
     assert trained(broken) == ["land, plain, seed 0", "land, warm-up, seed 0"]
+    many = dataclasses.replace(toy, broken="plain", methods=("plain",), seeds=(3, 4))
+    with pytest.raises(TrainingsError, match=r"^4 of 4 trainings failed: (.*no convergence; ){3}and 1 more$"):
+        run_grid(many, processes=1, progress=False)
+    toy.said()
     assert finished(broken, Cell("land", "plain", 0)) is not None
     run_grid(dataclasses.replace(broken, broken=""), processes=1, progress=False)
     assert trained(broken) == [f"land, {name}, seed 0" for name in ("warm-up", "guarded", "taught")]
@@ -138,6 +141,14 @@ def test_results_of_other_settings_are_refused(toy: Toy) -> None:
             CheckpointError, match=rf"land_plain_0.json is of other settings \({text}\); choose another"
         ):
             run_grid(dataclasses.replace(toy, **change), processes=1, progress=False)  # type: ignore[arg-type]
+    # So is what a cell came after, if that is still there.
+    teacher = Path(toy.folder) / "cells" / "land_warm-up_0.json"
+    teacher.write_text(teacher.read_text().replace('"size": 3', '"size": 5'))
+    with pytest.raises(CheckpointError, match=r"land_warm-up_0\.json is of other settings"):
+        run_grid(toy, processes=1, progress=False)
+    teacher.unlink()
+    run_grid(toy, processes=1, progress=False)
+    assert not teacher.exists()
     # Where things lie may change; an option that is newer than the cell has its default there.
     path = Path(toy.folder) / "cells" / "land_plain_0.json"
     stored = json.loads(path.read_text())
@@ -152,6 +163,8 @@ def test_results_of_other_settings_are_refused(toy: Toy) -> None:
         (lambda stored: "{", "no JSON"),
         (lambda stored: "[]", "valid dictionary"),
         (lambda stored: json.dumps({**stored, "steps": -3}), "steps: Input should be greater than or equal to 0"),
+        (lambda stored: json.dumps({**stored, "seed": 1}), "of another cell (toy: land, plain, seed 1)"),
+        (lambda stored: json.dumps({**stored, "experiment": "mnist"}), "of another cell (mnist: land"),
         (lambda stored: json.dumps({**stored, "blind": 3}), "blind: Extra inputs are not permitted"),
         (lambda stored: json.dumps({**stored, "settings": {"train": {"lrr": 3}}}), "train.lrr: no such option"),
         (lambda stored: json.dumps({**stored, "settings": {"heatmap": {}}}), "an older version's"),
@@ -179,6 +192,15 @@ def test_grids_that_cannot_be_run(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> 
     ):
         with pytest.raises(ValueError, match=text):
             dataclasses.replace(toy, **change)
+    for how, text in (
+        ({"hours": float("nan")}, "hours: expected a number >= 0, got nan"),
+        ({"processes": 0}, "processes"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            run_grid(toy, progress=False, **how)  # type: ignore[arg-type]
+    (Path(toy.folder).parent / "file").touch()
+    with pytest.raises(OSError, match=r"folder \(--out\): .*file.* cannot be written"):
+        run_grid(dataclasses.replace(toy, folder=str(Path(toy.folder).parent / "file")), progress=False)
     for name, method, text in (
         ("odd", Method({"learning_rate": 3}), "learning_rate: no such option"),
         ("odd", Method({"heatmap_every": 0}), "heatmap_every: expected >= 1, got 0"),

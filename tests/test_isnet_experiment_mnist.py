@@ -16,7 +16,6 @@ from isnet.experiments.baselines import RIVALS, Altered
 from isnet.experiments.biased_mnist import BiasedMNIST
 from isnet.experiments.cells import Cell
 from isnet.experiments.grid import finished, run_grid, train_cell
-from isnet.experiments.grid_tables import table
 from isnet.runs import RunData
 
 
@@ -58,7 +57,7 @@ def test_every_method_gives_a_cell(digits: None, tmp_path: Path, monkeypatch: py
             assert all(0 <= value <= 1 for value in scores.values())  # type: ignore[operator]
         assert 0 <= result.moved["deceiving"]["score"] <= result.moved["deceiving"]["distance"] <= 1
         assert result.cpu_seconds > 0 and result.steps == 2 * (128 // 40)
-    text = table(results, mnist.MNISTConfig.columns(results))
+    text = mnist.MNISTConfig.table(results)
     assert len(text.splitlines()) == 2 + len(cells) and "| place | segmentation, then classification | 1 |" in text
     assert next(line for line in text.splitlines() if "| standard |" in line).endswith("| 1.00 |")
     assert text == (tmp_path / "table.md").read_text()

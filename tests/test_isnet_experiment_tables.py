@@ -1,4 +1,4 @@
-"""Tables of results: what they show, and that those of docs/experiments.md are made from the cells in docs/results."""
+"""Tables of results: what they show, and that those of the documentation are made from the cells in docs/results."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from isnet.experiments import results
 from isnet.experiments.cells import Result
 from isnet.experiments.grid import run_grid
 from isnet.experiments.grid_tables import Column, table
-from isnet.experiments.results import read_results, results_text, with_tables
+from isnet.experiments.results import current_pages, read_results, results_text, with_tables
 
 ROOT = Path(__file__).resolve().parents[1]
 KEPT = ROOT / "docs" / "results"
@@ -37,16 +37,24 @@ def test_a_column_shows_means_deviations_intervals_and_dashes() -> None:
     auc = Column("AUC", ("scores", "one", "auc"), digits=3)
     share = Column("share", ("scores", "*", "share"), 100, 0, " %")
     three = [result(seed=n, **scored(value)) for n, value in enumerate((0.7, 0.8, 0.9))]
-    assert auc.text(three, []) == "0.800 ± 0.100" and share.text(three, []) == "50 ± 0 %"
+    assert (
+        auc.text([[one] for one in three], []) == "0.800 ± 0.100"
+        and share.text([[one] for one in three], []) == "50 ± 0 %"
+    )
     one = result(**scored({"value": 0.7, "low": 0.61, "high": 0.8}))
-    assert auc.text([one], []) == "0.700 [0.610, 0.800]" and auc.text([one, three[2]], []) == "0.800 ± 0.141"
-    assert auc.text([result(**scored(None))], []) == "-" and auc.text([three[0], result(**scored(None))], []) == "-"
-    assert share.text([result(**scored(0.5, None))], []) == "-" and auc.text([result()], []) == "-"
-    assert Column("?", ("scores", "one", "auc", "x"), 1).text([three[0]], []) == "-"
+    assert auc.text([[one]], []) == "0.700 [0.610, 0.800]" and auc.text([[one], [three[2]]], []) == "0.800 ± 0.141"
+    assert (
+        auc.text([[result(**scored(None))]], []) == "-" and auc.text([[three[0]], [result(**scored(None))]], []) == "-"
+    )
+    assert share.text([[result(**scored(0.5, None))]], []) == "-" and auc.text([[result()]], []) == "-"
+    assert Column("?", ("scores", "one", "auc", "x"), 1).text([[three[0]]], []) == "-"
+    # Of each seed the mean of its results counts.
+    assert auc.text([[three[0], three[1]], [three[2], three[1]]], []) == "0.800 ± 0.071"
+    assert auc.text([[one, three[2]]], []) == "0.800" and auc.text([[one, result()]], []) == "-"
     cost = Column("cost", ("cost",), digits=2, relative_to="plain")
-    dear = [result("dear", cpu_seconds=9), result("dear", 1, cpu_seconds=15)]
+    dear = [[result("dear", cpu_seconds=9)], [result("dear", 1, cpu_seconds=15)]]
     assert cost.text(dear, [result(), result(seed=1)]) == "4.00" and cost.text(dear, []) == "-"
-    assert cost.text([result(steps=0)], [result()]) == "-"
+    assert cost.text([[result(steps=0)]], [result()]) == "-"
 
 
 def test_a_table_has_a_row_for_each_method_of_each_setting() -> None:
@@ -66,6 +74,11 @@ def test_a_table_has_a_row_for_each_method_of_each_setting() -> None:
         "| water | dear | 2 | 20.0 ± 14.1 | 2.0 |",
     ]
     by_seed = table(found, columns, by_seed=True).splitlines()
+    assert table([*found, result("new", scores={})], columns, overall="both").splitlines()[6:] == [
+        "| land | new | 1 | - | 3.0 |",
+        "| both | plain | 2 | 20.0 ± 14.1 | 1.0 |",
+        "| both | dear | 2 | 20.0 ± 14.1 | 2.0 |",
+    ]
     assert len(by_seed) == 10 and by_seed[3] == "| land | plain | 3 | 30.0 | 1.0 |"
 
 
@@ -98,19 +111,29 @@ def test_a_page_gets_its_tables(kept: Path) -> None:
 
 
 def test_cells_of_a_method_that_is_gone_stand_last(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(METHODS, "plain")
+    monkeypatch.setattr("toy_grid.METHODS", {name: METHODS[name] for name in METHODS if name != "plain"})
     assert "plain" in results_text(read_results(kept / "toy-quick")).splitlines()[5]
 
 
 def test_results_that_no_page_can_show(kept: Path) -> None:
     page = "<!-- results: toy-quick -->\n<!-- end of results -->\n" * 2
-    with pytest.raises(ValueError, match=r"the page has no place .* for toy-quick"):
-        with_tables("no place", kept)
+    (kept.parent / "page.md").write_text("no place")
+    with pytest.raises(ValueError, match=r"results: no page has a place .* for toy-quick"):
+        current_pages(kept.parent)
+    (kept.parent / "page.md").write_text(page[:-10])
+    with pytest.raises(ValueError, match=r"page\.md: the page has 2 places"):
+        current_pages(kept.parent)
     with pytest.raises(ValueError, match=r"other: expected the cells of one experiment \(toy\), got none"):
         with_tables(page.replace("toy-quick -->", "other -->", 1), kept)
     with pytest.raises(ValueError, match="the page has 2 places for results, of which 1 have an end"):
         with_tables(page.replace("<!-- end of results -->\n", "", 1), kept)
-    write_json(kept / "toy-quick" / "x.json", result(experiment="old", scores={"a": {"b": 1}}).model_dump(mode="json"))
+    other = result(experiment="old", scores={"a": {"b": 1}}).model_dump(mode="json")
+    write_json(kept / "toy-quick" / "x.json", other)
+    with pytest.raises(
+        ValueError, match=r"x\.json: expected the name land_plain_0\.json for the cell \(land, plain, seed 0\)"
+    ):
+        read_results(kept / "toy-quick")
+    (kept / "toy-quick" / "x.json").rename(kept / "toy-quick" / "land_plain_0.json")
     with pytest.raises(ValueError, match=r"toy-quick: expected the cells of one experiment \(toy\), got old, toy"):
         read_results(kept / "toy-quick")
     (kept / "toy-quick" / "x.json").write_text("3")
@@ -119,8 +142,8 @@ def test_results_that_no_page_can_show(kept: Path) -> None:
 
 
 def test_the_tables_of_the_documentation_are_current() -> None:
-    page = (ROOT / "docs" / "experiments.md").read_text()
-    assert with_tables(page, KEPT) == page, "python -m isnet.experiments"
+    pages = current_pages(KEPT.parent)
+    assert pages and {path: path.read_text() for path in pages} == pages, "python -m isnet.experiments"
 
 
 def test_cells_that_are_kept_are_small_and_complete() -> None:
@@ -138,4 +161,4 @@ def test_the_command_says_what_is_wrong_in_one_line(tmp_path: Path) -> None:
     done = subprocess.run(
         command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, check=False
     )
-    assert done.returncode == 1 and done.stderr == "isnet.experiments: docs/experiments.md: no such file\n"
+    assert done.returncode == 1 and done.stderr.startswith("isnet.experiments: docs: no page here has a place")

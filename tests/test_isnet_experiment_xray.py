@@ -181,6 +181,9 @@ def test_the_users_own_images_are_trained_the_same_way(
     theirs, _ = run_grid(own, processes=1, progress=False)
     assert [result.setting for result in theirs] == [xray.OWN] * 2
     assert [result.scores for result in theirs] == [result.scores for result in ours]
+    monkeypatch.setattr(xray, "_contents", lambda path: "other images")
+    with pytest.raises(CheckpointError, match=r"contents: '[0-9a-f]{16}' there, 'other images' now"):
+        run_grid(own, processes=1, progress=False)
 
 
 def test_every_method_has_options_that_fit(tmp_path: Path) -> None:

@@ -15,7 +15,6 @@ from isnet.experiments import mnist as mnist_experiment
 from isnet.experiments import xray as xray_experiment
 from isnet.experiments.chest_ct import CT_SOURCES
 from isnet.experiments.grid import Experiment, run_grid
-from isnet.experiments.grid_tables import table
 
 app = typer.Typer(help="Experiments that a single command repeats.", no_args_is_help=True)
 
@@ -63,7 +62,7 @@ def _run(experiment: Experiment, processes: int, hours: float | None) -> None:
     """Runs a grid and shows its table."""
     results, left = run_grid(experiment, processes=processes, hours=hours)
     if results:
-        say(table(results, type(experiment).columns(results)))
+        say(experiment.table(results))
     say(f"Cells, runs and tables: {experiment.folder}")
     if left:
         say(f"{left} of {left + len(results)} cells are left: the same command goes on.")

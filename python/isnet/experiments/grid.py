@@ -6,8 +6,9 @@ how to add a method, a setting or an experiment.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from isnet._files import write_json, write_text
+from isnet._files import require_place, write_json, write_text
 from isnet.config import RunConfig
 from isnet.experiments import trainings
 from isnet.experiments.baselines import RIVALS
@@ -45,6 +46,7 @@ class Experiment(ABC):
     """
 
     name: ClassVar[str] = ""
+    overall: ClassVar[str] = ""  # what the rows with the mean over the settings are called; empty: there are none
     folder: str = "runs/experiment"
     seeds: tuple[int, ...] = (0, 1, 2)
     methods: tuple[str, ...] = ()
@@ -82,6 +84,11 @@ class Experiment(ABC):
     @abstractmethod
     def columns(cls, results: Sequence[Result]) -> list[Column]:
         """The columns of a table of these results."""
+
+    @classmethod
+    def table(cls, results: Sequence[Result], *, by_seed: bool = False) -> str:
+        """The results, at least one, as a table in Markdown; see :func:`isnet.experiments.grid_tables.table`."""
+        return table(results, cls.columns(results), by_seed=by_seed, overall=cls.overall)
 
     def has(self, cell: Cell) -> bool:
         """Whether a method makes sense in a setting."""
@@ -174,14 +181,23 @@ def run_grid(
     Raises:
         CheckpointError: the folder holds cells of other settings, or damaged ones.
         TrainingsError: cells failed; the others are done.
-        ValueError: unknown names, or options that do not fit.
+        OSError: the folder cannot be written.
+        ValueError: unknown names, or options or arguments that do not fit.
     """
+    if hours is not None and not 0 <= hours < math.inf:
+        raise ValueError(f"hours: expected a number >= 0, got {hours}")
+    if processes < 1:
+        raise ValueError(f"processes: expected at least 1, got {processes}")
+    require_place(Path(experiment.folder) / "table.md", "folder (--out)")
     wanted, known = experiment.cells(), experiment.all_methods()
     found = {cell: finished(experiment, cell) for cell in wanted}
     jobs: list[Cell] = []  # what a cell comes after stands before it
     handed: set[Cell] = set()
     for cell in wanted:
-        needed = [] if found[cell] else _chain(experiment, cell)
+        needed = _chain(experiment, cell)
+        for before in needed:
+            finished(experiment, before)  # it may be gone, but not another one
+        needed = [] if found[cell] else needed
         handed.update(needed)
         jobs += [job for job in (*needed, cell) if job not in jobs]
     if len({cell.key for cell in jobs}) < len(jobs):
@@ -190,19 +206,19 @@ def run_grid(
         )
     prepared: set[tuple[str, int]] = set()
 
-    def prepare(cell: Cell) -> None:
-        if (cell.setting, cell.seed) not in prepared:
-            experiment.prepare(cell.setting, cell.seed, processes=processes, progress=progress)
-            prepared.add((cell.setting, cell.seed))
+    def preparation(cell: Cell) -> Callable[[], None] | None:
+        if (made := (cell.setting, cell.seed)) in prepared:
+            return None
+        prepared.add(made)
+        return partial(experiment.prepare, *made, processes=processes, progress=progress)
 
     left = trainings.train_missing(
         train_cell, experiment, jobs, partial(_usable, experiment, handed), processes=processes, progress=progress,
-        after=partial(_before, experiment), prepare=prepare, hours=hours,
+        after=partial(_before, experiment), prepare=preparation, hours=hours,
     )  # fmt: skip
     results = [result for cell in wanted if (result := found[cell] or finished(experiment, cell)) is not None]
     for name, by_seed in (("table.md", False), ("seeds.md", True)) if results else ():
-        text = table(results, type(experiment).columns(results), by_seed=by_seed)
-        write_text(Path(experiment.folder) / name, text)
+        write_text(Path(experiment.folder) / name, experiment.table(results, by_seed=by_seed))
     return results, len(set(left) & set(wanted))
 
 
@@ -229,6 +245,8 @@ def finished(experiment: Experiment, cell: Cell) -> Result | None:
         return None
     try:
         result = read_result(path)
+        if (result.experiment, result.cell) != (experiment.name, cell):
+            raise ValueError(f"it is of another cell ({result.experiment}: {result.cell})")
         places = {"data": {**result.settings.get("data", {}), **experiment.run_config(cell).locations}}
         # Through the settings again: one newer than the cell has its default.
         theirs = {"settings": RunConfig.from_json({**result.settings, **places}).identity(), "notes": result.notes}

@@ -33,59 +33,76 @@ class Column:
 
     def figure(self, result: Result) -> dict[str, float | None]:
         """``{"value", "low", "high"}`` of one cell, scaled; None where it has none."""
-        place: Any = result.model_dump()
         if self.path == ("cost",):
             return _as_figure(result.cpu_seconds / result.steps if result.steps else None, self.scale)
-        found = [_as_figure(value, self.scale) for value in _at(place, self.path)]
+        found = [_as_figure(value, self.scale) for value in _at(result.model_dump(), self.path)]
         if len(found) == 1:
             return found[0]
-        values = [figure["value"] for figure in found if figure["value"] is not None]
-        return _as_figure(statistics.fmean(values) if values and len(values) == len(found) else None, 1.0)
+        return _as_figure(_mean([figure["value"] for figure in found]), 1.0)
 
-    def text(self, results: Sequence[Result], references: Sequence[Result]) -> str:
-        """Mean ± standard deviation of the results of several seeds, or the value of one, with its interval if it has one; or a dash.
+    def text(self, groups: Sequence[Sequence[Result]], references: Sequence[Result]) -> str:
+        """Mean ± standard deviation over several seeds, or the value of one, with its interval if it has one; a dash if any lacks it.
 
         Args:
-            results: Of one setting and method.
-            references: Of the same setting and the method :attr:`relative_to`.
+            groups: The results of each seed: one, or several whose mean counts.
+            references: Those of the method :attr:`relative_to`, in the same settings.
         """
-        figures = [self.figure(result) for result in results]
-        values = [figure["value"] for figure in figures if figure["value"] is not None]
-        if not values or len(values) < len(figures):
+        figures = [self.figure(result) for group in groups for result in group]
+        means = [_mean([self.figure(result)["value"] for result in group]) for group in groups]
+        values = [value for value in means if value is not None]
+        if not values or len(values) < len(means):
             return "-"
+        mean, spread = statistics.fmean(values), ""
         if self.relative_to:
-            others = [self.figure(result)["value"] for result in references]
-            known = [value for value in others if value]
-            return f"{statistics.fmean(values) / statistics.fmean(known):.{self.digits}f}" if known else "-"
+            reference = _mean([self.figure(result)["value"] for result in references])
+            return f"{mean / reference:.{self.digits}f}" if reference else "-"
         low, high = figures[0]["low"], figures[0]["high"]
-        spread = ""
         if len(values) > 1:
             spread = f" ± {statistics.stdev(values):.{self.digits}f}"
-        elif low is not None and high is not None:
+        elif len(figures) == 1 and low is not None and high is not None:
             spread = f" [{low:.{self.digits}f}, {high:.{self.digits}f}]"
-        return f"{statistics.fmean(values):.{self.digits}f}{spread}{self.unit}"
+        return f"{mean:.{self.digits}f}{spread}{self.unit}"
 
 
-def table(results: Sequence[Result], columns: Sequence[Column], *, by_seed: bool = False) -> str:
+def table(results: Sequence[Result], columns: Sequence[Column], *, by_seed: bool = False, overall: str = "") -> str:
     """A row per setting and method, in their order, in Markdown; the number of seeds of each stands there.
 
     Args:
         results: At least one.
         columns: What to show.
         by_seed: A row for each seed by itself.
+        overall: What to call the mean over the settings, of the methods that have the same seeds in all; empty: no such rows.
     """
     titles = ["setting", "method", "seed" if by_seed else "seeds", *(column.title for column in columns)]
     lines = [f"| {' | '.join(titles)} |", f"| --- | --- |{' ---: |' * (len(titles) - 2)}"]
-    rows = {(r.setting, r.method, r.seed if by_seed else None): None for r in results}
-    for setting, method, seed in rows:
-        ours = [r for r in results if (r.setting, r.method) == (setting, method) and seed in (None, r.seed)]
+
+    def add(setting: str, method: str, seeds: Sequence[int], ours: Sequence[Result], number: int) -> None:
+        groups = [[result for result in ours if result.seed == seed] for seed in seeds]
+        settings = {result.setting for result in ours}
         cells = []
         for column in columns:
-            wanted = setting, column.relative_to
-            cells.append(column.text(ours, [r for r in results if (r.setting, r.method) == wanted]))
-        number = len(ours) if seed is None else seed
+            wanted = [r for r in results if r.method == column.relative_to and r.setting in settings]
+            cells.append(column.text(groups, wanted))
         lines.append(f"| {setting} | {method} | {number} | {' | '.join(cells)} |")
+
+    for setting, method in dict.fromkeys((r.setting, r.method) for r in results):
+        ours = [r for r in results if (r.setting, r.method) == (setting, method)]
+        seeds = [r.seed for r in ours]
+        for part in [[seed] for seed in seeds] if by_seed else [seeds]:
+            add(setting, method, part, ours, part[0] if by_seed else len(part))
+    settings = {r.setting for r in results}
+    for method in dict.fromkeys(r.method for r in results) if overall and len(settings) > 1 and not by_seed else ():
+        ours = [r for r in results if r.method == method]
+        seeds = list(dict.fromkeys(r.seed for r in ours))
+        if len(ours) == len(settings) * len(seeds):
+            add(overall, method, seeds, ours, len(seeds))
     return "\n".join(lines) + "\n"
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """None if any is missing, or all are."""
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known and len(known) == len(values) else None
 
 
 def _at(place: Any, path: Sequence[str]) -> list[Any]:

@@ -1,4 +1,4 @@
-"""Results that the repository keeps, and the tables of docs/experiments.md, which are made from them alone."""
+"""Results that the repository keeps, and the tables of the documentation that are made from them alone."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from isnet._files import read_text
 from isnet.experiments.cells import Result, read_result
 from isnet.experiments.coloured import ColouredExperiment
 from isnet.experiments.grid import Experiment
-from isnet.experiments.grid_tables import table
 from isnet.experiments.mnist import MNISTConfig
 from isnet.experiments.xray import XrayConfig
 
@@ -27,7 +27,11 @@ def read_results(folder: Path) -> list[Result]:
     Raises:
         ValueError: none, a file that cannot be read, an unknown experiment, or several in one folder.
     """
-    results = [result for path in sorted(folder.glob("*.json")) if (result := read_result(path)).scores]
+    found = {path: read_result(path) for path in sorted(folder.glob("*.json"))}
+    for path, result in found.items():
+        if path.stem != result.cell.key:
+            raise ValueError(f"{path}: expected the name {result.cell.key}.json for the cell ({result.cell})")
+    results = [result for result in found.values() if result.scores]
     names = {result.experiment for result in results}
     if len(names) != 1 or not names <= EXPERIMENTS.keys():
         told = ", ".join(sorted(names)) or "none"
@@ -43,11 +47,11 @@ def read_results(folder: Path) -> list[Result]:
 
 def results_text(results: Sequence[Result], *, by_seed: bool = False) -> str:
     """The table of the cells of one experiment, and which code made them."""
-    columns = EXPERIMENTS[results[0].experiment].columns(results)
+    table = EXPERIMENTS[results[0].experiment].table(results, by_seed=by_seed)
     versions = sorted({f"{result.code['version']} (sources {result.code['sources']})" for result in results})
     minutes = sum(result.cpu_seconds for result in results) / 60
     note = f"{len(results)} cells, {minutes:.0f} processor minutes of training; code: {', '.join(versions)}."
-    return f"\n{table(results, columns, by_seed=by_seed)}\n{note}\n\n"
+    return f"\n{table}\n{note}\n\n"
 
 
 def with_tables(page: str, folder: Path) -> str:
@@ -58,17 +62,41 @@ def with_tables(page: str, folder: Path) -> str:
         folder: With a folder NAME of cells for each.
 
     Raises:
-        ValueError: cells that cannot be read, a folder of cells that the page does not show, or a place without its end.
+        ValueError: cells that cannot be read, or a place without its end.
     """
 
     def made(found: re.Match[str]) -> str:
         return found[1] + results_text(read_results(folder / found[2]), by_seed=bool(found[3]))
 
-    places = [found[2] for found in _PLACE.finditer(page)]
-    begun = [found[2] for found in re.finditer(_BEGIN, page, re.MULTILINE)]
-    if places != begun:
-        raise ValueError(f"the page has {len(begun)} places for results, of which {len(places)} have an end of results")
-    unused = {path.name for path in folder.glob("*") if path.is_dir()} - {*places}
-    if unused:
-        raise ValueError(f"{folder}: the page has no place (<!-- results: NAME -->) for {', '.join(sorted(unused))}")
+    ended = len(_PLACE.findall(page))
+    if ended < len(shown(page)):
+        raise ValueError(f"the page has {len(shown(page))} places for results, of which {ended} have an end of results")
     return _PLACE.sub(made, page)
+
+
+def shown(page: str) -> list[str]:
+    """The names of the results for which a page has a place."""
+    return [found[2] for found in re.finditer(_BEGIN, page, re.MULTILINE)]
+
+
+def current_pages(docs: Path) -> dict[Path, str]:
+    """Every page of a documentation that shows results, with its tables made from the cells in ``results``.
+
+    Raises:
+        ValueError: see :func:`with_tables`; or cells that no page shows.
+    """
+    pages = {path: read_text(path) for path in sorted(docs.glob("*.md"))}
+    pages = {path: text for path, text in pages.items() if shown(text)}
+    folder = docs / "results"
+    unused = {path.name for path in folder.glob("*") if path.is_dir()} - {
+        n for text in pages.values() for n in shown(text)
+    }
+    if unused:
+        raise ValueError(f"{folder}: no page has a place (<!-- results: NAME -->) for {', '.join(sorted(unused))}")
+    found = {}
+    for path, text in pages.items():
+        try:
+            found[path] = with_tables(text, folder)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+    return found

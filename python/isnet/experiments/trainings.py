@@ -29,6 +29,8 @@ NARROW_RESNET = NetworkConfig(
     },
 )
 
+_TOLD = 3  # failures in an error
+
 ConfigT = TypeVar("ConfigT", bound="Any")
 JobT = TypeVar("JobT")
 
@@ -78,7 +80,7 @@ def train_missing(
     processes: int,
     progress: bool,
     after: Callable[[JobT], JobT | None] = lambda job: None,
-    prepare: Callable[[JobT], None] = lambda job: None,
+    prepare: Callable[[JobT], Callable[[], None] | None] = lambda job: None,
     hours: float | None = None,
 ) -> list[JobT]:
     """Calls ``train(config, job)`` for each job that is not done, some at a time, in processes that end with this one, however it ends.
@@ -93,7 +95,7 @@ def train_missing(
         processes: Trainings at a time.
         progress: Show a progress bar.
         after: The job, one of ``jobs``, that must be done before a job begins.
-        prepare: Called in this process before a job begins.
+        prepare: Gives what is to be called in this process before a job begins, if anything is.
         hours: Begin no job once this much time has passed; None: no limit.
 
     Returns:
@@ -121,9 +123,10 @@ def train_missing(
                     job = next((job for job in waiting if after(job) not in held), None)
                     if job is None:
                         break
-                    display.stop()  # a preparation may show its own progress
-                    prepare(job)
-                    display.start()
+                    if (preparation := prepare(job)) is not None:
+                        display.stop()  # it may show its own progress
+                        preparation()
+                        display.start()
                     waiting.remove(job)
                     running[pool.submit(train, config, job)] = job
                 if not running:
@@ -141,8 +144,9 @@ def train_missing(
                 child.terminate()  # a training saves its state
             raise
     if failed:
-        told = "; ".join(f"{job}: {text}" for job, text in failed.items())
-        raise TrainingsError(f"{len(failed)} of {len(jobs)} trainings failed: {told}")
+        told = [f"{job}: {text}" for job, text in failed.items()]
+        more = f"; and {len(told) - _TOLD} more" if len(told) > _TOLD else ""
+        raise TrainingsError(f"{len(failed)} of {len(jobs)} trainings failed: {'; '.join(told[:_TOLD])}{more}")
     return waiting
 
 

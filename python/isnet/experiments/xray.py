@@ -7,6 +7,8 @@ The reproducible set is semi-synthetic (:mod:`isnet.experiments.radiographs`), r
 from __future__ import annotations
 
 import dataclasses
+import functools
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +23,7 @@ from isnet.experiments.grid import Experiment
 from isnet.experiments.grid_tables import Column
 from isnet.experiments.xray_images import CLASSES, MANIFEST, UNMARKED, RenderConfig, images_folder, render_images
 from isnet.runs import Run, RunData, evaluate_run, load_run_data
+from isnet.runs.contents import contents
 from isnet.runs.data import with_classes
 from isnet.runs.evaluate import batch_size_of
 from isnet.scoring.sensitivity import blind_spot
@@ -80,6 +83,7 @@ class XrayConfig(Experiment):
     """
 
     name: ClassVar[str] = "xray"
+    overall: ClassVar[str] = "mean of the patients"
     folder: str = "runs/xray"
     held_out: tuple[str, ...] = ("totalsegmentator",)
     rendering: RenderConfig = field(default_factory=RenderConfig)
@@ -125,9 +129,9 @@ class XrayConfig(Experiment):
             render_images(self.rendered(setting), seed, processes=processes, progress=progress)
 
     def notes(self, cell: Cell) -> dict[str, Any]:
-        """How the images are made."""
+        """How the images are made; of the user's, what they are."""
         if self.own_data is not None:
-            return {}
+            return {"contents": _contents(self.own_data)}
         return {key: getattr(self.rendering, key) for key in ("train", "validation", "test", "pixels")}
 
     def run_config(self, cell: Cell) -> RunConfig:
@@ -182,6 +186,13 @@ class XrayConfig(Experiment):
             Column("relevance outside the lungs", ("scores", "*", "background"), 100, 0, " %"),
             *moved,
         ]
+
+
+@functools.cache
+def _contents(path: str) -> str:
+    """A hash of all images, masks and labels of a set."""
+    found = contents(RunConfig(data=ImagesConfig(path)))
+    return hashlib.sha256(repr(sorted((found or {}).items())).encode()).hexdigest()[:16]
 
 
 def _moved(run: Run, data: RunData) -> dict[str, dict[str, float]]:
