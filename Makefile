@@ -9,7 +9,7 @@ export LRPKERNELS_CUDA ?= 0
 SOURCES := $(shell find csrc -type f) setup.py lrpkernels/_build_config.py
 CPP_FILES := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: docs help build demo test test-slow lint format kernels kernel-times linked peers random-networks ratios wheel sdist newcomer clean
+.PHONY: docs help build demo test test-slow lint format kernels kernel-times linked peers random-networks ratios instructions wheel sdist newcomer clean
 
 help:
 	@echo "make docs     the documentation as a site: build/site/index.html"
@@ -23,6 +23,7 @@ help:
 	@echo "make kernel-times  every op beside eager PyTorch on shapes of real layers, pytest-benchmark"
 	@echo "make random-networks  2000 random networks against their reference"
 	@echo "make ratios   cost of an ISNet step and of heatmaps beside the accepted figures"
+	@echo "make instructions  the same counted in instructions by valgrind, which are the same from run to run; told and left out without it"
 	@echo "make wheel    source distribution and the wheel built from it, in dist/; LRPKERNELS_CUDA=1 with the CUDA kernels"
 	@echo "make sdist    source distribution alone"
 	@echo "make newcomer a new environment from the wheel, and every step of a newcomer in it; TORCH=torch==2.14.1 beside another torch"
@@ -98,6 +99,11 @@ ratios: build
 	$(BIN)/python -m benchmarks.step --repeats 7 --json build/step.json
 	$(BIN)/python -m benchmarks.heatmap --networks resnet18 --composites epsilon EpsilonPlus --static --repeats 7 --json build/heatmap.json
 	$(BIN)/python -m benchmarks.compare build/step.json build/heatmap.json
+
+# A drift of one percent shows here, on a machine busy with other work, too. Without valgrind one line says so.
+instructions: build
+	$(BIN)/python -m benchmarks.instructions --json build/instructions.json
+	$(BIN)/python -m benchmarks.compare build/instructions.json
 
 # Nightly; `make test` runs 100 of them. Prints the smallest network of every failure.
 random-networks: build $(BIN)/.test

@@ -3,7 +3,7 @@
     python -m benchmarks.step --json step.json && python -m benchmarks.compare step.json
     python -m benchmarks.compare step.json --accept      # take them as the new reference
 
-Works on the JSON of benchmarks.step, .heatmap and .targets. The reference is benchmarks/accepted.json.
+Works on the JSON of benchmarks.step, .heatmap, .targets and .instructions. The reference is benchmarks/accepted.json.
 """
 
 from __future__ import annotations
@@ -14,14 +14,20 @@ from pathlib import Path
 from typing import Any
 
 ACCEPTED = Path(__file__).parent / "accepted.json"
-NOTABLE = 0.1  # relative drift; pairs on a shared machine vary about as much
+# Relative drift: pairs on a shared machine vary about as much, counted instructions by a tenth of it.
+NOTABLE, NOTABLE_COUNT = 0.1, 0.01
+_COUNTED = "M instructions"
 
 
 def ratios(result: dict[str, Any]) -> dict[str, float]:
-    """Name of each measurement -> its ratio, baselines left out."""
+    """Name of each measurement -> its ratio, baselines left out; and millions of instructions where they were counted."""
     found = {}
     for row in result["rows"]:
-        if row["ratio"] != 1:
+        if "millions" in row:
+            found[f"{row['network']}, {row['name']}, {_COUNTED}"] = row["millions"]
+            if row["ratio"] != 1:
+                found[f"{row['network']}, {row['name']}, ratio of instructions"] = row["ratio"]
+        elif row["ratio"] != 1:
             what = [str(row[key]) for key in ("network", "what", "name") if key in row]
             shape = [f"{key} {row[key]}" for key in ("batch", "size") if key in row]
             found[", ".join(what + shape)] = row["ratio"]
@@ -29,12 +35,13 @@ def ratios(result: dict[str, Any]) -> dict[str, float]:
 
 
 def table(accepted: dict[str, float], new: dict[str, float]) -> str:
-    """Accepted and new ratios in Markdown, drifts beyond 10 % marked."""
+    """Accepted and new ratios in Markdown, drifts beyond 10 % marked, of instructions those beyond 1 %."""
     lines = ["| what | accepted | now | drift |", "| --- | ---: | ---: | ---: |"]
     for what, ratio in new.items():
         before = accepted.get(what)
         drift = None if before is None else ratio / before - 1
-        shown = "new" if drift is None else f"{100 * drift:+.1f} %{' !' if abs(drift) > NOTABLE else ''}"
+        notable = NOTABLE_COUNT if what.endswith("instructions") else NOTABLE
+        shown = "new" if drift is None else f"{100 * drift:+.1f} %{' !' if abs(drift) > notable else ''}"
         lines.append(f"| {what} | {'-' if before is None else f'{before:.3f}'} | {ratio:.3f} | {shown} |")
     return "\n".join(lines)
 

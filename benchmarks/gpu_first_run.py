@@ -146,7 +146,7 @@ STAGES = (
     Stage("kernels", "timings", 45, _measure("kernels")),
     Stage("vit", "timings", 45, _measure("vit")),
     Stage("tf32", "timings", 45, _measure("tf32")),
-    Stage("graphs", "timings", 50, _measure("graphs")),
+    Stage("graphs", "timings", 70, _measure("graphs")),
     Stage("peers", "peers", 45, _measure("peers")),
     Stage("compile", "peers", 60, _measure("compile")),
     Stage("memcheck", "sanitizer", 50, _sanitizer("memcheck"), read_sanitizer, "compute-sanitizer is not there"),

@@ -166,7 +166,7 @@ def tf32(device: str, tiny: bool) -> Iterator[Row]:
 
 def graphs(device: str, tiny: bool) -> Iterator[Row]:
     """Static passes captured as CUDA graphs, beside the plain ones and the static ones."""
-    for name in ("bf16", "fp32"):
+    for name in ("bf16", "fp32", "tf32"):
         for network in ("resnet50", "densenet121", "vit_b_16"):
             columns = {"network": network, "precision": name}
             with precision(name):

@@ -8,6 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from isnet.architectures import build_architecture
+from isnet.experiments.trainings import NARROW_RESNET
+
 
 class _BasicBlock(nn.Module):
     expansion = 1
@@ -191,22 +194,35 @@ def _resnet10_3d(classes: int) -> nn.Module:
 _VGG11 = (64, None, 128, None, 256, 256, None, 512, 512, None, 512, 512, None)
 _VGG16 = (64, 64, None, 128, 128, None, 256, 256, 256, None, 512, 512, 512, None, 512, 512, 512, None)
 
+
+def _narrow_resnet(classes: int) -> nn.Module:
+    """That of the experiments, one channel."""
+    return build_architecture(NARROW_RESNET.arch, NARROW_RESNET.arch_args, image_shape=(1, 40, 40), num_classes=classes)
+
+
 NETWORKS: dict[str, Callable[[int], nn.Module]] = {
     "resnet18": lambda classes: ResNet(_BasicBlock, (2, 2, 2, 2), classes),
     "resnet50": lambda classes: ResNet(_Bottleneck, (3, 4, 6, 3), classes),
+    "resnet101": lambda classes: ResNet(_Bottleneck, (3, 4, 23, 3), classes),
     "vgg11": lambda classes: VGG(_VGG11, classes),
     "vgg16": lambda classes: VGG(_VGG16, classes),
     "densenet121": _densenet121,
     "vit": lambda classes: ViT(classes, size=112, width=192, depth=6, heads=3),
+    "vit_b": lambda classes: ViT(classes),
     "convnext": _convnext,
     "efficientnet_b0": _efficientnet,
     "seresnet50": _seresnet50,
     "resnet10_3d": _resnet10_3d,
+    "narrow_resnet": _narrow_resnet,
 }
 _VOLUMES = ("resnet10_3d",)  # they read one channel of three dimensions, the others colour images
+_GREY = ("narrow_resnet",)
 
 
 def images(network: str, batch: int, size: int, device: str = "cpu") -> Tensor:
-    """Random images in [0, 1) of the form that a network of :data:`NETWORKS` reads, (batch, channels, size, ...); "vit": size 112."""
-    shape = (1, size, size, size) if network in _VOLUMES else (3, size, size)
+    """Random images in [0, 1) of the form that a network of :data:`NETWORKS` reads, (batch, channels, size, ...).
+
+    The vision transformers read one size, "vit" 112, "vit_b" 224.
+    """
+    shape = (1, size, size, size) if network in _VOLUMES else (1 if network in _GREY else 3, size, size)
     return torch.rand(batch, *shape, device=device)

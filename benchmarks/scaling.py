@@ -3,7 +3,7 @@
     python -m benchmarks.scaling --json scaling.json --plots docs/images
     python -m benchmarks.scaling --curves size batch --repeats 7
     python -m benchmarks.scaling --from scaling.json --plots docs/images     # draw what was measured before
-    python -m benchmarks.scaling --ddp                                       # weak scaling, 1 and 2 gloo processes, wall clock
+    python -m benchmarks.scaling --ddp                                       # weak scaling, 1 and 2 gloo processes
 
 Each point is an alternating run of a residual network (benchmarks.networks.residual): an ISNet Selective step beside a plain step, and
 epsilon and EpsilonPlus heatmaps beside forward pass plus input gradient; step and epsilon with static calls, too. A cost that grows as

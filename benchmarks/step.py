@@ -4,6 +4,7 @@
     python -m benchmarks.step --networks resnet50 densenet121 --size 224 --json step.json
     python -m benchmarks.step --networks vit convnext efficientnet_b0 seresnet50 --static
     python -m benchmarks.step --networks resnet10_3d --batch 1 --size 48 --classes 2
+    python -m benchmarks.step --networks resnet18 --supervise layers.3 --every 4
 
 A plain step is forward, cross-entropy, backward; an ISNet step adds the heatmap and its loss, all terms of them. The floor at equal
 precision is 2.0 for one epsilon heatmap: a forward-sized relevance pass and its two-fold backward beside a plain step's three
@@ -30,10 +31,15 @@ VARIANTS = ("selective", "stochastic", "dual", "original")
 DISTILLED = "distilled"
 
 
-def floor(variant: str, classes: int, every: int) -> float:
-    """The least cost of a step in plain ones, at equal precision and efficiency (docs/method.md, section 6)."""
+def floor(variant: str, classes: int, every: int, supervise: str | None = None) -> float | None:
+    """The least cost of a step in plain ones, at equal precision and efficiency (docs/method.md, section 6).
+
+    None for a pass that ends at a layer: it depends on the network.
+    """
     if variant == DISTILLED:
         return 8 / 3
+    if supervise is not None:
+        return None
     relevance = {"dual": 3.0, "original": float(classes)}.get(variant, 1.0)
     return 1 + relevance / every
 
@@ -53,6 +59,7 @@ def steps(
     model: torch.nn.Module | None = None,
     checkpoint: bool = False,
     static: bool = False,
+    supervise: str | None = None,
 ) -> dict[str, Callable[[], object]]:
     """The steps to compare, the plain one first; with ``every`` K a run is K steps, of both kinds, the last with a heatmap."""
     torch.manual_seed(0)
@@ -63,6 +70,7 @@ def steps(
     if variant == DISTILLED:
         return _distilled_steps(model, x, labels, static)
     options: dict[str, Any] = {"input_range": (0.0, 1.0), "generator": torch.Generator().manual_seed(0), "check": False}
+    options |= {"supervise": supervise}
     net = isnet.ISNet(model, variant, **options)  # type: ignore[arg-type]
     criterion = isnet.ISNetLoss()
 
@@ -136,6 +144,7 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     )
     parser.add_argument("--checkpoint", action="store_true", help="also the ISNet step with tape checkpointing")
     parser.add_argument("--static", action="store_true", help="also the ISNet step with static calls")
+    parser.add_argument("--supervise", metavar="MODULE", help="the relevance pass ends at this module's output")
     parser.add_argument("--eval", action="store_true", help="batch norm with running statistics")
     parser.add_argument(
         "--trick", action="store_true", help="also plain autograd LRP: modified ReLU and double backward"
@@ -143,13 +152,15 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     options = parser.parse_args(arguments)
     command_line.begin(options)
     rows: list[dict[str, Any]] = []
-    least = floor(options.variant, options.classes, options.every)
-    print(f"{'network':<12} {'step':<24} {'seconds':>9} {'ratio':>7}   10 % - 90 %   floor {least:.2f}")
+    least = floor(options.variant, options.classes, options.every, options.supervise)
+    print(
+        f"{'network':<12} {'step':<24} {'seconds':>9} {'ratio':>7}   10 % - 90 %   floor {'-' if least is None else f'{least:.2f}'}"
+    )
     for network in options.networks:
         runs = steps(
             network, options.variant, batch=options.batch, size=options.size, classes=options.classes,
             training=not options.eval, device=options.device, trick=options.trick, every=options.every, autocast=options.autocast,
-            checkpoint=options.checkpoint, static=options.static,
+            checkpoint=options.checkpoint, static=options.static, supervise=options.supervise,
         )  # fmt: skip
         for row in as_rows(
             alternate(runs, options.repeats, wall=options.wall),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,6 +17,47 @@ from .rules import Rule
 Multipliers = tuple["Tensor | None", ...]
 Arrived = Sequence[Any]  # one multiplier per output, None where nothing arrived
 EVERYTHING = (-math.inf, math.inf)
+
+
+class Recipe:
+    """How backward makes a forward value again.
+
+    Neighbouring operations save the same value: the last two cheap ones that a backward pass has made are at hand until it ends.
+
+    Attributes:
+        make: makes it.
+        is_cheap: by copies and work on single elements alone, so that whatever saves the value may save this instead.
+    """
+
+    _made = threading.local()
+
+    def __init__(self, make: Callable[[], Tensor], is_cheap: bool = False) -> None:
+        self.make, self.is_cheap = make, is_cheap
+        self._first: tuple[weakref.ref[Tensor], int] | None = None
+
+    def watch(self, tensor: Tensor) -> None:
+        """The value itself, which is taken as long as something else keeps it."""
+        self._first = weakref.ref(tensor), tensor._version
+
+    def __call__(self) -> Tensor:
+        first = None if self._first is None else self._first[0]()
+        if self._first is not None and first is not None and first._version == self._first[1]:
+            return first.detach()
+        task = torch._C._current_graph_task_id()
+        if not self.is_cheap or task < 0:
+            return self.make()
+        if getattr(self._made, "task", None) != task:
+            self._made.task, self._made.latest = task, []
+            # An error in backward leaves them until the next one.
+            torch.autograd.Variable._execution_engine.queue_callback(self._made.latest.clear)
+        latest: list[tuple[Recipe, Tensor]] = self._made.latest
+        for recipe, tensor in latest:
+            if recipe is self:
+                return tensor
+        made = self.make()
+        latest.append((self, made))
+        del latest[:-2]
+        return made
 
 
 class Value:
@@ -56,7 +98,7 @@ class Value:
         self.unlayered = unlayered
         self.consumers = 0
         self.history: Any = tensor.grad_fn
-        self.recipe: Callable[[], Tensor] | None = None
+        self.recipe: Recipe | None = None
 
     def watch(self, registry: dict[int, Value] | None) -> None:
         """Stop keeping the tensor alive, unless :meth:`hold` says so; its entry in ``registry`` goes with it."""
@@ -185,7 +227,7 @@ class Node:
         """What this operation is called in tables."""
         return self.kind
 
-    def recipe(self) -> Callable[[], Tensor] | None:
+    def recipe(self) -> Recipe | None:
         """How to recompute the output from tensors that are kept anyway, where that is cheap; None: not at all."""
         return None
 

@@ -112,6 +112,7 @@ class Tape:
         memory_budget: int | None = None,
         release: bool = False,
         *,
+        to_input: bool = True,
         start: Start | None = None,
         conditions: Sequence[Condition] | None = None,
         exclude_parallel: bool = True,
@@ -129,6 +130,8 @@ class Tape:
             memory_budget: rough limit in bytes for the multipliers of the targets of one pass; the others follow in turn. None: all
                 at once.
             release: let go of each forward value as soon as the pass has read it; there can be no further pass.
+            to_input: False: the pass ends at the places of ``at``. Their relevance is the same, nothing ahead of them is computed, now or
+                in backward, and the answer has no "input".
             start: relevance to start from, in place of a target: R at the output, of its shape, or {place: R there, ...}, each [B, ...]
                 or [B, T, ...]; 0 where the value is 0.
             conditions: a list of T dicts from places to what relevance may pass there, each for a heatmap of its own: a channel or a
@@ -158,9 +161,17 @@ class Tape:
             raise RuntimeError(
                 "tape: an earlier relevance(..., release=True) has let its values go; leave `release` out there"
             )
-        release = release and not self._recording.recomputes  # whose backward reads the values again
         asked = Question(
-            target, as_composite(composite), at, output, start, conditions, exclude_parallel, memory_budget, release
+            target,
+            as_composite(composite),
+            at,
+            output,
+            start,
+            conditions,
+            exclude_parallel,
+            memory_budget,
+            release,
+            to_input,
         )
         self._released = release
         with outside_inference_mode(), gathered(self.model):

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 import isnet
 import lrpkernels as lrp
+from lrpkernels.graph import Recipe
+from lrpkernels.layers.activation import Relu
 
 X = torch.rand(3, 3, 12, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
 COMPOSITES: dict[str, Any] = {
@@ -147,3 +149,69 @@ def test_without_gradients_there_is_nothing_to_checkpoint() -> None:
     with torch.no_grad():
         plain, small = (lrp.LRP(net, checkpoint=checkpoint)(X, 1)[1] for checkpoint in (False, True))
     assert torch.equal(plain, small)
+
+
+class _DenseBlock(nn.Module):
+    """Batch norm and ReLU of concatenations, as a DenseNet has them, and of a convolution's output."""
+
+    def __init__(self, growth: int = 4, layers: int = 4) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.BatchNorm2d(3 + i * growth) for i in range(layers))
+        self.convs = nn.ModuleList(nn.Conv2d(3 + i * growth, growth, 3, padding=1) for i in range(layers))
+        self.norm, self.head = nn.BatchNorm2d(3 + layers * growth), nn.Linear(3 + layers * growth, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = [x]
+        for norm, conv in zip(self.norms, self.convs, strict=True):
+            parts.append(conv(torch.relu(norm(torch.cat(parts, 1)))))
+        return self.head(torch.relu_(self.norm(torch.cat(parts, 1))).mean((2, 3)))
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+def test_what_norms_and_relus_make_of_concatenations_is_made_again(
+    training: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    net, x = _DenseBlock().double().train(training), X.repeat(1, 1, 3, 3)
+
+    def run(checkpoint: bool) -> tuple[Tensor, list[Tensor]]:
+        with lrp.record(net, x, composite=COMPOSITES["epsilon"], checkpoint=checkpoint) as tape:
+            heatmap = tape.relevance(1, COMPOSITES["epsilon"], release=True)
+            return tape.output, [heatmap]
+
+    _alike(net, run)
+
+    def step() -> None:
+        logits, maps = run(True)
+        torch.autograd.grad(logits.square().sum() + maps[0].abs().sum(), list(net.parameters()))
+
+    less, left = peak_bytes(step)
+    monkeypatch.setattr(Relu, "recipe", lambda self: None)
+    more, _ = peak_bytes(step)
+    assert left <= 0 and more - less > 0.07 * more, (less, more, left)
+
+
+def test_backward_twice_makes_the_same_again() -> None:
+    net = build(NETWORKS["dense"]).train()
+    with lrp.record(net, X, composite=COMPOSITES["epsilon"], checkpoint=True) as tape:
+        loss = tape.relevance("all", COMPOSITES["epsilon"], release=True).square().sum() + tape.output.square().sum()
+    parameters = list(net.parameters())
+    first = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+    second = torch.autograd.grad(loss, parameters, allow_unused=True)
+    assert all((a is None and b is None) or torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_what_is_made_again_is_let_go_of_when_backward_ends() -> None:
+    net = build(NETWORKS["dense"]).train()
+    with lrp.record(net, X, composite=COMPOSITES["epsilon"], checkpoint=True) as tape:
+        loss = tape.relevance("all", COMPOSITES["epsilon"], release=True).square().sum() + tape.output.square().sum()
+    loss.backward()
+    assert not Recipe._made.latest
+
+
+def test_released_values_are_refused_to_a_later_pass() -> None:
+    net = build(NETWORKS["dense"])
+    with lrp.record(net, X, composite=COMPOSITES["epsilon"], checkpoint=True) as tape:
+        tape.relevance(1, COMPOSITES["epsilon"], release=True)
+        with pytest.raises(RuntimeError, match="release"):
+            tape.relevance(1, COMPOSITES["epsilon"])

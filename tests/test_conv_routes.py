@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from lrpkernels.functional import Scaled, conv_routes
+from lrpkernels.functional import Scaled, conv_columns, conv_routes
 from lrpkernels.functional.geometry import ConvGeometry
 
 # batch, input channels, output channels, kernel, input size, further options
@@ -52,6 +52,33 @@ STEM = [
     (1, 1, 16, (5, 5), (200, 210), {"stride": (2, 3)}),
     (1, 2, 16, (8, 8), (133, 134), {"stride": (2, 2), "padding": (7, 0)}),
 ]
+# Images of a few more channels than colours, and hidden layers of as many.
+COLOURS = [
+    (2, 6, 16, (7, 7), (40, 41), {"stride": (2, 2), "padding": (3, 3)}),
+    (2, 4, 5, (3, 3), (9, 8), {"padding": (1, 1)}),
+    (1, 15, 4, (3, 5), (12, 13), {"dilation": (2, 1), "padding": (1, 0), "stride": (1, 2)}),
+]
+# Many weights beside few pixels.
+COLUMNS = [
+    (4, 128, 128, (3, 3), (4, 4), {"padding": (1, 1)}),
+    (3, 130, 128, (3, 3), (7, 6), {"padding": (1, 1), "stride": (2, 2)}),
+    (1, 64, 160, (3, 5), (5, 9), {"padding": (2, 3), "stride": (1, 2), "dilation": (2, 2)}),
+    (2, 96, 64, (3, 3, 3), (3, 2, 3), {"padding": (1, 1, 1)}),
+    (2, 96, 64, (3, 3, 3), (5, 4, 3), {"padding": (1, 0, 1), "stride": (2, 1, 3)}),
+    (2, 600, 300, (3,), (9,), {"padding": (1,)}),
+    (2, 128, 128, (3, 3), (3, 3), {}),
+    (1, 128, 128, (3, 3), (4, 4), {"padding": (3, 4)}),
+    (1, 128, 128, (3, 3), (4, 4), {"padding": (1, 1)}),
+]
+# Single images that ATen multiplies by matrices.
+ALONE = [
+    (1, 32, 32, (3, 3, 3), (6, 7, 5), {"padding": (1, 1, 1)}),
+    (1, 32, 48, (3, 3, 3), (8, 8, 7), {"padding": (1, 0, 2), "dilation": (1, 2, 1)}),
+    (1, 32, 48, (3, 3, 3), (9, 8, 7), {"padding": (1, 1, 1), "stride": (2, 1, 2)}),
+    (1, 16, 32, (3, 3, 3), (8, 8, 7), {"padding": (3, 1, 1)}),
+    (1, 64, 64, (3, 3), (13, 14), {"padding": (1, 1)}),
+    (1, 64, 64, (2, 5), (13, 14), {"padding": (1, 4)}),
+]
 
 
 def _case(case: tuple[Any, ...], dtype: torch.dtype, channels_last: bool = False) -> tuple[Any, ...]:
@@ -74,11 +101,14 @@ def _case(case: tuple[Any, ...], dtype: torch.dtype, channels_last: bool = False
 def _any_processor(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(conv_routes, "_has_wide_registers", lambda: True)
     monkeypatch.setattr(conv_routes, "_FEW_NUMBERS", 0)
+    monkeypatch.setattr(conv_routes, "_FEW_PRODUCTS", 0)
+    monkeypatch.setattr(conv_routes, "prefers_onednn", lambda: True)
+    monkeypatch.setattr(conv_routes, "_LEAST_PULLED", 1)
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("case", TILING + POINTWISE + DEPTHWISE + STEM, ids=str)
+@pytest.mark.parametrize("case", TILING + POINTWISE + DEPTHWISE + STEM + COLOURS + COLUMNS + ALONE, ids=str)
 def test_every_way_gives_atens_numbers(case: tuple[Any, ...], dtype: torch.dtype, channels_last: bool) -> None:
     x, weight, bias, s, geometry = _case(case, dtype, channels_last)
     aten, backward = torch.ops.aten.convolution, torch.ops.aten.convolution_backward
@@ -131,6 +161,41 @@ def test_these_forms_are_taken_by_our_ways(case: tuple[Any, ...], product: str) 
     names = {event.name for event in profile.events()}
     assert product in names
     assert "aten::convolution_backward" not in names
+
+
+@pytest.mark.parametrize(
+    ("case", "calls"), [(COLUMNS[0], 0), (COLOURS[0], 2), (ALONE[0], 0)], ids=["columns", "colours", "alone"]
+)
+def test_weight_gradients_are_taken_by_our_ways(case: tuple[Any, ...], calls: int) -> None:
+    x, weight, _, s, geometry = _case(case, torch.float32)
+    with torch.profiler.profile() as profile:
+        conv_routes.weight_gradient(Scaled(s), x, weight, geometry)
+    assert [event.name for event in profile.events()].count("aten::convolution_backward") == calls
+
+
+@pytest.mark.parametrize(
+    ("case", "name"),
+    [(COLUMNS[-1], "aten::index_select"), (ALONE[0], "aten::mkldnn_convolution")],
+    ids=["columns", "alone"],
+)
+def test_both_maps_are_taken_by_our_ways(case: tuple[Any, ...], name: str) -> None:
+    x, weight, bias, s, geometry = _case(case, torch.float32)
+    with torch.profiler.profile() as profile:
+        conv_routes.apply(x, weight, bias, geometry)
+        conv_routes.relevance(Scaled(s), weight, x, geometry)
+    names = [event.name for event in profile.events()]
+    assert names.count(name) == 2
+    assert "aten::convolution_backward" not in names
+
+
+@pytest.mark.parametrize("case", COLUMNS + ALONE, ids=str)
+def test_columns_give_atens_numbers_for_every_size(case: tuple[Any, ...]) -> None:
+    """Where the condition for one of the three maps lets in fewer forms, too."""
+    x, weight, _, s, geometry = _case(case, torch.float64)
+    pulled, gradient, _ = torch.ops.aten.convolution_backward(s, x, weight, None, *geometry, [True, True, False])
+    torch.testing.assert_close(conv_columns.apply(x, weight, geometry), torch.convolution(x, weight, None, *geometry))
+    torch.testing.assert_close(conv_columns.data_gradient(s, weight, tuple(x.shape[2:]), geometry), pulled)
+    torch.testing.assert_close(conv_columns.weight_gradient(s, x, weight, geometry), gradient)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

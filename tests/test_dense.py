@@ -25,7 +25,7 @@ def _library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     if request.param and not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         pytest.skip("PyTorch without oneDNN")
     monkeypatch.setattr(dense, "_FEW_PRODUCTS", 1)
-    monkeypatch.setattr(dense, "_prefers_onednn", lambda: request.param)
+    monkeypatch.setattr(dense, "prefers_onednn", lambda: request.param)
 
 
 def _operands(form: tuple[tuple[int, ...], int], dtype: torch.dtype) -> tuple[Tensor, Tensor]:

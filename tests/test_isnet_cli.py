@@ -510,6 +510,7 @@ GIVEN: dict[str, dict[str, Any]] = {
             "foreground": "L2",
             "w_foreground": 0.5,
         },
+        **{"supervise": "three"},
         **{"w_background": 2, "layer_decay": 0.6, "batch_size": 6, "accumulate": 3, "optimizer": "sgd", "lr": 1e-4},
         **{
             "momentum": 0.8,

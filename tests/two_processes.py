@@ -9,7 +9,6 @@ import json
 import os
 import socket
 import sys
-import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
@@ -187,6 +186,8 @@ CASES: dict[str, tuple[Wrap, dict[str, Any]]] = {
     "sharded layers, checkpoint": (sharded(*EVERY_LAYER), {"checkpoint": True}),
     "sharded layers, no root": (sharded(*EVERY_LAYER, around="", reshard_after_forward=True), {}),
     "sharded layers, layerwise": (sharded(*EVERY_LAYER), {"form": "layerwise", "variant": "dual"}),
+    "sharded on two levels": (sharded("3.conv", "3", "6.qkv", "6", around="model"), {"checkpoint": True}),
+    "sharded, original": (sharded(*PARTS, around="model"), {"variant": "original"}),
     "sharded, hidden layer": (sharded(*PARTS), {"layers": ["3"], "steps": 1}),
     "sharded group": (grouped, {}),
     "sharded, accumulated": (sharded(*PARTS), {"parts": 2, "synchronised": without_reduction}),
@@ -305,7 +306,6 @@ OTHERS: dict[str, Callable[[int, int], float]] = {
 
 def work(rank: int, world: int, port: int) -> None:
     torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     dist.init_process_group("gloo", rank=rank, world_size=world)
     expected: dict[str, list[Tensor]] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InPlaceError
-from ..layers.registry import Recorder, recorded
+from ..layers.registry import NO_TENSORS, Recorder, holds_tensors, recorded
 from ..layers.shapes import Movement
 
 
@@ -137,6 +137,24 @@ class Aliases:
             part = _moved(rec, partial(_part, place=_Place.of(rec, tensor, base)), self._whole(rec, base))
             self.rename(tensor, part)
             tensor = part
+
+    def changes(self, args: Iterable[Any]) -> bool:
+        """Whether :meth:`current` may give another tensor for one of a call's arguments."""
+        replaced, contents = self.replaced, self._contents
+        for arg in args:
+            kind = type(arg)
+            if kind in NO_TENSORS:
+                continue
+            if kind is tuple or kind is list or kind is dict:
+                if holds_tensors(arg) and self.changes(arg.values() if kind is dict else arg):
+                    return True
+            elif (
+                id(arg) in replaced
+                or isinstance(arg, (tuple, list, dict))
+                or (contents and isinstance(arg, Tensor) and arg._is_view())
+            ):
+                return True
+        return False
 
     def _note(self, stale: Tensor, fresh: Tensor) -> None:
         if id(stale) not in self.replaced:  # else it stands for a view of itself, after a change of shape

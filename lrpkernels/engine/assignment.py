@@ -36,12 +36,12 @@ def assign(recording: Recording, fuse: Fuse, composite: Composite, keep: Sequenc
         names = {id(module): name or "(model)" for name, module in recording.model.named_modules()}
         _check_names(composite, recording.model, {names.get(id(node.module), "") for node in recording.nodes})
         apart += kept_apart(recording.nodes, composite, names)
-    choose = composite.chooser()
+    choose, first = composite.chooser(), composite.first
     planned = []
     for node in fuse(recording.nodes, apart):
-        reads_input = any(value.behind_input for value in node.inputs)
-        if composite.first is not None and node.kind == "block" and node.input.unlayered and not reads_input:
-            raise UnsupportedOperationError(_out_of_reach(recording, node, composite.first))
+        reads_input = first is not None and any(value.behind_input for value in node.inputs)
+        if first is not None and node.kind == "block" and node.input.unlayered and not reads_input:
+            raise UnsupportedOperationError(_out_of_reach(recording, node, first))
         planned.append((node, choose(node, names.get(id(node.module), ""), reads_input)))
     return planned
 

@@ -34,6 +34,7 @@ class Question:
         pick: picks the logits out of the model's output.
         memory_budget: rough limit in bytes for the multipliers of one walk.
         release: let go of forward values behind the (last) walk.
+        to_input: False: the pass ends at the places of ``at``.
     """
 
     target: Target
@@ -45,6 +46,7 @@ class Question:
     exclude_parallel: bool
     memory_budget: int | None
     release: bool
+    to_input: bool = True
 
 
 def relevance(recording: Recording, fuse: Fuse, output: Any, asked: Question) -> Any:
@@ -62,6 +64,8 @@ def relevance(recording: Recording, fuse: Fuse, output: Any, asked: Question) ->
 
     if isinstance(asked.at, (str, Place)):
         raise TypeError(f"at: expected a list of places, got {asked.at!r}; write [{asked.at!r}]")
+    if not (asked.to_input or asked.at):
+        raise ValueError(f"to_input: False needs places where the pass ends, got at={asked.at!r}; write at=[NAME, ...]")
     hidden = {place: at_place(place) for place in asked.at or ()}
     wanted = [v for values in hidden.values() for v in values]
     through = recompute.propagate if recording.recomputes else propagate
@@ -89,15 +93,18 @@ def relevance(recording: Recording, fuse: Fuse, output: Any, asked: Question) ->
             ]
             walk = Walk(
                 planned, wanted, through, {key: mask.part(begin, end) for key, mask in masks.items()}, asked.exclude_parallel,
-                asked.composite.multiply_by_inputs,
+                asked.composite.multiply_by_inputs, asked.to_input,
             )  # fmt: skip
-            last = asked.release and end == groups[-1][1]
+            if recording.recomputes and not recording.reads_again:
+                recording.reads_again = any(recompute.runs_again(node, rule) for node, rule in planned)
+            last = asked.release and not recording.reads_again and end == groups[-1][1]
             if last:
                 recording.nodes = []
             walks.append((walk.run(part, recording.input_values, last), end - begin))
-    if all(found[id(v)] is None for found, _ in walks for v in recording.input_values):
+    if all(found[id(v)] is None for found, _ in walks for v in (recording.input_values if asked.to_input else wanted)):
         name = type(recording.model).__name__
-        raise UnusedInputError(f"{name}: no relevance reaches its input; the output does not depend on it")
+        where = "its input" if asked.to_input else ", ".join(map(repr, hidden))
+        raise UnusedInputError(f"{name}: no relevance reaches {where}; the output does not depend on it")
 
     def shaped(value: Value) -> Tensor:
         if targets is None and walks[0][0][id(value)] is not None:
@@ -121,6 +128,8 @@ def _answer(
         made = tuple(shaped(value) for value in values)
         return made[0] if len(made) == 1 else made
 
+    if not asked.to_input:
+        return {place: maps(values) for place, values in hidden.items()}
     inputs = recording.input_values
     heatmap = maps(inputs) if recording.names is None else dict(zip(recording.names, map(shaped, inputs), strict=True))
     return (

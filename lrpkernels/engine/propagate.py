@@ -96,6 +96,7 @@ class Walk:
         masks: what conditions keep of the multiplier at some values, by the value's id.
         exclude_parallel: of a target with a condition, drop what passes by the value that the condition names.
         times_values: False: what is found are the multipliers G, in place of R = a * G.
+        to_input: False: nothing is handed on that leads to none of the wanted values, nor to those that conditions name.
     """
 
     def __init__(
@@ -106,6 +107,7 @@ class Walk:
         masks: Mapping[int, Mask] | None = None,
         exclude_parallel: bool = True,
         times_values: bool = True,
+        to_input: bool = True,
     ) -> None:
         self._planned, self._through, self._times_values = planned, through, times_values
         self._masks, self._exclude_parallel = masks or {}, exclude_parallel
@@ -114,6 +116,7 @@ class Walk:
         self._beside: dict[int, list[Value]] = {}
         if exclude_parallel:
             self._beside = {key: [v for v in wanted if not feeds(mask.value, v)] for key, mask in self._masks.items()}
+        self._on_the_way = None if to_input else _leading_to(planned, {*self._wanted, *self._masks})
         self._multipliers, self._relevances = _Contributions(), _Contributions()
         self.found: dict[int, Tensor | None] = {id(v): None for v in wanted}
 
@@ -144,11 +147,18 @@ class Walk:
                 for left in (node, *(planned for planned, _ in self._planned)):
                     left.release()
         for v in sorted(inputs, key=lambda v: id(v) not in self._masks):  # what conditions name drops the others'
-            self.found[id(v)] = self._at_value(v, *self._take(v))
+            if self._on_the_way is None or id(v) in self._on_the_way:
+                self.found[id(v)] = self._at_value(v, *self._take(v))
         return self.found
+
+    def _leads_on(self, node: Node) -> bool:
+        """Whether relevance behind an operation is still wanted at its inputs, or ahead of them."""
+        return self._on_the_way is None or any(id(v) in self._on_the_way for v in node.inputs)
 
     def _through_node(self, node: Node, rule: Rule) -> None:
         arrived = [self._take(v) for v in node.outputs]
+        if not self._leads_on(node):
+            return
         multipliers, relevances = [g for g, _ in arrived], [r for _, r in arrived]
         if any(g is not None for g in multipliers):
             multipliers = _for_all_targets(multipliers)
@@ -173,8 +183,11 @@ class Walk:
     def _through_block(self, block: Block, rule: Rule) -> None:
         behind = self._relevances if rule.yields_relevance else self._multipliers
         if block.makes_any(self._stops):
-            for part, scaled in self._inside(block, rule):
+            parts = self._inside(block, rule)
+            for part, scaled in parts if self._leads_on(block) else ():
                 _hand_on(part, self._through(part, (scaled,), rule), behind)
+            return
+        if not self._leads_on(block):
             return
         relevance = self._relevances.pop(block.output)
         if relevance is not None:
@@ -255,6 +268,16 @@ class Walk:
                 part = self.found[id(seen)]
                 if part is not None:
                     self.found[id(seen)] = _dropped(part, seen, mask.listed)
+
+
+def _leading_to(planned: Planned, ends: set[int]) -> set[int]:
+    """The values, by id, that relevance passes on its way to ``ends``: these, and whatever was made from them."""
+    found = set(ends)
+    for node, _ in planned:
+        made = node.made() if isinstance(node, Block) else node.outputs
+        if any(id(value) in found for value in (*node.inputs, *made)):
+            found.update(id(value) for value in made)
+    return found
 
 
 def _for_all_targets(parts: list[Tensor | None]) -> list[Tensor | None]:

@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode, _push_on_torch_function_stack
 from .._extension import ops
 from ..errors import UnsupportedOperationError
 from ..graph import Node, Value
-from ..layers.registry import leaves, map_leaves, record_of
+from ..layers.registry import NO_TENSORS, holds_tensors, leaves, map_leaves, record_of
 from ..layers.replayed import Replayed, Unknown
 from ..layers.shapes import Cast
 from . import writes
@@ -39,7 +39,12 @@ from .writes import writes_to
 
 is_grad_enabled = torch.is_grad_enabled  # saves a lookup for every operation
 _NOTHING: AbstractContextManager[Any] = nullcontext()
-_NO_TENSORS = frozenset((int, float, bool, str, type(None)))
+# What a model asks of a tensor's form: plain values, nothing to record.
+_ASKS = frozenset({
+    Tensor.dim, Tensor.ndimension, Tensor.size, Tensor.stride, Tensor.numel, Tensor.nelement, Tensor.element_size, Tensor.is_complex,
+    Tensor.is_floating_point, Tensor.is_contiguous, Tensor.get_device, Tensor.__len__,
+    *(getattr(Tensor, name).__get__ for name in ("shape", "ndim", "dtype", "device", "layout", "is_cuda", "requires_grad")),
+})  # fmt: skip
 _RECORDED, _WRAPPED = 1, 2
 _PLAIN = (int, float, bool, str, torch.Size, torch.dtype, torch.device, type(None), torch.layout, torch.memory_format)
 
@@ -59,6 +64,7 @@ class Recording:
         find_calls: finds that in a replayed pass, in which no module ran.
         liveness: holds the forward values that will be read; None: all are held.
         recomputes: whether less is saved for backward and recomputed there.
+        reads_again: whether backward will read values that relevance passes have read.
         watches: False: the caller removes values from the registry when their tensors go.
     """
 
@@ -85,6 +91,7 @@ class Recording:
         self.find_calls: Callable[[Recording, int], list[ModuleCall]] | None = None
         self.live = torch.is_grad_enabled()
         self.recomputes = recompute and self.live
+        self.reads_again = False
         self.watches = True
         # Read beside recorded tensors, with a gradient history of their own.
         self.constants: list[tuple[Tensor, nn.Module]] = []
@@ -119,7 +126,9 @@ class Recording:
         node.outputs = tuple(made)
         self.nodes.append(node)
         if self.recomputes:
-            made[0].recipe = node.recipe()
+            recipe = made[0].recipe = node.recipe()
+            if recipe is not None:
+                recipe.watch(outputs[0])
         if self.liveness is not None:
             for value in made:
                 value.watch(registry if self.watches else None)
@@ -200,6 +209,13 @@ class Recording:
     def unsaved(self, value: Value) -> AbstractContextManager[Any]:
         return _NOTHING if value.recipe is None else without_saving(value.tensor, value.recipe)
 
+    def unsaved_if_cheap(self, value: Value) -> AbstractContextManager[Any]:
+        return self.unsaved(value) if value.recipe is not None and value.recipe.is_cheap else _NOTHING
+
+    def making(self, node: Node) -> AbstractContextManager[Any]:
+        recipe = node.recipe() if self.recomputes else None
+        return _NOTHING if recipe is None else without_saving(None, recipe)
+
     def path(self) -> str:
         return self.module_path(self.modules[-1] if self.modules else self.model)
 
@@ -227,7 +243,14 @@ class Recording:
 
     def _dispatch(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], adapt: Any = None) -> Any:
         if self.aliases.replaced:
-            args, kwargs = map_leaves(self.current, args), map_leaves(self.current, kwargs)
+            if func in _ASKS:
+                return func(*map(self.current, args), **kwargs)
+            if self.aliases.changes(args):
+                args = map_leaves(self.current, args)
+            if kwargs and self.aliases.changes(kwargs.values()):
+                kwargs = map_leaves(self.current, kwargs)
+        elif func in _ASKS:
+            return func(*args, **kwargs)
         if kwargs and kwargs.get("out") is not None:
             return writes.into(self, func, args, kwargs)
         record = record_of(func)
@@ -281,12 +304,13 @@ class Recording:
         values, live, found = self.values, self.live, 0
         for arg in args:
             kind = type(arg)
-            if kind in _NO_TENSORS:
+            if kind in NO_TENSORS:
                 continue
             if id(arg) in values:
                 found |= _RECORDED
             elif kind is list or kind is tuple:
-                found |= self._reads_recorded(arg)
+                if holds_tensors(arg):
+                    found |= self._reads_recorded(arg)
             elif kind is not nn.Parameter and isinstance(arg, Tensor):
                 if live and arg.grad_fn is not None:
                     self.constants.append((arg, self.modules[-1] if self.modules else self.model))

@@ -147,3 +147,45 @@ def attention_pull(
         _AttentionPull, multiplier, query, key, value, mask, scale, shares
     )
     return found
+
+
+class _SoftmaxPull(torch.autograd.Function):
+    """D(g) = P (g - sum(P g)), which reads P twice."""
+
+    @staticmethod
+    def forward(ctx: Any, g: Tensor, p: Tensor, dim: int) -> Tensor:
+        targets = g.shape[0] // p.shape[0]
+        repeated = p.repeat(targets, *(1,) * (p.dim() - 1)) if targets > 1 else p
+        ctx.save_for_backward(g, p)
+        ctx.dim = dim
+        return _softmax_gradient(g, repeated, dim, p.dtype)
+
+    @staticmethod
+    @first_order
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        g, p = ctx.saved_tensors
+        targets, dim = g.shape[0] // p.shape[0], ctx.dim
+        repeated = p.repeat(targets, *(1,) * (p.dim() - 1)) if targets > 1 else p
+        grad_g = _softmax_gradient(grad, repeated, dim, p.dtype) if ctx.needs_input_grad[0] else None
+        grad_p = None
+        if ctx.needs_input_grad[1]:
+            sums = [(repeated * t).sum(dim, keepdim=True) for t in (g, grad)]
+            grad_p = (g - sums[0]).mul_(grad).addcmul_(g, sums[1], value=-1)
+            grad_p = grad_p.unflatten(0, (targets, -1)).sum(0) if targets > 1 else grad_p
+        return grad_g, grad_p, None
+
+
+def softmax_pull(multiplier: Tensor, weights: Tensor, dim: int) -> Tensor:
+    """The vector-Jacobian product of a softmax, P (G - sum(P G)).
+
+    Args:
+        multiplier: G at the weights, (T*B, ...), T targets of one batch, target-major, dtype of weights.
+        weights: P, (B, ...).
+        dim: along which they sum to 1; not the first.
+
+    Gradients: multiplier, weights; first order only.
+
+    Source: Achtibat et al. 2024 (AttnLRP), arXiv 2402.05602, Proposition 3.1.
+    """
+    found: Tensor = call(_SoftmaxPull, multiplier, weights, dim)
+    return found

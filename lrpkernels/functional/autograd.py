@@ -16,9 +16,17 @@ class _NoContext:
     def save_for_backward(self, *tensors: Tensor | None) -> None: ...
 
 
+_is_transformed = torch._C._are_functorch_transforms_active
+
+
 def call(function: type[torch.autograd.Function], *args: Any) -> Any:
     """``function.apply(*args)``; without gradients its forward alone, which saves the overhead of autograd's Python functions."""
-    return function.apply(*args) if torch.is_grad_enabled() else function.forward(_NoContext(), *args)
+    if not torch.is_grad_enabled():
+        return function.forward(_NoContext(), *args)
+    if _is_transformed():
+        return function.apply(*args)
+    # What `apply` comes to, once it has looked for wrappers that a transform of torch.func has left in every argument.
+    return super(torch.autograd.Function, function).apply(*args)  # type: ignore[misc]
 
 
 class _Blocker(torch.autograd.Function):

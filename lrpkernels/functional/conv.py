@@ -12,6 +12,7 @@ from . import conv_routes
 from .autograd import call, first_order
 from .conv_routes import NO_EPILOGUE, Epilogue
 from .geometry import ConvGeometry, Weights, check_part
+from .late import Late
 from .layout import empty_planes, memory_format, per_channel, select_by_sign, times
 from .pointwise import NEGATIVE, POSITIVE, WHOLE, Scaled, check_epsilon_scale, negative_weight, positive_weight
 from .stabilizer import Stabilizer
@@ -24,6 +25,9 @@ _BY_SIGN = {
 
 
 _PICKED = {POSITIVE: Weights.POSITIVE, NEGATIVE: Weights.NEGATIVE}
+
+
+_NO_GRADIENTS: tuple[Tensor | None, ...] = (None,) * 6
 
 
 class ConvWeight(NamedTuple):
@@ -119,10 +123,12 @@ class _ConvPull(torch.autograd.Function):
         weights: Weights,
         geometry: ConvGeometry,
         bounds: tuple[Tensor, Tensor] | None = None,
+        read: Tensor | None = None,
+        made: Tensor | None = None,
     ) -> Tensor:
         # s is not saved: backward recomputes it, one elementwise pass that saves a tensor per layer.
         scaled = Scaled(multiplier, addend, output, scale, value, denominator, eps)
-        reads_input = weights in (Weights.SAME_SIGN, Weights.OPPOSITE_SIGN, Weights.BOX)
+        reads_input = weights is not Weights.ALL and weights in (Weights.SAME_SIGN, Weights.OPPOSITE_SIGN, Weights.BOX)
         ctx.save_for_backward(*scaled[:6], weight, input if reads_input else None)
         ctx.eps, ctx.weights, ctx.geometry, ctx.bounds = eps, weights, geometry, bounds
         epilogue = Epilogue(input, *(bounds or ())) if reads_input else NO_EPILOGUE
@@ -132,9 +138,16 @@ class _ConvPull(torch.autograd.Function):
     @first_order
     def backward(ctx: Any, grad: Tensor) -> Any:
         saved = ctx.saved_tensors  # may be unpacked once only
-        weight, input = saved[6:]
         need, geometry = ctx.needs_input_grad, ctx.geometry
-        scaled = Scaled(*saved[:6])._replace(eps=ctx.eps)
+        multiplier, addend, output, scale, value, denominator, weight, input = saved
+        scaled = Scaled(multiplier, addend, output, scale, value, denominator, ctx.eps)
+        late = (grad, scaled.made()) if any(need[12:]) else (None, None)
+        if ctx.weights is Weights.ALL:
+            grad_weight = conv_routes.weight_gradient(scaled, grad, weight, geometry) if need[6] else None
+            grads = _NO_GRADIENTS
+            if True in need[:6]:
+                grads = scaled.gradients(conv_routes.apply(grad, weight, None, geometry), need)
+            return *grads, grad_weight, *(None,) * 5, *late
         grad_weight = pushed = grad_input = None
         for part, weights, sign in _terms(grad, input, ctx.weights, ctx.bounds):
             if need[6]:
@@ -145,8 +158,8 @@ class _ConvPull(torch.autograd.Function):
         if need[7] and ctx.weights == Weights.BOX:
             pulled = conv_routes.relevance(scaled, weight, input, geometry)
             grad_input = (grad * pulled).unflatten(0, (-1, input.shape[0])).sum(0)
-        grads = (None,) * 6 if pushed is None else scaled.gradients(pushed, need)
-        return *grads, grad_weight, grad_input, *(None,) * 4
+        grads = _NO_GRADIENTS if pushed is None else scaled.gradients(pushed, need)
+        return *grads, grad_weight, grad_input, *(None,) * 4, *late
 
 
 def _terms(
@@ -176,7 +189,9 @@ def _added(so_far: Tensor | None, term: Tensor, sign: int) -> Tensor:
     return so_far.add_(term, alpha=sign)
 
 
-def conv_pull(scaled: Scaled, weight: ConvWeight, input: Tensor, geometry: ConvGeometry) -> Tensor:
+def conv_pull(
+    scaled: Scaled, weight: ConvWeight, input: Tensor, geometry: ConvGeometry, late: Late | None = None
+) -> Tensor:
     r"""V^T s, the multiplier at the input of convolution [-> batch norm] [-> ReLU] under a rule.
 
     Epsilon: s = G m(u) k_c, so that R_j = a_j * sum_k w_jk R_k / (z_k + eps) for the z_k > 0 that pass the ReLU; other rules: s = G v / d.
@@ -186,6 +201,7 @@ def conv_pull(scaled: Scaled, weight: ConvWeight, input: Tensor, geometry: ConvG
         weight: V, dtype of the multiplier.
         input: the convolution's input, (B, C_in, ...); only its sizes and memory format are read.
         geometry: stride, padding, dilation, transposed, output padding, groups.
+        late: takes the gradient of the whole weight (:func:`late_weight`), which gets none here.
 
     Returns:
         (T*B, C_in, ...).
@@ -196,7 +212,16 @@ def conv_pull(scaled: Scaled, weight: ConvWeight, input: Tensor, geometry: ConvG
 
     Source: Bach et al. 2015 (epsilon rule); arXiv 2401.08409 (LRP-Flex); docs/method.md section 1.
     """
-    return call(_ConvPull, *scaled[:6], weight.weight, input, scaled.eps, weight.weights, geometry)
+    if late is None:
+        return call(_ConvPull, *scaled[:6], weight.weight, input, scaled.eps, weight.weights, geometry)
+    return call(
+        _ConvPull, *scaled[:6], weight.weight.detach(), input, scaled.eps, weight.weights, geometry, None, *late
+    )
+
+
+def conv_weight_gradient(s: Tensor, input: Tensor, weight: Tensor, geometry: ConvGeometry) -> Tensor:
+    """The gradient of <s, W input> for W, (C_out, C_in / groups, ...), of which only sizes and layout are read; not differentiable."""
+    return conv_routes.weight_gradient(Scaled(s), input, weight, geometry)
 
 
 def conv_pull_by_sign(

@@ -1,28 +1,28 @@
 """Decides how a convolution is computed; nothing else does.
 
 The vendor's convolution (oneDNN, cuDNN) through ATen with our elementwise kernels around it. On the CPU other products or convolutions
-where oneDNN is slow: stems, patches, depthwise weight gradients, 1x1 on few pixels. On CUDA tensors our fused kernel where
-``LRPKERNELS_CONV`` asks for it, or for :mod:`.tuner` to find the faster.
+where oneDNN is slow: stems, patches, depthwise weight gradients, few pixels; and oneDNN where ATen passes it by. On CUDA tensors our fused
+kernel where ``LRPKERNELS_CONV`` asks for it, or for :mod:`.tuner` to find the faster.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from functools import cache
+from collections.abc import Callable
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .._extension import ops
-from . import tuner
-from .dense import product
+from . import conv_columns, conv_cpu, tuner
+from .dense import prefers_onednn, product
 from .geometry import ConvGeometry, Weights, check_part
-from .layout import WIDE, is_channels_last, per_channel, select_by_sign, times
+from .layout import is_channels_last, per_channel, select_by_sign, times
 from .pointwise import Scaled
 
-_convolution = torch.ops.aten.convolution.default
+_convolution = torch.convolution  # that of torch.ops takes 3 us more
 _convolution_backward = torch.ops.aten.convolution_backward.default
 
 
@@ -40,7 +40,8 @@ NO_EPILOGUE = Epilogue()
 def picks_parts(weight: Tensor, geometry: ConvGeometry) -> bool:
     """Whether kernels may pick W+ and W- as they load W: fused ones where asked for, in one or two dimensions, not transposed."""
     return (
-        tuner.current.mode != "vendor"
+        ops.fused_device is not None  # asked first: it saves the CPU the other questions
+        and tuner.current.mode != "vendor"
         and ops.are_fused_for(weight)
         and not geometry.transposed
         and weight.dim() in (3, 4)
@@ -56,17 +57,16 @@ def relevance(
     epilogue: Epilogue = NO_EPILOGUE,
 ) -> Tensor:
     """W^T s, (T*B, C_in, ...); only sizes and layout of ``input`` are read."""
+    if not picks_parts(weight, geometry):
+        return _pulled(scaled.made(), weight, weights, epilogue, input, geometry)
 
     def vendor() -> Tensor:
         return _pulled(scaled.made(), weight, weights, epilogue, input, geometry)
 
-    if not picks_parts(weight, geometry):
-        return vendor()
-    scaled = scaled.with_one_eps()
-
     def fused() -> Tensor:
+        one = scaled.with_one_eps()
         return ops.conv_relevance(
-            *scaled[:6], weight, weights, *epilogue, input.shape[2:], *geometry[:3], geometry.groups, scaled.eps,
+            *one[:6], weight, weights, *epilogue, input.shape[2:], *geometry[:3], geometry.groups, one.eps,
             _tensor_cores(scaled.multiplier.dtype),
         )  # fmt: skip
 
@@ -98,17 +98,16 @@ def apply(
 
 def weight_gradient(scaled: Scaled, input: Tensor, weight: Tensor, geometry: ConvGeometry) -> Tensor:
     """The gradient of <s, W input> for W, of which only sizes and layout are read."""
+    if not picks_parts(weight, geometry):
+        return _weight_gradient(scaled.made(), input, weight, geometry)
 
     def vendor() -> Tensor:
         return _weight_gradient(scaled.made(), input, weight, geometry)
 
-    if not picks_parts(weight, geometry):
-        return vendor()
-    scaled = scaled.with_one_eps()
-
     def fused() -> Tensor:
+        one = scaled.with_one_eps()
         return ops.conv_weight_gradient(
-            *scaled[:6], input, weight.shape[2:], *geometry[:3], geometry.groups, scaled.eps,
+            *one[:6], input, weight.shape[2:], *geometry[:3], geometry.groups, one.eps,
             _tensor_cores(scaled.multiplier.dtype),
         )  # fmt: skip
 
@@ -146,24 +145,38 @@ def _key(op: str, values: Tensor, weight: Tensor, geometry: ConvGeometry, *rest:
 
 def _applied(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: ConvGeometry) -> Tensor:
     """W a + b."""
-    if _is_uniform(input, geometry):
-        made = _applied_to_uniform(input, weight, geometry)
-        return made if bias is None else made.add_(per_channel(bias, made.dim()))
-    if geometry.is_pointwise(weight.shape) and max(geometry.stride) == 1 and _has_few_pixels(input):
-        made = _planes(product(_rows(input), weight.flatten(1).t()), input.shape)
-        return made if bias is None else made.add_(per_channel(bias, made.dim()))
-    return _convolution(input, weight, bias, *geometry)
+    made = None
+    if conv_cpu.is_uniform(input, geometry):
+        made = conv_cpu.applied_to_uniform(input, weight, geometry)
+    elif _is_plain(input):
+        form = _form(weight.shape, geometry)
+        if form.is_dense and _has_few_pixels(input):
+            made = conv_cpu.planes(product(conv_cpu.rows(input), weight.flatten(1).t()), input.shape)
+        elif form.is_heavy and _fits_columns(input.shape[0] * form.pixels(input.shape), form.numbers, 1 << 14):
+            made = conv_columns.apply(input, weight, geometry)
+        elif _is_passed_by(input.shape, form):
+            return _by_onednn(input, weight, bias, geometry)
+    if made is None:
+        return _convolution(input, weight, bias, *geometry)
+    return made if bias is None else made.add_(per_channel(bias, made.dim()))
 
 
 def _data_gradient(s: Tensor, weight: Tensor, input: Tensor, geometry: ConvGeometry) -> Tensor:
     """W^T s for a convolution whose input looked like ``input``."""
-    if weight.shape[1] <= _FEW_CHANNELS and geometry.is_tiling(weight.shape) and _is_plain(s):
-        return _untiled(s, weight, input.shape[2:])
-    if geometry.is_pointwise(weight.shape) and max(geometry.stride) == 1 and _has_few_pixels(s):
-        return _planes(product(_rows(s), weight.flatten(1)), s.shape)
-    block = _block(s, weight, geometry)
-    if block is not None:
-        return _by_blocks(s, weight, input.shape[2:], geometry, block)
+    if _is_plain(s):
+        form = _form(weight.shape, geometry)
+        if form.is_patches:
+            return conv_cpu.untiled(s, weight, input.shape[2:])
+        if form.is_dense and _has_few_pixels(s):
+            return conv_cpu.planes(product(conv_cpu.rows(s), weight.flatten(1)), s.shape)
+        if form.block is not None and s.numel() >= _FEW_NUMBERS and (form.is_strided or _has_wide_registers()):
+            return conv_cpu.by_blocks(s, weight, input.shape[2:], geometry, form.block)
+        alone = s.shape[0] == 1 and _is_passed_by(torch.Size((1, weight.shape[1], *input.shape[2:])), form)
+        if form.is_heavy and _fits_columns(_pixels(s), form.numbers, 1 << (13 if alone else 15), _LEAST_PULLED):
+            return conv_columns.data_gradient(s, weight, tuple(input.shape[2:]), geometry)
+        if alone and form.mirror is not None and len(geometry.stride) == 3:
+            mirrored = weight.flip([*range(2, weight.dim())]).transpose(0, 1).contiguous()
+            return _by_onednn(s, mirrored, None, form.mirror)
     channels = weight.shape[0] if geometry.transposed else weight.shape[1] * geometry.groups
     if input.shape[0] != s.shape[0] or input.shape[1] != channels or input.dtype != s.dtype:
         # Several targets (the batch is that of s), stacked weights, or autocast: an uninitialized tensor of the right form will do.
@@ -175,13 +188,21 @@ def _data_gradient(s: Tensor, weight: Tensor, input: Tensor, geometry: ConvGeome
 
 def _weight_gradient(s: Tensor, input: Tensor, weight: Tensor, geometry: ConvGeometry) -> Tensor:
     """The gradient of <s, W input> for W."""
-    if _is_uniform(input, geometry):
-        return _weight_gradient_of_uniform(s, input, weight, geometry)
-    if geometry.is_depthwise(weight.shape) and weight[0].numel() > _VENDORS_TAPS and _is_plain(s):
-        return _depthwise_weight_gradient(s, input, weight, geometry)
-    if geometry.is_pointwise(weight.shape) and _has_few_pixels(s):
-        read = input[_everywhere(slice(None, None, stride) for stride in geometry.stride)]
-        return product(_rows(s).t(), _rows(read)).view(weight.shape)
+    if conv_cpu.is_uniform(input, geometry):
+        return conv_cpu.weight_gradient_of_uniform(s, input, weight, geometry)
+    if _is_plain(s):
+        form = _form(weight.shape, geometry)
+        if form.is_depthwise:
+            return conv_cpu.depthwise_weight_gradient(s, input, weight, geometry)
+        if form.is_pointwise and _has_few_pixels(s):
+            read = input[conv_cpu.everywhere(slice(None, None, stride) for stride in geometry.stride)]
+            return product(conv_cpu.rows(s).t(), conv_cpu.rows(read)).view(weight.shape)
+        if form.is_stem and s.numel() >= _FEW_NUMBERS and _has_wide_registers():
+            return conv_cpu.weight_gradient_by_colours(s, input, weight, geometry)
+        if form.is_heavy and _fits_columns(_pixels(s), form.numbers, 1 << 11, elsewhere=18_000):
+            return conv_columns.weight_gradient(s, input, weight, geometry)
+        if prefers_onednn() and _is_passed_by(input.shape, form) and form.numbers * _pixels(s) >= 2 * _FEW_PRODUCTS:
+            return conv_columns.weight_gradient(s, input, weight, geometry)
     return _convolution_backward(s, input, weight, None, *geometry, [False, True, False])[1]
 
 
@@ -192,57 +213,132 @@ _FEW_PIXELS = 64  # of a whole batch
 _VENDORS_TAPS = 9  # depthwise kernels up to 3x3 have code of their own in oneDNN
 _LANES = 16  # numbers in a vector register
 _FEW_NUMBERS = 1 << 16  # where setting up costs more than it saves
+_FEW_PRODUCTS = 1 << 22  # likewise
+_MANY_WEIGHTS = 1 << 17
+_LEAST_PULLED = 1 << 19  # weights of a transposed map by columns
 
 
 def _is_plain(t: Tensor) -> bool:
-    return t.device.type == "cpu" and t.dtype == torch.float32
+    return t.dtype is torch.float32 and t.is_cpu
+
+
+def _pixels(t: Tensor) -> int:
+    return t.shape[0] * t.shape[2:].numel()
 
 
 def _has_few_pixels(t: Tensor) -> bool:
     """Whether a 1x1 convolution here is a product of few rows with a weight that is larger: oneDNN would put that in order each time."""
-    return _is_plain(t) and t.shape[0] * t.shape[2:].numel() <= _FEW_PIXELS
+    return _pixels(t) <= _FEW_PIXELS
 
 
-def _everywhere(places: Iterable[slice]) -> tuple[Any, ...]:
-    """The index of these places in all images and channels."""
-    return (..., *places)
+class _Form(NamedTuple):
+    """What the sizes of a weight, and how it slides, say of the ways that are open to a convolution of float32 on the CPU.
 
-
-def _rows(t: Tensor) -> Tensor:
-    """(N, C, ...) as a matrix of pixels and channels."""
-    return t.flatten(2).transpose(1, 2).reshape(-1, t.shape[1])
-
-
-def _planes(rows: Tensor, like: torch.Size) -> Tensor:
-    """The matrix of pixels and channels as (N, C, ...), contiguous."""
-    planes = rows.view(like[0], like[2:].numel(), rows.shape[1]).transpose(1, 2)
-    return planes.contiguous().view(like[0], rows.shape[1], *like[2:])
-
-
-def _depthwise_weight_gradient(s: Tensor, input: Tensor, weight: Tensor, geometry: ConvGeometry) -> Tensor:
-    """By a depthwise convolution of every image's channel with its s as the kernel, which oneDNN is fast at.
-
-    Stride and dilation change places; images are added up afterwards.
+    Attributes:
+        is_pointwise, is_dense: 1x1, with or without stride; without one.
+        is_patches: windows side by side on few channels.
+        is_depthwise: with kernels for which oneDNN has no weight gradient of their own.
+        is_stem: on images of a few more channels than colours, in two dimensions.
+        is_whole: every output channel reads all input channels, at more than one place.
+        is_heavy: likewise, with many weights.
+        is_strided: it leaves out places.
+        block: the pixels that become channels in :func:`.conv_cpu.by_blocks`, per dimension; None: that is no faster.
+        mirror: how the transposed map slides, if it is a convolution like this.
+        slide: how it slides.
+        weight: the sizes.
+        numbers: how many weights there are.
     """
-    kernels, spatial = s.shape[0] * s.shape[1], (1,) * len(geometry.stride)
-    images = input.reshape(1, kernels, *input.shape[2:])
-    slides = s.reshape(kernels, 1, *s.shape[2:])
-    slide = ConvGeometry(geometry.dilation, geometry.padding, geometry.stride, False, (0,) * len(spatial), kernels)
-    found = _convolution(images, slides, None, *slide)
-    # Where windows leave out the last pixels of an image, there is room for more taps than the kernel has.
-    taps = found[_everywhere(slice(size) for size in weight.shape[2:])]
-    return taps.reshape(s.shape[0], *weight.shape).sum(0)
+
+    is_pointwise: bool
+    is_dense: bool
+    is_patches: bool
+    is_depthwise: bool
+    is_stem: bool
+    is_whole: bool
+    is_heavy: bool
+    is_strided: bool
+    block: tuple[int, ...] | None
+    mirror: ConvGeometry | None
+    slide: ConvGeometry
+    weight: torch.Size
+    numbers: int
+
+    def pixels(self, input: torch.Size) -> int:
+        """Of one image's output."""
+        return math.prod(self.slide.output_size(input, self.weight))
 
 
-def _block(s: Tensor, weight: Tensor, geometry: ConvGeometry) -> tuple[int, ...] | None:
-    """The pixels that become channels in :func:`_by_blocks`, per dimension; None where that is no faster."""
-    channels, kernel = weight.shape[1], weight.shape[2:]
-    simple = not geometry.transposed and geometry.groups == 1 and max(geometry.dilation) == 1
-    if not (simple and _is_plain(s) and s.numel() >= _FEW_NUMBERS and weight.shape[0] >= _LANES and min(kernel) >= 3):
+@lru_cache(4096)
+def _form(weight: torch.Size, geometry: ConvGeometry) -> _Form:
+    channels, kernel = weight[1], weight[2:]
+    taps = kernel.numel()
+    strided, pointwise = max(geometry.stride) > 1, geometry.is_pointwise(weight)
+    whole = not geometry.transposed and geometry.groups == 1 and taps > 1
+    reach = [dilation * (k - 1) for k, dilation in zip(kernel, geometry.dilation, strict=True)]
+    padding = tuple(r - p for r, p in zip(reach, geometry.padding, strict=True))
+    mirror = geometry._replace(padding=padding) if whole and not strided and min(padding) >= 0 else None
+    return _Form(
+        is_pointwise=pointwise,
+        is_dense=pointwise and not strided,
+        is_patches=channels <= _FEW_CHANNELS and geometry.is_tiling(weight),
+        is_depthwise=geometry.is_depthwise(weight) and taps > _VENDORS_TAPS,
+        is_stem=whole and len(kernel) == 2 and min(kernel) >= 3 and conv_cpu.COLOURS < channels < _LANES,
+        is_whole=whole,
+        is_heavy=whole and weight.numel() >= _MANY_WEIGHTS,
+        is_strided=strided,
+        block=_block(weight, geometry) if whole else None,
+        mirror=mirror,
+        slide=geometry,
+        weight=weight,
+        numbers=weight.numel(),
+    )
+
+
+def _fits_columns(
+    pixels: int, weights: int, share: int, least: int = _MANY_WEIGHTS, elsewhere: int | None = None
+) -> bool:
+    """Whether a product over all images is faster (:mod:`.conv_columns`): many weights beside few pixels.
+
+    Args:
+        share: weights for each pixel from which on it is, where there are more than 64 pixels.
+        least: weights.
+        elsewhere: share where products are not oneDNN's (and many more weights); None: it is not faster there.
+    """
+    if not pixels:
+        return False
+    if not prefers_onednn():
+        return elsewhere is not None and weights >= max(1 << 20, elsewhere * pixels)
+    return weights >= least and (weights >= share * pixels or (least == _MANY_WEIGHTS and pixels <= _FEW_PIXELS))
+
+
+def _is_passed_by(shape: torch.Size, form: _Form) -> bool:
+    """Whether ATen multiplies an input of these sizes by matrices, and oneDNN's convolution would be faster.
+
+    ATen's own condition: single images of few numbers. In three dimensions that takes up to three times as long.
+    """
+    return (
+        shape[0] == 1
+        and form.is_whole
+        and 0 < shape[:4].numel() <= 20480
+        and min(form.weight[-2:]) <= 3
+        and len(shape) > 3
+        and form.numbers * form.pixels(shape) >= _FEW_PRODUCTS
+        and torch.backends.mkldnn.is_available()
+        and torch._C._get_mkldnn_enabled()
+    )
+
+
+def _by_onednn(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: ConvGeometry) -> Tensor:
+    return torch.mkldnn_convolution(input, weight, bias, geometry.padding, geometry.stride, geometry.dilation, 1)
+
+
+def _block(weight: torch.Size, geometry: ConvGeometry) -> tuple[int, ...] | None:
+    """The pixels that become channels in :func:`.conv_cpu.by_blocks`, per dimension; None where that is no faster."""
+    channels, kernel = weight[1], weight[2:]
+    pays = min(kernel) >= (5 if max(geometry.stride) > 1 else 3)  # without stride in wide registers alone
+    if not pays or weight[0] < _LANES or max(geometry.dilation) > 1:
         return None
-    strided = max(geometry.stride) > 1
-    pays = min(kernel) >= 5 if strided else _has_wide_registers()
-    if not pays or any(p >= k for p, k in zip(geometry.padding, kernel, strict=True)):
+    if any(p >= k for p, k in zip(geometry.padding, kernel, strict=True)):
         return None
     block = list(geometry.stride)
     while channels * math.prod(block) * 2 <= _LANES:
@@ -255,105 +351,13 @@ def _has_wide_registers() -> bool:
     return torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
-def _by_blocks(s: Tensor, weight: Tensor, size: torch.Size, geometry: ConvGeometry, block: tuple[int, ...]) -> Tensor:
-    """W^T s of a stem, as a convolution of s whose output channels are the pixels of a block, put back in their places.
-
-    An image has few channels, which leave most of a vector register empty, and a strided convolution's transposed one multiplies zeros.
-    Pixel i = m q + f of block q reads s at j = r q + t, r = m / stride, with the weight of tap k = f + padding - stride t.
-    """
-    spatial = len(block)
-    outputs, channels = weight.shape[:2]
-    taps, strides, paddings, kept = [], [], [], []
-    moved = torch.constant_pad_nd(weight, (0, 1) * spatial)  # the last tap is 0, for those that a pixel doesn't read
-    for d, (m, k, stride, padding) in enumerate(
-        zip(block, weight.shape[2:], geometry.stride, geometry.padding, strict=True)
-    ):
-        blocks, step = -(-size[d] // m), m // stride
-        first, last = -((k - 1 - padding) // stride), (m - 1 + padding) // stride
-        behind = max(0, step * (blocks - 1) + last + 1 - s.shape[2 + d])
-        more = max(0, -(-(behind + first) // step))  # whole steps, so that both ends are padded alike
-        tap = torch.arange(m)[:, None] + padding - stride * torch.arange(first, last + 1)
-        moved = moved.index_select(2 + d, tap.where((tap >= 0) & (tap < k), k).flatten())
-        taps.append(last + 1 - first)
-        strides.append(step)
-        paddings.append(step * more - first)
-        kept.append(slice(more, more + blocks))
-    moved = moved.view(outputs, channels, *(n for pair in zip(block, taps, strict=True) for n in pair))
-    order = (1, *range(2, 2 * spatial + 2, 2), 0, *range(3, 2 * spatial + 3, 2))
-    slide = ConvGeometry(tuple(strides), tuple(paddings), (1,) * spatial, False, (0,) * spatial, 1)
-    found = _convolution(s, moved.permute(order).reshape(-1, outputs, *taps), None, *slide)[_everywhere(kept)]
-    found = found.reshape(s.shape[0], channels, *block, *found.shape[2:])
-    order = (0, 1, *(dim for d in range(spatial) for dim in (2 + spatial + d, 2 + d)))
-    image = found.permute(order).reshape(
-        s.shape[0], channels, *(m * n for m, n in zip(block, found.shape[2 + spatial :], strict=True))
-    )
-    return image[_everywhere(slice(n) for n in size)].contiguous()
-
-
-def _is_uniform(input: Tensor, geometry: ConvGeometry) -> bool:
-    """Whether planes are seen to hold one number each: a bound of the pixels, spread over an image without copies."""
-    if input.device.type != "cpu" or input.dtype not in WIDE or geometry.transposed or geometry.groups > 1:
-        return False
-    return input.shape[2:].numel() > 1 and not any(
-        stride for stride, n in zip(input.stride()[2:], input.shape[2:], strict=True) if n > 1
-    )
-
-
-def _reached(input: Tensor, weight: Tensor, geometry: ConvGeometry) -> list[Tensor]:
-    """Per dimension: 1 where an output's tap lies within the image, 0 in the padding, (outputs, taps)."""
-    found = []
-    for n, k, out, stride, padding, dilation in zip(
-        input.shape[2:], weight.shape[2:], geometry.output_size(input.shape, weight.shape), *geometry[:3], strict=True
-    ):
-        at = stride * torch.arange(out)[:, None] - padding + dilation * torch.arange(k)
-        found.append(((at >= 0) & (at < n)).to(input.dtype))
-    return found
-
-
-def _along_dimensions(t: Tensor, matrices: list[Tensor]) -> Tensor:
-    """(N, C, n_1, n_2, ...), a matrix applied along each n, the last one first."""
-    *ahead, last = matrices
-    t = t @ last.t()
-    for d in reversed(range(len(ahead))):
-        moved = ahead[d] @ t.reshape(-1, t.shape[2 + d], t.shape[3 + d :].numel())
-        t = moved.view(*t.shape[: 2 + d], ahead[d].shape[0], *t.shape[3 + d :])
-    return t
-
-
-def _applied_to_uniform(input: Tensor, weight: Tensor, geometry: ConvGeometry) -> Tensor:
-    """W a where a does not vary within its planes: a sum of taps, whose borders are products over the dimensions."""
-    numbers = input.flatten(2)[..., 0]
-    taps = torch.einsum("nc,ocp->nop", numbers, weight.flatten(2)).view(len(input), len(weight), *weight.shape[2:])
-    return _along_dimensions(taps, _reached(input, weight, geometry))
-
-
-def _weight_gradient_of_uniform(s: Tensor, input: Tensor, weight: Tensor, geometry: ConvGeometry) -> Tensor:
-    numbers = input.flatten(2)[..., 0]
-    taps = _along_dimensions(s, [reached.t() for reached in _reached(input, weight, geometry)])
-    return torch.einsum("nc,nop->ocp", numbers, taps.flatten(2)).view(weight.shape)
-
-
-def _untiled(s: Tensor, weight: Tensor, size: torch.Size) -> Tensor:
-    """W^T s where every pixel is read by one window at most (a patch embedding): one matrix product, then the patches put together."""
-    kernel, windows = weight.shape[2:], s.shape[2:]
-    spatial = len(kernel)
-    order = [dim for k in range(spatial) for dim in (1 + k, 2 + spatial + k)]
-    patches = product(_rows(s), weight.flatten(1)).view(s.shape[0], *windows, *weight.shape[1:])
-    image = patches.permute(0, 1 + spatial, *order).reshape(
-        s.shape[0], weight.shape[1], *(n * k for n, k in zip(windows, kernel, strict=True))
-    )
-    if image.shape[2:] == size:
-        return image
-    # Pixels behind the last window are read by none.
-    behind = [pad for n, have in zip(reversed(size), reversed(image.shape), strict=False) for pad in (0, n - have)]
-    return torch.constant_pad_nd(image, behind)
-
-
 def _pulled(
     s: Tensor, weight: Tensor, weights: Weights, epilogue: Epilogue, like: Tensor, geometry: ConvGeometry
 ) -> Tensor:
     """W^T s with the weights that ``weights`` names."""
-    if weights in (Weights.ALL, Weights.POSITIVE, Weights.NEGATIVE):
+    if weights == Weights.ALL:
+        return _data_gradient(s, weight, like, geometry)
+    if weights in (Weights.POSITIVE, Weights.NEGATIVE):
         return _data_gradient(s, part_of(weight, weights), like, geometry)
     input, low, high = epilogue
     assert input is not None

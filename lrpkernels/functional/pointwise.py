@@ -237,20 +237,18 @@ class Scaled(NamedTuple):
 
     def gradients(self, grad: Tensor, need: Any) -> tuple[Tensor | None, ...]:
         """Gradients of the six tensors, given that of s; ``need`` says which are wanted."""
-        made: tuple[Tensor | None, ...]
         if self.denominator is not None:
-            epsilon, epsilons = stabilizer(self.eps, self.denominator)
-            g, v, d = ops.ratio_backward(grad, self.multiplier, self.value, self.denominator, epsilon, epsilons)
-            made = (g, None, None, None, v, d)
-        elif self.is_plain:
-            made = (grad, *(None,) * 5)
-        else:
-            epsilon, epsilons = self._at_output()
-            g, u, k = ops.epsilon_scale_backward(
-                grad, self.multiplier, self.addend, self.output, self.scale, epsilon, need[3], epsilons
-            )
-            made = (g, g, u, k, None, None)
-        return tuple(gradient if wanted else None for gradient, wanted in zip(made, need, strict=False))
+            eps, each = stabilizer(self.eps, self.denominator)
+            g, v, d = ops.ratio_backward(grad, self.multiplier, self.value, self.denominator, eps, each)
+            return g if need[0] else None, None, None, None, v if need[4] else None, d if need[5] else None
+        if self.is_plain:
+            return grad if need[0] else None, None, None, None, None, None
+        eps, each = self._at_output()
+        g, u, k = ops.epsilon_scale_backward(
+            grad, self.multiplier, self.addend, self.output, self.scale, eps, need[3], each
+        )
+        first, second, output, scale = need[:4]
+        return g if first else None, g if second else None, u if output else None, k if scale else None, None, None
 
 
 class Part(NamedTuple):

@@ -13,6 +13,9 @@ from .._extension import ops
 from .autograd import call, first_order
 from .layout import empty_planes, has_kernels, memory_format
 
+_max_pool = torch.ops.aten.max_pool2d_with_indices.default
+_max_pool_backward = torch.ops.aten.max_pool2d_with_indices_backward.default
+
 
 class _MaxPoolWinner(Function):
     @staticmethod
@@ -49,6 +52,54 @@ def max_pool_winner(multiplier: Tensor, indices: Tensor, input: Tensor, argument
     Source: Bach et al. 2015 (winner-takes-all); docs/method.md section 1.
     """
     return call(_MaxPoolWinner, multiplier, indices, input, arguments)
+
+
+_CHANNELS = 16  # from so many on channels fill vector registers
+_FEW_NUMBERS = 1 << 14  # where two more calls cost more than they save
+
+
+class _MaxPool(Function):
+    """Gradients of any order, as PyTorch's own has them."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, windows: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
+        output, indices = _by_channels(input, windows)
+        ctx.save_for_backward(input, indices)
+        ctx.windows = windows
+        ctx.mark_non_differentiable(indices)
+        ctx.set_materialize_grads(False)
+        return output, indices
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, _: Any) -> Any:
+        input, indices = ctx.saved_tensors
+        return None if grad is None else _max_pool_backward(grad.contiguous(), input, *ctx.windows, indices), None
+
+
+def _by_channels(input: Tensor, windows: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
+    output, indices = _max_pool(input.contiguous(memory_format=torch.channels_last), *windows)
+    return output.contiguous(), indices.contiguous()
+
+
+def max_pool(input: Tensor, arguments: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
+    """Max pooling in two dimensions and its winners: the numbers and layout of PyTorch's, whose kernel for NCHW on the CPU is slow.
+
+    Args:
+        input: (B, C, H, W), any floating dtype.
+        arguments: (kernel_size, stride, padding, dilation, ceil_mode) of the layer, the first four as tuples.
+
+    Returns:
+        The maxima (B, C, h, w), and their flat positions in the planes of the input, int64.
+
+    Gradients: input, of any order.
+    """
+    plain = input.device.type == "cpu" and input.is_contiguous() and input.dtype in (torch.float32, torch.bfloat16)
+    if not plain or input.shape[1] < _CHANNELS or input.numel() < _FEW_NUMBERS:
+        return _max_pool(input, *arguments)
+    if not torch.is_grad_enabled() or not input.requires_grad:
+        return _by_channels(input, arguments)
+    found: tuple[Tensor, Tensor] = _MaxPool.apply(input, arguments)
+    return found
 
 
 def scatter_winner(multiplier: Tensor, indices: Tensor, spatial: Sequence[int]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Concatenation: splitting its multiplier."""
+"""Concatenation and selection: where their multipliers come from."""
 
 from __future__ import annotations
 
@@ -58,3 +58,37 @@ def uncat(multiplier: Tensor, dim: int, places: Sequence[tuple[int, int]]) -> tu
     Gradients: multiplier; first order only.
     """
     return call(_Uncat, multiplier, dim, places)
+
+
+class _Unselect(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, indices: Sequence[Any], size: torch.Size, *parts: Tensor | None) -> Tensor:
+        first = next(part for part in parts if part is not None)
+        ctx.indices, ctx.given = indices, [part is not None for part in parts]
+        whole = first.new_zeros(first.shape[0], *size)
+        for index, part in zip(indices, parts, strict=True):
+            if part is not None:
+                whole[index] = part
+        return whole
+
+    @staticmethod
+    @first_order
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        pairs = zip(ctx.indices, ctx.given, strict=True)
+        return None, None, *(grad[index] if given else None for index, given in pairs)
+
+
+def unselect(parts: Sequence[Tensor | None], indices: Sequence[Any], size: torch.Size) -> Tensor:
+    """A tensor of zeros but for these parts.
+
+    Args:
+        parts: multipliers at parts of a tensor that do not overlap, (T*B, ...); None: zero. One at least is given.
+        indices: where each part stands: of whole numbers, slices and None, the first a whole slice.
+        size: of the tensor, without its first dimension.
+
+    Returns:
+        (T*B, *size).
+
+    Gradients: parts; first order only.
+    """
+    return call(_Unselect, indices, size, *parts)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..graph import EVERYTHING, Arrived, Multipliers, Node, Value
+from ..graph import EVERYTHING, Arrived, Multipliers, Node, Recipe, Value
 from ..rules import Rule
 from .elementwise import argument, keep_for_products, value_range
 from .gradients import pull_back
@@ -28,6 +28,14 @@ class Relu(Node):
     module_type = nn.ReLU
     sees_through = True
 
+    _recipe: Recipe | None = None
+
+    def recipe(self) -> Recipe | None:
+        made = self.input.recipe
+        if self._recipe is None and made is not None and made.is_cheap:
+            self._recipe = Recipe(lambda: torch.relu_(made.make()), is_cheap=True)
+        return self._recipe
+
     def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
         return (rule.relu(self, multipliers[0]),)
 
@@ -38,9 +46,12 @@ class Relu(Node):
 @records(F.relu, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_)
 def _relu(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
     x = args[0] if args else kwargs["input"]
-    out, value = torch.relu(x), rec.known(x)
+    value = rec.known(x)
+    node = Relu(value)
+    with rec.making(node):
+        out = torch.relu(x)
     keep_for_products(value)
-    rec.add(Relu(value), out, nonnegative=True)
+    rec.add(node, out, nonnegative=True)
     inplace = args[1] if len(args) > 1 else kwargs.get("inplace", False)
     if inplace or func is torch.relu_ or func is Tensor.relu_:
         rec.replace(x, out)

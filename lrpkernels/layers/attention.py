@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import UnsupportedOperationError
-from ..functional import attention_pull, attention_weights
+from ..functional import attention_pull, attention_weights, softmax_pull
 from ..graph import Arrived, Multipliers, Node, Value
 from ..rules import Rule
 from .gradients import pull_back
@@ -20,7 +20,7 @@ from .replayed import Replayed
 
 
 class Taylor(Replayed):
-    """A function that follows its first-order Taylor term, R = x * gradient: softmax (AttnLRP, eq. 7), Lp pooling (homogeneous).
+    """A function that follows its first-order Taylor term, R = x * gradient: logarithms of a softmax, Lp pooling (homogeneous).
 
     Written out by PyTorch's derivative.
     """
@@ -29,19 +29,31 @@ class Taylor(Replayed):
     linear = False
 
 
-class Softmax(Taylor):
-    """Weights that sum to 1: a product treats them as a gate."""
+class Softmax(Node):
+    """Weights that sum to 1: a product treats them as a gate.
+
+    Args:
+        dim: along which they do; not the batch's.
+    """
 
     kind = "softmax"
     family = "attention"
     module_type = nn.Softmax
     bounds = (0.0, 1.0)
+    reads_inputs = False
+
+    def __init__(self, input: Value, dim: int) -> None:
+        super().__init__(input)
+        self.dim = dim
 
     def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
         return (rule.softmax(self, multipliers[0]),)
 
+    def gradient(self, multipliers: Arrived, rule: Rule) -> Multipliers:
+        return (self.pull(multipliers[0]),)
+
     def pull(self, g: Tensor) -> Tensor | None:
-        return self._vjp([g])[0]
+        return softmax_pull(g, self.value, self.dim)
 
 
 class Attention(Node):
@@ -116,11 +128,21 @@ def _in_parts(rec: Recorder, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | Non
     return rec.call(torch.matmul, weights, v)
 
 
-@records(F.softmax, torch.softmax, Tensor.softmax, F.log_softmax, F.lp_pool1d, F.lp_pool2d, F.lp_pool3d)
+@records(F.softmax, torch.softmax, Tensor.softmax)
+def _softmax(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
+    x, dim = bind(args, {**kwargs, "input": kwargs.get("input", kwargs.get("self"))}, "input", "dim")[:2]
+    value = rec.value(x)
+    if value is None or type(dim) is not int or x.dim() < 2 or dim % x.dim() == 0:
+        return _taylor(rec, func, args, kwargs)
+    out = func(*args, **kwargs)
+    rec.add(Softmax(value, dim % x.dim()), out, nonnegative=True)
+    return out
+
+
+@records(F.log_softmax, F.lp_pool1d, F.lp_pool2d, F.lp_pool3d)
 def _taylor(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
     out = func(*args, **kwargs)
-    kind = Softmax if func in (F.softmax, torch.softmax, Tensor.softmax) else Taylor
-    rec.add(kind(recorded(rec, args, kwargs), func, args, kwargs), out, nonnegative=kind is Softmax)
+    rec.add(Taylor(recorded(rec, args, kwargs), func, args, kwargs), out)
     return out
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from .. import functional
 from ..functional import Part, Scaled, wide
-from ..graph import Arrived, Multipliers, Value
+from ..graph import Arrived, Multipliers, Recipe, Value
 from ..rules import Rule
 from .gradients import pull_back
 from .linear import LinearNode
@@ -32,9 +33,11 @@ class BatchNorm(LinearNode):
 
     Attributes:
         batch_eps: the eps of batch statistics, which are made of the input; None: the statistics are constants.
+        again: its input -> its output, for :meth:`recipe`.
     """
 
     kind = "batch_norm"
+    again: Callable[[Tensor], Tensor] | None = None
     module_type = nn.modules.batchnorm._BatchNorm
 
     def __init__(
@@ -52,6 +55,13 @@ class BatchNorm(LinearNode):
             self.reads_inputs = frozenset({"input", "statistics"})
         self.gamma, self.beta = gamma, beta
         self.mean, self.spread = mean, spread
+
+    def recipe(self) -> Recipe | None:
+        """The norm of an input that is cheap to make again, as a concatenation is; a convolution would be computed a second time."""
+        made, again = self.input.recipe, self.again
+        if made is None or again is None or not made.is_cheap:
+            return None
+        return Recipe(lambda: again(made()), is_cheap=True)
 
     @property
     def channels(self) -> int:
@@ -129,8 +139,21 @@ def _batch_norm(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
         return func(x, mean, var, gamma, beta, training, momentum, eps)  # raises PyTorch's own error
     with rec.unsaved(value):
         out, mean, spread = _normalized(x, mean, var, gamma, beta, training, momentum, eps)
-    rec.add(BatchNorm(value, gamma, beta, mean, spread, eps if training else None), out)
+    node = BatchNorm(value, gamma, beta, mean, spread, eps if training else None)
+    if rec.recomputes:
+        node.again = _again(gamma, beta, mean, spread, training, eps)
+    rec.add(node, out)
     return out
+
+
+def _again(
+    gamma: Any, beta: Any, mean: Tensor, spread: Tensor | Variance, training: bool, eps: float
+) -> Callable[[Tensor], Tensor]:
+    """The same call on the same numbers; statistics of a batch are taken again, those that run stay where they are."""
+    gamma, beta = (None if t is None else t.detach() for t in (gamma, beta))
+    mean_or_none, variance = (mean, spread.variance) if isinstance(spread, Variance) else (None, None)
+    cudnn = torch._C._get_cudnn_enabled()
+    return lambda x: torch.batch_norm(x, gamma, beta, mean_or_none, variance, training, 0.0, eps, cudnn)
 
 
 def _normalized(

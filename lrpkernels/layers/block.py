@@ -182,7 +182,7 @@ class Block(Node):
     def pull(self, s: Scaled, part: PartOf) -> Tensor:
         if s.carrier is not None:
             s = Scaled(s.total())
-        if part == WHOLE and s.denominator is None:  # k scales s, and W is unchanged
+        if s.denominator is None and (part is WHOLE or part == WHOLE):  # k scales s, and W is unchanged
             if self.norm is not None:
                 s = Scaled(s.multiplier, s.addend, s.output, self.norm.scale(), None, None, s.eps)
             return self.linear.pull(s, self.linear.part(WHOLE, None, s.multiplier.dtype))
@@ -251,4 +251,4 @@ class Block(Node):
 def can_merge(linear: LinearNode, norm: BatchNorm) -> bool:
     """A batch norm can be merged if its channels are the layer's (a Linear on a sequence puts them last)."""
     channel_last_linear = linear.kind == "linear" and len(linear.output.shape) > 2
-    return not channel_last_linear and torch.Size(norm.mean.shape) == (linear.channels,)
+    return not channel_last_linear and norm.mean.shape == (linear.channels,)

@@ -5,15 +5,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import functional
-from ..functional import ConvGeometry, ConvWeight, Scaled
-from ..graph import Arrived, Multipliers, Node, Value
+from ..functional import ConvGeometry, ConvWeight, Late, Scaled
+from ..graph import Arrived, Multipliers, Node, Recipe, Value
 from ..rules import Rule
 from .elementwise import is_gate, made_by_activation
 from .registry import Recorder, per_dimension, recorded, records
@@ -35,6 +35,7 @@ class LinearNode(Node, ABC):
     reads_outputs = frozenset({"output", "preactivation"})
     weight: Tensor
     bias: Tensor | None
+    _late: Late | None = None
 
     @property
     @abstractmethod
@@ -56,6 +57,23 @@ class LinearNode(Node, ABC):
     @abstractmethod
     def pull(self, s: Scaled, weight: Any) -> Tensor:
         """V^T s."""
+
+    def defer(self, gradient: Callable[[Tensor, Tensor, Tensor], Tensor], made: Sequence[int]) -> None:
+        """Let the weight's gradient from the relevance pass wait for the classification's, if that saves memory; ``made``: output sizes.
+
+        Called ahead of the forward pass through this layer.
+        """
+        self._late = functional.late_weight(self.weight, gradient, self.input.shape, made)
+
+    def _waiting(self, weight: Tensor, s: Tensor) -> Late | None:
+        """Where the gradient of this weight waits, for the first pass that reads it whole and with gradients; None: it does not."""
+        late = self._late
+        if late is None or weight is not self.weight or not torch.is_grad_enabled():
+            return None
+        if not late.fits(self.input.shape, s):
+            return None
+        self._late = None
+        return late
 
     def pull_by_sign(self, s: Scaled, same: Any, other: Any, a: Tensor) -> Tensor:
         """V^T s where a >= 0, V'^T s elsewhere."""
@@ -103,7 +121,8 @@ class Conv(LinearNode):
         return functional.conv_apply(a, weight, bias, self.geometry, known)
 
     def pull(self, s: Scaled, weight: ConvWeight) -> Tensor:
-        return functional.conv_pull(s, weight, self.input.form(), self.geometry)
+        late = self._waiting(weight.weight, s.multiplier)
+        return functional.conv_pull(s, weight, self.input.form(), self.geometry, late)
 
     def pull_by_sign(self, s: Scaled, same: ConvWeight, other: ConvWeight, a: Tensor) -> Tensor:
         return functional.conv_pull_by_sign(s, same, other, a, self.geometry)
@@ -128,17 +147,20 @@ class Conv(LinearNode):
         rows = vector.view(groups, 1, -1).expand(-1, self.weight.shape[0] // groups, -1).flatten(0, 1)
         return rows.reshape(*rows.shape, *(1,) * (self.weight.dim() - 2))
 
-    def recipe(self) -> Callable[[], Tensor]:
+    def recipe(self) -> Recipe:
         """The convolution again, in the output's dtype (autocast may have cast what it read)."""
         b, dtype, geometry = self.bias, self.output.dtype, self.geometry
-        tensors = (self.a.detach(), self.weight.detach(), None if b is None else b.detach())
+        read, weight = self.a.detach(), self.weight.detach()
+        bias, again = None if b is None else b.detach(), self.input.recipe
+        kept = read if again is None or not again.is_cheap else None
 
         def make() -> Tensor:
-            operands = (t if t is None else t.to(dtype) for t in tensors)
-            with torch.autocast(tensors[0].device.type, enabled=False):
+            a = again() if kept is None and again is not None else cast(Tensor, kept)
+            operands = (t if t is None else t.to(dtype) for t in (a, weight, bias))
+            with torch.autocast(a.device.type, enabled=False):
                 return torch.ops.aten.convolution.default(*operands, *geometry)
 
-        return make
+        return Recipe(make)
 
 
 class Linear(LinearNode):
@@ -166,7 +188,8 @@ class Linear(LinearNode):
         return F.linear(a, weight, bias)
 
     def pull(self, s: Scaled, weight: Tensor) -> Tensor:
-        return functional.dense_pull(s.tensor(), weight)
+        made = s.tensor()
+        return functional.dense_pull(made, weight, self._waiting(weight, made))
 
     def per_output(self, vector: Tensor) -> Tensor:
         return vector
@@ -220,8 +243,10 @@ def _record_conv(rec: Recorder, func: Any, args: Any, kwargs: Any, spatial: int,
         plain = type(slide[0]) is tuple and type(slide[1]) is tuple and type(slide[2]) is tuple
         value, constant = rec.value(x), rec.value(weight) is None and rec.value(bias) is None
         if plain and value is not None and constant and x.dim() == spatial + 2:
-            out = func(*args)
-            rec.add(Conv(value, weight, bias, _geometry(*slide)), out)
+            conv = _deferred(Conv(value, weight, bias, _geometry(*slide)))
+            with rec.unsaved_if_cheap(value):
+                out = func(*args)
+            rec.add(conv, out)
             return out
     defaults = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1, "output_padding": 0}
     order = ("output_padding", "groups", "dilation") if transposed else ("dilation", "groups")
@@ -247,6 +272,7 @@ def _record_conv(rec: Recorder, func: Any, args: Any, kwargs: Any, spatial: int,
     dilation = per_dimension(dilation, spatial)
     if padding == "valid":
         padding = 0
+    out = None
     if padding == "same":
         total = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
         if any(t % 2 for t in total):  # PyTorch pads one more at the end
@@ -256,9 +282,6 @@ def _record_conv(rec: Recorder, func: Any, args: Any, kwargs: Any, spatial: int,
             out = func(x, weight, bias, stride, 0, dilation, groups)
         else:
             padding = tuple(t // 2 for t in total)
-            out = func(*args, **kwargs)
-    else:
-        out = None
     geometry = ConvGeometry(
         per_dimension(stride, spatial),
         per_dimension(padding, spatial),
@@ -267,9 +290,22 @@ def _record_conv(rec: Recorder, func: Any, args: Any, kwargs: Any, spatial: int,
         per_dimension(output_padding, spatial),
         groups,
     )
-    out = func(*args, **kwargs) if out is None else out
-    rec.add(Conv(rec.known(x), weight, bias, geometry), out)
+    conv = Conv(rec.known(x), weight, bias, geometry)
+    if out is None:
+        _deferred(conv)
+        with rec.unsaved_if_cheap(conv.input):
+            out = func(*args, **kwargs)
+    rec.add(conv, out)
     return out
+
+
+def _deferred(conv: Conv) -> Conv:
+    read, weight, geometry = conv.input.shape, conv.weight, conv.geometry
+    if not geometry.transposed and weight.dim() == len(read):
+        made = (read[0], weight.shape[0], *geometry.output_size(read, weight.shape))
+        if min(made) > 0:
+            conv.defer(partial(functional.conv_weight_gradient, geometry=geometry), made)
+    return conv
 
 
 for _spatial, _plain, _transposed in (

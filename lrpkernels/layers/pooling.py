@@ -117,8 +117,7 @@ def _max_pool(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     kernel = per_dimension(kernel, spatial)
     stride = kernel if stride is None or stride == [] else per_dimension(stride, spatial)
     arguments = (kernel, stride, per_dimension(padding, spatial), per_dimension(dilation, spatial), ceil_mode)
-    pool = F.max_pool2d_with_indices if spatial == 2 else F.max_pool3d_with_indices
-    out, indices = pool(x, *arguments)
+    out, indices = functional.max_pool(x, arguments) if spatial == 2 else F.max_pool3d_with_indices(x, *arguments)
     rec.add(MaxPool(value, indices, arguments), out, nonnegative=value.nonnegative)
     return (out, indices) if wants_indices or return_indices else out
 

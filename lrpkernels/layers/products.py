@@ -12,8 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..functional import Scaled, per_channel
-from ..graph import Value
+from ..functional import Scaled, dense_weight_gradient, per_channel
+from ..graph import Arrived, Multipliers, Node, Value
+from ..rules import Rule
+from .elementwise import is_gate, made_by_activation
 from .linear import Linear, LinearNode, Product
 from .pooling import AveragePool
 from .registry import Recorder, bind, recorded, records
@@ -92,6 +94,70 @@ class Contraction(LinearNode):
         return vector if self.bias is not None else per_channel(vector, len(self._z))
 
 
+class PairProduct(Node):
+    """A product of two operands that depend on the input, image by image: each gets its share of the relevance.
+
+    Args:
+        x, y: the operands.
+        labels: of x, y and z, the image's first; none stands twice in one of them.
+    """
+
+    kind = "product"
+    family = "attention"
+    reads_outputs = False
+
+    def __init__(self, x: Value, y: Value, labels: tuple[Labels, Labels, Labels]) -> None:
+        super().__init__(x, y)
+        self._labels = labels
+
+    @staticmethod
+    def fits(factors: Sequence[Value], operands: Sequence[Tensor], labels: Sequence[Labels], z: Labels) -> bool:
+        """Whether this is such a product: nothing broadcasts, and each label of an operand is one of the other or of z."""
+        if len(operands) != 2 or len(factors) != 2 or factors[0] is factors[1]:
+            return False
+        x, y = labels
+        sizes: dict[int, int] = {}
+        pairs = [
+            pair for value, names in zip(factors, labels, strict=True) for pair in zip(names, value.shape, strict=True)
+        ]
+        return (
+            bool(x and y and z)
+            and x[0] == y[0] == z[0]
+            and all(len(set(names)) == len(names) for names in (x, y, z))
+            and {*x} <= {*y, *z}
+            and {*y} <= {*x, *z}
+            and all(sizes.setdefault(label, n) == n for label, n in pairs)
+            and not any(value.dtype.is_complex for value in factors)
+        )
+
+    def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
+        return rule.matmul(self, multipliers[0])
+
+    def gradient(self, multipliers: Arrived, rule: Rule) -> Multipliers:
+        return self.back(multipliers[0], (1.0, 1.0))
+
+    @property
+    def gates(self) -> tuple[bool, ...]:
+        return tuple(map(is_gate, self.inputs))
+
+    @property
+    def activated(self) -> tuple[bool, ...]:
+        return tuple(map(made_by_activation, self.inputs))
+
+    def back(self, g: Tensor, shares: Sequence[float]) -> Multipliers:
+        made = g.unflatten(0, (-1, self.output.shape[0]))
+        x, y, z = self._labels
+        parts: list[Tensor | None] = []
+        for share, own, other, value in zip(shares, (x, y), (y, x), reversed(self.inputs), strict=True):
+            if share == 0:
+                parts.append(None)
+                continue
+            factor = value.tensor.to(g.dtype)  # autocast may have cast what it read
+            pulled = torch.einsum(made * share, [_TARGETS, *z], factor, other, [_TARGETS, *own])
+            parts.append(pulled.flatten(0, 1))
+        return tuple(parts)
+
+
 def record_product(
     rec: Recorder,
     func: Any,
@@ -116,6 +182,9 @@ def record_product(
     out: Tensor = func(*args, **kwargs)
     if len(live) > 1:
         factors = [rec.known(operands[place]) for place in live]
+        if PairProduct.fits(factors, operands, labels, z):
+            rec.add(PairProduct(factors[0], factors[1], (labels[0], labels[1], z)), out)
+            return out
         rec.add(Product(recorded(rec, operands), func, args, kwargs, factors), out)
         return out
     (place,) = live
@@ -200,8 +269,10 @@ def _linear(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Tensor:
         and x.dim() > 1
         and weight.dim() == 2
     ):
+        node = Linear(value, weight, bias)
+        node.defer(dense_weight_gradient, (*x.shape[:-1], weight.shape[0]))
         out: Tensor = func(x, weight, bias)
-        rec.add(Linear(value, weight, bias), out)
+        rec.add(node, out)
         return out
     if rec.value(bias) is not None:
         return rec.call(torch.add, rec.call(F.linear, x, weight), bias)

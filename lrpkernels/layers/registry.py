@@ -6,7 +6,7 @@ reference cycle with all leaves in it at every call: the tensors of a training s
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, TypeVar
 
@@ -57,6 +57,12 @@ class Recorder(Protocol):
     def unsaved(self, value: Value) -> AbstractContextManager[Any]:
         """Operations in this context save a recipe in place of ``value``, if it has one."""
 
+    def unsaved_if_cheap(self, value: Value) -> AbstractContextManager[Any]:
+        """The same, if the recipe is cheap (:class:`lrpkernels.graph.Recipe`)."""
+
+    def making(self, node: Node) -> AbstractContextManager[Any]:
+        """The operation in this context, which saves nothing but its result, saves that result's recipe, if it has one."""
+
 
 Record = Callable[[Recorder, Any, "tuple[Any, ...]", "dict[str, Any]"], Any]
 _RECORDS: dict[Any, Record] = {}
@@ -74,9 +80,8 @@ def records(*functions: Any) -> Callable[[F], F]:
     return register
 
 
-def record_of(func: Any) -> Record | None:
-    """What records a call of ``func`` that reads a recorded tensor; None: nothing does."""
-    return _RECORDS.get(func)
+# What records a call of a function that reads a recorded tensor; None: nothing does.
+record_of: Callable[[Any], Record | None] = _RECORDS.get
 
 
 def bind(args: tuple[Any, ...], kwargs: dict[str, Any], *names: str, **defaults: Any) -> list[Any]:
@@ -95,6 +100,15 @@ def per_dimension(value: Any, n: int) -> tuple[int, ...]:
 def recorded(rec: Recorder, *trees: Any) -> list[Value]:
     """The recorded values among arguments, each once, in order."""
     return list({id(v): v for v in map(rec.value, leaves(trees)) if v is not None}.values())
+
+
+NO_TENSORS = frozenset((int, float, bool, str, type(None)))
+
+
+def holds_tensors(arguments: Iterable[Any]) -> bool:
+    """Whether a list, tuple or dict among a call's arguments may hold a tensor: most are strides and sizes."""
+    values = arguments.values() if isinstance(arguments, dict) else arguments
+    return not NO_TENSORS.issuperset(map(type, values))
 
 
 def leaves(tree: Any) -> list[Any]:

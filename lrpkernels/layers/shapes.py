@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import functional
-from ..graph import Arrived, Multipliers, Node, Value
+from ..graph import Arrived, Multipliers, Node, Recipe, Value
 from ..rules import Rule
 from .arithmetic import Scale
+from .moves import moved
 from .registry import Recorder, bind, leaves, recorded, records
 from .replayed import OnCopies, Replayed
 
@@ -64,25 +65,26 @@ class Cat(Node):
             made.narrow(self.dim, start, length).copy_(1 if mark is None else mark)  # type: ignore[arg-type]
         return [made]
 
-    def recipe(self) -> Callable[[], Tensor]:
+    def recipe(self) -> Recipe:
         assert self._tensors is not None
         tensors, self._tensors = self._tensors, None
         known = {id(value.tensor): value.recipe for value in self.inputs}
         return Concatenation(tensors, [known.get(id(tensor)) for tensor in tensors], self.dim)
 
 
-class Concatenation:
+class Concatenation(Recipe):
     """Recomputes a concatenation; parts that are concatenations along the same dimension are flattened."""
 
+    parts: list[Tensor]
+    dim: int
+
     def __init__(self, tensors: list[Tensor], recipes: list[Any], dim: int) -> None:
-        self.dim = dim
-        self.parts: list[Tensor] = []
+        parts: list[Tensor] = []
         for tensor, recipe in zip(tensors, recipes, strict=True):
             nested = isinstance(recipe, Concatenation) and recipe.dim == dim
-            self.parts += recipe.parts if nested else [tensor.detach()]
-
-    def __call__(self) -> Tensor:
-        return torch.cat(self.parts, self.dim)
+            parts += recipe.parts if nested else [tensor.detach()]
+        super().__init__(lambda: torch.cat(parts, dim), is_cheap=True)
+        self.parts, self.dim = parts, dim
 
 
 class Movement(Replayed):
@@ -211,7 +213,8 @@ def _movement(rec: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
         return rec.unknown(func, args, kwargs)
     inputs = recorded(rec, args, kwargs)
     nonnegative = all(v.nonnegative for v in inputs) and _writes_nothing_negative(rec, func, args, kwargs)
-    rec.add(Movement(inputs, func, args, kwargs), *outputs, nonnegative=nonnegative)
+    node = moved(inputs[0], func, args, kwargs, outputs) if len(inputs) == 1 and args and rec.value(args[0]) else None
+    rec.add(node or Movement(inputs, func, args, kwargs), *outputs, nonnegative=nonnegative)
     return out
 
 

@@ -128,7 +128,12 @@ class Composite:
 
     def chooser(self) -> Callable[[Recorded, str, bool], Rule]:
         """:meth:`rule_for` for one pass; what types alone decide is looked up once for each type."""
-        if self.reads_names() or not (self.layers or self.attention or self.product or self.norm):
+        if not (self.layers or self.attention or self.product or self.norm):
+            first, default = self.first, self.default
+            if first is None:
+                return lambda op, name, reads_input: default
+            return lambda op, name, reads_input: first if reads_input and op.kind == "block" else default
+        if self.reads_names():
             return self.rule_for
         known: dict[Any, Rule] = {}
 

@@ -82,15 +82,18 @@ class ZBox(Rule):
         if _are_mixed(self.low, self.high) and low is not None and high is not None and not is_capturing(low.device):
             self._check(bool((low < high).all()))
         self._look(layer, low, high)
-        z = layer.preactivation(self.bias)
+        z, least = layer.preactivation(self.bias), None
         for bound, given, part in ((low, self.low, POSITIVE), (high, self.high, NEGATIVE)):
             if bound is None:
                 continue
             # One image of bounds that are the same for every image, where the layer reads pixels.
-            z = z - layer.apply(_filled(bound, layer.ones()), part)
+            term = layer.apply(_filled(bound, layer.ones()), part)
             b = layer.bias(part) if self.bias else None
             if b is not None:
-                z = z - _mean(given, bound, z.dim()) * b
+                term = term + _mean(given, bound, z.dim()) * b
+            least = term if least is None else least + term
+        if least is not None:  # one pass over z, which has all images
+            z = z - least
         return layer.box(g.over(layer.value, z, self.eps), low, high)
 
     def _look(self, layer: Layer, low: Tensor | None, high: Tensor | None) -> None:

@@ -296,6 +296,12 @@ class ISNetLoss(nn.Module):
             return LossTerms((1 - self.p) * classification, classification, torch.zeros_like(classification.detach()))
         if masks is None:
             raise ValueError("masks: the heatmap loss needs foreground masks, got None")
+        for name, maps in out.heatmaps.items():
+            if name != "input" and maps.dim() - 3 not in (masks.dim() - 1, masks.dim() - 2):
+                raise ValueError(
+                    f"masks: {tuple(masks.shape)} cannot be laid on the relevance at {name!r}, {tuple(maps.shape)}; supervise modules "
+                    "that return planes as images have them, [B, C, H, W]"
+                )
         masks = _with_channel(masks, next(iter(out.heatmaps.values())).shape)
         if self.check_masks:  # once for all layers
             _check_values(masks, self.empty_mask)

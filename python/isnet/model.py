@@ -23,7 +23,7 @@ class ISNetOutput:
     Attributes:
         logits: [B, K], from the classifier.
         heatmaps: {"input": [B, M, C, H, W], layer: [B, M, c, h, w]}, R of the M maps per image, differentiable; empty when heatmaps
-            were not requested.
+            were not requested, without "input" where the ISNet supervises a hidden layer in its place.
     """
 
     logits: Tensor
@@ -50,6 +50,8 @@ class ISNet(nn.Module):
         input_range: (low, high) of the pixels as the model gets them, numbers or one per channel: switches the z^B rule on at the input;
             None: epsilon there, too. The first training batch is checked against it.
         layers: names of modules whose output's relevance is supervised as well (LRP deep supervision).
+        supervise: name of the module whose output's relevance is supervised in place of the input's: relevance goes no further than there
+            (and to ``layers``), which is cheaper; docs/performance.md, "Cheaper than the floor". None: the input's.
         generator: a CPU ``torch.Generator`` for the Stochastic variant; None: PyTorch's default one.
         checkpoint: save less of a training step for its backward and recompute it there: the same numbers, less memory, more time.
         static: the model makes the same PyTorch calls in every training step: its Python code runs once for each form of input, later
@@ -77,6 +79,7 @@ class ISNet(nn.Module):
         static: bool = False,
         form: Form = "flex",
         check: bool | Literal["always"] = True,
+        supervise: str | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(model, nn.Module):
@@ -86,16 +89,18 @@ class ISNet(nn.Module):
         if isinstance(layers, str):
             raise ValueError(f"layers must be a list of module names, got the string {layers!r}")
         names = [name for name, _ in model.named_modules() if name]
-        for layer in layers:
+        wanted = [("layers", layer) for layer in layers] + ([] if supervise is None else [("supervise", supervise)])
+        for argument, layer in wanted:
             if layer not in names:
-                near = difflib.get_close_matches(layer, names, n=3, cutoff=0.3)
+                near = difflib.get_close_matches(str(layer), names, n=3, cutoff=0.3)
                 raise ValueError(
-                    f"layers: the model has no module {layer!r}; near matches: {', '.join(near) or 'none'}"
+                    f"{argument}: the model has no module {layer!r}; near matches: {', '.join(near) or 'none'}"
                 )
         self.model = model
         self.variant = variant
         self.eps, self.input_range, self.layers, self.generator = eps, input_range, tuple(layers), generator
-        self.checkpoint, self.form, self.check = checkpoint, form, check
+        self.checkpoint, self.form, self.check, self.supervise = checkpoint, form, check, supervise
+        self._places = tuple(dict.fromkeys((*(() if supervise is None else (supervise,)), *layers)))
         self._calls = lrp.StaticCalls() if static else None
         self._variant = VARIANTS[variant](eps, input_range, generator, form)
         self._variant.epsilon()  # checks eps and input_range now, not at the first batch
@@ -128,7 +133,7 @@ class ISNet(nn.Module):
             self._check_range(x)
         composites = self._variant.composites()
         options: dict[str, Any] = {
-            "at": self.layers,
+            "at": self._places or None,  # no layers: nothing needs to be noted of the modules
             "checkpoint": self.checkpoint,
             "static": self._calls,
             "check": self.check,
@@ -141,8 +146,18 @@ class ISNet(nn.Module):
             passes = self._variant.explained(logits, place)
             for explained in passes:
                 last = explained is passes[-1]
-                found = tape.relevance(explained.target, explained.composite, at=self.layers, release=last)
+                found = tape.relevance(
+                    explained.target,
+                    explained.composite,
+                    at=self._places,
+                    release=last,
+                    to_input=self.supervise is None,
+                )
                 for name, relevance in found.items():
+                    if isinstance(relevance, tuple):
+                        raise ValueError(
+                            f"supervise, layers: {name!r} returns {len(relevance)} tensors; name a module that returns one"
+                        )
                     single = explained.target != "all" if isinstance(explained.target, str) else True
                     maps.setdefault(name, []).append(relevance.unsqueeze(1) if single else relevance)
         return ISNetOutput(

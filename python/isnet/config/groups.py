@@ -126,6 +126,11 @@ class NetworkConfig(Group):
         names=("--layer",),
         needs="isnet",
     )
+    supervise: str | None = option(
+        None,
+        "Module where the heatmap is taken, and the relevance pass ends, in place of the input: cheaper.",
+        needs="isnet",
+    )
     eps: float = option(1e-2, "Stabilizer of the epsilon rule.", ge=0)
     form: Form = option(
         "flex", "Where the stabilizer stands: at each ReLU (flex) or at every layer (layerwise).", needs="isnet"

@@ -57,6 +57,9 @@ METHODS: Mapping[str, Method] = {
     "control (swap warm-up, then standard)": Method(_SWAP, warm=True),
     "selective after swap warm-up, K = 4": Method(_LAZY_SWAP, warm=True),
     "selective with background swap, K = 4": Method({**_LAZY_SWAP, "keep_replacing": True}, warm=True),
+    "selective with background swap at layer2, K = 8": Method(
+        {**_LAZY_SWAP, "keep_replacing": True, "supervise": "layer2", "heatmap_every": 8}, warm=True
+    ),
     "dual after swap warm-up": Method({**_SWAP, "variant": "dual"}, warm=True),
     "dual with background swap": Method({**_SWAP, "variant": "dual", "keep_replacing": True}, warm=True),
     # Students see whole images; their teacher sees digits on black, as it was trained.

@@ -51,6 +51,11 @@ METHODS: Mapping[str, Method] = {
     "selective with background swap, P = 0.2": Method(
         {**_SWAP_KEPT, "variant": "selective", "p": 0.2}, warm=True, after="swap warm-up"
     ),
+    "selective with background swap at layer2, K = 8, P = 0.4": Method(
+        {**_SWAP_KEPT, "variant": "selective", "p": 0.4, "supervise": "layer2", "heatmap_every": 8},
+        warm=True,
+        after="swap warm-up",
+    ),
     "lungs alone": Method(rival="segmented"),
     # Students see whole radiographs, their teacher the lungs alone, as it was trained.
     **{

@@ -91,6 +91,7 @@ def build_isnet(config: RunConfig, model: nn.Module) -> ISNet:
         static=network.static,
         checkpoint=network.less_memory,
         form=network.form,
+        supervise=network.supervise,
     )
 
 

@@ -68,7 +68,8 @@ class Display:
     def window(self, entry: Mapping[str, Any]) -> None:
         """Takes the log entry of some steps."""
         steps, self._step = entry["step"] - self._step, entry["step"]
-        background = entry["layers"].get("input", {}).get("background")
+        supervised = next(iter(entry["layers"].values()), None)
+        background = None if supervised is None else supervised["background"]
         values = {**{key: entry[key] for key in ("loss", "classification", "heatmap")}, "background": background}
         for name, value in values.items():
             if value is not None:

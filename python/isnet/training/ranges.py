@@ -205,6 +205,7 @@ def tune(
         checkpoint=network.checkpoint,
         static=network.is_static,
         form=network.form,
+        supervise=network.supervise,
     )
     totals = RelevanceTotals(per_map=VARIANTS[network.variant].has_unlike_maps)
     fit(

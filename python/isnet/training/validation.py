@@ -279,6 +279,15 @@ def _parts(dataset: Dataset[Example], world: World, batch_size: int) -> Iterator
 def _explained(model: nn.Module, isnet: ISNet) -> ISNet:
     """``isnet``'s variant around ``model``: in training mode, for its heatmaps, while ``model`` keeps its own mode."""
     draws = torch.Generator().manual_seed(_SEED)
-    network = ISNet(model, isnet.variant, isnet.eps, isnet.input_range, isnet.layers, draws, form=isnet.form)
+    network = ISNet(
+        model,
+        isnet.variant,
+        isnet.eps,
+        isnet.input_range,
+        isnet.layers,
+        draws,
+        form=isnet.form,
+        supervise=isnet.supervise,
+    )
     network.training = True
     return network
