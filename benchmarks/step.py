@@ -8,11 +8,13 @@
 
 A plain step is forward, cross-entropy, backward; an ISNet step adds the heatmap and its loss, all terms of them. The floor at equal
 precision is 2.0 for one epsilon heatmap: a forward-sized relevance pass and its two-fold backward beside a plain step's three
-(docs/method.md).
+(docs/method.md). A step of a student with a teacher of the same network (--variant distilled) has the teacher's heatmap beside it, two
+forward passes without a graph, and no cross-entropy: 8/3 plain steps.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +28,7 @@ from benchmarks.networks import NETWORKS, images
 from benchmarks.timing import alternate, as_rows
 
 VARIANTS = ("selective", "stochastic", "dual", "original")
+DISTILLED = "distilled"
 
 
 def floor(variant: str, classes: int, every: int, supervise: str | None = None) -> float | None:
@@ -33,6 +36,8 @@ def floor(variant: str, classes: int, every: int, supervise: str | None = None) 
 
     None for a pass that ends at a layer: it depends on the network.
     """
+    if variant == DISTILLED:
+        return 8 / 3
     if supervise is not None:
         return None
     relevance = {"dual": 3.0, "original": float(classes)}.get(variant, 1.0)
@@ -62,6 +67,8 @@ def steps(
     x, labels = images(network, batch, size, device), torch.randint(0, classes, (batch,), device=device)
     masks = torch.zeros_like(x[:, :1])
     masks[(..., *(slice(size // 4, 3 * size // 4),) * (x.dim() - 2))] = 1
+    if variant == DISTILLED:
+        return _distilled_steps(model, x, labels, static)
     options: dict[str, Any] = {"input_range": (0.0, 1.0), "generator": torch.Generator().manual_seed(0), "check": False}
     options |= {"supervise": supervise}
     net = isnet.ISNet(model, variant, **options)  # type: ignore[arg-type]
@@ -97,9 +104,37 @@ def steps(
     return runs
 
 
+def _distilled_steps(
+    student: torch.nn.Module, x: torch.Tensor, labels: torch.Tensor, static: bool
+) -> dict[str, Callable[[], object]]:
+    """A plain step, and steps of a student that matches maps (the input's alone, and those that "auto" finds) or logits."""
+    criterion = isnet.MatchingLoss()
+
+    def plain() -> None:
+        student.zero_grad()
+        F.cross_entropy(student(x), labels).backward()
+
+    def step(net: isnet.Distilled) -> Callable[[], None]:
+        def run() -> None:
+            net.training = True
+            student.zero_grad()
+            criterion(net(x)).total.backward()
+
+        return run
+
+    runs: dict[str, Callable[[], object]] = {"plain step": plain}
+    kinds: dict[str, dict[str, Any]] = {"maps, input alone": {"layers": ()}, "maps": {}, "logits": {"match": "logits"}}
+    if static:
+        kinds["maps, static"] = {"static": True}
+    for name, options in kinds.items():
+        teacher, draws = copy.deepcopy(student), torch.Generator().manual_seed(0)
+        runs[name] = step(isnet.Distilled(student, teacher, head="free", generator=draws, check=False, **options))
+    return runs
+
+
 def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     parser = command_line.parser(__doc__, ["resnet18", "vgg11"])
-    parser.add_argument("--variant", default="selective", choices=VARIANTS)
+    parser.add_argument("--variant", default="selective", choices=(*VARIANTS, DISTILLED))
     parser.add_argument("--classes", type=int, default=10)
     parser.add_argument(
         "--every", type=int, default=1, metavar="K", help="lazy heatmap loss: a heatmap in every K-th step"

@@ -8,15 +8,17 @@ STABLE_TORCH_LIBRARY(lrpkernels_emulated, m) {
 STABLE_TORCH_LIBRARY(lrpkernels, m) {
 #endif
   m.def(
-      "epsilon_scale(Tensor multiplier, Tensor? addend, Tensor? output, Tensor? scale, float epsilon) "
-      "-> Tensor");
+      "epsilon_scale(Tensor multiplier, Tensor? addend, Tensor? output, Tensor? scale, float epsilon, "
+      "Tensor? epsilons=None) -> Tensor");
   m.def(
       "epsilon_scale_backward(Tensor grad, Tensor multiplier, Tensor? addend, Tensor? output, Tensor? scale, "
-      "float epsilon, bool need_scale) -> (Tensor, Tensor, Tensor)");
-  m.def("ratio(Tensor multiplier, Tensor value, Tensor denominator, float epsilon) -> Tensor");
+      "float epsilon, bool need_scale, Tensor? epsilons=None) -> (Tensor, Tensor, Tensor)");
   m.def(
-      "ratio_backward(Tensor grad, Tensor multiplier, Tensor value, Tensor denominator, float epsilon) "
-      "-> (Tensor, Tensor, Tensor)");
+      "ratio(Tensor multiplier, Tensor value, Tensor denominator, float epsilon, Tensor? epsilons=None) "
+      "-> Tensor");
+  m.def(
+      "ratio_backward(Tensor grad, Tensor multiplier, Tensor value, Tensor denominator, float epsilon, "
+      "Tensor? epsilons=None) -> (Tensor, Tensor, Tensor)");
   m.def(
       "max_pool_winner(Tensor multiplier, Tensor indices, int[] input_size, int[] kernel_size, int[] stride, "
       "int[] padding, int[] dilation) -> Tensor");

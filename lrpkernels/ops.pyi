@@ -95,6 +95,7 @@ def epsilon_scale(
     output: Tensor | None,
     scale: Tensor | None,
     epsilon: float,
+    epsilons: Tensor | None,
 ) -> Tensor: ...
 def epsilon_scale_backward(
     grad: Tensor,
@@ -104,6 +105,7 @@ def epsilon_scale_backward(
     scale: Tensor | None,
     epsilon: float,
     need_scale: bool,
+    epsilons: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]: ...
 def heatmap_scores(
     heatmap: Tensor,
@@ -142,6 +144,7 @@ def ratio(
     value: Tensor,
     denominator: Tensor,
     epsilon: float,
+    epsilons: Tensor | None,
 ) -> Tensor: ...
 def ratio_backward(
     grad: Tensor,
@@ -149,6 +152,7 @@ def ratio_backward(
     value: Tensor,
     denominator: Tensor,
     epsilon: float,
+    epsilons: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]: ...
 def sample_norm(
     multiplier: Tensor,

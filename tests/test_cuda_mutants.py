@@ -70,6 +70,20 @@ MUTANTS = {
         "for (int g = 0; g <= plan.groups; ++g) total",
         "epsilon_scale_backward and float32",
     ),
+    "pointwise: the stabilizers of channels for those of images": Mutant(
+        "pointwise",
+        "cuda/pointwise.cu",
+        "extent.numel / epsilon.image, epsilon.image};",
+        "extent.numel / epsilon.image, extent.inner};",
+        "per_image and float32",
+    ),
+    "pointwise: an image's last vector takes the next one's stabilizer": Mutant(
+        "pointwise",
+        "cuda/elementwise.cuh",
+        "int64_t position = i - row * inner.divisor();",
+        "int64_t position = i - row * inner.divisor() + 1;",
+        "per_image and float32",
+    ),
     "pointwise: work beyond the grid is dropped": Mutant(
         "pointwise",
         "cuda/elementwise.cuh",

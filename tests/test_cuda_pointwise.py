@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 import pytest
-from cuda_on_cpu import DTYPES, ORDERS, Buffer, Dtype, Extent, assert_close, load, runs, taken
+from cuda_on_cpu import DTYPES, ORDERS, Buffer, Dtype, Epsilon, Extent, assert_close, load, runs, taken
 
 # (batch, channels, pixels): empty, tails of every vector width, odd channels, more than one block, slab and chunk.
 SHAPES = [
@@ -139,6 +139,38 @@ def test_ratio(dtype: Dtype, order: int) -> None:
         assert_close(dg.read(), t.read() * v.read() / stable, dtype)
         assert_close(dv.read(), products / stable, dtype, 2 * terms / np.abs(stable))
         assert_close(dd.read(), -products * v.read() / stable**2, dtype, 2 * terms * np.abs(v.read()) / stable**2)
+
+
+@pytest.mark.parametrize(("dtype", "order"), RUNS)
+def test_stabilizers_per_image(dtype: Dtype, order: int) -> None:
+    """Vectors cross the border of images wherever these are of no whole number of vectors."""
+    kernels = load("pointwise")
+    kernels.configure(order)
+    for (batch, channels, pixels), targets, shift in itertools.product(SHAPES[1:], (1, 2), (0, 1)):
+        for extent in extents(batch, channels, pixels, targets):
+            n = extent.numel
+            numbers = Buffer(np.linspace(0.05, 1, batch), arithmetic(dtype))
+            eps, image = numbers.read()[np.arange(n) * batch // n], Epsilon(0.0, numbers.pointer, n // batch)
+            t, g = (Buffer(values(i, targets, n), dtype, shift) for i in (5, 1))
+            u, v = Buffer(np.maximum(values(3, n), 0), dtype, shift), Buffer(values(2, n), dtype, shift)
+            d, k = Buffer(values(6, n), dtype, shift), Buffer(values(4, extent.channels), arithmetic(dtype))
+            s, dg, q, dq = (Buffer((targets, n), dtype, shift) for _ in range(4))
+            du, dv, dd = (Buffer((n,), dtype, shift) for _ in range(3))
+            kernels.epsilon_scale(dtype, g, None, u, k, s, extent, image)
+            kernels.epsilon_scale_backward(dtype, t, g, None, u, k, dg, du, None, None, extent, image)
+            kernels.ratio(dtype, g, v, d, q, extent, image)
+            kernels.ratio_backward(dtype, t, g, v, d, dq, dv, dd, extent, image)
+            x, factor, stable = u.read(), k.read()[channel_of(extent)], d.read() + np.where(d.read() >= 0, eps, -eps)
+            m = np.where(x > 0, x / np.where(x > 0, x + eps, 1), 0)
+            dm = np.where(x > 0, eps / (x + eps) ** 2, 0)
+            products, terms = (t.read() * g.read()).sum(0), np.abs(t.read() * g.read()).sum(0)
+            assert_close(s.read(), g.read() * m * factor, dtype)
+            assert_close(dg.read(), t.read() * m * factor, dtype)
+            assert_close(du.read(), products * factor * dm, dtype, 4 * terms * np.abs(factor * dm))
+            assert_close(q.read(), g.read() * v.read() / stable, dtype)
+            assert_close(dq.read(), t.read() * v.read() / stable, dtype)
+            assert_close(dv.read(), products / stable, dtype, 2 * terms / np.abs(stable))
+            assert_close(dd.read(), -products * v.read() / stable**2, dtype, 2 * terms * np.abs(v.read()) / stable**2)
 
 
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=list(DTYPES))

@@ -43,7 +43,7 @@ LEVELS = {
         ("config",),
         ("loggers", "scoring"),
         ("loss",),
-        ("model",),
+        ("distillation", "model"),
         ("explanation", "variants"),
         ("architectures", "data", "gwrp", "masks"),
         ("factories",),

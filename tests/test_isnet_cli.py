@@ -473,25 +473,95 @@ def test_missing_extras_are_named(
     assert run_main(monkeypatch, capsys).endswith(text)
 
 
-def test_every_option_can_be_given_in_each_way(tmp_path: Path) -> None:
-    """By its name, in a file, and as GROUP.OPTION=VALUE; what is printed is read back to the same settings."""
-    given = {
-        **{"normalize": "0.5/0.2", "channels": 1, "size": (8, 9), "labels": ("a", "b"), "augment": {"flip": 0.5, "zoom": 0.1}},
+GIVEN: dict[str, dict[str, Any]] = {
+    "isnet": {
+        **{
+            "normalize": "0.5/0.2",
+            "channels": 1,
+            "size": (8, 9),
+            "labels": ("a", "b"),
+            "augment": {"flip": 0.5, "zoom": 0.1},
+        },
         **{"foreground_values": ("1", "3-4", "#ff0000"), "void": 255, "resize_masks": True},
         **{"masks": "m", "mask_policy": "skip", "segmenter": "a:b", "resize": "pad", "validation": 0.2},
-        **{"variant": "dual", "weights": "w.pt", "arch": "a:b", "arch_args": {"x": [1, 2], "y": "z"}, "layers": ("one", "two"), "eps": 0.5},
+        **{
+            "variant": "dual",
+            "weights": "w.pt",
+            "arch": "a:b",
+            "arch_args": {"x": [1, 2], "y": "z"},
+            "layers": ("one", "two"),
+            "eps": 0.5,
+        },
+        **{
+            "form": "layerwise",
+            "static": True,
+            "less_memory": True,
+            "p": 0.4,
+            "p_ramp": 0.0,
+            "p_schedule": ((2, 0.8), (4, 0.9)),
+        },
+        **{
+            "balance": "fixed",
+            "heatmap_every": 3,
+            "d": 0.8,
+            "e": 3,
+            "c1": 2,
+            "c2": 3,
+            "foreground": "L2",
+            "w_foreground": 0.5,
+        },
         **{"supervise": "three"},
-        **{"form": "layerwise", "static": True, "less_memory": True, "p": 0.4, "p_ramp": 0.0, "p_schedule": ((2, 0.8), (4, 0.9))},
-        **{"balance": "fixed", "heatmap_every": 3, "d": 0.8, "e": 3, "c1": 2, "c2": 3, "foreground": "L2", "w_foreground": 0.5},
-        **{"share_goal": None, "w_background": 2, "layer_decay": 0.6, "batch_size": 6, "accumulate": 3, "optimizer": "sgd", "lr": 1e-4},
-        **{"momentum": 0.8, "weight_decay": 0.1, "clip_norm": None, "precision": "bfloat16", "ema": 0.9, "workers": 1, "seed": 5},
+        **{
+            "share_goal": None,
+            "w_background": 2,
+            "layer_decay": 0.6,
+            "batch_size": 6,
+            "accumulate": 3,
+            "optimizer": "sgd",
+            "lr": 1e-4,
+        },
+        **{
+            "momentum": 0.8,
+            "weight_decay": 0.1,
+            "clip_norm": None,
+            "precision": "bfloat16",
+            "ema": 0.9,
+            "workers": 1,
+            "seed": 5,
+        },
         **{"sync_batch_norm": True, "channels_last": True, "deterministic": True, "epochs": 3, "warmup": 2},
-        **{"warmup_background": "swap", "keep_replacing": True, "lr_rampup": 0.5, "lr_after_warmup": 0.4, "lr_schedule": "step"},
+        **{
+            "warmup_background": "swap",
+            "keep_replacing": True,
+            "lr_rampup": 0.5,
+            "lr_after_warmup": 0.4,
+            "lr_schedule": "step",
+        },
         **{"milestones": (1, 2), "gamma": 0.3, "monitor": "accuracy", "patience": 4, "log_every": 7, "save_every": 2},
         **{"keep_last": 1, "loggers": ("tensorboard", "mlflow"), "images_every": 2},
-    }  # fmt: skip
+    },
+    "teacher": {
+        **{
+            "teacher": "t",
+            "view": "noise",
+            "view_code": "a:b",
+            "eps_low": -3,
+            "eps_high": -2.5,
+            "head": "free",
+        },
+        **{"match_layers": ("one", "two=three"), "start": "teacher", "less_memory": True},
+    },
+    "control": {"teacher": "t", "distill": "features"},
+}
+
+
+@pytest.mark.parametrize("kind", GIVEN)
+def test_every_option_can_be_given_in_each_way(kind: str, tmp_path: Path) -> None:
+    """By its name, in a file, and as GROUP.OPTION=VALUE; what is printed is read back to the same settings."""
     options = {name: (key, kind) for key, group in GROUPS.items() for name, (_, kind) in options_of(group).items()}
-    assert options.keys() - given.keys() == {"path", "tune"}, "an option that is tried nowhere"
+    tried = {name for found in GIVEN.values() for name in found}
+    assert options.keys() - tried == {"path", "tune"}, "an option that is tried nowhere"
+    given = GIVEN[kind]
     expected = RunConfig(data=ImagesConfig("x")).replaced(**given)
     typed, dotted = ["--data", "x"], ["--data", "x"]
     for name, value in given.items():

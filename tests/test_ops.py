@@ -45,14 +45,14 @@ def test_results_lie_like_the_forward_value(op: str) -> None:
 
 
 def test_mixed_layouts_are_brought_together() -> None:
-    (sample,) = (
-        s for s in samples("epsilon_scale", shapes=[(2, 3, 5, 7)]) if "True" in s.label and "False" not in s.label
-    )
-    multiplier, addend, output, scale, epsilon = sample.arguments
-    mixed = (multiplier, lay_out(addend, "strided"), lay_out(output, "channels_last"), scale, epsilon)
-    result = torch.ops.lrpkernels.epsilon_scale(*mixed)
-    assert result.is_contiguous(memory_format=torch.channels_last)
-    assert torch.equal(result, torch.ops.lrpkernels.epsilon_scale(*sample.arguments))
+    whole = [s for s in samples("epsilon_scale", shapes=[(2, 3, 5, 7)]) if "True" in s.label and "False" not in s.label]
+    assert len(whole) == 2  # one stabilizer, and one for each image
+    for sample in whole:
+        multiplier, addend, output, *rest = sample.arguments
+        mixed = (multiplier, lay_out(addend, "strided"), lay_out(output, "channels_last"), *rest)
+        result = torch.ops.lrpkernels.epsilon_scale(*mixed)
+        assert result.is_contiguous(memory_format=torch.channels_last)
+        assert torch.equal(result, torch.ops.lrpkernels.epsilon_scale(*sample.arguments))
 
 
 @pytest.mark.parametrize("op", (*POINTWISE_OPS, *POOL_OPS))

@@ -113,6 +113,18 @@ def _bad_calls() -> dict[str, tuple[Callable[[], object], str]]:
             "ratio: denominator must have the shape of value [4, 64, 4, 4], got [8, 64, 4, 4]",
         ),
         "value shape": (lambda: ops.ratio(g, u[:, :3], u, 0.1), "ratio: value must have shape [B, C, ...]"),
+        "epsilons shape": (
+            lambda: scale(g, None, u, None, 0.0, torch.ones(3)),
+            "epsilon_scale: epsilons must have shape [B] = [4], got [3]",
+        ),
+        "epsilons of targets": (
+            lambda: ops.ratio(g, u, u, 0.0, torch.ones(8)),
+            "ratio: epsilons must have shape [B] = [4], got [8]",
+        ),
+        "epsilons dtype": (
+            lambda: ops.ratio_backward(g, g, u, u, 0.0, torch.ones(4, dtype=torch.float64)),
+            "ratio_backward: epsilons must have dtype float32, got float64",
+        ),
         "ratio grad": (lambda: ops.ratio_backward(u, g, u, u, 0.1), "ratio_backward: grad must have the multiplier's"),
         **_bad_heatmap_calls(),
         "average divisor": (

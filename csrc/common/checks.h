@@ -96,6 +96,13 @@ inline void check_forward_pair(const char* op, const char* name, const Tensor& v
          format_sizes(got));
 }
 
+// One stabiliser per image of a forward value [B, ...], in the arithmetic dtype; their numbers are not looked at.
+inline void check_epsilons(const char* op, const OptionalTensor& epsilons, const Tensor& value) {
+  if (!epsilons) return;
+  if (value.dim() < 1) fail(op, ": epsilons need a value with a batch dimension, got shape []");
+  check_vector(op, "epsilons", *epsilons, value, "[B]", value.size(0));
+}
+
 inline void check_epsilon_scale(const char* op, const Tensor& multiplier, const OptionalTensor& addend,
                                 const OptionalTensor& output, const OptionalTensor& scale, double epsilon) {
   check_epsilon(op, epsilon);

@@ -30,6 +30,14 @@ struct LrpExtent {
   int64_t inner;
 };
 
+// The stabiliser of a rule: one number, or with `per_image` (in the arithmetic dtype) one for each image of the forward
+// values, an image being `image` neighbouring elements.
+struct LrpEpsilon {
+  double value;
+  const void* per_image;  // or null
+  int64_t image;
+};
+
 // A pooling layer of up to three spatial dimensions, depth first; missing dimensions have size, kernel,
 // stride and dilation 1 and padding 0. Tensors are [targets * batch, channels, ...], NCHW or channels-last.
 struct LrpPool {

@@ -10,13 +10,37 @@
 namespace lrpkernels::cpu {
 namespace {
 
+// A stabiliser, typed.
+template <typename acc_t>
+struct Stabilizer {
+  acc_t value;
+  const acc_t* per_image;  // [B] or null
+  int64_t image;           // elements of one
+
+  explicit Stabilizer(const LrpEpsilon& epsilon)
+      : value(static_cast<acc_t>(epsilon.value)), per_image(In{epsilon.per_image}), image(epsilon.image) {}
+
+  // Calls visit(begin, count, epsilon) for the parts of the elements [offset, offset + count) that share a stabiliser;
+  // begin counts from offset.
+  template <typename Visit>
+  LRP_ALWAYS_INLINE void for_each_part(int64_t offset, int64_t count, const Visit& visit) const {
+    if (per_image == nullptr) return visit(0, count, value);
+    for (int64_t begin = 0; begin < count;) {
+      const int64_t at = offset + begin, left = image - at % image;
+      const int64_t size = left < count - begin ? left : count - begin;
+      visit(begin, size, per_image[at / image]);
+      begin += size;
+    }
+  }
+};
+
 // The kernels' arguments, typed. The last three are those of the backward kernels.
 template <typename scalar_t>
 struct EpsilonScale {
   using acc_t = arithmetic_t<scalar_t>;
   LrpExtent extent;
   Partition tasks;
-  acc_t epsilon;
+  Stabilizer<acc_t> epsilon;
   const scalar_t* multiplier;  // [T, numel]
   const scalar_t* addend;      // [T, numel] or null
   const scalar_t* output;      // [numel] or null
@@ -37,17 +61,22 @@ struct ForwardBody : EpsilonScale<scalar_t> {
                            if constexpr (kKind == Span::kShortPlanes) {
                              acc_t expanded[kBlock];
                              expand_scales(this->tasks, this->scale, channel, count, expanded);
-                             all_targets(offset, count, channel, expanded);
+                             of_images(offset, count, channel, expanded);
                            } else {
-                             all_targets(offset, count, channel, this->scale);
+                             of_images(offset, count, channel, this->scale);
                            }
                          });
   }
 
-  LRP_ALWAYS_INLINE void all_targets(int64_t offset, int64_t count, int64_t channel,
-                                     const acc_t* __restrict scales) const {
+  LRP_ALWAYS_INLINE void of_images(int64_t offset, int64_t count, int64_t channel, const acc_t* scales) const {
+    this->epsilon.for_each_part(offset, count, [&](int64_t begin, int64_t size, acc_t epsilon) LRP_INLINE {
+      all_targets(offset + begin, size, channel, kKind == Span::kPlane ? scales : scales + begin, epsilon);
+    });
+  }
+
+  LRP_ALWAYS_INLINE void all_targets(int64_t offset, int64_t count, int64_t channel, const acc_t* __restrict scales,
+                                     const acc_t epsilon) const {
     const scalar_t* __restrict u = kOutput ? this->output + offset : nullptr;
-    const acc_t epsilon = this->epsilon;
     const acc_t constant = kKind == Span::kPlane && scales != nullptr ? scales[channel] : acc_t(1);
     for (int64_t target = 0; target < this->extent.targets; ++target) {
       const int64_t at = target * this->extent.numel + offset;
@@ -113,14 +142,19 @@ struct BackwardBody : EpsilonScale<scalar_t> {
   // scales: of the first element (kPlane, or null), of every element otherwise; sums likewise.
   LRP_ALWAYS_INLINE void block(int64_t offset, int64_t count, const acc_t* __restrict scales,
                                sum_t* __restrict sums) const {
-    if (this->extent.targets == 1)
-      one_target(offset, count, scales, sums);
-    else
-      many_targets(offset, count, scales, sums);
+    constexpr bool kVector = kKind != Span::kPlane;
+    this->epsilon.for_each_part(offset, count, [&](int64_t begin, int64_t size, acc_t epsilon) LRP_INLINE {
+      const acc_t* k = kVector ? scales + begin : scales;
+      sum_t* to = kSum && kVector ? sums + begin : sums;
+      if (this->extent.targets == 1)
+        one_target(offset + begin, size, k, to, epsilon);
+      else
+        many_targets(offset + begin, size, k, to, epsilon);
+    });
   }
 
   LRP_ALWAYS_INLINE void one_target(int64_t offset, int64_t count, const acc_t* __restrict scales,
-                                    sum_t* __restrict sums) const {
+                                    sum_t* __restrict sums, const acc_t epsilon) const {
     constexpr bool kVector = kKind != Span::kPlane;
     const scalar_t* __restrict t = this->grad + offset;
     const scalar_t* __restrict g = this->multiplier + offset;
@@ -128,7 +162,6 @@ struct BackwardBody : EpsilonScale<scalar_t> {
     const scalar_t* __restrict u = kOutput ? this->output + offset : nullptr;
     scalar_t* __restrict dg = this->result + offset;
     scalar_t* __restrict du = kOutput ? this->grad_output + offset : nullptr;
-    const acc_t epsilon = this->epsilon;
     const acc_t constant = !kVector && scales != nullptr ? scales[0] : acc_t(1);
     double total = 0;
 #pragma omp simd reduction(+ : total)
@@ -149,10 +182,9 @@ struct BackwardBody : EpsilonScale<scalar_t> {
   }
 
   LRP_ALWAYS_INLINE void many_targets(int64_t offset, int64_t count, const acc_t* __restrict scales,
-                                      sum_t* __restrict sums) const {
+                                      sum_t* __restrict sums, const acc_t epsilon) const {
     constexpr bool kVector = kKind != Span::kPlane;
     const scalar_t* __restrict u = kOutput ? this->output + offset : nullptr;
-    const acc_t epsilon = this->epsilon;
     const acc_t constant = !kVector && scales != nullptr ? scales[0] : acc_t(1);
     acc_t products[kBlock];  // sum over the targets of grad * (G + G2)
     for (int64_t i = 0; i < count; ++i) products[i] = acc_t(0);
@@ -192,7 +224,7 @@ struct Ratio {
   using acc_t = arithmetic_t<scalar_t>;
   LrpExtent extent;
   Partition tasks;
-  acc_t epsilon;
+  Stabilizer<acc_t> epsilon;
   const scalar_t* multiplier;   // [T, numel]
   const scalar_t* value;        // [numel]
   const scalar_t* denominator;  // [numel]
@@ -207,19 +239,23 @@ struct RatioForwardBody : Ratio<scalar_t> {
   using acc_t = arithmetic_t<scalar_t>;
 
   LRP_ALWAYS_INLINE void operator()(int64_t first, int64_t last) const {
-    for_each_span<Span::kPlane>(this->tasks, first, last,
-                                [this](int64_t offset, int64_t count, int64_t, int64_t) LRP_INLINE {
-                                  for (int64_t target = 0; target < this->extent.targets; ++target) {
-                                    const int64_t at = target * this->extent.numel + offset;
-                                    const scalar_t* __restrict g = this->multiplier + at;
-                                    const scalar_t* __restrict v = this->value + offset;
-                                    const scalar_t* __restrict d = this->denominator + offset;
-                                    scalar_t* __restrict s = this->result + at;
-                                    const acc_t epsilon = this->epsilon;
-                                    for (int64_t i = 0; i < count; ++i)
-                                      store(s[i], load(g[i]) * load(v[i]) / stabilize<acc_t>(load(d[i]), epsilon));
-                                  }
-                                });
+    for_each_span<Span::kPlane>(
+        this->tasks, first, last, [this](int64_t offset, int64_t count, int64_t, int64_t) LRP_INLINE {
+          this->epsilon.for_each_part(offset, count, [&](int64_t begin, int64_t size, acc_t epsilon) LRP_INLINE {
+            all_targets(offset + begin, size, epsilon);
+          });
+        });
+  }
+
+  LRP_ALWAYS_INLINE void all_targets(int64_t offset, int64_t count, const acc_t epsilon) const {
+    for (int64_t target = 0; target < this->extent.targets; ++target) {
+      const int64_t at = target * this->extent.numel + offset;
+      const scalar_t* __restrict g = this->multiplier + at;
+      const scalar_t* __restrict v = this->value + offset;
+      const scalar_t* __restrict d = this->denominator + offset;
+      scalar_t* __restrict s = this->result + at;
+      for (int64_t i = 0; i < count; ++i) store(s[i], load(g[i]) * load(v[i]) / stabilize<acc_t>(load(d[i]), epsilon));
+    }
   }
 };
 
@@ -228,15 +264,17 @@ struct RatioBackwardBody : Ratio<scalar_t> {
   using acc_t = arithmetic_t<scalar_t>;
 
   LRP_ALWAYS_INLINE void operator()(int64_t first, int64_t last) const {
-    for_each_block<Span::kPlane>(this->tasks, first, last,
-                                 [this](int64_t offset, int64_t count, int64_t, int64_t, int64_t)
-                                     LRP_INLINE { block(offset, count); });
+    for_each_block<Span::kPlane>(
+        this->tasks, first, last, [this](int64_t offset, int64_t count, int64_t, int64_t, int64_t) LRP_INLINE {
+          this->epsilon.for_each_part(offset, count, [&](int64_t begin, int64_t size, acc_t epsilon) LRP_INLINE {
+            block(offset + begin, size, epsilon);
+          });
+        });
   }
 
-  LRP_ALWAYS_INLINE void block(int64_t offset, int64_t count) const {
+  LRP_ALWAYS_INLINE void block(int64_t offset, int64_t count, const acc_t epsilon) const {
     const scalar_t* __restrict v = this->value + offset;
     const scalar_t* __restrict d = this->denominator + offset;
-    const acc_t epsilon = this->epsilon;
     acc_t products[kBlock];  // sum over the targets of grad * G
     for (int64_t i = 0; i < count; ++i) products[i] = acc_t(0);
     for (int64_t target = 0; target < this->extent.targets; ++target) {
@@ -263,11 +301,11 @@ struct RatioBackwardBody : Ratio<scalar_t> {
 
 struct Backend : CpuBackend {
   static void epsilon_scale(LrpDtype dtype, In multiplier, In addend, In output, In scale, Out result, LrpExtent extent,
-                            double epsilon, void*) {
+                            const LrpEpsilon& epsilon, void*) {
     const Partition tasks = partition(extent, scale.address != nullptr);
     with_storage(dtype, [&](auto storage) {
       using scalar_t = decltype(storage);
-      const auto eps = static_cast<arithmetic_t<scalar_t>>(epsilon);
+      const Stabilizer<arithmetic_t<scalar_t>> eps(epsilon);
       const EpsilonScale<scalar_t> args{extent, tasks, eps, multiplier, addend, output, scale, result};
       with_flag(addend.address != nullptr, [&](auto has_addend) {
         with_flag(output.address != nullptr, [&](auto has_output) {
@@ -285,13 +323,13 @@ struct Backend : CpuBackend {
 
   static void epsilon_scale_backward(LrpDtype dtype, In grad, In multiplier, In addend, In output, In scale,
                                      Out grad_multiplier, Out grad_output, Out grad_scale, Out workspace,
-                                     LrpExtent extent, double epsilon, void*) {
+                                     LrpExtent extent, const LrpEpsilon& epsilon, void*) {
     const Partition tasks = partition(extent, scale.address != nullptr);
     const bool sums = grad_scale.address != nullptr;
     if (sums) std::memset(workspace, 0, epsilon_scale_backward_workspace(dtype, extent));
     with_storage(dtype, [&](auto storage) {
       using scalar_t = decltype(storage);
-      const auto eps = static_cast<arithmetic_t<scalar_t>>(epsilon);
+      const Stabilizer<arithmetic_t<scalar_t>> eps(epsilon);
       const EpsilonScale<scalar_t> args{extent, tasks,           eps,  multiplier,  addend,   output,
                                         scale,  grad_multiplier, grad, grad_output, workspace};
       with_flag(addend.address != nullptr, [&](auto has_addend) {
@@ -308,22 +346,22 @@ struct Backend : CpuBackend {
   }
 
   static void ratio(LrpDtype dtype, In multiplier, In value, In denominator, Out result, LrpExtent extent,
-                    double epsilon, void*) {
+                    const LrpEpsilon& epsilon, void*) {
     const Partition tasks = partition(extent, false);
     with_storage(dtype, [&](auto storage) {
       using scalar_t = decltype(storage);
-      const auto eps = static_cast<arithmetic_t<scalar_t>>(epsilon);
+      const Stabilizer<arithmetic_t<scalar_t>> eps(epsilon);
       const Ratio<scalar_t> args{extent, tasks, eps, multiplier, value, denominator, result};
       run_parallel(tasks, RatioForwardBody<scalar_t>{args});
     });
   }
 
   static void ratio_backward(LrpDtype dtype, In grad, In multiplier, In value, In denominator, Out grad_multiplier,
-                             Out grad_value, Out grad_denominator, LrpExtent extent, double epsilon, void*) {
+                             Out grad_value, Out grad_denominator, LrpExtent extent, const LrpEpsilon& epsilon, void*) {
     const Partition tasks = partition(extent, false);
     with_storage(dtype, [&](auto storage) {
       using scalar_t = decltype(storage);
-      const auto eps = static_cast<arithmetic_t<scalar_t>>(epsilon);
+      const Stabilizer<arithmetic_t<scalar_t>> eps(epsilon);
       const Ratio<scalar_t> args{extent,      tasks,           eps,  multiplier, value,
                                  denominator, grad_multiplier, grad, grad_value, grad_denominator};
       run_parallel(tasks, RatioBackwardBody<scalar_t>{args});

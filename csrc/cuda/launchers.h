@@ -7,7 +7,7 @@
 extern "C" {
 // addend, output, scale may be null.
 int lrp_epsilon_scale(LrpDtype dtype, const void* multiplier, const void* addend, const void* output, const void* scale,
-                      void* result, LrpExtent extent, double epsilon, void* stream);
+                      void* result, LrpExtent extent, LrpEpsilon epsilon, void* stream);
 
 // Bytes of scratch memory for the two-stage channel reduction below (0 when grad_scale is null).
 int64_t lrp_epsilon_scale_backward_workspace(LrpDtype dtype, LrpExtent extent);
@@ -15,14 +15,14 @@ int64_t lrp_epsilon_scale_backward_workspace(LrpDtype dtype, LrpExtent extent);
 // grad_output is null when output is; grad_scale (and workspace) may be null.
 int lrp_epsilon_scale_backward(LrpDtype dtype, const void* grad, const void* multiplier, const void* addend,
                                const void* output, const void* scale, void* grad_multiplier, void* grad_output,
-                               void* grad_scale, void* workspace, LrpExtent extent, double epsilon, void* stream);
+                               void* grad_scale, void* workspace, LrpExtent extent, LrpEpsilon epsilon, void* stream);
 
 int lrp_ratio(LrpDtype dtype, const void* multiplier, const void* value, const void* denominator, void* result,
-              LrpExtent extent, double epsilon, void* stream);
+              LrpExtent extent, LrpEpsilon epsilon, void* stream);
 
 int lrp_ratio_backward(LrpDtype dtype, const void* grad, const void* multiplier, const void* value,
                        const void* denominator, void* grad_multiplier, void* grad_value, void* grad_denominator,
-                       LrpExtent extent, double epsilon, void* stream);
+                       LrpExtent extent, LrpEpsilon epsilon, void* stream);
 
 // Winner takes all: multiplier [T * B, C, output], indices [B, C, output] (int64, flat positions in a channel's input
 // plane) -> result [T * B, C, input]; overlapping windows add up.

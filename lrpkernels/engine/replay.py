@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from ..errors import UnsupportedOperationError
 from ..graph import Node, Value
 from ..layers.registry import leaves, map_leaves, record_of
 from ..layers.replayed import Unknown
-from ..rules import Composite, Rule, as_composite
+from ..rules import Composite, Epsilon, EpsilonLayerwise, Rule, as_composite
 from . import writes
 from .calls import Call, Parts, Slot, filled, refuse, slots_of
 from .fusion import Plan, make_blocks, plan_blocks
@@ -117,6 +117,8 @@ def _liveness_key(composites: Sequence[Composite | Rule] | None, at: Sequence[st
 
 def _settings(rule: Rule | None) -> Any:
     """What stands for a rule in a key: itself, or its text if it holds lists (as the bounds of ZBox may be)."""
+    if isinstance(rule, (Epsilon, EpsilonLayerwise)) and isinstance(rule.eps, Tensor):
+        rule = replace(rule, eps=0.0)  # drawn anew for each step, and no matter for what is kept
     try:
         hash(rule)
     except TypeError:

@@ -25,6 +25,7 @@ from .pointwise import NEGATIVE, POSITIVE, WHOLE, Part, Scaled, epsilon_scale, o
 from .pool import average_pool_transpose, average_pull, max_pool, max_pool_winner, scatter_winner
 from .sample_norm import sample_norm
 from .shapes import uncat, unselect
+from .stabilizer import Stabilizer
 
 __all__ = [
     "NEGATIVE",
@@ -36,6 +37,7 @@ __all__ = [
     "Late",
     "Part",
     "Scaled",
+    "Stabilizer",
     "Weights",
     "affine",
     "affine_known",

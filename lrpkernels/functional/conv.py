@@ -15,6 +15,7 @@ from .geometry import ConvGeometry, Weights, check_part
 from .late import Late
 from .layout import empty_planes, memory_format, per_channel, select_by_sign, times
 from .pointwise import NEGATIVE, POSITIVE, WHOLE, Scaled, check_epsilon_scale, negative_weight, positive_weight
+from .stabilizer import Stabilizer
 
 # The part of W where a >= 0, and elsewhere.
 _BY_SIGN = {
@@ -118,7 +119,7 @@ class _ConvPull(torch.autograd.Function):
         denominator: Tensor | None,
         weight: Tensor,
         input: Tensor,
-        eps: float,
+        eps: Stabilizer,
         weights: Weights,
         geometry: ConvGeometry,
         bounds: tuple[Tensor, Tensor] | None = None,

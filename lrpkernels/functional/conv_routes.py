@@ -64,8 +64,9 @@ def relevance(
         return _pulled(scaled.made(), weight, weights, epilogue, input, geometry)
 
     def fused() -> Tensor:
+        one = scaled.with_one_eps()
         return ops.conv_relevance(
-            *scaled[:6], weight, weights, *epilogue, input.shape[2:], *geometry[:3], geometry.groups, scaled.eps,
+            *one[:6], weight, weights, *epilogue, input.shape[2:], *geometry[:3], geometry.groups, one.eps,
             _tensor_cores(scaled.multiplier.dtype),
         )  # fmt: skip
 
@@ -104,8 +105,9 @@ def weight_gradient(scaled: Scaled, input: Tensor, weight: Tensor, geometry: Con
         return _weight_gradient(scaled.made(), input, weight, geometry)
 
     def fused() -> Tensor:
+        one = scaled.with_one_eps()
         return ops.conv_weight_gradient(
-            *scaled[:6], input, weight.shape[2:], *geometry[:3], geometry.groups, scaled.eps,
+            *one[:6], input, weight.shape[2:], *geometry[:3], geometry.groups, one.eps,
             _tensor_cores(scaled.multiplier.dtype),
         )  # fmt: skip
 

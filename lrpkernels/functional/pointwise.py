@@ -11,6 +11,7 @@ from torch.nn.functional import leaky_relu
 from .._extension import ops
 from .autograd import call, first_order
 from .layout import check_forward_value, check_like_multiplier, empty_like, memory_format, times
+from .stabilizer import Stabilizer, check_epsilons, stabilizer
 
 _threshold_backward = torch.ops.aten.threshold_backward.default
 _hardtanh_backward = torch.ops.aten.hardtanh_backward.default
@@ -19,11 +20,16 @@ _hardtanh_backward = torch.ops.aten.hardtanh_backward.default
 class _EpsilonScale(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, multiplier: Tensor, addend: Tensor | None, output: Tensor | None, scale: Tensor | None, epsilon: float
+        ctx: Any,
+        multiplier: Tensor,
+        addend: Tensor | None,
+        output: Tensor | None,
+        scale: Tensor | None,
+        epsilon: Stabilizer,
     ) -> Tensor:
         ctx.save_for_backward(multiplier, addend, output, scale)
         ctx.epsilon = epsilon
-        return ops.epsilon_scale(multiplier, addend, output, scale, epsilon)
+        return Scaled(multiplier, addend, output, scale, eps=epsilon).scaled()
 
     @staticmethod
     @first_order
@@ -39,7 +45,7 @@ def epsilon_scale(
     scale: Tensor | None = None,
     *,
     addend: Tensor | None = None,
-    epsilon: float = 1e-2,
+    epsilon: Stabilizer = 1e-2,
 ) -> Tensor:
     r"""The elementwise part of the epsilon rule through [batch norm ->] ReLU, in one pass.
 
@@ -50,7 +56,7 @@ def epsilon_scale(
         output: u, the ReLU's output, (B, C, ...), dtype of multiplier; None: no ReLU, m = 1.
         scale: k_c, the batch norm's factor per channel, (C,), float32 (float64 for float64 tensors); None: 1.
         addend: G2, a second contribution to the multiplier, its shape and dtype.
-        epsilon: stabilizer, >= 0, in units of u.
+        epsilon: stabilizer, >= 0, in units of u; a tensor (B,): one for each image, a constant.
 
     Returns:
         s, shape, dtype and memory format of multiplier.
@@ -63,31 +69,31 @@ def epsilon_scale(
 
     Source: LRP-Flex of Bassi, Decherchi, Cavalli, "Faster ISNet", arXiv 2401.08409; docs/method.md section 1.
     """
-    return call(_EpsilonScale, multiplier, addend, output, scale, float(epsilon))
+    return call(_EpsilonScale, multiplier, addend, output, scale, epsilon)
 
 
 class _Ratio(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, multiplier: Tensor, value: Tensor, denominator: Tensor, epsilon: float) -> Tensor:
+    def forward(ctx: Any, multiplier: Tensor, value: Tensor, denominator: Tensor, epsilon: Stabilizer) -> Tensor:
         ctx.save_for_backward(multiplier, value, denominator)
-        ctx.epsilon = epsilon
-        return ops.ratio(multiplier, value, denominator, epsilon)
+        ctx.epsilon, ctx.epsilons = stabilizer(epsilon, denominator)
+        return ops.ratio(multiplier, value, denominator, ctx.epsilon, ctx.epsilons)
 
     @staticmethod
     @first_order
     def backward(ctx: Any, grad: Tensor) -> Any:
-        grads = ops.ratio_backward(grad, *ctx.saved_tensors, ctx.epsilon)
+        grads = ops.ratio_backward(grad, *ctx.saved_tensors, ctx.epsilon, ctx.epsilons)
         return (*(g if need else None for g, need in zip(grads, ctx.needs_input_grad, strict=False)), None)
 
 
-def ratio(multiplier: Tensor, value: Tensor, denominator: Tensor, *, epsilon: float = 1e-2) -> Tensor:
+def ratio(multiplier: Tensor, value: Tensor, denominator: Tensor, *, epsilon: Stabilizer = 1e-2) -> Tensor:
     r"""Relevance over a stabilized denominator, s = G * v / (d + epsilon * sgn d), sgn 0 = +1.
 
     Args:
         multiplier: G at a layer's output, (T*B, C, ...), T targets of one batch, target-major; any floating dtype.
         value: v, the layer's output, (B, C, ...), so that G * v is its relevance.
         denominator: d, (B, C, ...): the layer's preactivation (epsilon rule) or its positive part (z+ rule).
-        epsilon: stabilizer, >= 0, in units of d.
+        epsilon: stabilizer, >= 0, in units of d; a tensor (B,): one for each image, a constant.
 
     Returns:
         s, shape and dtype of multiplier.
@@ -100,7 +106,7 @@ def ratio(multiplier: Tensor, value: Tensor, denominator: Tensor, *, epsilon: fl
 
     Source: Bach et al. 2015, the epsilon rule; docs/method.md section 1.
     """
-    return call(_Ratio, multiplier, value, denominator, float(epsilon))
+    return call(_Ratio, multiplier, value, denominator, epsilon)
 
 
 def over_value(relevance: Tensor, value: Tensor) -> Tensor:
@@ -128,7 +134,7 @@ class Scaled(NamedTuple):
         output: u, (B, C, ...).
         scale: k, (C,), float32 or float64.
         value, denominator: v and d, (B, C, ...).
-        eps: stabilizer, >= 0.
+        eps: stabilizer, >= 0; a tensor (B,): one for each image.
         carrier: where ``multiplier`` is R: the layer's output z, (B, C, ...), which G would be R over.
     """
 
@@ -138,7 +144,7 @@ class Scaled(NamedTuple):
     scale: Tensor | None = None
     value: Tensor | None = None
     denominator: Tensor | None = None
-    eps: float = 0.0
+    eps: Stabilizer = 0.0
     carrier: Tensor | None = None
 
     @staticmethod
@@ -173,13 +179,14 @@ class Scaled(NamedTuple):
         up = times(self.multiplier, (value >= 0).to(value.dtype))
         return (self._replace(multiplier=up), value), (self._replace(multiplier=self.multiplier - up), value)
 
-    def at_relu(self, output: Tensor | None, eps: float) -> Scaled:
+    def at_relu(self, output: Tensor | None, eps: Stabilizer) -> Scaled:
         """(G + G2) m(u), u the ReLU's output (None: there is no ReLU, m = 1); of R itself R / (z + eps sgn z)."""
         if self.carrier is not None:
-            return self.over(self.carrier, self.carrier, eps) if eps else Scaled(self.total())
+            stabilized = isinstance(eps, Tensor) or eps
+            return self.over(self.carrier, self.carrier, eps) if stabilized else Scaled(self.total())
         return Scaled(self.multiplier, self.addend, output, None, None, None, eps)
 
-    def over(self, value: Tensor, denominator: Tensor, eps: float) -> Scaled:
+    def over(self, value: Tensor, denominator: Tensor, eps: Stabilizer) -> Scaled:
         """s as it is so far, times v / (d + eps sgn d), v the layer's output."""
         if self.carrier is None and not (self.output is None and self.scale is None and self.denominator is None):
             return Scaled(self.tensor(), value=value, denominator=denominator, eps=eps)
@@ -211,18 +218,34 @@ class Scaled(NamedTuple):
         if self.is_plain:
             return self.multiplier
         if self.denominator is None:
-            return ops.epsilon_scale(self.multiplier, self.addend, self.output, self.scale, self.eps)
-        return ops.ratio(self.multiplier, self.value, self.denominator, self.eps)
+            return self.scaled()
+        epsilon, epsilons = stabilizer(self.eps, self.denominator)
+        return ops.ratio(self.multiplier, self.value, self.denominator, epsilon, epsilons)
+
+    def with_one_eps(self) -> Scaled:
+        """The same for convolution kernels, which take one stabilizer: with one for each image s is made ahead of them."""
+        return Scaled(self.made()) if isinstance(self.eps, Tensor) else self
+
+    def scaled(self) -> Tensor:
+        """(G + G2) m(u) k, for use inside of autograd functions."""
+        epsilon, epsilons = self._at_output()
+        return ops.epsilon_scale(self.multiplier, self.addend, self.output, self.scale, epsilon, epsilons)
+
+    def _at_output(self) -> tuple[float, Tensor | None]:
+        """The stabilizer of m(u); without a ReLU there is none."""
+        return (0.0, None) if self.output is None else stabilizer(self.eps, self.output)
 
     def gradients(self, grad: Tensor, need: Any) -> tuple[Tensor | None, ...]:
         """Gradients of the six tensors, given that of s; ``need`` says which are wanted."""
         if self.denominator is not None:
-            g, v, d = ops.ratio_backward(grad, self.multiplier, self.value, self.denominator, self.eps)
+            eps, each = stabilizer(self.eps, self.denominator)
+            g, v, d = ops.ratio_backward(grad, self.multiplier, self.value, self.denominator, eps, each)
             return g if need[0] else None, None, None, None, v if need[4] else None, d if need[5] else None
         if self.is_plain:
             return grad if need[0] else None, None, None, None, None, None
+        eps, each = self._at_output()
         g, u, k = ops.epsilon_scale_backward(
-            grad, self.multiplier, self.addend, self.output, self.scale, self.eps, need[3]
+            grad, self.multiplier, self.addend, self.output, self.scale, eps, need[3], each
         )
         first, second, output, scale = need[:4]
         return g if first else None, g if second else None, u if output else None, k if scale else None, None, None
@@ -353,9 +376,15 @@ def check_epsilon_scale(
 
 @torch.library.register_fake("lrpkernels::epsilon_scale")
 def _epsilon_scale(
-    multiplier: Tensor, addend: Tensor | None, output: Tensor | None, scale: Tensor | None, epsilon: float
+    multiplier: Tensor,
+    addend: Tensor | None,
+    output: Tensor | None,
+    scale: Tensor | None,
+    epsilon: float,
+    epsilons: Tensor | None = None,
 ) -> Tensor:
     check_epsilon_scale("epsilon_scale", multiplier, addend, output, scale)
+    check_epsilons("epsilon_scale", epsilons, multiplier if output is None else output)
     return empty_like(multiplier, multiplier if output is None else output)
 
 
@@ -368,17 +397,22 @@ def _epsilon_scale_backward(
     scale: Tensor | None,
     epsilon: float,
     need_scale: bool,
+    epsilons: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     op = "epsilon_scale_backward"
     check_like_multiplier(op, "grad", grad, multiplier)
     check_epsilon_scale(op, multiplier, addend, output, scale)
+    check_epsilons(op, epsilons, multiplier if output is None else output)
     format = memory_format(multiplier if output is None else output)
     grad_output = multiplier.new_empty(0) if output is None else torch.empty_like(output, memory_format=format)
     grad_scale = torch.empty_like(scale) if need_scale and scale is not None else multiplier.new_empty(0)
     return torch.empty_like(multiplier, memory_format=format), grad_output, grad_scale
 
 
-def _check_ratio(op: str, multiplier: Tensor, value: Tensor, denominator: Tensor) -> None:
+def _check_ratio(
+    op: str, multiplier: Tensor, value: Tensor, denominator: Tensor, epsilons: Tensor | None = None
+) -> None:
+    check_epsilons(op, epsilons, denominator)
     check_forward_value(op, "value", value, multiplier)
     torch._check(
         denominator.shape == value.shape,
@@ -387,15 +421,22 @@ def _check_ratio(op: str, multiplier: Tensor, value: Tensor, denominator: Tensor
 
 
 @torch.library.register_fake("lrpkernels::ratio")
-def _ratio(multiplier: Tensor, value: Tensor, denominator: Tensor, epsilon: float) -> Tensor:
-    _check_ratio("ratio", multiplier, value, denominator)
+def _ratio(
+    multiplier: Tensor, value: Tensor, denominator: Tensor, epsilon: float, epsilons: Tensor | None = None
+) -> Tensor:
+    _check_ratio("ratio", multiplier, value, denominator, epsilons)
     return empty_like(multiplier, denominator)
 
 
 @torch.library.register_fake("lrpkernels::ratio_backward")
 def _ratio_backward(
-    grad: Tensor, multiplier: Tensor, value: Tensor, denominator: Tensor, epsilon: float
+    grad: Tensor,
+    multiplier: Tensor,
+    value: Tensor,
+    denominator: Tensor,
+    epsilon: float,
+    epsilons: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     check_like_multiplier("ratio_backward", "grad", grad, multiplier)
-    _check_ratio("ratio_backward", multiplier, value, denominator)
+    _check_ratio("ratio_backward", multiplier, value, denominator, epsilons)
     return tuple(empty_like(tensor, denominator) for tensor in (multiplier, value, denominator))  # type: ignore[return-value]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import functional
-from ..functional import WHOLE, Part, Scaled
+from ..functional import WHOLE, Part, Scaled, Stabilizer
 from ..graph import Arrived, Multipliers, Node, Value, marks
 from ..rules import Rule
 from ..rules.views import PartOf
@@ -188,7 +188,7 @@ class Block(Node):
             return self.linear.pull(s, self.linear.part(WHOLE, None, s.multiplier.dtype))
         return self.linear.pull(s, self._part(part))
 
-    def share(self, g: Scaled, part: Part, eps: float, bias: bool = True, by_output: bool = False) -> Tensor:
+    def share(self, g: Scaled, part: Part, eps: Stabilizer, bias: bool = True, by_output: bool = False) -> Tensor:
         if by_output and self.relu is None:  # behind a ReLU only z > 0 carries relevance
             return self._share_of_signs(g.joined(), part, eps, bias)
         return self._share(g, part, eps, bias, self.value)
@@ -198,8 +198,8 @@ class Block(Node):
 
     # -- how ---------------------------------------------------------------------------------------------------------------------
 
-    def _share(self, g: Scaled, part: Part, eps: float, bias: bool, value: Tensor) -> Tensor:
-        if isinstance(self.linear, BatchNorm):
+    def _share(self, g: Scaled, part: Part, eps: Stabilizer, bias: bool, value: Tensor) -> Tensor:
+        if isinstance(self.linear, BatchNorm) and not isinstance(eps, Tensor):
             return self.linear.share(*g.carried(value), self.a, self._bias() if bias else None, part, eps)
         if part == WHOLE and (self.norm or self.linear).output.is_held:
             return self.pull(g.over(value, self.preactivation(bias), eps), part)
@@ -209,7 +209,7 @@ class Block(Node):
         d = self.apply(a.clamp(min=0), part, bias) + self.apply(a.clamp(max=0), part.mirrored)
         return self.linear.pull_by_sign(g.over(value, d, eps), self._part(part), self._part(part.mirrored), a)
 
-    def _share_of_signs(self, g: Scaled, part: Part, eps: float, bias: bool) -> Tensor:
+    def _share_of_signs(self, g: Scaled, part: Part, eps: Stabilizer, bias: bool) -> Tensor:
         """Outputs above zero by this part, those below by the mirrored one."""
         halves, parts = g.by_sign(self.value), (part, part.mirrored)
         if isinstance(self.linear, BatchNorm) or not self.is_nonnegative:

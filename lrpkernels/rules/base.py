@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from math import isfinite
+from typing import cast
 
 from torch import Tensor
 
-from ..functional import Scaled, epsilon_scale, ratio
+from ..functional import Scaled, Stabilizer, epsilon_scale, is_capturing, ratio
 from .views import Activation, Attention, Average, Layer, Maximum, Norm, Product, Softmax, Sum
 
 # The forward values that a rule's methods may read: `a`, `value` and `preactivation` of a layer; terms and value of a sum; input and
@@ -24,6 +25,38 @@ def positive(name: str, value: float) -> None:
     """Raise ValueError unless ``value`` is a finite number >= 0."""
     if not isinstance(value, (int, float)) or not isfinite(value) or value < 0:
         raise ValueError(f"{name} must be a finite number >= 0, got {value!r}")
+
+
+def per_image(name: str, value: Stabilizer) -> None:
+    """Raise ValueError unless ``value`` is a finite number >= 0, or a tensor (B,) of such numbers."""
+    if not isinstance(value, Tensor):
+        return positive(name, value)
+    if value.dim() != 1 or not value.is_floating_point() or value.requires_grad:
+        kind = ", which requires a gradient" if value.requires_grad else ""
+        raise ValueError(
+            f"{name} must be a number, or a floating tensor of shape [B] that requires no gradient, got {value.dtype} of shape "
+            f"{list(value.shape)}{kind}"
+        )
+    if not is_capturing(value.device) and not bool((value.isfinite() & (value >= 0)).all()):
+        raise ValueError(f"{name} must hold finite numbers >= 0, got {value.tolist()}")
+
+
+def larger(eps: Stabilizer, least: float) -> Stabilizer:
+    """The larger of two stabilizers."""
+    return eps.clamp(min=least) if isinstance(eps, Tensor) else max(eps, least)
+
+
+class PerImage:
+    """What a dataclass whose ``eps`` may be a tensor compares by: the same tensor, not equal numbers."""
+
+    def __eq__(self, other: object) -> bool:
+        if type(self) is not type(other):
+            return NotImplemented
+        pairs = [(getattr(self, field.name), getattr(other, field.name)) for field in fields(self)]  # type: ignore[arg-type]
+        return all(a is b or (not (isinstance(a, Tensor) or isinstance(b, Tensor)) and a == b) for a, b in pairs)
+
+    def __hash__(self) -> int:
+        return hash((type(self), *(getattr(self, field.name) for field in fields(self))))  # type: ignore[arg-type]
 
 
 def reads_of(rule: Rule) -> frozenset[str]:
@@ -57,7 +90,7 @@ class Rule(ABC):
         reads: which forward values its methods read, of ``EVERYTHING`` above: others need not be kept. A subclass sets its own.
     """
 
-    eps = 1e-6
+    eps = cast(Stabilizer, 1e-6)
     detach_bias = False
     yields_relevance = False
     is_gradient = False
@@ -90,7 +123,8 @@ class Rule(ABC):
 
         The stabilizer only keeps the quotient finite around z = 0: eps, and never more than 1e-6 of it.
         """
-        return ratio(g, layer.value, layer.a, epsilon=max(min(self.eps, 1e-6), SMALLEST))
+        eps = self.eps.clamp(max=1e-6) if isinstance(self.eps, Tensor) else min(self.eps, 1e-6)
+        return ratio(g, layer.value, layer.a, epsilon=larger(eps, SMALLEST))
 
     def add(self, layer: Sum, g: Tensor) -> tuple[Tensor, ...]:
         """Through a sum of branches: shares u / (u + v), so G is the same for both."""

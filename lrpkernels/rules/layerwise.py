@@ -6,19 +6,19 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..functional import WHOLE, Scaled, ratio
-from .base import Rule, positive
+from ..functional import WHOLE, Scaled, Stabilizer, ratio
+from .base import PerImage, Rule, per_image
 from .views import Average, Layer, Maximum, Sum
 
 
-@dataclass(frozen=True)
-class EpsilonLayerwise(Rule):
+@dataclass(frozen=True, eq=False)
+class EpsilonLayerwise(PerImage, Rule):
     """R_j = a_j sum_k w_jk R_k / (z_k + eps sgn z_k) at every layer: the form of LRP-Block, zennit and captum.
 
     z = W a + b. ReLUs pass R on unchanged. It agrees with :class:`Epsilon` as eps goes to 0.
 
     Args:
-        eps: stabilizer, >= 0.
+        eps: stabilizer, >= 0; a tensor (B,): one for each image of the batch, as in :class:`Epsilon`.
         sums: stabilize residual sums, too.
         pools: stabilize pooling layers, too.
         bias: whether the bias takes part in z and so absorbs relevance.
@@ -26,12 +26,12 @@ class EpsilonLayerwise(Rule):
         detach_bias: gradients of a heatmap leave the bias in the denominator out, as in the public code of ISNet.
 
     Raises:
-        ValueError: eps negative or not finite.
+        ValueError: eps negative or not finite, or, when applied, not as many as the batch has images.
 
     Source: Bach et al. 2015 (epsilon rule); Bassi et al., Nature Communications 15:291, 2024 (LRP-Block); docs/method.md section 1.
     """
 
-    eps: float = 1e-2
+    eps: Stabilizer = 1e-2
     sums: bool = True
     pools: bool = True
     bias: bool = True
@@ -40,7 +40,7 @@ class EpsilonLayerwise(Rule):
     reads = frozenset({"input", "output", "preactivation", "sum", "pool"})
 
     def __post_init__(self) -> None:
-        positive("eps", self.eps)
+        per_image("eps", self.eps)
 
     def linear(self, layer: Layer, g: Scaled) -> Tensor:
         return layer.share(g, WHOLE, self.eps, self.bias)
@@ -59,14 +59,14 @@ class EpsilonLayerwise(Rule):
         return layer.winner(self._normalized(g, layer.value) if self.pools else g)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Norm(EpsilonLayerwise):
     """Shares in proportion to the contributions, for sums and averages, with a tiny stabilizer; max pooling has none.
 
     Linear layers that no other rule names follow the epsilon rule in the layer form with the same stabilizer.
     """
 
-    eps: float = 1e-6
+    eps: Stabilizer = 1e-6
     reads = frozenset({"input", "output", "preactivation", "sum", "pool"})
 
     def max_pool(self, layer: Maximum, g: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from ..functional import Part, Scaled
+from ..functional import Part, Scaled, Stabilizer
 
 PartOf = Part | Callable[[Tensor], Tensor]  # V of W: a share of it, or any elementwise function
 
@@ -75,7 +75,7 @@ class Layer(Recorded, Protocol):
     def pull(self, s: Scaled, part: PartOf) -> Tensor:
         """V^T s, (T*B, C_in, ...)."""
 
-    def share(self, g: Scaled, part: Part, eps: float, bias: bool = True, by_output: bool = False) -> Tensor:
+    def share(self, g: Scaled, part: Part, eps: Stabilizer, bias: bool = True, by_output: bool = False) -> Tensor:
         """What most rules do: G_j = sum_k V_jk v_k G_k / (d_k + eps sgn d_k), v the output, d = V a + V b.
 
         It reads "input" and "output". Inputs below zero use ``part.mirrored``, so that W+ stands for the positive contributions whatever

@@ -98,6 +98,10 @@ def samples(
     def values(shape: tuple[int, ...]) -> Tensor:
         return lay_out(torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype), layout)
 
+    def per_image(shape: tuple[int, ...]) -> Tensor:
+        """Stabilizers, one of them much larger than the others."""
+        return torch.linspace(0.05, 1.0, shape[0], dtype=arithmetic_dtype(dtype))
+
     if op not in POINTWISE_OPS:
         if op in POOL_OPS:
             found = pool_samples(op, values, targets)
@@ -110,7 +114,9 @@ def samples(
         many = (targets * shape[0], *shape[1:])
         grad = (values(many),) if op.endswith("_backward") else ()
         if op.startswith("ratio"):
-            yield Sample(op, (*grad, values(many), values(shape), values(shape), 1e-2), f"{shape}")
+            arguments = (*grad, values(many), values(shape), values(shape))
+            yield Sample(op, (*arguments, 1e-2), f"{shape}")
+            yield Sample(op, (*arguments, 0.0, per_image(shape)), f"{shape} epsilons")
             continue
         for has_addend in (False, True):
             for has_output in (False, True):
@@ -122,7 +128,10 @@ def samples(
                         scale = torch.randn(shape[1], generator=generator, dtype=arithmetic_dtype(dtype))
                     label = f"{shape} addend={has_addend} output={has_output} scale={has_scale}"
                     numbers = (1e-2, has_scale) if grad else (1e-2,)
-                    yield Sample(op, (*grad, values(many), addend, output, scale, *numbers), label)
+                    arguments = (*grad, values(many), addend, output, scale, *numbers)
+                    yield Sample(op, arguments, label)
+                    if has_output and has_addend == has_scale:
+                        yield Sample(op, (*arguments, per_image(shape)), f"{label} epsilons")
 
 
 _FORWARD: dict[str, Callable[..., Tensor | tuple[Tensor, ...]]] = {
@@ -153,13 +162,15 @@ def reference(op: str, arguments: tuple[Any, ...], dtype: torch.dtype = torch.fl
     base = op.removesuffix("_backward")
     count = 2 if base == "sum_zplus" else 1
     grads, inputs = cast[:count], cast[count:]
+    # What stands behind the numbers of a pointwise op: its stabilizers, which have no gradient.
+    last = [inputs.pop()] if op in POINTWISE_OPS and isinstance(inputs[-1], Tensor) else []
     # Each of the leading tensors has a gradient among the results, an empty one if it is missing.
     wanted: list[bool | None] = [True for a in inputs if a is None or isinstance(a, Tensor)]
     if base == "epsilon_scale":  # that of the addend is the multiplier's; the scale's must be requested
         wanted[1], wanted[3] = None, bool(inputs.pop())
     leaves = [a.requires_grad_() if isinstance(a, Tensor) else a for a in inputs]
     with torch.enable_grad():
-        results = _FORWARD[base](*leaves)
+        results = _FORWARD[base](*leaves, *last)
     asked = [leaf for leaf, want in zip(leaves, wanted, strict=False) if want and leaf is not None]
     found = iter(torch.autograd.grad(results, asked, grads if isinstance(results, tuple) else grads[0]))
     pairs = [pair for pair in zip(leaves, wanted, strict=False) if pair[1] is not None]

@@ -9,6 +9,7 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from .distillation import Distilled, DistilledOutput, MatchingLoss, MatchingTerms
 from .gwrp import gwrp
 from .loss import HeatmapLoss, ISNetLoss, LayerLoss, LossTerms
 from .model import ISNet, ISNetOutput
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from .runs.trained import load
 
 __all__ = [
+    "Distilled",
+    "DistilledOutput",
     "HeatmapLoss",
     "ISNet",
     "ISNetComposite",
@@ -26,6 +29,8 @@ __all__ = [
     "ISNetOutput",
     "LayerLoss",
     "LossTerms",
+    "MatchingLoss",
+    "MatchingTerms",
     "gwrp",
     "load",
     "selective_score",

@@ -73,6 +73,16 @@ class Norm(ctypes.Structure):
     _fields_ = [("extent", Extent), ("row", c_int64), ("epsilon", c_double), ("centred", c_int32)]
 
 
+class Epsilon(ctypes.Structure):
+    """LrpEpsilon; a plain number stands for one without stabilizers per image."""
+
+    _fields_ = [("value", c_double), ("per_image", c_void_p), ("image", c_int64)]
+
+    @classmethod
+    def from_param(cls, value: Any) -> Epsilon:
+        return value if isinstance(value, cls) else cls(value, None, 1)
+
+
 class Counts(ctypes.Structure):
     """Global memory traffic since `Kernels.configure`.
 
@@ -92,11 +102,11 @@ _POINTER, _EXTENT, _REAL, _DTYPE = c_void_p, Extent, c_double, c_int
 
 # Launcher -> argument types. A result is an error code, or bytes of a workspace.
 SIGNATURES: Mapping[str, tuple[Any, list[Any]]] = {
-    "lrp_epsilon_scale": (c_int, [_DTYPE, *[_POINTER] * 5, _EXTENT, _REAL, _POINTER]),
+    "lrp_epsilon_scale": (c_int, [_DTYPE, *[_POINTER] * 5, _EXTENT, Epsilon, _POINTER]),
     "lrp_epsilon_scale_backward_workspace": (c_int64, [_DTYPE, _EXTENT]),
-    "lrp_epsilon_scale_backward": (c_int, [_DTYPE, *[_POINTER] * 9, _EXTENT, _REAL, _POINTER]),
-    "lrp_ratio": (c_int, [_DTYPE, *[_POINTER] * 4, _EXTENT, _REAL, _POINTER]),
-    "lrp_ratio_backward": (c_int, [_DTYPE, *[_POINTER] * 7, _EXTENT, _REAL, _POINTER]),
+    "lrp_epsilon_scale_backward": (c_int, [_DTYPE, *[_POINTER] * 9, _EXTENT, Epsilon, _POINTER]),
+    "lrp_ratio": (c_int, [_DTYPE, *[_POINTER] * 4, _EXTENT, Epsilon, _POINTER]),
+    "lrp_ratio_backward": (c_int, [_DTYPE, *[_POINTER] * 7, _EXTENT, Epsilon, _POINTER]),
     "lrp_conv_workspace": (c_int64, [_DTYPE, Conv, c_int, c_int]),
     "lrp_conv_relevance": (
         c_int,

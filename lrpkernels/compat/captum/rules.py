@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ...functional import Scaled, ratio
+from ...functional import Scaled, Stabilizer, ratio
 from ...graph import Node
 from ...layers import Block
 from ...layers.activation import Activation, Relu
@@ -127,7 +127,7 @@ class ByDefault(EpsilonLayerwise):
         owner: the module's name: rules of two modules differ, so that neither merges with the other.
     """
 
-    eps: float = DEFAULT_EPS
+    eps: Stabilizer = DEFAULT_EPS
     owner: str = ""
     reads = EpsilonLayerwise.reads
 

@@ -10,6 +10,7 @@ import typer
 
 from isnet._text import say
 from isnet.experiments import classes as classes_experiment
+from isnet.experiments import coloured as coloured_experiment
 from isnet.experiments import mask_errors_grid
 from isnet.experiments import mnist as mnist_experiment
 from isnet.experiments import natural as natural_experiment
@@ -107,6 +108,27 @@ def mnist(
     if mark:
         changes["marks"] = tuple(mark)
     _run(mnist_experiment.preset(preset, **changes), processes, hours)
+
+
+@app.command()
+def coloured(
+    preset: Annotated[str, typer.Option(help="quick (minutes a seed) or full (all digits, three seeds).")] = "quick",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of cells and tables.", show_default="runs/coloured[-quick]")
+    ] = None,
+    data_folder: Annotated[Path, typer.Option(help="Folder of the MNIST files.")] = Path("data/mnist"),
+    method: Annotated[
+        list[str] | None,
+        typer.Option(help="Only this method, or all; repeatable.", show_default="all; quick: five of them"),
+    ] = None,
+    seeds: Seeds = None,
+    seed: Seed = None,
+    processes: Processes = 2,
+    hours: Hours = None,
+) -> None:
+    """Digits whose colour tells the class: students of a teacher that knows no colours; goes on where it was interrupted."""
+    changes = {"data_folder": str(data_folder), **_changes(out, method, None, seeds, seed)}
+    _run(coloured_experiment.preset(preset, **changes), processes, hours)
 
 
 @app.command()

@@ -46,7 +46,7 @@ def _train(request: Request) -> None:
             config, data = _prepared(request, world, device)
             if data is None:
                 return
-            trained = train_run(folder, config, data=data, device=device, **request.how)
+            trained = train_run(folder, config, data=data, device=device, trust=request.trust, **request.how)
         # Scoring may take longer than processes wait for each other: the others have left.
         if world.is_main and data.tests:
             log_scores(trained, evaluate_run(trained, data, progress=not request.quiet))
@@ -89,7 +89,7 @@ def _prepared(request: Request, world: World, device: str) -> tuple[RunConfig, R
     config = request.config
     if request.resume and (request.run / CONFIG_NAME).exists():
         require_data(request.run, config)
-    auto = config.network.variant == AUTO
+    auto = config.network.variant == AUTO and config.distill.teacher is None
     find(config.network.arch)  # before the images are read
     config = settled(config)
     require_use(config, request.typed)
@@ -98,6 +98,8 @@ def _prepared(request: Request, world: World, device: str) -> tuple[RunConfig, R
         say(f"Device: {device_text(device)}")
         if config.recipe:
             say(f"Recipe: {recipe_text(config)}")
+        if config.distill.teacher is not None:
+            say(f"Student: {config.kind}")
         if auto:
             why = (
                 "training images have masks"
@@ -120,7 +122,7 @@ def _prepared(request: Request, world: World, device: str) -> tuple[RunConfig, R
             require_same_data(request.run, config, contents(config))
         if world.is_main:
             fresh = not goes_on(request.run, request.resume)
-            plan = plan_run(config, data, world=world, device=device, pretrained=fresh)
+            plan = plan_run(config, data, world=world, device=device, pretrained=fresh, trust=request.trust)
             say(plan_text(plan, config, device, world))
         return config, None
     return config, data

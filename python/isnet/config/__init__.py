@@ -1,5 +1,6 @@
 """The settings of a run: every option is stated once, in :mod:`isnet.config.groups`."""
 
+from isnet.config.distill import DistillConfig
 from isnet.config.groups import (
     AUTO,
     STANDARD,
@@ -23,6 +24,7 @@ __all__ = [
     "RECIPES",
     "STANDARD",
     "DataSettings",
+    "DistillConfig",
     "FilesConfig",
     "ImagesConfig",
     "LossConfig",

@@ -1,4 +1,4 @@
-"""The options of a run, one frozen dataclass per group: each is stated here and nowhere else."""
+"""The options of a run, one frozen dataclass per group: each is stated here, a teacher's in :mod:`.distill`, and nowhere else."""
 
 from __future__ import annotations
 
@@ -136,10 +136,10 @@ class NetworkConfig(Group):
         "flex", "Where the stabilizer stands: at each ReLU (flex) or at every layer (layerwise).", needs="isnet"
     )
     static: bool = option(
-        False, "The model makes the same PyTorch calls in every step: its Python code runs only once.", needs="isnet"
+        False, "The model makes the same PyTorch calls in every step: its Python code runs only once.", needs="maps"
     )
     less_memory: bool = option(
-        False, "Save less of a step for its backward pass and compute it again there.", needs="isnet"
+        False, "Save less of a step for its backward pass and compute it again there.", needs="maps"
     )
 
 

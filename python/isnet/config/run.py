@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+from isnet.config.distill import DistillConfig
 from isnet.config.groups import (
     AUTO,
     STANDARD,
@@ -23,6 +24,7 @@ from isnet.config.training import TrainConfig
 GROUPS: Mapping[str, type[Group]] = {
     "data": ImagesConfig,
     "network": NetworkConfig,
+    "distill": DistillConfig,
     "loss": LossConfig,
     "train": OptimizerConfig,
     "schedule": ScheduleConfig,
@@ -63,15 +65,27 @@ class Condition(NamedTuple):
 
 CONDITIONS: Mapping[str, Condition] = {
     "isnet": Condition(
-        lambda run: run.is_isnet or run.network.variant == AUTO,
+        lambda run: run.is_isnet or (run.network.variant == AUTO and run.distill.teacher is None),
         "an ISNet (--variant selective, say); a standard network has no heatmap loss",
     ),
     "pooled": Condition(
         lambda run: CONDITIONS["isnet"].met(run) and run.loss.share_goal is None,
         "an ISNet without a goal (--share-goal none)",
     ),
+    "maps": Condition(
+        lambda run: run.is_isnet or run.network.variant == AUTO or run.distill.teacher is not None,
+        "heatmaps: an ISNet (--variant selective, say) or a teacher (--teacher RUN)",
+    ),
+    "teacher": Condition(lambda run: run.distill.teacher is not None, "a teacher (--teacher RUN)"),
+    "matched maps": Condition(
+        lambda run: run.distill.teacher is not None and run.distill.distill == "maps",
+        "a teacher (--teacher RUN) whose maps are matched (--distill maps)",
+    ),
     "measured": Condition(
-        lambda run: run.tuning_epochs > 0 or (run.network.variant == AUTO and run.loss.is_measured),
+        lambda run: (
+            run.tuning_epochs > 0
+            or (run.network.variant == AUTO and run.distill.teacher is None and run.loss.is_measured)
+        ),
         "an ISNet whose C1 and C2 are measured (without --c1 and --c2)",
     ),
     "sgd": Condition(lambda run: run.train.optimizer == "sgd", "--optimizer sgd"),
@@ -92,12 +106,14 @@ class RunConfig(TrainConfig):
         train, schedule, loss, files: See :class:`TrainConfig`.
         data: The images.
         network: The classifier and the ISNet around it.
+        distill: Its teacher, if any.
         name: What to call the run in tables; the variant by default.
         recipe: Name and version of the recipe that filled the options left out (:mod:`isnet.config.recipes`); empty: none did.
     """
 
     data: DataSettings = dataclasses.field(kw_only=True)
     network: NetworkConfig = dataclasses.field(default_factory=NetworkConfig)
+    distill: DistillConfig = dataclasses.field(default_factory=DistillConfig)
     name: str = ""
     recipe: str = ""
 
@@ -108,14 +124,34 @@ class RunConfig(TrainConfig):
                 f"got {self.schedule.monitor!r}"
             )
 
+        if self.distill.teacher is None:
+            return
+        if self.network.variant not in (STANDARD, AUTO):
+            raise ValueError(
+                f"teacher: a run has a teacher or a heatmap loss of its own; leave --teacher or --variant {self.network.variant} out"
+            )
+        if self.schedule.warmup:
+            raise ValueError(
+                f"warmup: a run with a teacher has no classification loss to warm up with: expected 0, got {self.schedule.warmup} "
+                "(--keep-replacing replaces backgrounds throughout)"
+            )
+
     @property
     def is_isnet(self) -> bool:
         """Whether the run has a heatmap loss; not before ``auto`` is settled (:func:`isnet.runs.settled`)."""
         return self.network.variant not in (STANDARD, AUTO)
 
     @property
+    def kind(self) -> str:
+        """The variant, or whose heatmaps, logits or features it learns."""
+        distill = self.distill
+        return self.network.variant if distill.teacher is None else f"{distill.distill} of {distill.teacher}"
+
+    @property
     def title(self) -> str:
         """What to call the run."""
+        if not self.name and self.distill.teacher is not None:
+            return "distilled" if self.distill.distill == "maps" else f"distilled {self.distill.distill}"
         return self.name or (STANDARD if self.network.variant == AUTO else self.network.variant)
 
     @property
@@ -160,7 +196,8 @@ class RunConfig(TrainConfig):
         """JSON values from which :meth:`from_json` rebuilds the settings."""
         data = {"kind": kind_of(self.data), **to_json(self.data)}
         notes = {note: getattr(self, note) for note in NOTES}
-        return {**notes, "data": data, "network": to_json(self.network), **self.training_json()}
+        own = {"network": to_json(self.network), "distill": to_json(self.distill)}
+        return {**notes, "data": data, **own, **self.training_json()}
 
     @classmethod
     def from_json(cls, values: Any) -> RunConfig:

@@ -16,6 +16,7 @@ from isnet.experiments.baselines import RIVALS
 from isnet.runs.evaluation_file import Figure
 
 CELLS = "cells"  # the folder of the cells' files
+_STUDENT = 1000  # added to the seed of a student: with its teacher's it would begin with the same weights, and learn more easily
 
 
 class Cell(NamedTuple):
@@ -61,6 +62,10 @@ class Method:
     after: str | None = None
     handed: str = ""
     scored: bool = True
+
+    def training_seed(self, cell: Cell) -> int:
+        """The seed of a cell's weights and order."""
+        return cell.seed + (_STUDENT if self.handed == "teacher" else 0)
 
     def __post_init__(self) -> None:
         trainings.require_known("rival", [self.rival], tuple(RIVALS))

@@ -63,6 +63,13 @@ METHODS: Mapping[str, Method] = {
     "dual after swap warm-up": Method({**_SWAP, "variant": "dual"}, warm=True),
     "dual with background swap": Method({**_SWAP, "variant": "dual", "keep_replacing": True}, warm=True),
     "recipe best": Method(trainings.of_recipe("best"), warm=True),
+    # Students see whole images; their teacher sees digits on black, as it was trained.
+    **{
+        f"{distill} of the segmented network": Method(
+            {"distill": distill, "view": "zeros"}, after="segmentation, then classification", handed="teacher"
+        )
+        for distill in ("maps", "logits", "features")
+    },
 }
 
 
@@ -134,7 +141,7 @@ class MNISTConfig(Experiment):
             "channels_last": True,
             "lr_after_warmup": 1.0,
             "lr_schedule": "cosine",
-            "seed": cell.seed,
+            "seed": method.training_seed(cell),
         }
         return digits_run(data, cell.method, **{**options, **method.options})
 
@@ -142,7 +149,7 @@ class MNISTConfig(Experiment):
         """Biased training images, except for the methods that see others; nothing to choose a checkpoint by."""
         assert isinstance(run.data, DigitsConfig)
         bias = cast(Bias, METHODS[cell.method].images or "biased")
-        data = load_digits(run.data, seed=run.train.seed, progress=False, train_bias=bias)
+        data = load_digits(run.data, seed=cell.seed, progress=False, train_bias=bias)
         return data._replace(validation={})
 
     def score(self, cell: Cell, run: Run, data: RunData) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from isnet._files import read_text
 from isnet.experiments.cells import Result, read_result
+from isnet.experiments.coloured import ColouredExperiment
 from isnet.experiments.grid import Experiment
 from isnet.experiments.mask_errors_grid import DigitMasks, RadiographMasks
 from isnet.experiments.mnist import MNISTConfig
@@ -16,7 +17,8 @@ from isnet.experiments.xray import XrayConfig
 
 # A new experiment's class comes here.
 EXPERIMENTS: Mapping[str, type[Experiment]] = {
-    kind.name: kind for kind in (MNISTConfig, XrayConfig, NaturalConfig, DigitMasks, RadiographMasks)
+    kind.name: kind
+    for kind in (MNISTConfig, ColouredExperiment, XrayConfig, NaturalConfig, DigitMasks, RadiographMasks)
 }
 _BEGIN, _END = r"^(<!-- results: ([\w.-]+)( by seed)? -->\n)", r"(?=^<!-- end of results -->$)"
 _PLACE = re.compile(rf"{_BEGIN}(?:(?!<!-- ).)*?{_END}", re.DOTALL | re.MULTILINE)

@@ -57,6 +57,14 @@ METHODS: Mapping[str, Method] = {
         after="swap warm-up",
     ),
     "recipe best": Method(trainings.of_recipe("best"), warm=True, after="swap warm-up"),
+    "lungs alone": Method(rival="segmented"),
+    # Students see whole radiographs, their teacher the lungs alone, as it was trained.
+    **{
+        f"{distill} of lungs alone": Method(
+            {"distill": distill, "view": "zeros"}, after="lungs alone", handed="teacher"
+        )
+        for distill in ("maps", "logits", "features")
+    },
 }
 
 
@@ -152,7 +160,7 @@ class XrayConfig(Experiment):
             "lr_after_warmup": 1.0,
             "lr_schedule": "cosine",
             "monitor": None,
-            "seed": cell.seed,
+            "seed": method.training_seed(cell),
         }
         run = RunConfig(data=data, network=trainings.NARROW_RESNET, name=cell.method)
         run = run.replaced(**{**options, **method.options})
@@ -219,6 +227,7 @@ PRESETS: Mapping[str, XrayConfig] = {
         warmup=12,
         epochs=10,
         seeds=(0,),
+        methods=tuple(name for name, method in METHODS.items() if method.scored and "lungs alone" not in name),
     ),
 }
 

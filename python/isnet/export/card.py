@@ -32,6 +32,8 @@ def model_card(run: Run, data: RunData | None, what: Exported, kind: ExportForma
     trained = (
         f"ISNet, variant {network.variant}, P = {loss.p:g}: its loss penalises relevance in the background"
         if config.is_isnet
+        else f"student: its {config.distill.distill} are to equal those of a teacher ({plain(config.distill.teacher)})"
+        if config.distill.teacher is not None
         else "standard: nothing keeps it from using the background"
     )
     parts = [

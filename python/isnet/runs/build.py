@@ -11,6 +11,8 @@ from torch import nn
 
 from isnet.architectures import build_architecture, load_weights, read_weights, tell_left_out
 from isnet.config import RunConfig
+from isnet.distillation import Distilled
+from isnet.factories import find_callable
 from isnet.loss import ISNetLoss
 from isnet.model import ISNet
 from isnet.training.ranges import RANGES_NAME, load_ranges
@@ -93,11 +95,41 @@ def build_isnet(config: RunConfig, model: nn.Module) -> ISNet:
     )
 
 
+def build_distilled(config: RunConfig, model: nn.Module, teacher: nn.Module) -> Distilled:
+    """The student of a run around its classifier.
+
+    Raises:
+        ValueError: settings that do not fit both networks.
+    """
+    distill, network = config.distill, config.network
+    return Distilled(
+        model,
+        teacher,
+        view=distill.view if distill.view_code is None else find_callable(distill.view_code),
+        eps=(distill.eps_low, distill.eps_high),
+        layers=distill.layers,
+        head=distill.head,
+        start=distill.start,
+        match=distill.distill,
+        input_range=config.data.pixel_range,
+        generator=torch.Generator(),
+        static=network.static,
+        checkpoint=network.less_memory,
+    )
+
+
 def build_network(
-    config: RunConfig, device: str = "cpu", *, pretrained: bool = True, tell: Callable[[str], None] | None = None
+    config: RunConfig,
+    device: str = "cpu",
+    *,
+    teacher: nn.Module | None = None,
+    pretrained: bool = True,
+    tell: Callable[[str], None] | None = None,
 ) -> nn.Module:
-    """The network to train: the classifier (:func:`build_model`), or an ISNet around it."""
+    """The network to train: the classifier (:func:`build_model`), an ISNet around it, or with a teacher a student."""
     model = build_model(config, pretrained=pretrained, tell=tell).to(device)
+    if teacher is not None:
+        return build_distilled(config, model, teacher.to(device))
     return build_isnet(config, model) if config.is_isnet else model
 
 

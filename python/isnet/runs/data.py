@@ -52,8 +52,12 @@ class RunData(NamedTuple):
 
 
 def splits_with_masks(config: RunConfig) -> tuple[str, ...]:
-    """The splits whose images must have masks: training, for a warm-up or an ISNet, and validation, if its heatmap loss is monitored."""
-    supervised, schedule = config.is_isnet, config.schedule
+    """The splits whose images must have masks.
+
+    Training, for a warm-up, an ISNet, or a teacher that sees foregrounds, and validation, if its loss of heatmaps is monitored.
+    """
+    distill, schedule = config.distill, config.schedule
+    supervised = config.is_isnet or (distill.teacher is not None and distill.view != "image")
     monitored = supervised and schedule.monitor in ("loss", "classification")
     wanted = {TRAIN: supervised or schedule.warmup > 0 or schedule.keep_replacing, VALIDATION: monitored}
     return tuple(split for split, needed in wanted.items() if needed)
@@ -168,6 +172,8 @@ def settled(config: RunConfig) -> RunConfig:
         DataError: nothing usable.
     """
     auto = config.network.variant == AUTO
+    if auto and config.distill.teacher is not None:
+        config, auto = config.replaced(variant=STANDARD), False
     if not isinstance(config.data, ImagesConfig):
         return config.replaced(variant=STANDARD) if auto else config
     config = dataclasses.replace(config, data=with_classes(config.data))

@@ -17,8 +17,9 @@ from pydantic import ValidationError
 from torch import nn
 
 from isnet._files import read_json, write_json, write_text
-from isnet.config import FROM_RUN, ImagesConfig, RunConfig, flag
+from isnet.config import FROM_RUN, DistillConfig, ImagesConfig, RunConfig, flag
 from isnet.config.files import to_yaml
+from isnet.config.option import to_json
 from isnet.config.run import kind_of
 from isnet.factories import require_no_files, require_trusted
 from isnet.loggers import tensorboard, wandb
@@ -299,10 +300,10 @@ def require_same_run(folder: str | os.PathLike[str], asked: RunConfig) -> None:
 
 
 def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
-    """How data and network differ."""
-    found = []
-    for group in ("data", "network"):
-        a, b = theirs.get(group), ours[group]
+    """How data, network and teacher differ."""
+    found, without = [], to_json(DistillConfig())
+    for group in ("data", "network", "distill"):
+        a, b = theirs.get(group, without if group == "distill" else None), ours[group]
         if not isinstance(a, Mapping):
             return [f"{group}: {a!r} there"]
         found += [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sized
+from collections.abc import Collection, Sized
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -14,10 +14,12 @@ from torch.utils.data import default_collate
 
 from isnet.config import RunConfig
 from isnet.data import Example
+from isnet.distillation import Distilled, MatchingLoss
 from isnet.loss import classification_loss
 from isnet.model import ISNet
 from isnet.runs.build import build_criterion, build_network
 from isnet.runs.data import RunData
+from isnet.runs.teacher import load_teacher
 from isnet.training.distributed import World
 from isnet.training.steps import AUTOCAST, require_trainable, require_validation
 
@@ -49,7 +51,13 @@ class Plan(NamedTuple):
 
 
 def plan_run(
-    config: RunConfig, data: RunData, *, world: World | None = None, device: str = "cpu", pretrained: bool = True
+    config: RunConfig,
+    data: RunData,
+    *,
+    world: World | None = None,
+    device: str = "cpu",
+    pretrained: bool = True,
+    trust: Collection[str] = (),
 ) -> Plan:
     """The plan of a run on its data; a forward and backward pass of a few images, on the CPU, and no file.
 
@@ -57,10 +65,12 @@ def plan_run(
         ValueError: what :func:`isnet.runs.train_run` would refuse.
     """
     world = world or World()
-    network, count = checked_network(config, data, world, device, pretrained=pretrained), len(cast(Sized, data.train))
+    network = checked_network(config, data, world, device, pretrained=pretrained, trust=trust)
+    count = len(cast(Sized, data.train))
     per_epoch = count // config.train.batch_size
     schedule = config.schedule
-    weights = sum(p.numel() * p.element_size() for p in network.parameters())
+    student = network.student if isinstance(network, Distilled) else network
+    every, weights = (sum(p.numel() * p.element_size() for p in net.parameters()) for net in (network, student))
     copies = 1 + {"sgd": int(config.train.momentum > 0), "adamw": 2}[config.train.optimizer]
     part = config.train.batch_size // (world.size * config.train.accumulate)
     more = max(2, min(part, _PROBED))
@@ -76,20 +86,28 @@ def plan_run(
         (schedule.warmup + schedule.epochs) * per_epoch,
         config.tuning_epochs * per_epoch,
         sum(p.numel() for p in network.parameters() if p.requires_grad),
-        weights * (copies + (config.train.ema is not None)) + step,
+        weights * (copies + (config.train.ema is not None)) + every - weights + step,
     )
 
 
 def checked_network(
-    config: RunConfig, data: RunData, world: World, device: str, *, pretrained: bool = True
+    config: RunConfig,
+    data: RunData,
+    world: World,
+    device: str,
+    *,
+    pretrained: bool = True,
+    trust: Collection[str] = (),
 ) -> nn.Module:
     """The untrained network on the CPU, if a run with these settings can be trained on these data; see :func:`build_model`.
+
+    ``trust``: code of the user's that a teacher's settings may name.
 
     Raises:
         ValueError: it cannot.
     """
     require_validation(config, data.validation)
-    network = build_network(config, pretrained=pretrained)
+    network = build_network(config, teacher=load_teacher(config, trust), pretrained=pretrained)
     isnet = network if isinstance(network, ISNet) else None
     require_trainable(config, world, len(cast(Sized, data.train)), isnet, torch.device(device))
     if config.is_isnet:
@@ -127,12 +145,13 @@ def _step_bytes(config: RunConfig, network: nn.Module, batch: Example) -> int:
     network.train().zero_grad()
     with torch.random.fork_rng(devices=[]), _Live() as live:
         with torch.autocast("cpu", torch.bfloat16 if dtype is not None else None, enabled=dtype is not None):
-            output: Any = network(images)
-            loss = (
-                build_criterion(config)(output, labels, masks).total
-                if config.is_isnet
-                else classification_loss(output, labels)
-            )
+            output: Any = network(images, masks) if isinstance(network, Distilled) else network(images)
+            if isinstance(network, Distilled):
+                loss = MatchingLoss()(output).total
+            elif config.is_isnet:
+                loss = build_criterion(config)(output, labels, masks).total
+            else:
+                loss = classification_loss(output, labels)
         del output
         loss.backward()
     network.zero_grad()
@@ -150,7 +169,7 @@ def plan_text(plan: Plan, config: RunConfig, device: str, world: World | None = 
         [
             f"device:  {device}{processes}",
             f"images:  {images}; {shape}; classes {', '.join(plan.classes)}",
-            f"network: {config.network.arch}, {plan.parameters:,} parameters; {config.network.variant}",
+            f"network: {config.network.arch}, {plan.parameters:,} parameters; {config.kind}",
             f"steps:   {plan.steps} of {train.batch_size} images ({plan.steps_per_epoch} an epoch){tuning}",
             f"memory:  about {plan.memory / 2**20:,.0f} MiB of tensors{processes}; count with twice as much on a CPU",
         ]

@@ -276,7 +276,7 @@ def network_rows(rows: Sequence[Row], runs: Sequence[Run]) -> list[dict[str, str
 def range_text(config: RunConfig, folder: Path) -> str:
     """C1 and C2 of the heatmap loss of a run in a folder, and where they come from."""
     if not config.is_isnet:
-        return "none: no heatmap loss"
+        return "none: no heatmap loss" if config.distill.teacher is None else "none: a teacher's heatmaps"
     ranges = used_ranges(config, folder)
     if not ranges:
         return "not measured: no ranges.json"

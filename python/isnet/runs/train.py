@@ -6,7 +6,7 @@ import contextlib
 import copy
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import nn
 
 from isnet._files import atomic_path
 from isnet.config import AUTO, RunConfig
+from isnet.distillation import Distilled
 from isnet.model import ISNet
 from isnet.runs.build import build_criterion, build_isnet, build_model, build_network
 from isnet.runs.contents import contents, note_data, require_same_data
@@ -38,6 +39,7 @@ def train_run(
     resume: bool = False,
     overwrite: bool = False,
     progress: bool = True,
+    trust: str | Collection[str] = (),
 ) -> Run:
     """Trains a run in ``folder`` and keeps settings, log and checkpoint there.
 
@@ -52,6 +54,7 @@ def train_run(
         resume: Continue from the last checkpoint.
         overwrite: Remove the files of the run that the folder holds, once it is known that this one can be trained.
         progress: Show the epochs.
+        trust: Code of the user's that the settings of a teacher may name, as in :func:`isnet.runs.load_run`.
 
     Raises:
         FileExistsError: ``folder`` holds a run, and it is neither to be resumed nor overwritten.
@@ -67,7 +70,8 @@ def train_run(
     fresh = not goes_on(Path(folder), resume)
     # Now: before the run has a folder, and not after tuning.
     require_room(Path(folder), config, resume=resume, overwrite=overwrite)
-    network = checked_network(config, data, current_world(), device, pretrained=fresh)
+    trusted = (trust,) if isinstance(trust, str) else tuple(trust)
+    network = checked_network(config, data, current_world(), device, pretrained=fresh, trust=trusted)
     with _opened(Path(folder), config, network, resume=resume, overwrite=overwrite) as (folder, config):
         criterion = None
         if config.is_isnet:
@@ -78,6 +82,7 @@ def train_run(
             build_network(
                 config,
                 device,
+                teacher=copy.deepcopy(network.teacher) if isinstance(network, Distilled) else None,
                 pretrained=fresh,
                 tell=print if progress and current_world().is_main else None,
             ),
@@ -147,14 +152,16 @@ def goes_on(folder: Path, resume: bool) -> bool:
 
 
 def _decided(config: RunConfig) -> RunConfig:
-    """The settings with a variant; the names of the classes are noted beforehand."""
+    """The settings with a variant, and the teacher's folder as it is found from anywhere; the classes are noted beforehand."""
+    if config.distill.teacher is not None:
+        config = config.replaced(teacher=os.path.abspath(config.distill.teacher))
     return settled(config) if config.network.variant == AUTO else config
 
 
 def _require_restorable(path: Path, config: RunConfig, network: nn.Module) -> None:
     """Raises CheckpointError if the tensors of a checkpoint do not fit; before anything in the folder changes."""
     if path.exists():
-        model = network.model if isinstance(network, ISNet) else network
+        model: nn.Module = network.model if isinstance(network, ISNet | Distilled) else network
         averaged = None if config.train.ema is None else copy.deepcopy(model)
         restore_tensors(load_checkpoint(path), path, model, build_optimizer(model, config), averaged)
 

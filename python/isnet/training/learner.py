@@ -17,6 +17,7 @@ from isnet._seeds import stream_seed
 from isnet.config import TrainConfig
 from isnet.data import Example
 from isnet.data.backgrounds import replace_background
+from isnet.distillation import Distilled, MatchingLoss
 from isnet.loss import ISNetLoss
 from isnet.model import ISNet, ISNetOutput
 from isnet.training.balance import Balance
@@ -41,7 +42,7 @@ class Learner:
     """A network in training: it takes steps, and its state can be saved and restored.
 
     Args:
-        network: The classifier, or an ISNet.
+        network: The classifier, an ISNet, or a student with its teacher.
         config: How to train.
         world: The processes that train together.
         steps_per_epoch: Optimizer steps.
@@ -71,7 +72,8 @@ class Learner:
         run_dir: Path | None,
     ) -> None:
         self.isnet = network if isinstance(network, ISNet) else None
-        self.model: nn.Module = network.model if isinstance(network, ISNet) else network
+        self.distilled = network if isinstance(network, Distilled) else None
+        self.model: nn.Module = network.model if isinstance(network, ISNet | Distilled) else network
         self.network, self.config, self.world, self.steps_per_epoch = network, config, world, steps_per_epoch
         self.criterion, self.classification_loss = criterion, classification_loss
         self.input_range, self.observer, self.run_dir = input_range, observer, run_dir
@@ -90,6 +92,7 @@ class Learner:
         self.scheduler = build_scheduler(self.optimizer, config, steps_per_epoch)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.train.precision == "float16")
         self.balance = Balance() if config.loss.balance == "auto" else None
+        self.matching = MatchingLoss()
         self.step = 0
         self.noise = torch.Generator()
         self.shared: nn.Module = network
@@ -165,16 +168,27 @@ class Learner:
         heatmap_loss, layers = None, {}
         dtype = AUTOCAST.get(config.train.precision)
         with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
-            if self.isnet is None:
-                output = ISNetOutput(self.shared(images))
-            else:
-                if self.isnet.generator is not None:
-                    self.isnet.generator.manual_seed(stream_seed(config.train.seed, "target", step))
-                place = (self.first_of(index), config.train.batch_size)
+            explained = self.isnet or self.distilled
+            if explained is not None and explained.generator is not None:
+                explained.generator.manual_seed(stream_seed(config.train.seed, "target", step))
+            place = (self.first_of(index), config.train.batch_size)
+            if self.distilled is not None:
+                output = self.shared(images, masks, place=place)
+            elif self.isnet is not None:
                 output = self.shared(images, heatmaps=takes or observed, place=place)
-        classification = self.classification_loss(output.logits, labels)
+            else:
+                output = ISNetOutput(self.shared(images))
+        # Beside a teacher it is logged alone, and no label reaches the weights.
+        with contextlib.nullcontext() if self.distilled is None else torch.no_grad():
+            classification = self.classification_loss(output.logits, labels)
         loss = (1 - share) * classification
-        if takes and self.criterion is not None:
+        if self.distilled is not None:
+            loss = heatmap_loss = self.matching(output).total
+            if isinstance(
+                self.shared, DistributedDataParallel
+            ):  # which waits for a gradient of each parameter, a free head's bias, too
+                loss = loss + 0 * output.logits.sum()
+        elif takes and self.criterion is not None:
             terms = self.criterion(output, labels, masks)
             heatmap_loss = terms.heatmap
             loss = loss + share * config.loss.heatmap_every * heatmap_loss

@@ -68,8 +68,8 @@ def fit(
     call is a part of one training: the batch is divided, gradients are averaged, rank 0 writes the files.
 
     Args:
-        network: An :class:`isnet.ISNet`, or any module from images to logits, which is then trained without heatmaps.
-            It is trained on the device where its parameters are.
+        network: An :class:`isnet.ISNet`, a :class:`isnet.Distilled`, whose matching loss alone is then minimised, or any module from
+            images to logits, which is then trained without heatmaps. It is trained on the device where its parameters are.
         train_set: Items (image [C, H, W], label [] or labels [K], mask [1, H, W]). Its ``set_epoch``, if it has one, is called
             with the number of each epoch before its first item is requested.
         config: How to train.
@@ -232,6 +232,7 @@ class _Trainer:
                 self.world,
                 monitor=config.schedule.monitor,
                 isnet=learner.isnet,
+                distilled=learner.distilled,
                 criterion=learner.criterion,
                 classification_loss=learner.classification_loss,
                 input_range=learner.input_range,

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from isnet.config.groups import Monitor
 from isnet.data import Example
+from isnet.distillation import Distilled, MatchingLoss
 from isnet.explanation import evaluation_mode
 from isnet.loss import ISNetLoss, classification_loss
 from isnet.model import ISNet
@@ -32,6 +33,7 @@ def epoch_scores(
     *,
     monitor: Monitor | None,
     isnet: ISNet | None = None,
+    distilled: Distilled | None = None,
     criterion: ISNetLoss | None = None,
     classification_loss: Callable[[Tensor, Tensor], Tensor] = classification_loss,
     input_range: tuple[Any, Any] | None = (0.0, 1.0),
@@ -45,7 +47,7 @@ def epoch_scores(
         datasets: By name; each process scores its part of the images, this many at a time.
         world: The processes that share the work.
         monitor: The rule that chooses; None: none does.
-        isnet, criterion, classification_loss, p, batch_size: As for :func:`losses`.
+        isnet, distilled, criterion, classification_loss, p, batch_size: As for :func:`losses`.
         input_range: Pixel range for z^B in the heatmaps of the background share.
 
     Returns:
@@ -81,6 +83,7 @@ def epoch_scores(
             dataset,
             world,
             isnet=isnet,
+            distilled=distilled,
             criterion=criterion,
             classification_loss=classification_loss,
             p=p,
@@ -88,7 +91,9 @@ def epoch_scores(
         )
     else:
         scores["classification"] = float(classification_loss(logits, labels))
-    scores["prior"] = prior_loss(logits, labels, classification_loss)
+    # A student that is chosen by its matching loss is chosen without labels.
+    by_labels = distilled is None or monitor != "loss"
+    scores["prior"] = prior_loss(logits, labels, classification_loss) if by_labels else 0.0
     if rule.background:
         eps = {} if isnet is None else {"eps": isnet.eps}
         rows = spread_rows(masked_rows(dataset), _ATTENTION_IMAGES)[world.rank :: world.size]
@@ -120,6 +125,7 @@ def losses(
     world: World,
     *,
     isnet: ISNet | None = None,
+    distilled: Distilled | None = None,
     criterion: ISNetLoss | None = None,
     classification_loss: Callable[[Tensor, Tensor], Tensor] = classification_loss,
     p: float = 0.0,
@@ -132,22 +138,28 @@ def losses(
         dataset: Its images.
         world: The processes that share the work.
         isnet: The ISNet in training, whose variant and rules are applied to ``model``; None: no heatmap loss.
+        distilled: The student in training, whose teacher is put beside ``model``: the loss is then the matching loss alone.
         criterion: Its loss.
         classification_loss: (logits, labels) -> scalar, as in training.
         p: Share of the heatmap loss in the total.
         batch_size: Images at a time, in all processes together.
 
     Returns:
-        ``{"loss", "classification", "heatmap"}``; heatmap is 0 without ``isnet``.
+        ``{"loss", "classification", "heatmap"}``; heatmap is the matching loss with ``distilled``, 0 with neither.
     """
     sums, count = torch.zeros(2, dtype=torch.float64), 0
     device = next(model.parameters()).device
     network = None if isnet is None or criterion is None else _explained(model, isnet)
+    student = None if distilled is None else distilled.around(model, torch.Generator().manual_seed(_SEED))
+    matching = MatchingLoss()
     with evaluation_mode(model):
         for place, example in _parts(dataset, world, batch_size):
             images, labels, masks = (value.to(device) for value in example)
             heatmap: Tensor | float = 0.0
-            if network is None or criterion is None:
+            if student is not None:
+                shown = student(images, masks, place=place)
+                logits, heatmap = shown.logits, matching(shown).total
+            elif network is None or criterion is None:
                 logits = model(images)
             else:
                 output = network(images, place=place)
@@ -158,6 +170,7 @@ def losses(
     parts = world.gather((sums.tolist(), count))
     images_count = sum(part[1] for part in parts)
     classification, heatmap = (sum(part[0][i] for part in parts) / images_count for i in range(2))
+    p = p if distilled is None else 1.0
     return {"loss": (1 - p) * classification + p * heatmap, "classification": classification, "heatmap": heatmap}
 
 
