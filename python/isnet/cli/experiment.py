@@ -46,11 +46,12 @@ Hours = Annotated[
 def _changes(
     out: Path | None,
     method: list[str] | None,
-    warmup_background: str | None,
-    warmup: int | None,
-    epochs: int | None,
     seeds: int | None,
     seed: list[int] | None,
+    *,
+    warmup_background: str | None = None,
+    warmup: int | None = None,
+    epochs: int | None = None,
 ) -> dict[str, Any]:
     """What the options that grids share change in a preset."""
     if seeds is not None and seed:
@@ -104,7 +105,10 @@ def mnist(
     hours: Hours = None,
 ) -> None:
     """Every method on biased MNIST, several kinds of mark; goes on where it was interrupted."""
-    changes = {"data_folder": str(data_folder), **_changes(out, method, warmup_background, warmup, epochs, seeds, seed)}
+    changes = {
+        "data_folder": str(data_folder),
+        **_changes(out, method, seeds, seed, warmup_background=warmup_background, warmup=warmup, epochs=epochs),
+    }
     if mark:
         changes["marks"] = tuple(mark)
     _run(mnist_experiment.preset(preset, **changes), processes, hours)
@@ -127,7 +131,7 @@ def coloured(
     hours: Hours = None,
 ) -> None:
     """Digits whose colour tells the class: students of a teacher that knows no colours; goes on where it was interrupted."""
-    changes = {"data_folder": str(data_folder), **_changes(out, method, None, seeds, seed)}
+    changes = {"data_folder": str(data_folder), **_changes(out, method, seeds, seed)}
     _run(coloured_experiment.preset(preset, **changes), processes, hours)
 
 
@@ -186,7 +190,7 @@ def xray(
     hours: Hours = None,
 ) -> None:
     """Chest radiographs out of distribution: rendered from four CTs (semi-synthetic), or your own; goes on where it stopped."""
-    changes = _changes(out, method, warmup_background, warmup, epochs, seeds, seed)
+    changes = _changes(out, method, seeds, seed, warmup_background=warmup_background, warmup=warmup, epochs=epochs)
     if data is not None:
         changes["own_data"] = str(data)
     if size is not None:
@@ -220,7 +224,7 @@ def natural(
     hours: Hours = None,
 ) -> None:
     """Objects in front of photographs whose place tells the class, as Waterbirds; goes on where it was interrupted."""
-    changes = _changes(out, method, None, seeds, seed)
+    changes = _changes(out, method, seeds, seed)
     if correlation:
         changes["correlations"] = tuple(correlation)
     config = natural_experiment.preset(preset, **changes)
@@ -251,7 +255,7 @@ def masks(
     hours: Hours = None,
 ) -> None:
     """Training with wrong masks, at the size of the quick presets; goes on where it was interrupted."""
-    changes = _changes(out, method, None, seeds, seed)
+    changes = _changes(out, method, seeds, seed)
     if error:
         changes["errors"] = tuple(error)
     if on == "digits":
