@@ -85,7 +85,7 @@ def test_biases_and_max_pooling_do_not_wait_either() -> None:
 
 def test_checking_masks_waits_once() -> None:
     found = places(log(training_step("original", check_masks=True)))
-    assert found == {("waits", "isnet/loss.py", "_check_values")}
+    assert found == {("waits", "isnet/masks.py", "check_values")}
 
 
 def _item(x: torch.Tensor) -> object:

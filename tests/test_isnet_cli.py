@@ -411,7 +411,7 @@ def test_settings_survive_json() -> None:
     assert RunConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
     for values, text in (
         ({"train": {"warp": 9}}, r"train\.warp: no such option"),
-        ({"data": {"kind": "sounds"}}, "data.kind: expected images or biased MNIST, got 'sounds'"),
+        ({"data": {"kind": "sounds"}}, "data.kind: expected one of images, biased MNIST, coloured MNIST, got 'sounds'"),
         ({"train": 3}, "train: expected options with their values, got 3"),
         ({"train": []}, r"train: expected options with their values, got \[\]"),
         ({"data": "x"}, "data: expected options with their values, got 'x'"),

@@ -36,6 +36,8 @@ def test_kernels_spread_it_at_least_as_far_as_the_formulas(implementation: str, 
         for place, tensor in enumerate(sample.arguments):
             if not isinstance(tensor, Tensor) or not tensor.numel():
                 continue
+            if "epsilons" in sample.label and place == len(sample.arguments) - 1:
+                continue  # stabilizers are no data: the rules refuse those that are not finite
             spoiled = tensor.clone()
             spoiled[torch.rand(tensor.shape, generator=generator) < 0.3] = NAN
             arguments = (*sample.arguments[:place], spoiled, *sample.arguments[place + 1 :])

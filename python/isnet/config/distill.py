@@ -12,7 +12,7 @@ from isnet.distillation import EXPONENTS, Head, Match, Start, ViewName
 
 @dataclass(frozen=True)
 class DistillConfig(Group):
-    """A teacher whose heatmaps the network is to have, in place of labels and a heatmap loss of its own.
+    """A teacher, whose heatmaps take the place of labels and heatmap loss.
 
     See :class:`isnet.Distilled`.
     """
@@ -28,7 +28,7 @@ class DistillConfig(Group):
     )
     view: ViewName = option(
         "image",
-        "What the teacher sees: the image, or its foreground on zeros, ones, noise or another image's background.",
+        "What the teacher sees: the image, or its foreground on another background.",
         common=True,
         needs="teacher",
     )

@@ -210,7 +210,7 @@ class RunConfig(TrainConfig):
         data = dict(values.get("data") or {})
         kind = data.pop("kind", "images")
         if not isinstance(kind, str) or kind not in DATA_KINDS:
-            raise ValueError(f"data.kind: expected {' or '.join(DATA_KINDS)}, got {kind!r}")
+            raise ValueError(f"data.kind: expected one of {', '.join(DATA_KINDS)}, got {kind!r}")
         parts = {key: made(group, values.get(key) or {}, key) for key, group in GROUPS.items() if key != "data"}
         notes = {note: "" if values.get(note) is None else values[note] for note in NOTES}
         for note, text in notes.items():
@@ -266,6 +266,8 @@ def require_use(config: RunConfig, given: Iterable[tuple[str, str]]) -> None:
     idle: dict[str, list[str]] = {}
     for group, name in given:
         needs = options_of(GROUPS[group])[name][0].needs
+        if needs == "pooled" and not CONDITIONS["isnet"].met(config):
+            needs = "isnet"  # what is missing first
         if needs is not None and not CONDITIONS[needs].met(config):
             idle.setdefault(needs, []).append(flag(name))
     for needs, names in idle.items():
