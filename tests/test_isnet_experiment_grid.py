@@ -221,11 +221,13 @@ def test_grids_that_cannot_be_run(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 RUN = """
+import signal
 import sys
 from toy_grid import Toy
 from isnet.experiments.grid import run_grid
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background of a shell
     run_grid(Toy(folder=sys.argv[1], seconds=float(sys.argv[2])), processes=2, progress=False)
 """
 
