@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -17,16 +18,16 @@ from ..rules import Rule
 Index = tuple[Any, ...]
 
 
-class _Moved(Node):
+class _Moved(Node, ABC):
     """Base: the multipliers, and relevance itself, go back where the data came from."""
 
     kind = "movement"
     sees_through = True
     reads_inputs = reads_outputs = False
 
+    @abstractmethod
     def back(self, parts: Arrived) -> Tensor:
         """What arrived at the outputs, at the input."""
-        raise NotImplementedError
 
     def propagate(self, multipliers: Arrived, rule: Rule) -> Multipliers:
         return (self.back(multipliers),)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Sequence
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
+from isnet.experiments.held_images import HeldImages
 from isnet.experiments.mnist_files import MNIST
 from isnet.experiments.photographs import CLASS_PHOTOGRAPHS, UNSEEN_PHOTOGRAPHS, crops, photograph
 
@@ -25,7 +23,7 @@ _MARGIN = 1  # its distance from the canvas border
 _TEXTURE_FREQUENCY = 0.2  # cycles per pixel
 
 
-class BiasedMNIST(Dataset[tuple[Tensor, Tensor, Tensor]]):
+class BiasedMNIST(HeldImages):
     """Digits on a larger, noisy canvas, with a mark outside the digit that indicates a class.
 
     Everything is drawn once, from ``seed``, and kept as tensors. Two sets that differ in ``bias`` only show the same
@@ -120,23 +118,6 @@ class BiasedMNIST(Dataset[tuple[Tensor, Tensor, Tensor]]):
             else:
                 _draw_gratings(self.images, self.marks, num_classes, band, marking)
         self.images = self.images.repeat(1, channels, 1, 1) if channels > 1 else self.images
-
-    @property
-    def contents(self) -> str:
-        """What the set shows, to compare it with others."""
-        return hashlib.sha256(self.images.numpy().tobytes()).hexdigest()
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
-        """(image [channels, canvas, canvas], label [], mask [1, canvas, canvas])."""
-        return self.images[index], self.labels[index], self.masks[index]
-
-    def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Many items at once; DataLoader prefers this to one call per item."""
-        rows = torch.as_tensor(indices)
-        return list(zip(self.images[rows], self.labels[rows], self.masks[rows], strict=True))
 
 
 class BiasedMNISTSplits(NamedTuple):

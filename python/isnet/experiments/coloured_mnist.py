@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import colorsys
-import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
@@ -12,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from isnet.config import DATA_KINDS
 from isnet.config.option import Group, option
+from isnet.experiments.held_images import HeldImages
 from isnet.experiments.mnist_files import load_mnist
 from isnet.runs.data import RunData, load_data
 
@@ -23,7 +22,7 @@ Colours = Literal["own", "shifted", "random", "grey", "any"]
 HUES = torch.tensor([colorsys.hsv_to_rgb(digit / 10, 1, 1) for digit in range(10)])
 
 
-class ColouredMNIST(Dataset[tuple[Tensor, Tensor, Tensor]]):
+class ColouredMNIST(HeldImages):
     """Coloured digits on black; masks show where there is ink.
 
     Args:
@@ -51,23 +50,6 @@ class ColouredMNIST(Dataset[tuple[Tensor, Tensor, Tensor]]):
         self.labels = torch.as_tensor(np.array(labels)).long()
         self.masks = (ink > 0).float()
         self.images = ink * _colours(self.labels, colours, torch.Generator().manual_seed(seed))[:, :, None, None]
-
-    @property
-    def contents(self) -> str:
-        """What the set shows, to compare it with others."""
-        return hashlib.sha256(self.images.numpy().tobytes()).hexdigest()
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
-        """(image [3, 28, 28], label [], mask [1, 28, 28])."""
-        return self.images[index], self.labels[index], self.masks[index]
-
-    def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Many items at once; DataLoader prefers this to one call per item."""
-        rows = torch.as_tensor(indices)
-        return list(zip(self.images[rows], self.labels[rows], self.masks[rows], strict=True))
 
 
 def _colours(labels: Tensor, colours: Colours, generator: torch.Generator) -> Tensor:

@@ -20,8 +20,7 @@ from isnet.experiments.grid import Experiment
 from isnet.experiments.grid_tables import Column
 from isnet.experiments.natural_images import CLASSES, MANIFEST, TEST, NaturalImages, images_folder, render_images
 from isnet.runs import Run, RunData, evaluate_run, load_run_data
-from isnet.runs.evaluate import batch_size_of
-from isnet.scoring.sensitivity import blind_spot
+from isnet.runs.evaluate import moved_between
 
 RESNET18 = NetworkConfig(
     arch="monai:ResNet",
@@ -164,15 +163,7 @@ def _moved(run: Run, data: RunData) -> dict[str, float]:
     test = data.tests[TEST]
     rows = range(0, min(2 * _MOVED_IMAGES, len(test)), 2)  # type: ignore[arg-type]
     before, after = (Subset(test, [row + other for row in rows]) for other in (0, 1))
-    return blind_spot(
-        run.model,
-        before,
-        after,
-        eps=run.config.network.eps,
-        input_range=run.config.data.pixel_range,
-        max_images=_MOVED_IMAGES,
-        batch_size=batch_size_of(run),
-    )._asdict()
+    return moved_between(run, before, after, max_images=_MOVED_IMAGES)
 
 
 PRESETS: Mapping[str, NaturalConfig] = {

@@ -25,8 +25,7 @@ from isnet.experiments.xray_images import CLASSES, MANIFEST, UNMARKED, RenderCon
 from isnet.runs import Run, RunData, evaluate_run, load_run_data
 from isnet.runs.contents import contents
 from isnet.runs.data import with_classes
-from isnet.runs.evaluate import batch_size_of
-from isnet.scoring.sensitivity import blind_spot
+from isnet.runs.evaluate import moved_between
 
 OWN = "own images"  # the setting where the images are the user's
 _RESAMPLES = 200
@@ -206,15 +205,7 @@ def _moved(run: Run, data: RunData) -> dict[str, dict[str, float]]:
     found = {}
     for who in _PATIENTS:
         before, after = (data.tests[f"{who}, marks {marks}"] for marks in ("as in training", "swapped"))
-        found[who] = blind_spot(
-            run.model,
-            before,
-            after,
-            eps=run.config.network.eps,
-            input_range=run.config.data.pixel_range,
-            max_images=_MOVED_IMAGES,
-            batch_size=batch_size_of(run),
-        )._asdict()
+        found[who] = moved_between(run, before, after, max_images=_MOVED_IMAGES)
     return found
 
 

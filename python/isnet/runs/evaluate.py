@@ -129,6 +129,19 @@ def shares_of(run: Run, test: Dataset[Example]) -> Tensor:
     return found
 
 
+def moved_between(run: Run, before: Dataset[Example], after: Dataset[Example], **options: Any) -> dict[str, float]:
+    """How far a run's probabilities move from one version of images to another, and how much of that its heatmaps hide.
+
+    Args:
+        run: What answers.
+        before, after: The same images in the same order, with another background.
+        options: ``max_images`` of :func:`isnet.scoring.sensitivity.blind_spot`, whose fields are returned.
+    """
+    config = run.config
+    ranges: dict[str, Any] = {"eps": config.network.eps, "input_range": config.data.pixel_range}
+    return blind_spot(run.model, before, after, **ranges, batch_size=batch_size_of(run), **options)._asdict()
+
+
 def changed_by(answers: tuple[Tensor, Tensor], after: Tensor, test: Dataset[Example]) -> Tensor:
     """Share of decisions on each image that another background changes, NaN without a mask, [N].
 
@@ -206,15 +219,8 @@ def _masks(dataset: Dataset[Example]) -> dict[str, int]:
 
 def _spot(run: Run, test: Dataset[Example], change: Any) -> dict[str, float]:
     """The blind spot of a change of the background."""
-    pixel_range = run.config.data.pixel_range
-    return blind_spot(
-        run.model,
-        Subset(test, masked_rows(test)),
-        OtherBackground(test, change, pixel_range),
-        eps=run.config.network.eps,
-        input_range=pixel_range,
-        batch_size=batch_size_of(run),
-    )._asdict()
+    other = OtherBackground(test, change, run.config.data.pixel_range)
+    return moved_between(run, Subset(test, masked_rows(test)), other)
 
 
 def _by_source(
