@@ -127,8 +127,9 @@ class RunConfig(TrainConfig):
         if self.distill.teacher is None:
             return
         if self.network.variant not in (STANDARD, AUTO):
+            source = f"--recipe {self.recipe.partition(' ')[0]}" if self.recipe else f"--variant {self.network.variant}"
             raise ValueError(
-                f"teacher: a run has a teacher or a heatmap loss of its own; leave --teacher or --variant {self.network.variant} out"
+                f"teacher: a run has a teacher or a heatmap loss of its own; leave --teacher or {source} out"
             )
         if self.schedule.warmup:
             raise ValueError(
