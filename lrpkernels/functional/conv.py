@@ -14,8 +14,9 @@ from .conv_routes import NO_EPILOGUE, Epilogue
 from .geometry import ConvGeometry, Weights, check_part
 from .late import Late
 from .layout import empty_planes, memory_format, per_channel, select_by_sign, times
-from .pointwise import NEGATIVE, POSITIVE, WHOLE, Scaled, check_epsilon_scale, negative_weight, positive_weight
+from .pointwise import Scaled, check_epsilon_scale
 from .stabilizer import Stabilizer
+from .weight_parts import NEGATIVE, POSITIVE, WHOLE, negative_weight, positive_weight
 
 # The part of W where a >= 0, and elsewhere.
 _BY_SIGN = {

@@ -50,6 +50,9 @@ METHODS: Mapping[str, Method] = {
     "selective with background swap, P = 0.2": Method(
         {**_SWAP_KEPT, "variant": "selective", "p": 0.2}, warm=True, after="swap warm-up"
     ),
+    "selective with background swap, P = 0.4": Method(
+        {**_SWAP_KEPT, "variant": "selective", "p": 0.4}, warm=True, after="swap warm-up"
+    ),
     "selective with background swap at layer2, K = 8, P = 0.4": Method(
         {**_SWAP_KEPT, "variant": "selective", "p": 0.4, "supervise": "layer2", "heatmap_every": 8},
         warm=True,
